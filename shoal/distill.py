@@ -1,0 +1,111 @@
+"""Loss terms over `Outputs`, and who teaches whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.errors import ShoalError
+from shoal.outputs import Outputs
+
+Loss = Callable[[Outputs, Outputs | None, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of an objective: `weight` times `loss(student, teacher, labels)`, a scalar.
+
+    `taps` are the ReLU sites whose activations the loss reads.
+    """
+
+    name: str
+    weight: float
+    loss: Loss
+    taps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A sum of terms."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Every site that a term reads, once."""
+        return tuple(dict.fromkeys(name for term in self.terms for name in term.taps))
+
+    def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total and its weighted parts, detached, by name."""
+        parts = {term.name: term.weight * term.loss(student, teacher, labels) for term in self.terms}
+        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+
+
+def _need(teacher: Outputs | None) -> Outputs:
+    if teacher is None:
+        raise ShoalError("found no teacher; need one for a distillation term; pass teacher= to fit")
+    return teacher
+
+
+def cross_entropy(weight: float = 1.0, exit: int = -1, name: str = "cross_entropy") -> Term:
+    """Mean cross-entropy of classifier `exit` (0 the weakest, -1 the final one) with the labels."""
+    return Term(name, weight, lambda s, t, y: F.cross_entropy(s.logits[exit].float(), y))
+
+
+def kl_divergence(teacher: Tensor, student: Tensor, temperature: float, direction: str = "forward") -> Tensor:
+    """Mean over the batch of KL between softened logits [N, K], times the temperature squared.
+
+    `direction` ``forward`` is KL(teacher || student), ``reverse`` KL(student || teacher). The teacher is detached.
+    """
+    p = F.log_softmax(teacher.detach().float() / temperature, 1)
+    q = F.log_softmax(student.float() / temperature, 1)
+    if direction == "reverse":
+        p, q = q, p
+    elif direction != "forward":
+        raise ShoalError(f"found KL direction {direction!r}; need 'forward' or 'reverse'")
+    return F.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def kd(
+    weight: float = 1.0,
+    temperature: float = 4.0,
+    exit: int = -1,
+    direction: str = "forward",
+    name: str = "kd",
+) -> Term:
+    """Distillation of the teacher's final logits into classifier `exit` (shallow eq. 2, first term)."""
+    return Term(name, weight, lambda s, t, y: kl_divergence(_need(t).final, s.logits[exit], temperature, direction))
+
+
+def pram(weight: float, sites: Sequence[str], form: str = "paper", name: str = "pram") -> Term:
+    """Mismatch of post-ReLU activations between the all-ReLU teacher and the student at `sites`.
+
+    ``paper``: shallow eq. 2, (1/2) sum over sites of the un-squared norm of the difference of the whole batch's
+    normalised vectors. ``attention-transfer``: the public code's form, mean squared difference of the normalised
+    channel means of squares, summed over sites. `weight` is the paper's beta. Raises ShoalError for another form.
+    """
+    forms = {"paper": _pram_paper, "attention-transfer": _attention_transfer}
+    if form not in forms:
+        raise ShoalError(f"found PRAM form {form!r}; need one of {', '.join(forms)}")
+    pair = forms[form]
+
+    def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
+        taught = _need(teacher).taps
+        return torch.stack([pair(student.taps[n].float(), taught[n].detach().float()) for n in sites]).sum()
+
+    return Term(name, weight, loss, tuple(sites))
+
+
+def _pram_paper(student: Tensor, teacher: Tensor) -> Tensor:
+    a, b = (F.normalize(t.flatten(), dim=0) for t in (student, teacher))
+    # The square root's gradient is infinite at 0, where student and teacher agree; there the loss is 0 anyway.
+    return 0.5 * (a - b).square().sum().clamp_min(1e-12).sqrt()
+
+
+def _attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    a, b = (F.normalize(t.square().mean(1).flatten(1)) for t in (student, teacher))
+    return (a - b).square().mean()

@@ -1,0 +1,100 @@
+"""Classifiers at intermediate depths, and how to keep just one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from shoal.errors import ShoalError
+from shoal.sites import ReluSite, relu_sites
+from shoal.surgery import edit, module_calls, normalise, shapes
+
+PREFIX = "exits."
+
+
+class Exit(nn.Module):
+    """A compilable classifier: 3x3 CONV-BN-ReLU with stride 2, global average pool, linear.
+
+    The paper does not publish its auxiliary classifier's layers; this one has operations that private inference
+    has (convolution, average pool, linear) and one small ReLU site of its own.
+    """
+
+    def __init__(self, channels: int, classes: int, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] for features [N, C, H, W]."""
+        return self.fc(self.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def default_exit_point(model: nn.Module, shape: tuple[int, ...]) -> str:
+    """The last ReLU site before the final stage: where shallow puts its auxiliary classifier (Table 2).
+
+    Raises ShoalError for a network with a single stage.
+    """
+    sites = relu_sites(model, shape)
+    before = [site for site in sites if site.stage < sites[-1].stage]
+    if not before:
+        raise ShoalError("found a network with one stage; need two or more for an auxiliary classifier; name a site")
+    return before[-1].name
+
+
+def add_exits(
+    model: nn.Module, after: Sequence[str], classes: int, shape: tuple[int, ...], *, relu: bool = True
+) -> fx.GraphModule:
+    """A copy of `model` with a classifier after each named ReLU site; its forward gives logits weak to strong.
+
+    Raises ShoalError when a name is no ReLU site.
+    """
+    traced = shapes(model, shape)
+    traced.train(model.training)
+    calls = module_calls(traced)
+    output = next(n for n in traced.graph.nodes if n.op == "output")
+    missing = [name for name in after if name not in calls]
+    if missing or not after:
+        raise ShoalError(f"found no site {missing or '(none named)'} for an exit; need a name that relu_sites gives")
+    position = {node: i for i, node in enumerate(traced.graph.nodes)}
+    logits = []
+    for site in sorted(after, key=lambda name: position[calls[name]]):
+        logits.append(_attach(traced, calls[site], site, classes, relu, output))
+    final = output.args[0]
+    output.args = ((*logits, *(final if isinstance(final, (tuple, list)) else (final,))),)
+    traced.recompile()
+    traced.shoal_normal = False  # inline the exits' own layers, so that their ReLUs become sites
+    return normalise(traced)
+
+
+def _attach(traced: fx.GraphModule, node: fx.Node, site: str, classes: int, relu: bool, output: fx.Node) -> fx.Node:
+    name = PREFIX + site.replace(".", "_")
+    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
+    traced.add_submodule(name, Exit(node.meta["shape"][0], classes, relu).to(device))
+    with traced.graph.inserting_before(output):
+        return traced.graph.call_module(name, (node,))
+
+
+def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
+    """A copy of `model` with only classifier `index` (0 the weakest, -1 the final one); the rest is removed.
+
+    Raises ShoalError when there is no such classifier.
+    """
+
+    def cut(traced: fx.GraphModule) -> None:
+        output = next(n for n in traced.graph.nodes if n.op == "output")
+        result = output.args[0]
+        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        if not -len(results) <= index < len(results):
+            raise ShoalError(f"found no exit {index}; need one of 0 to {len(results) - 1} (or -1 for the final one)")
+        output.args = (results[index],)
+
+    return edit(model, cut)
+
+
+def exit_sites(sites: Sequence[ReluSite]) -> tuple[ReluSite, ...]:
+    """The sites that lie inside added exits."""
+    return tuple(site for site in sites if site.name.startswith(PREFIX))

@@ -1,0 +1,181 @@
+"""Graph -> plain shallow graph: batch norms folded, dead ReLUs dropped, linear runs merged where exact and cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.cost import cost
+from shoal.errors import ShoalError
+from shoal.graph import Graph, Node
+
+
+def fold(graph: Graph) -> Graph:
+    """The same function (to 1e-4 in float32) in fewer, plain operations. Idempotent.
+
+    Folds batch norms into convolutions, turns those that have none before them into per-channel affine
+    convolutions, drops ReLUs that keep nothing, and merges convolutions with nothing between them where that is
+    exact and does not raise the MACs.
+    """
+    for step in (fold_batchnorm, drop_dead_relus, _merge_where_cheaper):
+        graph = step(graph)
+    return graph
+
+
+def _rewire(graph: Graph, gone: dict[str, str], changed: dict[str, Node], weights: dict[str, Tensor]) -> Graph:
+    """Remove the nodes in `gone` (readers get the node that it maps to) and exchange those in `changed`."""
+
+    def final(name: str) -> str:
+        while name in gone:
+            name = gone[name]
+        return name
+
+    nodes = [changed.get(n.name, n) for n in graph.nodes if n.name not in gone]
+    nodes = [replace(n, inputs=tuple(final(i) for i in n.inputs)) for n in nodes]
+    outputs = tuple(final(name) for name in graph.outputs)
+    return replace(graph, outputs=outputs).with_nodes(nodes, weights)
+
+
+def fold_batchnorm(graph: Graph) -> Graph:
+    """Fold each batch norm into the convolution that alone feeds it, or make it a 1x1 depthwise convolution."""
+    gone: dict[str, str] = {}
+    changed: dict[str, Node] = {}
+    weights = dict(graph.weights)
+    users = graph.users()
+    for node in graph.nodes:
+        if node.op != "batch_norm":
+            continue
+        scale, shift = affine(graph.parameters(node), node.attrs["eps"])
+        source = graph[node.inputs[0]]
+        if source.op == "conv2d" and len(users[source.name]) == 1 and source.name not in graph.outputs:
+            _into_conv(weights, source.name, scale, shift)
+            gone[node.name] = source.name
+        else:
+            changed[node.name] = _as_conv(weights, node, scale, shift)
+    return _rewire(graph, gone, changed, weights)
+
+
+def affine(p: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel of a batch norm in eval mode, in float64."""
+    var, mean = p["var"].double(), p["mean"].double()
+    scale = (var + eps).rsqrt() * p.get("weight", torch.ones_like(var)).double()
+    return scale, p.get("bias", torch.zeros_like(mean)).double() - mean * scale
+
+
+def _into_conv(weights: dict[str, Tensor], conv: str, scale: Tensor, shift: Tensor) -> None:
+    weight = weights[f"{conv}.weight"]
+    bias = weights.get(f"{conv}.bias")
+    moved = shift if bias is None else bias.double() * scale + shift
+    weights[f"{conv}.weight"] = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
+    weights[f"{conv}.bias"] = moved.to(weight.dtype)
+
+
+def _as_conv(weights: dict[str, Tensor], node: Node, scale: Tensor, shift: Tensor) -> Node:
+    for name in ("weight", "bias", "mean", "var"):
+        weights.pop(f"{node.name}.{name}", None)
+    weights[f"{node.name}.weight"] = scale.float()[:, None, None, None]
+    weights[f"{node.name}.bias"] = shift.float()
+    attrs = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": len(scale)}
+    return replace(node, op="conv2d", attrs=attrs)
+
+
+def drop_dead_relus(graph: Graph) -> Graph:
+    """Remove ReLUs whose mask keeps nothing, and the masks of those that keep everything."""
+    gone: dict[str, str] = {}
+    weights = dict(graph.weights)
+    for node in graph.nodes:
+        mask = graph.weights.get(f"{node.name}.mask")
+        if node.op != "relu" or mask is None:
+            continue
+        if not bool(mask.any()):
+            gone[node.name] = node.inputs[0]
+        elif bool(mask.all()):
+            weights.pop(f"{node.name}.mask")
+    return _rewire(graph, gone, {}, weights)
+
+
+def merge_convs(graph: Graph, first: str, second: str, *, allow_border_error: bool = False) -> Graph:
+    """Replace two convolutions with nothing between them by one of the same function.
+
+    Exact when the second has no zero padding (or is 1x1), because a merged kernel cannot reproduce zeros that the
+    second pads after the first one's bias and border. Strides are handled by dilating the second kernel. Raises
+    ShoalError when the merge is not exact, unless `allow_border_error`; then see `border_error`.
+    """
+    a, b = graph[first], graph[second]
+    _check_mergeable(graph, a, b)
+    if b.attrs["padding"] != [0, 0] and not allow_border_error:
+        raise ShoalError(
+            f"found zero padding {b.attrs['padding']} between {first} and {second}; need none for an exact merge; "
+            "train one shallow convolution instead (add_branches) or pass allow_border_error=True"
+        )
+    node, merged = _merged(graph, a, b)
+    weights = {k: v for k, v in graph.weights.items() if k.rpartition(".")[0] not in (first, second)} | merged
+    return _rewire(graph, {first: a.inputs[0]}, {second: node}, weights)
+
+
+def _check_mergeable(graph: Graph, a: Node, b: Node) -> None:
+    plain = all(n.op == "conv2d" and n.attrs["groups"] == 1 and n.attrs["dilation"] == [1, 1] for n in (a, b))
+    if not plain or b.inputs != (a.name,) or len(graph.users()[a.name]) != 1 or a.name in graph.outputs:
+        raise ShoalError(f"found {a.name} and {b.name} not mergeable; need two plain convolutions in a private chain")
+
+
+def _merged(graph: Graph, a: Node, b: Node) -> tuple[Node, dict[str, Tensor]]:
+    p, q = graph.parameters(a), graph.parameters(b)
+    stride = a.attrs["stride"]
+    # Composing cross-correlations is convolving the kernels: full convolution of `second` (dilated by the
+    # first one's stride) with `first`.
+    dilated = _dilate(q["weight"].double(), stride)
+    kernel = _compose(p["weight"].double(), dilated)
+    bias = (
+        q["weight"].double().sum((2, 3)) @ p["bias"].double() if "bias" in p else torch.zeros(len(q["weight"])).double()
+    )
+    bias = bias + q.get("bias", torch.zeros(len(bias))).double()
+    attrs = {
+        "stride": [s * t for s, t in zip(stride, b.attrs["stride"], strict=True)],
+        "padding": [u + s * v for u, s, v in zip(a.attrs["padding"], stride, b.attrs["padding"], strict=True)],
+        "dilation": [1, 1],
+        "groups": 1,
+    }
+    dtype = p["weight"].dtype
+    weights = {f"{b.name}.weight": kernel.to(dtype), f"{b.name}.bias": bias.to(dtype)}
+    return replace(b, attrs=attrs, inputs=(a.name,)), weights
+
+
+def _dilate(kernel: Tensor, stride: list[int]) -> Tensor:
+    o, i, h, w = kernel.shape
+    wide = kernel.new_zeros(o, i, (h - 1) * stride[0] + 1, (w - 1) * stride[1] + 1)
+    wide[:, :, :: stride[0], :: stride[1]] = kernel
+    return wide
+
+
+def _compose(first: Tensor, second: Tensor) -> Tensor:
+    h, w = second.shape[-2:]
+    swapped = first.transpose(0, 1)
+    return F.conv2d(swapped, second.flip(2, 3), padding=(h - 1, w - 1)).transpose(0, 1)
+
+
+def border_error(before: Graph, after: Graph, images: Tensor) -> float:
+    """Largest absolute difference of the final logits on `images`: what an inexact merge costs."""
+    return float((before(images)[-1] - after(images)[-1]).abs().max())
+
+
+def _merge_where_cheaper(graph: Graph) -> Graph:
+    for node in graph.nodes:
+        source = graph[node.inputs[0]] if node.inputs else None
+        if node.op != "conv2d" or source is None or source.op != "conv2d":
+            continue
+        merged = _attempt(lambda a=source.name, b=node.name: merge_convs(graph, a, b))  # type: ignore[misc]
+        if merged is not None and cost(merged).macs <= cost(graph).macs:
+            return _merge_where_cheaper(merged)
+    return graph
+
+
+def _attempt(merge: Callable[[], Graph]) -> Graph | None:
+    try:
+        return merge()
+    except ShoalError:
+        return None  # not exact here: leaving both convolutions is the right answer, not an error

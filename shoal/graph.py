@@ -1,0 +1,217 @@
+"""The deployed form of a network: typed nodes and weights, callable, stored as JSON + safetensors.
+
+`fold`, `cost`, `compile` and every executor read this one structure. A graph is never pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shoal.errors import ShoalError
+
+FORMAT = "shoal-graph-1"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. `shape` is that of its result without the batch dimension."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a list of nodes in execution order.
+
+    `weights` maps ``"<node>.<parameter>"`` to a tensor; `outputs` names the classifiers' logits, weak to strong.
+    """
+
+    nodes: tuple[Node, ...]
+    weights: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise ShoalError(f"found no node {name!r} in the graph; need one of its {len(self.nodes)} names")
+
+    @property
+    def input(self) -> Node:
+        """The node that stands for the image."""
+        return self.nodes[0]
+
+    def parameters(self, node: Node | str) -> dict[str, Tensor]:
+        """The weights of one node, by parameter name."""
+        name = node if isinstance(node, str) else node.name
+        # A parameter's own name has no dot, so the last dot separates it from the node's path.
+        return {k.rpartition(".")[2]: w for k, w in self.weights.items() if k.rpartition(".")[0] == name}
+
+    def users(self) -> dict[str, list[Node]]:
+        """For each node name, the nodes that read it."""
+        table: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in node.inputs:
+                table[source].append(node)
+        return table
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Logits of every exit, weak to strong, for images `x` of shape ``[N, *input.shape]``.
+
+        Raises ShoalError when the images' shape is not the one that the graph was traced with.
+        """
+        values = self.values(x)
+        return tuple(values[name] for name in self.outputs)
+
+    def values(self, x: Tensor, keep: bool = False) -> dict[str, Tensor]:
+        """Every node's value if `keep`, else those that are still needed at the end."""
+        if tuple(x.shape[1:]) != self.input.shape:
+            raise ShoalError(
+                f"found images of shape {tuple(x.shape[1:])}; need {self.input.shape}, the shape that this "
+                "network was traced and masked for; resize the images or trace again"
+            )
+        values = {self.input.name: x}
+        last = self._last_use()
+        for i, node in enumerate(self.nodes[1:], start=1):
+            values[node.name] = evaluate(node, self.parameters(node), [values[n] for n in node.inputs])
+            if not keep:
+                for name in node.inputs:
+                    if last.get(name) == i:
+                        values.pop(name, None)
+        return values
+
+    def _last_use(self) -> dict[str, int]:
+        last = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+        return {name: i for name, i in last.items() if name not in self.outputs}
+
+    def with_nodes(self, nodes: list[Node], weights: Mapping[str, Tensor]) -> Graph:
+        """The same outputs over other nodes; weights of absent nodes are dropped."""
+        names = {node.name for node in nodes}
+        kept = {k: w for k, w in weights.items() if k.rpartition(".")[0] in names}
+        return replace(self, nodes=tuple(nodes), weights=kept)
+
+    def dumps(self) -> str:
+        """The public structure as JSON text (no weights, but masks' positions are in the weights)."""
+        body = {"format": FORMAT, "outputs": self.outputs, "nodes": [asdict(node) for node in self.nodes]}
+        return json.dumps(body, indent=1)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `graph.json` and `graph.safetensors` into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "graph.json").write_text(self.dumps())
+        save_file({k: w.detach().cpu().contiguous() for k, w in self.weights.items()}, folder / "graph.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Graph:
+        """Read what `save` wrote. Raises ShoalError on anything truncated or altered in form."""
+        folder = Path(folder)
+        nodes, outputs = parse_nodes(folder / "graph.json")
+        graph = cls(nodes, load_weights(folder / "graph.safetensors"), outputs)
+        stray = {k.rpartition(".")[0] for k in graph.weights} - {node.name for node in nodes}
+        if stray:
+            raise ShoalError(f"found weights of unknown nodes {sorted(stray)[:3]} in {folder}; need a matching pair")
+        return graph
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ShoalError if it is missing, truncated or altered."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ShoalError(
+            f"found an unreadable weight file at {path} ({error}); need an intact safetensors file; make it again"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a file; ShoalError if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ShoalError(f"found no readable JSON at {path} ({error}); need an intact file; make it again") from error
+
+
+def parse_nodes(path: Path) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """Nodes and outputs of a `graph.json`, checked for order and known names."""
+    body = read_json(path)
+    try:
+        if body["format"] != FORMAT:
+            raise ShoalError(f"found format {body['format']!r} at {path}; need {FORMAT!r}; trace the model again")
+        nodes = tuple(
+            Node(n["name"], n["op"], tuple(n["inputs"]), tuple(n["shape"]), dict(n["attrs"])) for n in body["nodes"]
+        )
+        outputs = tuple(body["outputs"])
+    except (KeyError, TypeError) as error:
+        raise ShoalError(f"found a graph without {error} at {path}; need an intact file; make it again") from error
+    check_order(nodes, outputs, str(path))
+    return nodes, outputs
+
+
+def check_order(nodes: tuple[Node, ...], outputs: tuple[str, ...], where: str) -> None:
+    """Raise ShoalError unless every node reads only nodes before it."""
+    seen: set[str] = set()
+    for node in nodes:
+        missing = [name for name in node.inputs if name not in seen]
+        if missing or node.name in seen or (not seen and node.op != "input"):
+            raise ShoalError(f"found node {node.name!r} out of order at {where}; need inputs first; make it again")
+        seen.add(node.name)
+    if not outputs or not set(outputs) <= seen:
+        raise ShoalError(f"found outputs {outputs} at {where}; need names of its nodes; make it again")
+
+
+def masked_relu(x: Tensor, mask: Tensor | None) -> Tensor:
+    """ReLU where `mask` ([C, H, W] bool) is true, identity elsewhere; plain ReLU without a mask."""
+    return torch.relu(x) if mask is None else torch.where(mask, torch.relu(x), x)
+
+
+def _batch_norm(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    return F.batch_norm(x, p["mean"], p["var"], p.get("weight"), p.get("bias"), False, 0.0, a["eps"])
+
+
+def _conv2d(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    return F.conv2d(x, p["weight"], p.get("bias"), a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+OPS: dict[str, Callable[..., Tensor]] = {
+    "conv2d": _conv2d,
+    "batch_norm": _batch_norm,
+    "linear": lambda p, a, x: F.linear(x, p["weight"], p.get("bias")),
+    "relu": lambda p, a, x: masked_relu(x, p.get("mask")),
+    "add": lambda p, a, x, y: x + y,
+    "avg_pool2d": lambda p, a, x: F.avg_pool2d(x, a["kernel"], a["stride"]),
+    "max_pool2d": lambda p, a, x: F.max_pool2d(x, a["kernel"], a["stride"], a["padding"]),
+    "mean": lambda p, a, x: x.mean((2, 3), keepdim=a["keepdim"]),
+    "flatten": lambda p, a, x: x.flatten(1),
+    "concat": lambda p, a, *xs: torch.cat(xs, 1),
+    "subsample": lambda p, a, x: x[:, :, :: a["stride"][0], :: a["stride"][1]],
+    "pad": lambda p, a, x: F.pad(x, a["pads"]),
+}
+"""What each node type computes: (parameters, attributes, inputs) -> value."""
+
+
+def evaluate(node: Node, parameters: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
+    """The value of one node in floating point. Raises ShoalError for an operation without a meaning here."""
+    if node.op not in OPS:
+        raise ShoalError(
+            f"found operation {node.attrs.get('target', node.op)!r} at {node.name}; need one of {', '.join(OPS)}; "
+            "rewrite that part of the model with them"
+        )
+    return OPS[node.op](parameters, node.attrs, *inputs)

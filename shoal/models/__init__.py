@@ -1,0 +1,79 @@
+"""The networks that shoal's papers use, by name: `build("resnet18", classes=100)`.
+
+What every model here promises, and the tests check for each name in `NAMES`:
+
+- images (N, channels, H, W) in, logits (N, classes) out; nothing fixes H and W;
+- every ReLU is an `nn.ReLU` of its own, called once, so a path such as `layer1.0.relu1` names one site;
+- `torch.fx.symbolic_trace` takes it as it is;
+- neither `resolution` nor the input's size changes the shape of a weight.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from shoal.errors import ShoalError
+from shoal.models import resnet, small, wide_resnet
+
+__all__ = ["NAMES", "build", "list_models"]
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = resnet.BUILDERS | wide_resnet.BUILDERS | small.BUILDERS
+
+NAMES: tuple[str, ...] = tuple(_BUILDERS)
+"""Every name that `build` knows."""
+
+
+def list_models() -> list[str]:
+    """Every name that `build` knows, family by family."""
+    return list(NAMES)
+
+
+def build(name: str, classes: int, *, channels: int = 3, width: float = 1.0, resolution: float = 1.0) -> nn.Module:
+    """A freshly initialised network: (N, channels, H, W) -> logits (N, classes).
+
+    `width` and `resolution` are the alpha and rho of DeepReDuce's reshaping (ICML'21, section 3.3): `width` scales
+    every channel count, the stem's too, and the ReLU count with it; `resolution` (1, 0.5 or 0.25) strides the stem by
+    its inverse, which shrinks every map and cuts the ReLU count by its square.
+
+    >>> net = build("resnet18", classes=100, width=0.5)
+    """
+    _check_name(name)
+    _check_count("classes", classes)
+    _check_count("channels", channels)
+    _check_width(width)
+    _check_resolution(resolution)
+    return _BUILDERS[name](classes, channels=channels, width=width, resolution=resolution)
+
+
+def _check_name(name: str) -> None:
+    if name in NAMES:
+        return
+    close = difflib.get_close_matches(str(name).lower(), NAMES, n=3)
+    remedy = f"try {' or '.join(close)}" if close else "choose one of them"
+    raise ShoalError(f"found {name!r} at build(name); need one of {', '.join(NAMES)}; {remedy}")
+
+
+def _check_count(argument: str, value: int) -> None:
+    # bool is an int to Python, but `classes=True` is a slip, not one class.
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return
+    raise ShoalError(f"found {value!r} at build({argument}); need an integer of at least 1; pass {argument}=10, say")
+
+
+def _check_width(width: float) -> None:
+    if isinstance(width, (int, float)) and math.isfinite(width) and width > 0:
+        return
+    raise ShoalError(f"found {width!r} at build(width); need a finite number above 0; pass width=0.5, say")
+
+
+def _check_resolution(resolution: float) -> None:
+    if isinstance(resolution, (int, float)) and resolution in resnet.STEM_STRIDE:
+        return
+    raise ShoalError(
+        f"found {resolution!r} at build(resolution); need 1, 0.5 or 0.25 (the stem's stride is a whole number); "
+        "pass one of these, and use width for finer steps"
+    )

@@ -1,0 +1,176 @@
+"""CIFAR ResNets: four stages (64-512, 1x1 shortcuts) and three stages (16-64, option A shortcuts).
+
+Sources: He et al., CVPR'16 (section 4.2 for the three-stage nets); DeepReDuce, ICML'21, section 5.3 and
+Table 7 for resnet9 and resnet10. Shapes are (N, C, H, W); a 32x32 image is 32, 16, 8, 4 wide in stages 1-4.
+
+Every block keeps one contract that surgery relies on: `relu1` is the inner ReLU, `relu2` the one after the sum.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEM_STRIDE = {1.0: 1, 0.5: 2, 0.25: 4}
+"""Spatial scale rho -> stride of the stem conv. Striding the stem shrinks every later map by the same factor."""
+
+
+def scale_channels(count: int, width: float) -> int:
+    """Channel count after DeepReDuce's channel scaling alpha = `width`, never below one."""
+    return max(1, round(count * width))
+
+
+def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    """3x3 conv, padding 1; (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+    # No bias: a BatchNorm always follows (or precedes the next conv), and its shift does that work.
+    return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+
+
+def init_weights(net: nn.Module) -> None:
+    """Kaiming-normal (fan out) convs, BatchNorms at scale 1 and shift 0; linear layers keep PyTorch's default."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al.: no weights; drop every other pixel and fill the new channels with zeros.
+
+    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)).
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        # Half of the zeros on either side, as the common CIFAR ports do, so that their checkpoints fit.
+        self.before = (c_out - c_in) // 2
+        self.after = c_out - c_in - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+
+def projection_shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
+    """Option B of He et al.: 1x1 conv and BatchNorm; shapes as `PadShortcut`."""
+    conv = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(c_out)))
+
+
+Shortcut = Callable[[int, int, int], nn.Module]
+"""(c_in, c_out, stride) -> the module on the skip path."""
+
+
+def make_shortcut(c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> nn.Module:
+    """Identity where the block keeps its shape, else `shortcut`."""
+    # Compare both: at tiny widths a strided stage may keep its channel count.
+    return nn.Identity() if stride == 1 and c_in == c_out else shortcut(c_in, c_out, stride)
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-relu1-conv-BN, plus the shortcut, then relu2 (He et al., Fig. 2).
+
+    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)).
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(c_in, c_out, stride)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.relu1 = nn.ReLU()
+        self.conv2 = conv3x3(c_out, c_out)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.shortcut = make_shortcut(c_in, c_out, stride, shortcut)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu2(out + self.shortcut(x))
+
+
+class SingleConvBlock(nn.Module):
+    """conv-BN, plus the shortcut, then relu2: what resnet9 has for its first stage; shapes as `BasicBlock`.
+
+    DeepReDuce section 5.3: "there is only one 3x3 convolution layer in the first residual block of S1".
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(c_in, c_out, stride)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.shortcut = make_shortcut(c_in, c_out, stride, shortcut)
+        # Not relu1: that name is the inner ReLU of a block, and this block has none.
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu2(self.bn1(self.conv1(x)) + self.shortcut(x))
+
+
+Block = type[BasicBlock] | type[SingleConvBlock]
+
+
+class ResNet(nn.Module):
+    """Stem (3x3 conv, BN, `relu`; no max-pool), stages `layer1`..., global average pool, `fc`.
+
+    (N, channels, H, W) -> logits (N, classes), any H and W. `depths` are blocks a stage; stage i has
+    `planes * 2**i` channels times `width`, and every stage but the first halves the map.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        planes: int,
+        shortcut: Shortcut,
+        classes: int,
+        *,
+        channels: int = 3,
+        width: float = 1.0,
+        resolution: float = 1.0,
+        first_block: Block = BasicBlock,
+    ) -> None:
+        super().__init__()
+        c_in = scale_channels(planes, width)
+        self.conv1 = conv3x3(channels, c_in, STEM_STRIDE[resolution])
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.relu = nn.ReLU()
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, depth in enumerate(depths):
+            c_out = scale_channels(planes * 2**i, width)
+            head = (first_block if i == 0 else BasicBlock)(c_in, c_out, 1 if i == 0 else 2, shortcut)
+            tail = [BasicBlock(c_out, c_out, 1, shortcut) for _ in range(depth - 1)]
+            stages[f"layer{i + 1}"] = nn.Sequential(head, *tail)
+            c_in = c_out
+        # Stages are direct children, so that paths read `layer1.0.relu1` as in torchvision.
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        self.stage_names = tuple(stages)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(c_in, classes)
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def cifar_resnet(depth: int) -> Callable[..., ResNet]:
+    """Builder of the three-stage 16-32-64 net with `depth` = 6n + 2 weighted layers (He et al., section 4.2)."""
+    return partial(ResNet, (depth // 6,) * 3, 16, PadShortcut)
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "resnet9": partial(ResNet, (1, 1, 1, 1), 64, projection_shortcut, first_block=SingleConvBlock),
+    "resnet10": partial(ResNet, (1, 1, 1, 1), 64, projection_shortcut),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), 64, projection_shortcut),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), 64, projection_shortcut),
+} | {f"resnet{depth}": cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)}

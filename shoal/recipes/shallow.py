@@ -1,0 +1,332 @@
+"""*Making Models Shallow Again*: budgets, learned masks, gated branches, an auxiliary classifier, one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.branch import branched_blocks, set_gate
+from shoal.budget import Budget, allocate
+from shoal.data import Dataset
+from shoal.distill import Objective, Term, cross_entropy, kd, pram
+from shoal.errors import ShoalError
+from shoal.exits import default_exit_point
+from shoal.mask import DifferenceLearner, check_budget, masked_sites, random_masks
+from shoal.run import Run
+from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
+from shoal.sites import ReluSite, find_blocks, relu_sites
+from shoal.spec import Spec, assemble, committed
+from shoal.train import History, Schedule, Settings, fit, ramp
+
+Listener = Callable[[str, int, int, int], None]
+"""Called with (stage, epoch, step, steps)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Schedules and loss weights of the three stages."""
+
+    teacher: Schedule
+    sensitivity: Schedule
+    mask: Schedule
+    finetune: Schedule
+    mask_ce: float = 0.5
+    mask_kd: float = 0.5
+    kd_weight: float = 0.9
+    temperature: float = 4.0
+    beta: float = 1000.0
+    pram_form: str = "paper"
+    pram_sites: str = "all"
+    select: str = "val"
+    student_from_teacher: bool = True
+
+
+def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int = 16, batch: int = 64) -> Preset:
+    """Short cosine schedules for small data; masks search from the teacher's weights."""
+
+    def cosine(epochs: int, lr: float, drop: tuple[int, ...] = ()) -> Schedule:
+        return Schedule(epochs, lr, drop, kind="cosine", warmup=0.5, batch_size=batch)
+
+    return Preset(
+        cosine(teacher, 0.1),
+        cosine(sensitivity, 0.05),
+        cosine(mask, 0.02),
+        cosine(finetune, 0.03, (max(1, finetune // 3),)),
+        beta=10.0,
+    )
+
+
+def paper() -> Preset:
+    """shallow section 5.1, with SENet's stages 1 and 2 as its authors' follow-up code has them."""
+    decay = (150, 180, 210)
+    return Preset(
+        Schedule(240, 0.05, decay),
+        Schedule(30, 0.05, decay),
+        Schedule(150, 0.05, decay),
+        Schedule(180, 0.01, (90, 140, 160)),
+        student_from_teacher=False,
+    )
+
+
+def reference_code() -> Preset:
+    """What the SENet group's public code does where it differs from the papers (see docs/papers/shallow.md).
+
+    Attention-transfer PRAM over the four stage outputs, 240 fine-tuning epochs, and the test set for selection.
+    """
+    return replace(
+        paper(),
+        finetune=Schedule(240, 0.01, (150, 180, 210)),
+        pram_form="attention-transfer",
+        pram_sites="stages",
+        select="test",
+    )
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {"quick": quick, "paper": paper, "reference-code": reference_code}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to reduce to, and which variant of each stage."""
+
+    budget: int
+    d_th: float = 0.05
+    gates: bool = True
+    ramp: str = "linear"
+    exit: bool = True
+    keep: str = "final"
+    masks: str = "senet"
+    granularity: str = "pixel"
+    density: float = 0.1
+    keep_skip: bool = True
+    sensitivity: dict[str, float] | None = field(default=None)
+
+
+@dataclass
+class Result:
+    """The reduced network, ready to trace, and how it came about."""
+
+    spec: Spec
+    model: nn.Module
+    budget: Budget
+    sites: tuple[ReluSite, ...]
+    sensitivity: dict[str, float]
+    histories: dict[str, History]
+
+
+class StoppedError(ShoalError):
+    """Time ran out at a checkpoint; resume goes on from it."""
+
+
+class _Stages:
+    """The data, settings and run folder that every stage of one reduction shares."""
+
+    def __init__(self, data: Dataset, settings: Settings, run: Run | None, listen: Listener | None) -> None:
+        self.data, self.settings, self.run, self.listen = data, settings, run, listen
+        self.histories: dict[str, History] = {}
+
+    def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
+        """`fit` one stage with its checkpoint, log and progress; a finished stage is loaded, not repeated."""
+        settings = replace(self.settings, **more.pop("settings", {}))
+        run, listen = self.run, self.listen
+        history = fit(
+            model,
+            self.data,
+            objective,
+            schedule,
+            settings=settings,
+            checkpoint=run.checkpoint(stage) if run else None,
+            report=(lambda row: run.log(stage, row)) if run else None,
+            progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
+            **more,
+        )
+        self.histories[stage] = history
+        if history.stopped:
+            raise StoppedError(
+                f"found that the time is up in stage {stage!r}; its checkpoint is kept; run again with --resume"
+            )
+        return history
+
+
+def train_teacher(
+    spec: Spec,
+    data: Dataset,
+    schedule: Schedule,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    base: nn.Module | None = None,
+    listen: Listener | None = None,
+) -> tuple[nn.Module, History]:
+    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained."""
+    torch.manual_seed(settings.seed)
+    model = assemble(spec, base)
+    stages = _Stages(data, settings, run, listen)
+    history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)
+    return model, history
+
+
+def reduce(
+    spec: Spec,
+    teacher: nn.Module,
+    data: Dataset,
+    options: Options,
+    preset: Preset,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    base: nn.Module | None = None,
+    listen: Listener | None = None,
+) -> Result:
+    """Reduce `teacher` (the network of `spec`, trained) to `options.budget` ReLUs by the paper's three stages.
+
+    Returns a network with one classifier and no wrapper but masks. Raises ShoalError for an impossible budget or
+    options, and StoppedError when the settings' time ran out.
+    """
+    if options.keep not in ("final", "auxiliary") or (options.keep == "auxiliary" and not options.exit):
+        raise ShoalError(f"found keep={options.keep!r}; need 'final', or 'auxiliary' together with an exit")
+    stages = _Stages(data, replace(settings, select=preset.select), run, listen)
+    sites = relu_sites(teacher, spec.shape)
+    if not 1 <= options.budget <= sum(s.relus for s in sites):  # before any training
+        allocate(sites, {s.name: 1.0 for s in sites}, options.budget)
+    eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
+    budget = allocate(sites, eta, options.budget)
+    masked = _search_masks(stages, spec, teacher, sites, budget, options, preset)
+    final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset, base)
+    return Result(final_spec, model, budget, sites, eta, stages.histories)
+
+
+def _sensitivity(
+    stages: _Stages, spec: Spec, teacher: nn.Module, sites: tuple[ReluSite, ...], options: Options, preset: Preset
+) -> dict[str, float]:
+    """Stage 1: train sparsely from scratch and read the densities (eq. 1)."""
+    run = stages.run
+    if run and run.has("sensitivity.json"):
+        return dict(run.read_json("sensitivity.json"))
+    torch.manual_seed(stages.settings.seed + 1)
+    sparse = assemble(replace(spec), _fresh(teacher))
+    rewiring = DynamicRewiring(sparse, preset.sensitivity.epochs, options.density, seed=stages.settings.seed)
+    stages.fit("sensitivity", sparse, Objective((cross_entropy(),)), preset.sensitivity, hooks=(rewiring,))
+    eta = pruning_sensitivity(rewiring.densities(), sites)
+    if run:
+        run.write_json("sensitivity.json", eta)
+    return eta
+
+
+def _fresh(model: nn.Module) -> nn.Module:
+    """A copy of `model` with its parameters drawn again by each layer's own rule."""
+    import copy
+
+    fresh = copy.deepcopy(model).train()
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+    return fresh
+
+
+@dataclass
+class _Masked:
+    spec: Spec
+    model: nn.Module
+
+
+def _search_masks(
+    stages: _Stages,
+    spec: Spec,
+    teacher: nn.Module,
+    sites: tuple[ReluSite, ...],
+    budget: Budget,
+    options: Options,
+    preset: Preset,
+) -> _Masked:
+    """Stage 2: learn where the ReLUs go, with CE + KD; `random` keeps the first draw, at equal budget and epochs."""
+    if options.masks not in ("senet", "random"):
+        raise ShoalError(f"found mask method {options.masks!r}; need 'senet' or 'random'")
+    spec = replace(spec, masked=tuple(site.name for site in sites))
+    torch.manual_seed(stages.settings.seed + 2)
+    model = assemble(spec, teacher if preset.student_from_teacher else _fresh(teacher))
+    start = random_masks(budget, sites, torch.Generator().manual_seed(stages.settings.seed))
+    for name, module in masked_sites(model).items():
+        module.set_mask(start[name])
+    objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature)))
+    learner = (DifferenceLearner(budget, options.granularity),) if options.masks == "senet" else ()
+    stages.fit("mask", model, objective, preset.mask, teacher=teacher, hooks=learner)
+    check_budget(model, budget)
+    return _Masked(spec, model)
+
+
+class _GateRamp:
+    """Hook: opens every gate by the ramp, to 1 at the first drop of the learning rate."""
+
+    taps: tuple[str, ...] = ()
+
+    def __init__(self, until: int, kind: str) -> None:
+        self.until, self.kind = until, kind
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Set the gate for this epoch: epoch / until, as the paper does."""
+        set_gate(model, ramp(epoch, self.until, self.kind))
+
+
+def _finetune(
+    stages: _Stages,
+    masked: _Masked,
+    teacher: nn.Module,
+    sites: tuple[ReluSite, ...],
+    budget: Budget,
+    options: Options,
+    preset: Preset,
+    base: nn.Module | None,
+) -> tuple[Spec, nn.Module]:
+    """Stage 3: frozen masks, gated branches, auxiliary classifier, KL + CE + PRAM; then one plain network."""
+    spec = masked.spec
+    blocks = branched_blocks(find_blocks(masked.model, spec.shape), budget, options.d_th) if options.gates else ()
+    exits = (default_exit_point(masked.model, spec.shape),) if options.exit else ()
+    spec = replace(spec, branches=tuple(b.name for b in blocks), keep_skip=options.keep_skip, exits=exits)
+    torch.manual_seed(stages.settings.seed + 3)
+    model = _grow(spec, masked)
+    until = preset.finetune.first_drop if blocks else 0
+    hooks = (_GateRamp(until, options.ramp),) if blocks else ()
+    objective = Objective(_finetune_terms(preset, sites, spec))
+    kept = 0 if options.keep == "auxiliary" else -1
+    choice = {"select_from": min(until, preset.finetune.epochs - 1), "exit": kept}
+    if blocks and preset.finetune.epochs <= until:
+        raise ShoalError(f"found {preset.finetune.epochs} epochs and gates open at {until}; need more epochs")
+    stages.fit("finetune", model, objective, preset.finetune, teacher=teacher, hooks=hooks, settings=choice)
+    final = committed(spec, kept)
+    set_gate(model, 1.0)
+    return final, _cut(final, model).eval()
+
+
+def _grow(spec: Spec, masked: _Masked) -> nn.Module:
+    """The stage-3 network on the stage-2 weights and masks."""
+    model = assemble(replace(spec, masked=()), masked.model)
+    return model
+
+
+def _cut(spec: Spec, model: nn.Module) -> nn.Module:
+    from shoal.branch import commit_branches
+    from shoal.exits import keep_exit
+
+    model = keep_exit(model, spec.kept_exit if spec.kept_exit is not None else -1)
+    return commit_branches(model) if spec.committed else model
+
+
+def _finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> tuple[Term, ...]:
+    """Eq. 2 for the final classifier, and the same CE and KL for the auxiliary one (AKD)."""
+    # A gated block's inner activation means nothing once its branch has taken over.
+    pairs = [site for site in sites if site.name not in spec.branches]
+    if preset.pram_sites == "stages":
+        pairs = [a for a, b in zip(pairs, [*pairs[1:], None], strict=True) if b is None or b.stage != a.stage]
+        pairs = [site for site in pairs if site.stage > 0]
+    ce, weight = 1 - preset.kd_weight, preset.kd_weight
+    terms = [cross_entropy(ce), kd(weight, preset.temperature)]
+    if spec.exits:
+        terms.append(cross_entropy(ce, exit=0, name="auxiliary_cross_entropy"))
+        terms.append(kd(weight, preset.temperature, exit=0, name="auxiliary_kd"))
+    terms.append(pram(preset.beta, [site.name for site in pairs], preset.pram_form))
+    return tuple(terms)

@@ -1,0 +1,140 @@
+"""`Spec`: what a training network is, as data; `assemble` builds it. With a state dict it is its persistent form."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.branch import add_branches, commit_branches, set_gate
+from shoal.checkpoint import load_state, write_text
+from shoal.errors import ShoalError
+from shoal.exits import add_exits, keep_exit
+from shoal.graph import load_weights, read_json
+from shoal.mask import add_masks
+from shoal.models import NAMES, build
+from shoal.sites import find_blocks, relu_sites
+from shoal.surgery import normalise
+
+GIVEN = "given"
+"""The base of a Spec whose module the caller holds in memory."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A base network and the surgery on it, in the order in which `assemble` does it.
+
+    `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
+    masks fix. `masked`, `branches` and `exits` name ReLU sites; `kept_exit` cuts to one classifier and `committed`
+    says that gated blocks have been replaced.
+    """
+
+    base: str
+    classes: int
+    shape: tuple[int, ...]
+    width: float = 1.0
+    resolution: float = 1.0
+    masked: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
+    keep_skip: bool = True
+    exits: tuple[str, ...] = ()
+    kept_exit: int | None = None
+    committed: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_text(path, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> Spec:
+        """Read what `save` wrote. Raises ShoalError for a damaged or foreign file."""
+        body = read_json(path)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(body, dict) or not {"base", "classes", "shape"} <= set(body) <= known:
+            raise ShoalError(f"found no network spec at {path}; need a spec.json that shoal wrote")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.items()})
+
+
+def base_model(spec: Spec) -> nn.Module:
+    """The untouched base network of `spec`. Raises ShoalError when it cannot be found or called."""
+    if spec.base in NAMES:
+        return build(spec.base, spec.classes, channels=spec.shape[0], width=spec.width, resolution=spec.resolution)
+    if ":" in spec.base:
+        return _call(_import(spec.base), spec)
+    if spec.base == GIVEN:
+        raise ShoalError("found a spec of a module given in memory; need that module; pass base= to assemble")
+    return build(spec.base, spec.classes)  # raises, with the known names
+
+
+def _import(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ShoalError(
+            f"found no {reference!r} ({error}); need package.module:callable on the Python path"
+        ) from error
+
+
+def _call(factory: Any, spec: Spec) -> nn.Module:
+    # A user's factory may or may not take the number of classes.
+    takes = inspect.signature(factory).parameters
+    arguments = {"classes": spec.classes, "num_classes": spec.classes}
+    model = factory(**{k: v for k, v in arguments.items() if k in takes})
+    if not isinstance(model, nn.Module):
+        raise ShoalError(f"found that {spec.base} gives a {type(model).__name__}; need a torch.nn.Module")
+    return model
+
+
+def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
+    """The network that `spec` describes, freshly initialised (or on `base`, which is left untouched).
+
+    Raises ShoalError when a named site or block is not in the base network.
+    """
+    model: nn.Module = normalise(base if base is not None else base_model(spec))
+    if spec.masked:
+        shapes = {site.name: site.shape for site in relu_sites(model, spec.shape)}
+        _check_names(spec.masked, shapes)
+        model = add_masks(model, {name: torch.ones(shapes[name], dtype=torch.bool) for name in spec.masked})
+    if spec.branches:
+        blocks = {block.name: block for block in find_blocks(model, spec.shape)}
+        _check_names(spec.branches, blocks)
+        model = add_branches(model, [blocks[name] for name in spec.branches], keep_skip=spec.keep_skip)
+    if spec.exits:
+        model = add_exits(model, spec.exits, spec.classes, spec.shape)
+    return _finish(model, spec)
+
+
+def _check_names(wanted: tuple[str, ...], known: dict[str, Any]) -> None:
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise ShoalError(
+            f"found no site {missing[0]!r} in the base network; need the network that the spec was made for"
+        )
+
+
+def _finish(model: nn.Module, spec: Spec) -> nn.Module:
+    if spec.kept_exit is not None:
+        model = keep_exit(model, spec.kept_exit)
+    if spec.committed:
+        set_gate(model, 1.0)
+        model = commit_branches(model)
+    return model
+
+
+def load_model(spec: Spec, path: Path, base: nn.Module | None = None) -> nn.Module:
+    """Assemble `spec` and load the weights at `path`. Raises ShoalError for those of another model."""
+    model = assemble(spec, base)
+    load_state(model, load_weights(path), path)
+    return model
+
+
+def committed(spec: Spec, kept_exit: int) -> Spec:
+    """The spec after training: one exit, open gates replaced."""
+    return replace(spec, kept_exit=kept_exit, committed=bool(spec.branches))
