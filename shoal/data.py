@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -130,7 +131,7 @@ def load(
 ) -> Dataset:
     """Load the set `name`: one of NAMES, or a directory of images by class.
 
-    `root` holds the data, or the set's published folder or archive; without it, DEFAULT_ROOTS are searched.
+    `root` holds the set's published folder or archive, or is that folder; without it, DEFAULT_ROOTS are searched.
     `val` is the fraction of the training images held out, stratified and chosen by `seed`. `limit` keeps that
     many of the remaining training images, stratified. `size` resizes every image to size x size pixels.
     Without `size`, digits are 16x16 and fashion-mnist is zero-padded to 32x32.
@@ -157,7 +158,7 @@ def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
     """The entry of NAMES that reads `name`, and where its data are. Known names win over directories."""
     if name in NAMES:
         return name, None if root is None else Path(root).expanduser()
-    if Path(name).expanduser().is_dir() and root is None:
+    if name and root is None and Path(name).expanduser().is_dir():
         return "folder", Path(name).expanduser()
     close = get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a directory and no root"
@@ -168,12 +169,204 @@ def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
 
 
 def _read(kind: str, root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
+    """Train, test and the number of classes, at the size that `load` promises."""
     if kind == "folder":
         return _read_folder(root, size, seed)
     if kind == "tiny-imagenet":
-        return readers.read_tiny_imagenet(_find(kind, root, "tiny-imagenet-200", "wnids.txt"), size)
+        wnids = _find(kind, root, ("tiny-imagenet-200/wnids.txt", "wnids.txt"))
+        return readers.read_tiny_imagenet(wnids.parent, size)
     if kind == "digits":
         train, test = _read_digits()
-        return _resize(train, size or 16), _resize(test, size or 16), 10
-    train, test = _read_fashion(root) if kind == "fashion-mnist" else _read_colour(kind, root)
-    return _resize(train, size), _resize(test, size), len(_CIFAR["cifar100"].train)
+        size = size or 16
+    elif kind in _CIFAR:
+        train, test = _read_cifar(kind, root)
+    else:
+        train, test = _read_fashion(root) if kind == "fashion-mnist" else _read_svhn(root)
+    return _resize(train, size), _resize(test, size), _CIFAR[kind].classes if kind in _CIFAR else 10
+
+
+def _find(kind: str, root: Path | None, places: Sequence[str]) -> Path:
+    """The first of `places` that exists under `root`, or else under the default roots."""
+    roots = DEFAULT_ROOTS if root is None else (root,)
+    for path in (base / place for base in roots for place in places):
+        if path.exists():
+            return path
+    raise ShoalError(
+        f"found no {kind} data at {' or '.join(map(str, roots))}; need {' or '.join(places)} there; "
+        f"{_SOURCES[kind]}, put that under {roots[0]}, or give root= the directory that holds it"
+    )
+
+
+def _read_digits() -> tuple[Arrays, Arrays]:
+    """scikit-learn's digits [N, 1, 8, 8]; 30 % are the test split, the same ones whatever `load`'s seed."""
+    from sklearn.datasets import load_digits  # here, as its import takes a second that no other set needs
+
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    images, labels = readers.arrays(pixels[:, None], bunch.target, 10, "scikit-learn's digits")
+    return _divide(images, labels, 0.3, seed=0)
+
+
+def _read_fashion(root: Path | None) -> tuple[Arrays, Arrays]:
+    stem = "train-images-idx3-ubyte"
+    places = [f"{folder}{stem}{suffix}" for folder in ("fashion-mnist/", "") for suffix in ("", ".gz")]
+    folder = _find("fashion-mnist", root, places).parent
+
+    def part(prefix: str) -> Arrays:
+        images, labels = readers.read_idx_pair(folder, prefix, classes=10, side=28)
+        # 32 pixels halve evenly five times, as the networks for CIFAR need.
+        return F.pad(images, (2, 2, 2, 2)), labels
+
+    return part("train"), part("t10k")
+
+
+def _read_cifar(kind: str, root: Path | None) -> tuple[Arrays, Arrays]:
+    spec = _CIFAR[kind]
+    found = _find(kind, root, (f"{spec.folder}/{spec.test}", spec.test, spec.archive))
+    return readers.read_cifar(found if found.name == spec.archive else found.parent, spec)
+
+
+def _read_svhn(root: Path | None) -> tuple[Arrays, Arrays]:
+    train = _find("svhn", root, ("svhn/train_32x32.mat", "train_32x32.mat"))
+    return readers.read_svhn(train), readers.read_svhn(train.with_name("test_32x32.mat"))
+
+
+def _read_folder(root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
+    if root is None:
+        raise ShoalError("found no root at data set folder; need a directory of images by class; give root=")
+    train, test, classes = readers.read_folder(root, size)
+    return (*(_divide(*train, 0.2, seed) if test is None else (train, test)), classes)
+
+
+def _resize(pair: Arrays, size: int | None) -> Arrays:
+    """Bilinear to size x size, in pieces, because the whole set in float32 takes four times its memory."""
+    images, labels = pair
+    if size is None or images.shape[2:] == (size, size):
+        return pair
+    pieces = [
+        F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
+        for piece in images.split(1024)
+    ]
+    return torch.cat(pieces), labels
+
+
+# ---- dividing a set
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """A shuffle of the items (int64 [N]) of which every prefix has all classes in proportion, within one item.
+
+    Item r of a class of n is due at (r + 1/2) / n of the way; equal dues keep their shuffled order.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    labels = labels[shuffled]
+    counts = labels.bincount()
+    grouped = labels.argsort(stable=True)
+    first = (counts.cumsum(0) - counts)[labels[grouped]]
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    rank[grouped] = (torch.arange(len(labels)) - first).double()
+    return shuffled[((rank + 0.5) / counts[labels]).argsort(stable=True)]
+
+
+def _divide(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
+    """(the rest, `fraction` of the items), stratified, each in the original order."""
+    order = stratified_order(labels, seed)
+    count = round(fraction * len(labels))
+    if not 0 < count < len(labels):
+        raise ShoalError(f"found {len(labels)} images at data set; need enough for a test split; add images")
+    part, rest = (chosen.sort().values for chosen in (order[:count], order[count:]))
+    return (images[rest], labels[rest]), (images[part], labels[part])
+
+
+def _hold_out(split: Split, val: float, limit: int | None, seed: int) -> tuple[Split, Split]:
+    """(train, val): both are stretches of one stratified order, hence disjoint and stratified themselves."""
+    order = stratified_order(split.labels, seed)
+    count = min(round(val * len(split)), len(split) - 1)
+    kept, held = order[count:][:limit], order[:count]
+    return split.take(kept.sort().values), split.take(held.sort().values)
+
+
+def _moments(images: Tensor) -> _Moments:
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in units of pixel / 255."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = channel.reshape(-1).bincount(minlength=256).double() / channel.numel()
+        mean = float(share @ levels)
+        means.append(mean)
+        # One grey level at least: a constant channel must not make `normalise` divide by zero.
+        stds.append(max(float(share @ (levels - mean) ** 2) ** 0.5, 1 / 255))
+    return tuple(means), tuple(stds)
+
+
+# ---- batches and augmentation
+
+
+def batches(
+    split: Split, batch_size: int, *, generator: torch.Generator, augment: str, shuffle: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over `split` as (uint8 images [B, C, H, W], int64 labels [B]); the last batch may be smaller.
+
+    Raises ShoalError at once for a batch size below 1 or an unknown augmentation policy.
+    """
+    if batch_size < 1:
+        raise ShoalError(f"found {batch_size} at batch_size; need 1 or more; give 128, say")
+    _check_policy(augment)
+    order = torch.arange(len(split))
+    if shuffle:
+        order = torch.randperm(len(split), generator=generator, device=generator.device)
+    order = order.to(split.labels.device)
+    parts = (split.take(order[start : start + batch_size]) for start in range(0, len(split), batch_size))
+    return ((augment_batch(part.images, augment, generator), part.labels) for part in parts)
+
+
+def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+    """Augment uint8 [N, C, H, W], each image by its own draw; same shape, type and device.
+
+    `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `cutout` zeroes
+    a square with sides of H/4 around any pixel. Draws are made on the generator's device, so that a seed gives
+    the same images on every device. Raises ShoalError for a policy not in POLICIES.
+    """
+    _check_policy(policy)
+    if policy == "none":
+        return images_uint8
+    images = _crop(images_uint8, generator)
+    if "flip" in policy:
+        images = _flip(images, generator)
+    return _cutout(images, generator) if "cutout" in policy else images
+
+
+def _check_policy(policy: str) -> None:
+    if policy not in POLICIES:
+        raise ShoalError(f"found {policy!r} at augment; need one of {', '.join(POLICIES)}; correct the name")
+
+
+def _draw(images: Tensor, bound: int, generator: torch.Generator) -> Tensor:
+    """One integer in 0..bound-1 for each image."""
+    drawn = torch.randint(bound, (len(images),), generator=generator, device=generator.device)
+    return drawn.to(images.device)
+
+
+def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    height, width = images.shape[2:]
+    pad = height // 8
+    rows, columns = (_draw(images, 2 * pad + 1, generator) for _ in range(2))
+    # Every possible crop as a view, of which indexing copies one an image: six times as fast as a gather.
+    crops = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
+    return crops[torch.arange(len(images), device=images.device), :, rows, columns]
+
+
+def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    mirrored = _draw(images, 2, generator).bool()[:, None, None, None]
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def _cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+    side = images.shape[2] // 4
+
+    def band(length: int) -> Tensor:
+        offset = torch.arange(length, device=images.device) - _draw(images, length, generator)[:, None] + side // 2
+        return (offset >= 0) & (offset < side)
+
+    rows, columns = (band(length) for length in images.shape[2:])
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

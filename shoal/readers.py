@@ -14,7 +14,7 @@ import pickletools
 import struct
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +58,16 @@ def arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> 
             f"found label {labels[wrong][0]} (item {int(wrong.argmax())}) at {where}; need labels in "
             f"0..{classes - 1}; fetch the file again"
         )
-    # A copy: arrays over bytes are read-only, and torch shares their memory otherwise.
-    return torch.from_numpy(np.array(images, order="C")), torch.from_numpy(labels.astype(np.int64))
+    # Arrays over bytes are read-only, and torch would share their memory: those are copied, others are not.
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels.astype(np.int64))
+
+
+def read_text(path: Path) -> str:
+    """Text of a small UTF-8 file. Raises ShoalError if it is missing or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShoalError(f"found no text file at {path} ({error}); need it as published; fetch it again") from error
 
 
 # ---- IDX (MNIST's layout)
@@ -78,7 +86,8 @@ def parse_idx(raw: bytes, dims: int, where: str) -> np.ndarray:
         )
     shape = struct.unpack(f">{dims}I", raw[4:header])
     need = header + int(np.prod(np.array(shape, dtype=object)))
-    if len(raw) != need:
+    # An empty shape can still overflow numpy's sizes in its other dimensions.
+    if len(raw) != need or need == header:
         raise ShoalError(
             f"found {len(raw)} bytes at {where}; need {need} for its declared shape {shape}; fetch the file again"
         )
@@ -93,6 +102,16 @@ def parse_idx_pair(images: bytes, labels: bytes, classes: int, side: int, where:
             f"found images of {pixels.shape[1]}x{pixels.shape[2]} at {where}; need {side}x{side}; fetch the file again"
         )
     return arrays(pixels[:, None], parse_idx(labels, 1, f"{where} (its labels)"), classes, where)
+
+
+def read_idx_pair(folder: Path, prefix: str, classes: int, side: int) -> Arrays:
+    """`parse_idx_pair` of the files `prefix`-images-idx3-ubyte and `prefix`-labels-idx1-ubyte, plain or .gz."""
+
+    def content(stem: str) -> bytes:
+        packed = folder / f"{prefix}-{stem}-ubyte.gz"
+        return read_bytes(packed if packed.exists() else packed.with_suffix(""))
+
+    return parse_idx_pair(content("images-idx3"), content("labels-idx1"), classes, side, f"{folder}/{prefix}-*")
 
 
 # ---- CIFAR's pickles
@@ -166,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
 def _check_memo(raw: bytes) -> None:
     """Refuse memo slots past the file's size: the C unpickler allocates gigabytes for a five-byte opcode."""
     for opcode, argument, _ in pickletools.genops(raw):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(raw):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(raw):
             raise ValueError(f"memo slot {argument}")
 
 
@@ -312,51 +331,62 @@ def list_classes(folder: Path) -> list[str]:
     return names
 
 
-def read_classes(folder: Path, names: Sequence[str], size: int | None, inner: str = "") -> Arrays:
-    """Images in `folder`/<class>/`inner` for the classes `names`, labelled by position in `names`."""
-    files = [list_images(folder / name / inner) for name in names]
-    labels = np.repeat(np.arange(len(names)), [len(group) for group in files])
-    return arrays(read_images(sum(files, []), size), labels, len(names), str(folder))
+Listing = list[tuple[Path, int]]  # image files with their labels
 
 
-def read_folder_test(folder: Path, names: Sequence[str], size: int | None) -> Arrays:
-    """A held-out `folder` whose classes must be among the training classes `names` (it may lack some)."""
-    present = list_classes(folder)
-    unknown = sorted(set(present) - set(names))
-    if unknown:
-        raise ShoalError(f"found class {unknown[0]} at {folder}; need the training classes only; move that folder")
-    images, labels = read_classes(folder, present, size)
-    return images, torch.tensor([names.index(name) for name in present])[labels]
+def list_labelled(folder: Path, labels: Mapping[str, int], inner: str = "") -> Listing:
+    """The images in `folder`/<class>/`inner` for every class of `labels`."""
+    return [(path, label) for name, label in labels.items() for path in list_images(folder / name / inner)]
 
 
-def _annotated(path: Path, wnids: Sequence[str]) -> list[tuple[str, int]]:
-    """File name and label of each line of val_annotations.txt whose class is in `wnids`."""
-    kept = []
+def read_listings(train: Listing, test: Listing, classes: int, size: int | None, where: str) -> tuple[Arrays, Arrays]:
+    """Decode both splits in one go, so that all images of both must share their size."""
+    images = read_images([path for path, _ in (*train, *test)], size)
+    labels = np.array([label for _, label in (*train, *test)])
+    cut = len(train)
+    return arrays(images[:cut], labels[:cut], classes, where), arrays(images[cut:], labels[cut:], classes, where)
+
+
+def read_folder(root: Path, size: int | None) -> tuple[Arrays, Arrays | None, int]:
+    """Train, test (None without root/train and root/test), number of classes; labels are sorted class names.
+
+    Raises ShoalError for a class without images, and for a test class that is no training class.
+    """
+    if not any(path.is_dir() for part in ("train", "test") for path in (root / part).glob("*")):
+        labels = {name: i for i, name in enumerate(list_classes(root))}
+        files = list_labelled(root, labels)
+        images = read_images([path for path, _ in files], size)
+        return arrays(images, np.array([label for _, label in files]), len(labels), str(root)), None, len(labels)
+    labels = {name: i for i, name in enumerate(list_classes(root / "train"))}
+    present = list_classes(root / "test")
+    for name in sorted(set(present) - labels.keys()):
+        raise ShoalError(f"found class {name} at {root / 'test'}; need only classes of train/; move that folder")
+    held_out = list_labelled(root / "test", {name: labels[name] for name in present})
+    both = read_listings(list_labelled(root / "train", labels), held_out, len(labels), size, str(root))
+    return (*both, len(labels))
+
+
+# ---- Tiny-ImageNet
+
+
+def _annotated(path: Path, labels: Mapping[str, int]) -> Listing:
+    """The image files that the lines of val_annotations.txt name for the classes in `labels`."""
+    files = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         fields = line.split("\t")
         if len(fields) < 2:
             raise ShoalError(f"found {line!r} at {path}:{number}; need FILE<tab>CLASS<tab>...; fetch the file again")
-        if fields[1] in wnids:
-            kept.append((fields[0], wnids.index(fields[1])))
-    return kept
-
-
-def read_text(path: Path) -> str:
-    """Text of a small UTF-8 file. Raises ShoalError if it is missing or no text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ShoalError(f"found no text file at {path} ({error}); need it as published; fetch it again") from error
+        if fields[1] in labels:
+            files.append((path.parent / "images" / fields[0], labels[fields[1]]))
+    return files
 
 
 def read_tiny_imagenet(folder: Path, size: int | None) -> tuple[Arrays, Arrays, int]:
     """Train, validation and the number of classes; labels are positions in the sorted lines of wnids.txt."""
-    wnids = sorted(read_text(folder / "wnids.txt").split())
+    labels = {wnid: i for i, wnid in enumerate(sorted(set(read_text(folder / "wnids.txt").split())))}
     annotations = folder / "val" / "val_annotations.txt"
-    held_out = _annotated(annotations, wnids)
+    held_out = _annotated(annotations, labels)
     if not held_out:
-        raise ShoalError(f"found no image of the {len(wnids)} classes at {annotations}; need some; fetch it again")
-    paths = [folder / "val" / "images" / name for name, _ in held_out]
-    labels = np.array([label for _, label in held_out])
-    test = arrays(read_images(paths, size), labels, len(wnids), str(annotations))
-    return read_classes(folder / "train", wnids, size, "images"), test, len(wnids)
+        raise ShoalError(f"found no image of the {len(labels)} classes at {annotations}; need some; fetch it again")
+    train = list_labelled(folder / "train", labels, "images")
+    return (*read_listings(train, held_out, len(labels), size, str(folder)), len(labels))

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,6 +104,27 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"stage": stage, **row}) + "\n")
+
+    def recorder(self, stage: str, tensorboard: bool = False) -> Callable[[dict[str, float]], None]:
+        """What `fit` calls with each epoch's row: the log, and TensorBoard if asked.
+
+        Raises ShoalError when TensorBoard is asked for and not installed.
+        """
+        if not tensorboard:
+            return lambda row: self.log(stage, row)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ShoalError("found no TensorBoard; need it for --tensorboard; pip install shoal[tensorboard]") from error
+        writer = SummaryWriter(str(self.folder / "tensorboard" / stage))
+
+        def record(row: dict[str, float]) -> None:
+            self.log(stage, row)
+            for name, value in row.items():
+                writer.add_scalar(name, value, int(row["epoch"]))
+            writer.flush()
+
+        return record
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`; a last line cut off by a kill is left out."""

@@ -38,10 +38,14 @@ class DynamicRewiring:
         """Gather momentum of the dense gradient of the step before, and cut the weights to the mask."""
         with torch.no_grad():
             for name, weight in conv_weights(model).items():
-                self._to(weight.device, name)
-                if weight.grad is not None:
-                    self.momentum[name].mul_(0.9).add_(weight.grad, alpha=0.1)
+                self._gather(name, weight)
                 weight.mul_(self.masks[name])
+
+    def _gather(self, name: str, weight: nn.Parameter) -> None:
+        self._to(weight.device, name)
+        if weight.grad is not None:
+            self.momentum[name].mul_(0.9).add_(weight.grad, alpha=0.1)
+            weight.grad = None  # taken once: a resumed epoch starts without a gradient too
 
     def _to(self, device: torch.device, name: str) -> None:
         self.masks[name] = self.masks[name].to(device)
@@ -52,6 +56,8 @@ class DynamicRewiring:
         rate = self.rate * 0.5 * (1 + math.cos(math.pi * (epoch + 1) / self.epochs))
         weights = conv_weights(model)
         with torch.no_grad():
+            for name, weight in weights.items():
+                self._gather(name, weight)
             freed = sum(self._prune(name, weight, rate) for name, weight in weights.items())
             self._grow(freed)
             for name, weight in weights.items():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from shoal.data import Dataset, Split
+from shoal.data import Dataset, Split
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +60,6 @@ def randomise(model: nn.Module) -> nn.Module:
 
 def blobs(count: int = 96, classes: int = 4, size: int = 8, seed: int = 0) -> Dataset:
     """Images of one bright quadrant a class, which a small network learns in a few steps."""
-    from shoal.data import Dataset, Split
-
     generator = torch.Generator().manual_seed(seed)
 
     def split(n: int) -> Split:

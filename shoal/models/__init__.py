@@ -35,9 +35,9 @@ def list_models() -> list[str]:
 def build(name: str, classes: int, *, channels: int = 3, width: float = 1.0, resolution: float = 1.0) -> nn.Module:
     """A freshly initialised network: (N, channels, H, W) -> logits (N, classes).
 
-    `width` and `resolution` are the alpha and rho of DeepReDuce's reshaping (ICML'21, section 3.3): `width` scales
-    every channel count, the stem's too, and the ReLU count with it; `resolution` (1, 0.5 or 0.25) strides the stem by
-    its inverse, which shrinks every map and cuts the ReLU count by its square.
+    `width` and `resolution` are the alpha and rho of DeepReDuce's reshaping (ICML'21, section 3.3). `width`
+    scales every channel count, the stem's too, and the ReLU count with it. `resolution` (1, 0.5 or 0.25)
+    strides the stem by its inverse, which shrinks every map and cuts the ReLU count by its square.
 
     >>> net = build("resnet18", classes=100, width=0.5)
     """
@@ -74,6 +74,6 @@ def _check_resolution(resolution: float) -> None:
     if isinstance(resolution, (int, float)) and resolution in resnet.STEM_STRIDE:
         return
     raise ShoalError(
-        f"found {resolution!r} at build(resolution); need 1, 0.5 or 0.25 (the stem's stride is a whole number); "
+        f"found {resolution!r} at build(resolution); need 1, 0.5 or 0.25 (the stem's stride is 1, 2 or 4); "
         "pass one of these, and use width for finer steps"
     )

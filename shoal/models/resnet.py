@@ -3,7 +3,7 @@
 Sources: He et al., CVPR'16 (section 4.2 for the three-stage nets); DeepReDuce, ICML'21, section 5.3 and
 Table 7 for resnet9 and resnet10. Shapes are (N, C, H, W); a 32x32 image is 32, 16, 8, 4 wide in stages 1-4.
 
-Every block keeps one contract that surgery relies on: `relu1` is the inner ReLU, `relu2` the one after the sum.
+Every block keeps one contract that surgery relies on: `relu1` is the inner ReLU, `relu2` follows the sum.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STEM_STRIDE = {1.0: 1, 0.5: 2, 0.25: 4}
-"""Spatial scale rho -> stride of the stem conv. Striding the stem shrinks every later map by the same factor."""
+"""Spatial scale rho -> stride of the stem conv, which shrinks every later map by the same factor."""
 
 
 def scale_channels(count: int, width: float) -> int:
@@ -31,7 +31,7 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def init_weights(net: nn.Module) -> None:
-    """Kaiming-normal (fan out) convs, BatchNorms at scale 1 and shift 0; linear layers keep PyTorch's default."""
+    """Kaiming-normal (fan out) convs, BatchNorms at scale 1, shift 0; linear layers as PyTorch has them."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -141,17 +141,14 @@ class ResNet(nn.Module):
         self.conv1 = conv3x3(channels, c_in, STEM_STRIDE[resolution])
         self.bn1 = nn.BatchNorm2d(c_in)
         self.relu = nn.ReLU()
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
-        for i, depth in enumerate(depths):
+        # Stages are direct children, so that paths read `layer1.0.relu1` as in torchvision.
+        self.stage_names = tuple(f"layer{i + 1}" for i in range(len(depths)))
+        for i, (name, depth) in enumerate(zip(self.stage_names, depths, strict=True)):
             c_out = scale_channels(planes * 2**i, width)
             head = (first_block if i == 0 else BasicBlock)(c_in, c_out, 1 if i == 0 else 2, shortcut)
             tail = [BasicBlock(c_out, c_out, 1, shortcut) for _ in range(depth - 1)]
-            stages[f"layer{i + 1}"] = nn.Sequential(head, *tail)
+            self.add_module(name, nn.Sequential(head, *tail))
             c_in = c_out
-        # Stages are direct children, so that paths read `layer1.0.relu1` as in torchvision.
-        for name, stage in stages.items():
-            self.add_module(name, stage)
-        self.stage_names = tuple(stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(c_in, classes)
         init_weights(self)
@@ -164,7 +161,7 @@ class ResNet(nn.Module):
 
 
 def cifar_resnet(depth: int) -> Callable[..., ResNet]:
-    """Builder of the three-stage 16-32-64 net with `depth` = 6n + 2 weighted layers (He et al., section 4.2)."""
+    """Builder of the three-stage 16-32-64 net of `depth` = 6n + 2 layers (He et al., section 4.2)."""
     return partial(ResNet, (depth // 6,) * 3, 16, PadShortcut)
 
 

@@ -1,8 +1,8 @@
 """Wide ResNets with pre-activation blocks (Zagoruyko & Komodakis, BMVC'16, arXiv:1605.07146), no dropout.
 
 `wrn-d-k`: depth d = 6n + 4, three stages of n blocks with 16k, 32k, 64k channels behind a 16-channel stem.
-There is no ReLU right after the stem: the first one is `layer1.0.relu1`, on 16 channels. The last one is `relu`,
-before the pool; papers differ on whether to count these two (SNL counts neither the stem's nor the last).
+There is no ReLU right after the stem: the first one is `layer1.0.relu1`, on 16 channels. The last one is
+`relu`, before the pool. Papers differ on that one: SENet and RLNet count it, SNL's net lacks it.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def wide_stage(c_in: int, c_out: int, stride: int, depth: int) -> nn.Sequential:
 class WideResNet(nn.Module):
     """Stem conv, `layer1`-`layer3`, then `bn`, `relu`, global average pool and `fc`.
 
-    (N, channels, H, W) -> logits (N, classes), any H and W. `width` multiplies every channel count, the stem's
-    too, on top of the widening factor `k`; `resolution` strides the stem.
+    (N, channels, H, W) -> logits (N, classes), any H and W. `width` multiplies every channel count, the
+    stem's too, on top of the widening factor `k`; `resolution` strides the stem.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.branch import branched_blocks, set_gate
+from shoal.branch import branched_blocks, commit_branches, set_gate
 from shoal.budget import Budget, allocate
 from shoal.data import Dataset
 from shoal.distill import Objective, Term, cross_entropy, kd, pram
 from shoal.errors import ShoalError
-from shoal.exits import default_exit_point
+from shoal.exits import default_exit_point, keep_exit
 from shoal.mask import DifferenceLearner, check_budget, masked_sites, random_masks
 from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
@@ -125,8 +126,11 @@ class StoppedError(ShoalError):
 class _Stages:
     """The data, settings and run folder that every stage of one reduction shares."""
 
-    def __init__(self, data: Dataset, settings: Settings, run: Run | None, listen: Listener | None) -> None:
+    def __init__(
+        self, data: Dataset, settings: Settings, run: Run | None, listen: Listener | None, tensorboard: bool = False
+    ) -> None:
         self.data, self.settings, self.run, self.listen = data, settings, run, listen
+        self.tensorboard = tensorboard
         self.histories: dict[str, History] = {}
 
     def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
@@ -140,7 +144,7 @@ class _Stages:
             schedule,
             settings=settings,
             checkpoint=run.checkpoint(stage) if run else None,
-            report=(lambda row: run.log(stage, row)) if run else None,
+            report=run.recorder(stage, self.tensorboard) if run else None,
             progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
             **more,
         )
@@ -161,11 +165,12 @@ def train_teacher(
     run: Run | None = None,
     base: nn.Module | None = None,
     listen: Listener | None = None,
+    tensorboard: bool = False,
 ) -> tuple[nn.Module, History]:
     """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained."""
     torch.manual_seed(settings.seed)
     model = assemble(spec, base)
-    stages = _Stages(data, settings, run, listen)
+    stages = _Stages(data, settings, run, listen, tensorboard)
     history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)
     return model, history
 
@@ -179,8 +184,8 @@ def reduce(
     settings: Settings,
     *,
     run: Run | None = None,
-    base: nn.Module | None = None,
     listen: Listener | None = None,
+    tensorboard: bool = False,
 ) -> Result:
     """Reduce `teacher` (the network of `spec`, trained) to `options.budget` ReLUs by the paper's three stages.
 
@@ -189,14 +194,14 @@ def reduce(
     """
     if options.keep not in ("final", "auxiliary") or (options.keep == "auxiliary" and not options.exit):
         raise ShoalError(f"found keep={options.keep!r}; need 'final', or 'auxiliary' together with an exit")
-    stages = _Stages(data, replace(settings, select=preset.select), run, listen)
+    stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
     sites = relu_sites(teacher, spec.shape)
     if not 1 <= options.budget <= sum(s.relus for s in sites):  # before any training
         allocate(sites, {s.name: 1.0 for s in sites}, options.budget)
     eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
     budget = allocate(sites, eta, options.budget)
     masked = _search_masks(stages, spec, teacher, sites, budget, options, preset)
-    final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset, base)
+    final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset)
     return Result(final_spec, model, budget, sites, eta, stages.histories)
 
 
@@ -208,7 +213,7 @@ def _sensitivity(
     if run and run.has("sensitivity.json"):
         return dict(run.read_json("sensitivity.json"))
     torch.manual_seed(stages.settings.seed + 1)
-    sparse = assemble(replace(spec), _fresh(teacher))
+    sparse = _fresh(teacher)
     rewiring = DynamicRewiring(sparse, preset.sensitivity.epochs, options.density, seed=stages.settings.seed)
     stages.fit("sensitivity", sparse, Objective((cross_entropy(),)), preset.sensitivity, hooks=(rewiring,))
     eta = pruning_sensitivity(rewiring.densities(), sites)
@@ -219,8 +224,6 @@ def _sensitivity(
 
 def _fresh(model: nn.Module) -> nn.Module:
     """A copy of `model` with its parameters drawn again by each layer's own rule."""
-    import copy
-
     fresh = copy.deepcopy(model).train()
     for module in fresh.modules():
         if hasattr(module, "reset_parameters"):
@@ -280,7 +283,6 @@ def _finetune(
     budget: Budget,
     options: Options,
     preset: Preset,
-    base: nn.Module | None,
 ) -> tuple[Spec, nn.Module]:
     """Stage 3: frozen masks, gated branches, auxiliary classifier, KL + CE + PRAM; then one plain network."""
     spec = masked.spec
@@ -304,14 +306,10 @@ def _finetune(
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:
     """The stage-3 network on the stage-2 weights and masks."""
-    model = assemble(replace(spec, masked=()), masked.model)
-    return model
+    return assemble(replace(spec, masked=()), masked.model)
 
 
 def _cut(spec: Spec, model: nn.Module) -> nn.Module:
-    from shoal.branch import commit_branches
-    from shoal.exits import keep_exit
-
     model = keep_exit(model, spec.kept_exit if spec.kept_exit is not None else -1)
     return commit_branches(model) if spec.committed else model
 

@@ -1,0 +1,263 @@
+"""The command line. Thin: each command calls one part of the library and prints a table or JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shoal import commands
+from shoal.errors import ShoalError
+
+HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
+
+A first tour (each command explains itself with --help):
+
+  shoal demo --out runs/demo                      everything below, on embedded data
+
+  shoal count resnet18 --input 3x32x32 --classes 100
+
+  shoal train resnet18 --data cifar100 --data-dir DATA --out runs/teacher
+
+  shoal reduce runs/teacher --budget 49600 --preset paper --out runs/reduced
+
+  shoal compile runs/reduced --out artifact; shoal certs certs
+
+  shoal serve artifact/server --cert certs/server.crt --key certs/server.key --ca certs/ca.crt
+
+  shoal query artifact/client IMAGE.png --cert certs/client.crt --key certs/client.key --ca certs/ca.crt
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must be new, unless --resume.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies in its published layout.")]
+Seed = Annotated[int, typer.Option(help="Decides initial weights, batches and the validation split.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
+MaxSeconds = Annotated[float | None, typer.Option(help="Stop cleanly at a checkpoint before this many seconds.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")]
+Preset = Annotated[str, typer.Option(help="Schedules and losses: quick, paper or reference-code.")]
+Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events (extra).")]
+Cert = Annotated[Path | None, typer.Option(help="This party's certificate (PEM).")]
+Key = Annotated[Path | None, typer.Option(help="This party's private key (PEM).")]
+Ca = Annotated[Path | None, typer.Option(help="The certificate authority that signed the peer's certificate.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP; only on loopback.")]
+
+
+def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:
+    """Print `body` as JSON, or what `table` makes of it."""
+    if as_json:
+        sys.stdout.write(commands.dump(body) + "\n")
+    else:
+        Console().print(table())
+
+
+def grid(title: str, head: list[str], rows: list[list[str]]) -> Table:
+    """A table; every column but the first is right-aligned."""
+    table = Table(title=title, header_style="bold")
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def pairs(title: str, body: dict[str, Any]) -> Table:
+    """Plain values of `body`, a row each."""
+    rows = [[k, f"{v:,.4g}" if isinstance(v, float) else str(v)] for k, v in body.items() if not isinstance(v, (dict, list))]
+    return grid(title, ["", ""], rows)
+
+
+@app.command()
+def count(
+    model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable that returns an nn.Module.")],
+    input: Annotated[str, typer.Option(help="Image size, channels x height x width.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
+    resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
+
+    MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path.
+    """
+    body = commands.count(model, input, classes, width, resolution)
+    head = [f"{body['relus']:,} ReLUs", f"{body['macs']:,} MACs", f"depth {body['depth']}", f"{body['params']:,} parameters"]
+    rows = [
+        [s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"])]
+        for s in body["sites"]
+    ]
+    show(body, json, lambda: grid(f"{model}: {', '.join(head)}", ["ReLU site", "shape", "ReLUs", "stage", "block"], rows))
+    for name in body["unknown"]:
+        Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable.")],
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet or a folder.")],
+    out: Out,
+    data_dir: DataDir = None,
+    width: Annotated[float, typer.Option(help="Channel multiplier.")] = 1.0,
+    resolution: Annotated[float, typer.Option(help="Feature-map multiplier: 1, 0.5 or 0.25.")] = 1.0,
+    preset: Preset = "quick",
+    epochs: Epochs = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many training images.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+    max_seconds: MaxSeconds = None,
+    resume: Resume = False,
+    tensorboard: TensorBoard = False,
+    json: Json = False,
+) -> None:
+    """Train an all-ReLU network: the teacher of a reduction, or a baseline."""
+    shared = commands.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
+    body = commands.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
+    show(body, json, lambda: pairs(f"{model} on {data}", body))
+
+
+@app.command()
+def reduce(
+    teacher: Annotated[Path, typer.Argument(help="A run folder of `shoal train`.")],
+    budget: Annotated[int, typer.Option(help="ReLUs to keep in the whole network.")],
+    out: Out,
+    recipe: Annotated[str, typer.Option(help="shallow: Making Models Shallow Again.")] = "shallow",
+    preset: Preset = "quick",
+    d_th: Annotated[float, typer.Option("--d-th", help="Gate blocks whose assigned ratio is below this.")] = 0.05,
+    gates: Annotated[bool, typer.Option("--gates/--no-gates", help="Replace low-budget blocks by one convolution.")] = True,
+    exit: Annotated[bool, typer.Option("--exit/--no-exit", help="Train an auxiliary classifier (AKD).")] = True,
+    keep: Annotated[str, typer.Option(help="The classifier to deploy: final or auxiliary.")] = "final",
+    masks: Annotated[str, typer.Option(help="senet, or random as an ablation at equal budget.")] = "senet",
+    granularity: Annotated[str, typer.Option(help="pixel or channel.")] = "pixel",
+    ramp: Annotated[str, typer.Option(help="How gates open: linear or cosine.")] = "linear",
+    sensitivity: Annotated[Path | None, typer.Option(help="JSON {site: value} instead of stage 1.")] = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[str | None, typer.Option(help="sensitivity,mask,finetune instead of the preset's.")] = None,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+    max_seconds: MaxSeconds = None,
+    resume: Resume = False,
+    tensorboard: TensorBoard = False,
+    json: Json = False,
+) -> None:
+    """Reduce a trained network to a ReLU budget by sensitivity, learned masks, gated branches and an exit.
+
+    Prints the baseline beside the reduced network, and the MACs by both accountings of replaced blocks.
+    """
+    shared = commands.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
+    choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
+    choices |= {"ramp": ramp, "budget": budget}
+    body = commands.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
+    show(body, json, lambda: commands.comparison_table(body))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder of train, reduce or demo.")],
+    data_dir: DataDir = None,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Also in fixed point, in the clear, on the whole test set.")] = False,
+    json: Json = False,
+) -> None:
+    """Test accuracy and counts of a run's network; --fixed adds the private arithmetic, bit for bit."""
+    body = commands.evaluate(run, data_dir, fixed)
+    show(body, json, lambda: pairs(str(run), body))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with a summary.json.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the rows as CSV.")] = None,
+    json: Json = False,
+) -> None:
+    """One table over runs, and each run's training curves as curves.png in its folder."""
+    body = commands.report(runs, csv)
+    show(body, json, lambda: commands.report_table(body))
+
+
+@app.command("compile")
+def compile_(
+    run: Annotated[Path, typer.Argument(help="A run folder of train, reduce or demo.")],
+    out: Annotated[Path, typer.Option(help="The artifact: writes client/ and server/.")],
+    data_dir: DataDir = None,
+    fraction_bits: Annotated[int | None, typer.Option(help="Fixed-point fraction bits; chosen if left out.")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Compile the network that the run started from.")] = False,
+    json: Json = False,
+) -> None:
+    """Fold, calibrate and compile a network; client/ holds no weight, server/ holds them."""
+    body = commands.compile_run(run, out, data_dir, fraction_bits, teacher)
+    show(body, json, lambda: pairs(str(out), body))
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write ca.crt, server.crt/.key, client.crt/.key.")],
+    name: Annotated[list[str] | None, typer.Option(help="Host name or address of a party; repeatable.")] = None,
+    json: Json = False,
+) -> None:
+    """Make test certificates for mutual TLS. In production use your own authority's."""
+    body = commands.certs(folder, name or ["localhost", "127.0.0.1"])
+    show(body, json, lambda: pairs("certificates", body))
+
+
+@app.command()
+def serve(
+    artifact: Annotated[Path, typer.Argument(help="The server/ half of an artifact.")],
+    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:7766",
+    cert: Cert = None,
+    key: Key = None,
+    ca: Ca = None,
+    insecure: Insecure = False,
+    sessions: Annotated[int | None, typer.Option(help="Stop after so many sessions.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the peer in any step.")] = 120.0,
+    ready_file: Annotated[Path | None, typer.Option(help="Write the address here once listening.")] = None,
+) -> None:
+    """Run the server's side: it holds the weights and learns nothing of the images but their number."""
+    commands.serve(artifact, listen, commands.tls(cert, key, ca), insecure, sessions, timeout, ready_file)
+
+
+@app.command()
+def query(
+    artifact: Annotated[Path, typer.Argument(help="The client/ half of an artifact.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files; resized to nothing: their size must fit.")],
+    connect: Annotated[str, typer.Option(help="The server's host:port.")] = "127.0.0.1:7766",
+    cert: Cert = None,
+    key: Key = None,
+    ca: Ca = None,
+    insecure: Insecure = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the peer in any step.")] = 120.0,
+    json: Json = False,
+) -> None:
+    """Run the client's side: ask the server to classify images that it never sees."""
+    body = commands.query(artifact, images, connect, commands.tls(cert, key, ca), insecure, timeout)
+    show(body, json, lambda: commands.query_table(body))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    images: Annotated[int, typer.Option(help="Test images queried between the two processes.")] = 32,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train, reduce, fold and privately run a network on scikit-learn's digits; under 6 minutes on two cores."""
+    body = commands.demo(out, overwrite, images, seed)
+    show(body, json, lambda: commands.comparison_table(body))
+
+
+def main() -> None:
+    """Run the command line; a ShoalError is one clear sentence on standard error and exit status 1."""
+    try:
+        app(standalone_mode=True)
+    except ShoalError as error:
+        Console(stderr=True, soft_wrap=True).print(f"shoal: {error}", markup=False, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,183 @@
+"""The main job on embedded data: train, reduce, fold, and run both networks privately between two processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.cost import cost
+from shoal.data import Dataset
+from shoal.errors import ShoalError
+from shoal.graph import Graph
+from shoal.private.deploy import Agreement, clear_agreement, compare, deploy
+from shoal.private.party import TLS, Client, save_artifact
+from shoal.private.program import Program, Weights
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Private:
+    """One network's figures between two processes; times are medians over queries of one image."""
+
+    mode: str
+    setup_s: float
+    online_s: float
+    offline_s: float
+    relu_s: float
+    linear_s: float
+    bytes: int
+    messages: int
+    images: int
+    argmax_equal: int
+    max_abs_logit_error: float
+    error_bound: float
+
+
+def served(artifact: Path, certificates: Path, *, extra: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], str]:
+    """Start `shoal serve` as a process of its own on loopback; returns it and its address.
+
+    Raises ShoalError when it does not come up.
+    """
+    ready = artifact / "address"
+    ready.unlink(missing_ok=True)
+    tls = [f"--{name}={certificates / f}" for name, f in _files("server").items()]
+    command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
+    process = subprocess.Popen(
+        [*command, "--sessions", "1", "--ready-file", str(ready), *extra],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(600):
+        if ready.exists() and ready.read_text().endswith("\n"):
+            return process, ready.read_text().strip()
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    raise ShoalError(f"found that the server did not start: {(process.stderr.read() if process.stderr else '')[-800:]}")
+
+
+def _files(side: str) -> dict[str, str]:
+    return {"cert": f"{side}.crt", "key": f"{side}.key", "ca": "ca.crt"}
+
+
+def client_tls(certificates: Path) -> TLS:
+    """The client's half of what `shoal certs` made."""
+    return TLS(**{name: certificates / f for name, f in _files("client").items()})
+
+
+def query_all(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:
+    """Query every normalised image of `images` through two processes over mutual TLS.
+
+    Single images first (five, for the time of one inference), then batches for the rest.
+    """
+    program = Program.load(artifact / "client")
+    process, address = served(artifact, certificates)
+    singles, logits = [], []
+    try:
+        with Client(artifact / "client", address, client_tls(certificates)) as client:
+            for i in range(min(5, len(images))):
+                singles.append(client.query(images[i : i + 1].numpy()))
+                logits.append(torch.as_tensor(singles[-1].logits))
+            for i in range(len(singles), len(images), batch):
+                logits.append(torch.as_tensor(client.query(images[i : i + batch].numpy()).logits))
+            setup = client.setup_s
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    with torch.no_grad():
+        agreement = compare(graph(images)[-1], torch.cat(logits))
+    return _figures(singles, setup, agreement, program)
+
+
+def _figures(results: list[Any], setup: float, agreement: Agreement, program: Program) -> Private:
+    middle = sorted(results, key=lambda r: r.seconds)[len(results) // 2]
+    return Private(
+        mode=middle.mode,
+        setup_s=setup,
+        online_s=middle.seconds,
+        offline_s=0.0,
+        relu_s=middle.relu_s,
+        linear_s=middle.linear_s,
+        bytes=middle.bytes,
+        messages=middle.messages,
+        images=agreement.images,
+        argmax_equal=agreement.argmax_equal,
+        max_abs_logit_error=agreement.max_abs_logit_error,
+        error_bound=program.error_bound,
+    )
+
+
+def measure(
+    name: str, model: nn.Module, data: Dataset, out: Path, certificates: Path, images: int, say: Say
+) -> dict[str, Any]:
+    """Counts, accuracy and private figures of one trained network; writes its artifact to `out/<name>`."""
+    graph, program, weights = deploy(model, data)
+    artifact = out / name
+    save_artifact(artifact, program, weights)
+    test = data.normalise(data.test.images)
+    say(f"{name}: the whole test set ({len(test):,} images) in fixed point, in the clear")
+    clear, accuracy = clear_agreement(graph, program, weights, test, data.test.labels)
+    say(f"{name}: {images} images between two processes over mutual TLS")
+    private = query_all(artifact, certificates, test[:images], graph)
+    return _network(graph, data, test, program, weights) | {
+        "private": asdict(private),
+        "clear": asdict(clear) | {"accuracy": accuracy, "error_bound": program.error_bound},
+    }
+
+
+def _network(graph: Graph, data: Dataset, test: Tensor, program: Program, weights: Weights) -> dict[str, Any]:
+    with torch.no_grad():
+        guesses = torch.cat([graph(test[i : i + 500])[-1].argmax(1) for i in range(0, len(test), 500)])
+    total = cost(graph)
+    return {
+        "accuracy": 100.0 * float((guesses == data.test.labels).float().mean()),
+        "relus": total.relus,
+        "macs": total.macs,
+        "linear_macs": total.linear_macs,
+        "depth": total.depth,
+        "params": total.params,
+        "relu_layers": total.relu_layers,
+        "fraction_bits": program.fraction_bits,
+        "weight_bytes": sum(a.nbytes for a in weights.arrays.values()),
+    }
+
+
+def clean(out: Path, overwrite: bool) -> None:
+    """Make room for a run at `out`. Raises ShoalError when one is there and `overwrite` is false."""
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise ShoalError(f"found files at {out}; need an empty folder; choose another --out or pass --overwrite")
+        if not (out / "config.json").exists():
+            raise ShoalError(f"found files at {out} that are no shoal run; need another --out")
+        shutil.rmtree(out)
+
+
+def scratch() -> Path:
+    """A private folder for certificates; keys never lie in a run folder."""
+    return Path(tempfile.mkdtemp(prefix="shoal-"))
+
+
+def agreement_of(network: dict[str, Any]) -> dict[str, Any]:
+    """The summary's `agreement` of one measured network: private logits against plaintext ones."""
+    private = network["private"]
+    return {key: private[key] for key in ("images", "argmax_equal", "max_abs_logit_error", "error_bound")}
+
+
+def dump(body: dict[str, Any]) -> str:
+    """JSON for `--json`."""
+    return json.dumps(body, indent=1, default=str)
