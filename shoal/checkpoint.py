@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shoal.errors import ShoalError
 from shoal.graph import load_weights
 
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that `path` holds either the old or the whole new content."""
     scratch = path.with_name(f".{path.name}.tmp")

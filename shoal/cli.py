@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shoal import commands
 from shoal.errors import ShoalError
+from shoal.report import comparison_table
 
 HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
 
@@ -72,7 +73,9 @@ def grid(title: str, head: list[str], rows: list[list[str]]) -> Table:
 
 def pairs(title: str, body: dict[str, Any]) -> Table:
     """Plain values of `body`, a row each."""
-    rows = [[k, f"{v:,.4g}" if isinstance(v, float) else str(v)] for k, v in body.items() if not isinstance(v, (dict, list))]
+    rows = [
+        [k, f"{v:,.4g}" if isinstance(v, float) else str(v)] for k, v in body.items() if not isinstance(v, (dict, list))
+    ]
     return grid(title, ["", ""], rows)
 
 
@@ -90,12 +93,19 @@ def count(
     MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path.
     """
     body = commands.count(model, input, classes, width, resolution)
-    head = [f"{body['relus']:,} ReLUs", f"{body['macs']:,} MACs", f"depth {body['depth']}", f"{body['params']:,} parameters"]
+    head = [
+        f"{body['relus']:,} ReLUs",
+        f"{body['macs']:,} MACs",
+        f"depth {body['depth']}",
+        f"{body['params']:,} parameters",
+    ]
     rows = [
         [s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"])]
         for s in body["sites"]
     ]
-    show(body, json, lambda: grid(f"{model}: {', '.join(head)}", ["ReLU site", "shape", "ReLUs", "stage", "block"], rows))
+    show(
+        body, json, lambda: grid(f"{model}: {', '.join(head)}", ["ReLU site", "shape", "ReLUs", "stage", "block"], rows)
+    )
     for name in body["unknown"]:
         Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
 
@@ -103,7 +113,9 @@ def count(
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable.")],
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet or a folder.")],
+    data: Annotated[
+        str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet or a folder.")
+    ],
     out: Out,
     data_dir: DataDir = None,
     width: Annotated[float, typer.Option(help="Channel multiplier.")] = 1.0,
@@ -133,7 +145,9 @@ def reduce(
     recipe: Annotated[str, typer.Option(help="shallow: Making Models Shallow Again.")] = "shallow",
     preset: Preset = "quick",
     d_th: Annotated[float, typer.Option("--d-th", help="Gate blocks whose assigned ratio is below this.")] = 0.05,
-    gates: Annotated[bool, typer.Option("--gates/--no-gates", help="Replace low-budget blocks by one convolution.")] = True,
+    gates: Annotated[
+        bool, typer.Option("--gates/--no-gates", help="Replace low-budget blocks by one convolution.")
+    ] = True,
     exit: Annotated[bool, typer.Option("--exit/--no-exit", help="Train an auxiliary classifier (AKD).")] = True,
     keep: Annotated[str, typer.Option(help="The classifier to deploy: final or auxiliary.")] = "final",
     masks: Annotated[str, typer.Option(help="senet, or random as an ablation at equal budget.")] = "senet",
@@ -157,14 +171,16 @@ def reduce(
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget}
     body = commands.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
-    show(body, json, lambda: commands.comparison_table(body))
+    show(body, json, lambda: comparison_table(body))
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of train, reduce or demo.")],
     data_dir: DataDir = None,
-    fixed: Annotated[bool, typer.Option("--fixed", help="Also in fixed point, in the clear, on the whole test set.")] = False,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="Also in fixed point, in the clear, on the whole test set.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Test accuracy and counts of a run's network; --fixed adds the private arithmetic, bit for bit."""
@@ -251,7 +267,7 @@ def demo(
 ) -> None:
     """Train, reduce, fold and privately run a network on scikit-learn's digits; under 6 minutes on two cores."""
     body = commands.demo(out, overwrite, images, seed)
-    show(body, json, lambda: commands.comparison_table(body))
+    show(body, json, lambda: comparison_table(body))
 
 
 def main() -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from shoal import demo as demonstration
 from shoal.cost import cost
 from shoal.data import Dataset, load
-from shoal.demo import dump
 from shoal.errors import ShoalError
 from shoal.graph import read_json
 from shoal.progress import bars
 from shoal.recipes import shallow
-from shoal.report import collect, comparison, gated_macs, plot_budget, plot_comparison, plot_curves, write_csv
+from shoal.report import collect, gated_macs, plot_budget, plot_comparison, plot_curves, write_csv
 from shoal.run import Run, environment
 from shoal.sites import relu_sites
 from shoal.spec import Spec, base_model
@@ -30,7 +28,10 @@ from shoal.surgery import trace
 from shoal.train import Schedule, Settings
 from shoal.train import evaluate as judge
 
-__all__ = ["dump"]
+
+def dump(body: Any) -> str:
+    """JSON for `--json`."""
+    return json.dumps(body, indent=1, default=str)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,13 @@ def train(
     shared: Shared,
 ) -> dict[str, Any]:
     """Train an all-ReLU network into a run folder."""
-    config = {"command": "train", "data": data, "data_dir": data_dir, "seed": shared.seed, "limit": limit}
+    config: dict[str, Any] = {
+        "command": "train",
+        "data": data,
+        "data_dir": data_dir,
+        "seed": shared.seed,
+        "limit": limit,
+    }
     config |= {"preset": preset, "epochs": epochs, "model": model, "width": width, "resolution": resolution}
     dataset = _load_data(config, data_dir, shared.device)
     schedule = _longer(_preset(preset).teacher, epochs)
@@ -155,6 +162,7 @@ def reduce(
     config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
     data = _load_data(config, data_dir, shared.device)
     plan = _stages(_preset(preset), epochs)
+    shallow.check_options(options, relu_sites(network, spec.shape))  # before anything is written
     run = Run.create(shared.out, config, shared.resume)
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])
@@ -207,19 +215,6 @@ def _reduce(
     return summary
 
 
-def comparison_table(summary: dict[str, Any]) -> Table:
-    """Baseline beside reduced beside ratio."""
-    table = Table(title=f"{summary['model']} on {summary['data']}, seed {summary['seed']}", header_style="bold")
-    for i, name in enumerate(("", "baseline", "reduced", "ratio")):
-        table.add_column(name, justify="right" if i else "left")
-    for row in comparison(summary):
-        table.add_row(*row)
-    paper = summary["reduced"].get("macs_accounting")
-    if paper and paper["honest"] != paper["paper"]:
-        table.caption = f"MACs of the whole depth after gating: {paper['honest']:,}; by the paper's own accounting {paper['paper']:,}"
-    return table
-
-
 def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]:
     """Test accuracy and counts of a run's network, in float and if asked in fixed point."""
     run = Run(folder)
@@ -250,7 +245,15 @@ def report(folders: list[Path], csv: Path | None) -> list[dict[str, Any]]:
 def report_table(rows: list[dict[str, Any]]) -> Table:
     """Runs down, figures across."""
     table = Table(header_style="bold")
-    shown = ("run", "data", "baseline.accuracy", "reduced.accuracy", "reduced.relus", "reduced.macs", "reduced.depth")
+    shown: tuple[str, ...] = (
+        "run",
+        "data",
+        "baseline.accuracy",
+        "reduced.accuracy",
+        "reduced.relus",
+        "reduced.macs",
+        "reduced.depth",
+    )
     shown += ("baseline.private.online_s", "reduced.private.online_s")
     for name in shown:
         table.add_column(name, justify="left" if name in ("run", "data") else "right")
@@ -357,6 +360,7 @@ DEMO_WIDTH = 0.25
 
 def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
     """The whole job on scikit-learn's digits."""
+    from shoal import demo as demonstration
     from shoal.private.certs import make_certificates
 
     demonstration.clean(out, overwrite)

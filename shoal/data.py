@@ -160,7 +160,7 @@ def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
         return name, None if root is None else Path(root).expanduser()
     if name and root is None and Path(name).expanduser().is_dir():
         return "folder", Path(name).expanduser()
-    close = get_close_matches(name, NAMES, n=1)
+    close = get_close_matches(name.lower(), NAMES, n=1)
     hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a directory and no root"
     raise ShoalError(f"found {name!r} at data set name; need one of {', '.join(NAMES)}; {hint}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -176,8 +175,3 @@ def agreement_of(network: dict[str, Any]) -> dict[str, Any]:
     """The summary's `agreement` of one measured network: private logits against plaintext ones."""
     private = network["private"]
     return {key: private[key] for key in ("images", "argmax_equal", "max_abs_logit_error", "error_bound")}
-
-
-def dump(body: dict[str, Any]) -> str:
-    """JSON for `--json`."""
-    return json.dumps(body, indent=1, default=str)

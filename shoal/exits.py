@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
 from shoal.sites import ReluSite, relu_sites
-from shoal.surgery import edit, module_calls, normalise, shapes
+from shoal.surgery import NORMAL, edit, module_calls, normalise, shapes
 
 PREFIX = "exits."
 
@@ -66,7 +66,7 @@ def add_exits(
     final = output.args[0]
     output.args = ((*logits, *(final if isinstance(final, (tuple, list)) else (final,))),)
     traced.recompile()
-    traced.shoal_normal = False  # inline the exits' own layers, so that their ReLUs become sites
+    traced.meta[NORMAL] = False  # inline the exits' own layers, so that their ReLUs become sites
     return normalise(traced)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -91,7 +90,7 @@ def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:
         if old is None and new is None:
             continue
         shown = ["not measured" if v is None else form.format(v) for v in (old, new)]
-        rows.append((label, *shown, _ratio(path, old, new)))
+        rows.append((label, shown[0], shown[1], _ratio(path, old, new)))
     return rows
 
 
@@ -103,15 +102,19 @@ def _ratio(path: str, old: float | None, new: float | None) -> str:
     return f"{old / new:.2f}x" if new else ""
 
 
-def print_comparison(summary: Summary, console: Console | None = None) -> None:
-    """Print the table, baseline beside reduced beside ratio."""
-    table = Table(title=f"{summary['data']}, {summary.get('model', '')}", header_style="bold")
-    table.add_column("")
-    for name in ("baseline", "reduced", "ratio"):
-        table.add_column(name, justify="right")
+def comparison_table(summary: Summary) -> Table:
+    """The table, baseline beside reduced beside ratio, with both accountings of replaced blocks below."""
+    table = Table(title=f"{summary['model']} on {summary['data']}, seed {summary['seed']}", header_style="bold")
+    for i, name in enumerate(("", "baseline", "reduced", "ratio")):
+        table.add_column(name, justify="right" if i else "left")
     for row in comparison(summary):
         table.add_row(*row)
-    (console or Console()).print(table)
+    macs = summary["reduced"].get("macs_accounting")
+    if macs and macs["honest"] != macs["paper"]:
+        table.caption = (
+            f"MACs after gating, before cutting exits: {macs['honest']:,}; as the paper counts: {macs['paper']:,}"
+        )
+    return table
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -165,12 +168,12 @@ def plot_comparison(summary: Summary, path: Path) -> None:
     shown.reverse()
     axes.barh([s[0] for s in shown], [1.0] * len(shown), color="#e6ebf1")
     axes.barh([s[0] for s in shown], [s[1] for s in shown], color="#1f5fa8")
-    for i, (_, share, old, new) in enumerate(shown):
-        axes.annotate(f"{share:.0%}   {old} to {new}", (1.02, i), va="center", fontsize=8, annotation_clip=False)
+    for i, (_, share, before, after) in enumerate(shown):
+        axes.annotate(f"{share:.0%}   {before} to {after}", (1.02, i), va="center", fontsize=8, annotation_clip=False)
     axes.set_xlim(0, 1.65)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "baseline"])
-    before, after = (summary[side]["accuracy"] for side in ("baseline", "reduced"))
-    axes.set_title(f"{summary['data']}: cost after reduction; accuracy {before:.2f} % to {after:.2f} %")
+    start, end = (summary[side]["accuracy"] for side in ("baseline", "reduced"))
+    axes.set_title(f"{summary['data']}: cost after reduction; accuracy {start:.2f} % to {end:.2f} %")
     _save(figure, path)
 
 

@@ -115,7 +115,9 @@ class Run:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ShoalError("found no TensorBoard; need it for --tensorboard; pip install shoal[tensorboard]") from error
+            raise ShoalError(
+                "found no TensorBoard; need it for --tensorboard; pip install shoal[tensorboard]"
+            ) from error
         writer = SummaryWriter(str(self.folder / "tensorboard" / stage))
 
         def record(row: dict[str, float]) -> None:

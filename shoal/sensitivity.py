@@ -41,7 +41,7 @@ class DynamicRewiring:
                 self._gather(name, weight)
                 weight.mul_(self.masks[name])
 
-    def _gather(self, name: str, weight: nn.Parameter) -> None:
+    def _gather(self, name: str, weight: Tensor) -> None:
         self._to(weight.device, name)
         if weight.grad is not None:
             self.momentum[name].mul_(0.9).add_(weight.grad, alpha=0.1)
@@ -117,7 +117,7 @@ def _share_out(total: int, share: Mapping[str, float], room: Mapping[str, int]) 
     return grown
 
 
-def conv_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def conv_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weight of every convolution, by module name."""
     return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
 

@@ -58,7 +58,8 @@ class Spec:
         known = {f.name for f in fields(cls)}
         if not isinstance(body, dict) or not {"base", "classes", "shape"} <= set(body) <= known:
             raise ShoalError(f"found no network spec at {path}; need a spec.json that shoal wrote")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+        return cls(**values)
 
 
 def base_model(spec: Spec) -> nn.Module:

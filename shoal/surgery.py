@@ -9,7 +9,7 @@ import copy
 import operator
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,15 @@ from shoal.graph import Graph, Node
 
 Lowered = tuple[str, dict[str, Any], dict[str, Tensor]]
 """What a module becomes in a Graph: operation, attributes, weights."""
+
+NORMAL = "shoal_normal"
+"""Set in a GraphModule's meta once every ReLU call is a submodule of its own."""
+
+
+class Lowers(Protocol):
+    """A module that knows its own form in a Graph; tracing does not look inside it."""
+
+    def to_node(self) -> Lowered: ...
 
 
 class _Tracer(fx.Tracer):
@@ -34,7 +43,7 @@ def normalise(model: nn.Module) -> fx.GraphModule:
     Parameter names stay those of `model`. Raises ShoalError, naming the line, when the control flow depends on
     data, and when a forward pass cannot be traced.
     """
-    if isinstance(model, fx.GraphModule) and getattr(model, "shoal_normal", False):
+    if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
     traced = _symbolic(copy.deepcopy(model))
     used: set[str] = set()
@@ -48,7 +57,7 @@ def _finish(traced: fx.GraphModule) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     traced.delete_all_unused_submodules()
-    traced.shoal_normal = True
+    traced.meta[NORMAL] = True
     return traced
 
 
@@ -215,7 +224,7 @@ def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
 
 def _lower_module(m: nn.Module, node: fx.Node) -> Lowered:
     if hasattr(m, "to_node"):
-        return m.to_node()
+        return cast(Lowers, m).to_node()
     if isinstance(m, nn.Conv2d):
         if isinstance(m.padding, str) or m.padding_mode != "zeros":
             return _unknown(f"Conv2d with padding {m.padding!r} {m.padding_mode}")

@@ -189,9 +189,7 @@ def test_fit_learns_and_is_deterministic(tmp_path: Path) -> None:
 
 def test_time_limit_stops_at_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
     model = network()
-    history = fit(
-        model, DATA, OBJECTIVE, PLAN, settings=Settings(max_seconds=0.0), checkpoint=Checkpoint(tmp_path)
-    )
+    history = fit(model, DATA, OBJECTIVE, PLAN, settings=Settings(max_seconds=0.0), checkpoint=Checkpoint(tmp_path))
     assert history.stopped
     assert len(history.rows) == 1
     assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
@@ -299,8 +297,8 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     model = network()
     fit(model, DATA, OBJECTIVE, replace(PLAN, epochs=1), checkpoint=Checkpoint(tmp_path))
     good = (tmp_path / "model.last.safetensors").read_bytes()
+    wild = replace(PLAN, lr=1e30)
     with pytest.raises(ShoalError, match=r"found loss = nan in epoch 1"):
-        wild = replace(PLAN, lr=1e30)
         fit(network(), DATA, OBJECTIVE, wild, settings=Settings(resume=True), checkpoint=Checkpoint(tmp_path))
     assert (tmp_path / "model.last.safetensors").read_bytes() == good
 

@@ -192,17 +192,30 @@ def reduce(
     Returns a network with one classifier and no wrapper but masks. Raises ShoalError for an impossible budget or
     options, and StoppedError when the settings' time ran out.
     """
-    if options.keep not in ("final", "auxiliary") or (options.keep == "auxiliary" and not options.exit):
-        raise ShoalError(f"found keep={options.keep!r}; need 'final', or 'auxiliary' together with an exit")
-    stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
     sites = relu_sites(teacher, spec.shape)
-    if not 1 <= options.budget <= sum(s.relus for s in sites):  # before any training
-        allocate(sites, {s.name: 1.0 for s in sites}, options.budget)
+    check_options(options, sites)
+    stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
     eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
     budget = allocate(sites, eta, options.budget)
     masked = _search_masks(stages, spec, teacher, sites, budget, options, preset)
     final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset)
     return Result(final_spec, model, budget, sites, eta, stages.histories)
+
+
+def check_options(options: Options, sites: tuple[ReluSite, ...]) -> None:
+    """Raise ShoalError, before any training, for an impossible budget or unknown variants."""
+    known = {
+        "keep": ("final", "auxiliary"),
+        "masks": ("senet", "random"),
+        "granularity": ("pixel", "channel"),
+        "ramp": ("linear", "cosine"),
+    }
+    for name, values in known.items():
+        if getattr(options, name) not in values:
+            raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
+    if options.keep == "auxiliary" and not options.exit:
+        raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
+    allocate(sites, options.sensitivity or {s.name: 1.0 for s in sites}, options.budget)
 
 
 def _sensitivity(
@@ -247,8 +260,6 @@ def _search_masks(
     preset: Preset,
 ) -> _Masked:
     """Stage 2: learn where the ReLUs go, with CE + KD; `random` keeps the first draw, at equal budget and epochs."""
-    if options.masks not in ("senet", "random"):
-        raise ShoalError(f"found mask method {options.masks!r}; need 'senet' or 'random'")
     spec = replace(spec, masked=tuple(site.name for site in sites))
     torch.manual_seed(stages.settings.seed + 2)
     model = assemble(spec, teacher if preset.student_from_teacher else _fresh(teacher))

@@ -1,0 +1,153 @@
+"""SENet masks against random masks at equal budget, gated branches on and off: mean and spread over seeds.
+
+    python benchmarks/reducers.py --data fashion-mnist --seeds 0 1 2 --out benchmarks/results/fashion_mnist.json
+
+Everything is chosen on the validation split; test accuracy is reported. The baseline is the teacher trained on for as
+many epochs as stages 2 and 3 take together. Finished cells are read back from the result file, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.cost import cost
+from shoal.data import Dataset, load
+from shoal.distill import Objective, cross_entropy
+from shoal.fold import fold
+from shoal.recipes import shallow
+from shoal.run import Run, environment
+from shoal.sites import relu_sites
+from shoal.spec import Spec
+from shoal.surgery import trace
+from shoal.train import Schedule, Settings, evaluate, fit
+
+
+def schedule(epochs: int, lr: float, batch: int, drop: tuple[int, ...] = ()) -> Schedule:
+    return Schedule(epochs, lr, drop, kind="cosine", warmup=0.3, batch_size=batch)
+
+
+def preset(a: argparse.Namespace) -> shallow.Preset:
+    teacher, sensitivity, mask, finetune = a.epochs
+    return shallow.Preset(
+        schedule(teacher, 0.1, a.batch),
+        schedule(sensitivity, 0.05, a.batch),
+        schedule(mask, 0.02, a.batch),
+        schedule(finetune, 0.03, a.batch, (max(1, finetune // 2),)),
+        beta=10.0,
+    )
+
+
+def result_of(model: Any, data: Dataset, settings: Settings) -> dict[str, Any]:
+    total = cost(fold(trace(model, data.shape)))
+    accuracy = evaluate(model, data, data.test, settings)[-1]
+    return {"accuracy": accuracy, "relus": total.relus, "macs": total.macs, "depth": total.depth}
+
+
+def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict[str, Any]) -> None:
+    """Teacher, baseline trained on, and one cell a (budget, masks, gates), for one seed."""
+    plan, settings = preset(a), Settings(seed=seed)
+    spec = Spec(a.model, data.classes, data.shape, a.width, a.resolution)
+    folder = Path(a.work) / f"{a.data}-{seed}"
+    run = Run(folder)
+    resume = replace(settings, resume=True)
+    teacher, _ = shallow.train_teacher(spec, data, plan.teacher, resume, run=run)
+    if f"teacher/{seed}" not in done:
+        save(f"teacher/{seed}", result_of(teacher, data, settings))
+    if f"baseline/{seed}" not in done:
+        longer = copy.deepcopy(teacher)
+        plain = schedule(a.epochs[2] + a.epochs[3], 0.03, a.batch)
+        fit(longer, data, Objective((cross_entropy(),)), plain, settings=settings)
+        save(f"baseline/{seed}", result_of(longer, data, settings))
+    total = sum(site.relus for site in relu_sites(teacher, data.shape))
+    for part in a.parts:
+        for masks in ("senet", "random"):
+            for gates in (False, True):
+                name = f"1/{part}/{masks}/{'gates' if gates else 'no gates'}/{seed}"
+                if name not in done:
+                    options = shallow.Options(total // part, d_th=a.d_th, gates=gates, exit=False, masks=masks)
+                    cell(name, spec, teacher, data, options, plan, resume, run, save)
+
+
+def cell(
+    name: str, spec: Spec, teacher: Any, data: Dataset, options: Any, plan: Any, settings: Settings, run: Any, save: Any
+) -> None:
+    """One reduction; stages 1 and 2 are shared with the other cells through checkpoints in subfolders."""
+    own = Run(run.folder / f"{options.budget}-{options.masks}")
+    own.folder.mkdir(parents=True, exist_ok=True)
+    shared = run.folder / "sensitivity.json"
+    if shared.exists():
+        options = replace(options, sensitivity=json.loads(shared.read_text()))
+    begun = time.monotonic()
+    stale = list((own.folder / "stages").glob("finetune.*"))
+    for path in stale:
+        path.unlink()
+    result = shallow.reduce(spec, teacher, data, options, plan, settings, run=own)
+    if not shared.exists():
+        shared.write_text(json.dumps(result.sensitivity))
+    row = result_of(result.model, data, Settings(seed=settings.seed))
+    row |= {"replaced": list(result.spec.branches), "budget": options.budget, "seconds": time.monotonic() - begun}
+    save(name, row)
+
+
+def table(done: dict[str, Any]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds of every kind of cell."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for name, row in done.items():
+        kinds.setdefault(name.rpartition("/")[0], []).append(row)
+    summary = {}
+    for kind, rows in kinds.items():
+        values = [row["accuracy"] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        last = rows[-1]
+        summary[kind] = {"accuracy_mean": statistics.mean(values), "accuracy_sd": spread, "runs": len(rows)}
+        summary[kind] |= {k: last[k] for k in ("relus", "macs", "depth")}
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--model", default="resnet10")
+    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--resolution", type=float, default=0.5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", type=int, nargs="+", default=[8, 32])
+    parser.add_argument(
+        "--epochs", type=int, nargs=4, default=[5, 1, 2, 4], metavar=("TEACHER", "SENS", "MASK", "FINE")
+    )
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--d-th", type=float, default=0.05)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", default="runs/reducers")
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    body = json.loads(a.out.read_text()) if a.out.exists() else {}
+    done = body.get("cells", {})
+
+    def save(name: str, row: dict[str, Any]) -> None:
+        done[name] = row
+        facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("work", "data_dir")}
+        body.update(settings=facts, environment=environment(), table=table(done), cells=done)
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        a.out.write_text(json.dumps(body, indent=1) + "\n")
+        print(f"{name}: {row['accuracy']:.2f} %, {row['relus']:,} ReLUs, {row['macs']:,} MACs", flush=True)
+
+    for seed in a.seeds:
+        data = load(a.data, a.data_dir, seed=seed, limit=a.limit)
+        cells(a, data, seed, save, done)
+
+
+if __name__ == "__main__":
+    main()

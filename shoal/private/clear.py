@@ -1,0 +1,250 @@
+"""The clear executor: a Program on plain integers, bit for bit what the two parties compute on shares.
+
+`OPS` states for each operation its attributes, the shape of its result, and its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.errors import ShoalError
+from shoal.private.fixed import FixedPoint, ring_conv2d, ring_linear
+
+if TYPE_CHECKING:
+    from shoal.private.program import Program, Weights
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on shares. `shape` is that of its result without batch, (C, H, W) or (F,)."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: Shape
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Op:
+    """Meaning of an operation: names of its attributes, result shape from (step, input shapes), value."""
+
+    attrs: tuple[str, ...]
+    shape: Callable[..., Shape]
+    run: Callable[..., Tensor]
+
+
+class _Machine:
+    """One Program made ready to run: weights and masks as tensors, and the source of truncation noise."""
+
+    def __init__(self, program: Program, weights: Weights, noise: np.random.Generator | None) -> None:
+        self.program, self.noise = program, noise
+        self.fixed = FixedPoint(program.fraction_bits, program.field_bits)
+        self.weights = {name: torch.from_numpy(np.array(a)) for name, a in weights.arrays.items()}
+        self.masks = {s.name: _mask(program.keep[s.name], s.shape) for s in program.steps if s.name in program.keep}
+        self.last = {name: i for i, step in enumerate(program.steps) for name in step.inputs}
+
+    def __call__(self, x: Tensor) -> tuple[np.ndarray, ...]:
+        values = {self.program.input: x}
+        for i, step in enumerate(self.program.steps):
+            inputs = [values[name] for name in step.inputs]
+            values[step.name] = OPS[step.op].run(self, step, *inputs)
+            for name in set(step.inputs) - set(self.program.outputs):
+                if self.last[name] == i:
+                    del values[name]
+        return tuple(values[name].numpy() for name in self.program.outputs)
+
+    def truncate(self, words: Tensor) -> Tensor:
+        words = self.fixed.truncate(words)
+        if self.noise is None:
+            return words
+        # Two fair bits less one: -1, 0, +1 with chances 1/4, 1/2, 1/4.
+        bits = torch.from_numpy(self.noise.integers(0, 4, size=tuple(words.shape), dtype=np.uint8))
+        return words + (bits & 1).long() + (bits >> 1).long() - 1
+
+
+def run_clear(
+    program: Program,
+    weights: Weights,
+    images: np.ndarray | Tensor,
+    *,
+    noise: np.random.Generator | None = None,
+    batch: int = 256,
+) -> tuple[np.ndarray, ...]:
+    """Logits of every output as float64 [N, *shape], exact modulo 2^64, for `images` [N, *input_shape].
+
+    Images are preprocessed floats, or int64 words at scale 2^fraction_bits. `noise` adds -1, 0 or +1 unit
+    (chances 1/4, 1/2, 1/4) to every truncation, as SPU's does. Raises ShoalError on images of another shape or
+    type, and on weights of another program.
+    """
+    weights.check(program)
+    words = torch.from_numpy(_words(program, images))
+    machine = _Machine(program, weights, noise)
+    with torch.no_grad():
+        parts = [machine(words[i : i + batch]) for i in range(0, len(words), batch)]
+    return tuple(machine.fixed.decode(np.concatenate(column)) for column in zip(*parts, strict=True))
+
+
+def _words(program: Program, images: np.ndarray | Tensor) -> np.ndarray:
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.shape[1:] != program.input_shape or not len(array):
+        raise ShoalError(
+            f"found images of shape {array.shape} at {program.input}; need (N, *{program.input_shape}) "
+            "with N >= 1; resize them or compile for their size"
+        )
+    if array.dtype.kind == "f":
+        return FixedPoint(program.fraction_bits).encode(array, "the images")
+    if array.dtype != np.int64:
+        raise ShoalError(
+            f"found images of type {array.dtype} at {program.input}; need normalised floats, or int64 "
+            "fixed-point words; apply the program's preprocessing"
+        )
+    return np.array(array)
+
+
+def check_step(step: Step, inputs: list[Shape]) -> None:
+    """Raise ShoalError unless `step` is a known operation with its attributes and fits its inputs' shapes."""
+    if step.op not in OPS:
+        raise ShoalError(f"found operation {step.op!r} at {step.name}; need one of {', '.join(OPS)}; rewrite that part")
+    op = OPS[step.op]
+    missing = [name for name in op.attrs if name not in step.attrs]
+    if missing:
+        raise ShoalError(f"found {step.op} without {missing} at {step.name}; need all of {list(op.attrs)}")
+    try:
+        shape = tuple(op.shape(step, *inputs))
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise ShoalError(
+            f"found {step.op} of shapes {inputs} with {step.attrs} at {step.name}; need a form that it can "
+            f"work on ({error}); rewrite that part"
+        ) from error
+    if shape != step.shape or not shape or min(shape) < 1:
+        raise ShoalError(
+            f"found {step.op} of shapes {inputs} at {step.name} with result {step.shape}; need {shape}; "
+            "rewrite that part with the operation's plain form"
+        )
+
+
+def _mask(keep: np.ndarray, shape: Shape) -> Tensor:
+    mask = np.zeros(prod(shape), dtype=bool)
+    mask[keep] = True
+    return torch.from_numpy(mask.reshape(shape))
+
+
+def _window(size: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> int:
+    if stride < 1 or dilation < 1 or kernel < 1 or padding < 0:
+        raise ValueError("strides, dilations and kernels are at least 1, padding at least 0")
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _conv2d_shape(step: Step, x: Shape) -> Shape:
+    (channels, height, width), a, out = x, step.attrs, step.shape[0]
+    if a["groups"] < 1 or channels % a["groups"] or out % a["groups"]:
+        raise ValueError(f"channels must divide by groups {a['groups']}")
+    # The kernel is stated by `compile`; a program made by hand may leave it to the weights.
+    kernel = a.get("kernel")
+    if kernel is None:
+        return step.shape
+    each = zip((height, width), kernel, a["stride"], a["padding"], a["dilation"], strict=True)
+    return (out, *(_window(*side) for side in each))
+
+
+def _conv2d(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    a, weight = step.attrs, m.weights[f"{step.name}.weight"]
+    y = m.truncate(ring_conv2d(x, weight, a["stride"], a["padding"], a["dilation"], a["groups"]))
+    return y + m.weights[f"{step.name}.bias"].view(-1, 1, 1)
+
+
+def _linear_shape(step: Step, x: Shape) -> Shape:
+    (_,) = x
+    (features,) = step.shape
+    return (features,)
+
+
+def _linear(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    y = m.truncate(ring_linear(x, m.weights[f"{step.name}.weight"]))
+    return y + m.weights[f"{step.name}.bias"]
+
+
+def _relu(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    mask = m.masks.get(step.name)
+    return x.clamp(min=0) if mask is None else torch.where(mask, x.clamp(min=0), x)
+
+
+def _add_shape(step: Step, x: Shape, y: Shape) -> Shape:
+    if x != y:
+        raise ValueError("both terms must have one shape")
+    return x
+
+
+def _pool_shape(step: Step, x: Shape) -> Shape:
+    channels, height, width = x
+    each = zip((height, width), step.attrs["kernel"], step.attrs["stride"], strict=True)
+    return (channels, *(_window(*side) for side in each))
+
+
+def _pool(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    (rows, columns), (down, right) = step.attrs["kernel"], step.attrs["stride"]
+    total = x.unfold(2, rows, down).unfold(3, columns, right).sum((-1, -2))
+    return m.truncate(total * m.fixed.reciprocal(rows * columns))
+
+
+def _mean_shape(step: Step, x: Shape) -> Shape:
+    channels, _, _ = x
+    return (channels, 1, 1) if step.attrs["keepdim"] else (channels,)
+
+
+def _mean(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    total = x.sum((2, 3), keepdim=step.attrs["keepdim"])
+    return m.truncate(total * m.fixed.reciprocal(x.shape[2] * x.shape[3]))
+
+
+def _concat_shape(step: Step, *shapes: Shape) -> Shape:
+    if len({shape[1:] for shape in shapes}) != 1:
+        raise ValueError("parts may differ in channels only")
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _subsample_shape(step: Step, x: Shape) -> Shape:
+    channels, height, width = x
+    down, right = step.attrs["stride"]
+    return (channels, _window(height, 1, down), _window(width, 1, right))
+
+
+def _subsample(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    down, right = step.attrs["stride"]
+    return x[:, :, ::down, ::right]
+
+
+def _pad_shape(step: Step, x: Shape) -> Shape:
+    pads = list(step.attrs["pads"])
+    if min(pads) < 0 or len(pads) % 2 or len(pads) > 2 * len(x):
+        raise ValueError("pads are pairs of zero or more, last dimension first")
+    sides = [pads[i] + pads[i + 1] for i in range(0, len(pads), 2)]
+    sides = (sides + [0] * (len(x) - len(sides)))[::-1]
+    return tuple(size + side for size, side in zip(x, sides, strict=True))
+
+
+OPS: dict[str, Op] = {
+    "conv2d": Op(("stride", "padding", "dilation", "groups"), _conv2d_shape, _conv2d),
+    "linear": Op((), _linear_shape, _linear),
+    "relu": Op((), lambda step, x: x, _relu),
+    "add": Op((), _add_shape, lambda m, step, x, y: x + y),
+    "avg_pool2d": Op(("kernel", "stride"), _pool_shape, _pool),
+    "mean": Op(("keepdim",), _mean_shape, _mean),
+    "flatten": Op((), lambda step, x: (prod(x),), lambda m, step, x: x.flatten(1)),
+    "concat": Op((), _concat_shape, lambda m, step, *xs: torch.cat(xs, 1)),
+    "subsample": Op(("stride",), _subsample_shape, _subsample),
+    "pad": Op(("pads",), _pad_shape, lambda m, step, x: F.pad(x, step.attrs["pads"])),
+}
+TRUNCATING = ("conv2d", "linear", "avg_pool2d", "mean")
+"""Operations whose result is a truncated product."""

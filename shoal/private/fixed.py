@@ -1,0 +1,195 @@
+"""Fixed point in Z_2^64: encoding, truncation, and linear layers that are exact modulo 2^64.
+
+A word is a signed 64-bit integer, `round(value * 2^fraction_bits)`, with two's-complement wrap-around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.errors import ShoalError
+
+FIELD_BITS = 64
+EXACT_BITS = 53
+"""float64 holds every integer up to 2^53, so sums that stay below it are exact in any order of addition."""
+WIDE_WEIGHT_BITS = 40
+WEIGHT_LIMB_BITS = 16
+
+MOST_BITS, LEAST_BITS = 18, 8
+COMFORT_BITS = 12
+"""Below this many fraction bits, precision is worth more than activations under 2^24."""
+Words = TypeVar("Words", Any, Tensor)
+"""int64 words: a NumPy array or a torch tensor."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Numbers as words of Z_2^`field_bits` with `fraction_bits` binary places; one unit is 2^-fraction_bits.
+
+    Raises ShoalError for another ring than 64 bits or fraction bits outside 1..30.
+    """
+
+    fraction_bits: int
+    field_bits: int = FIELD_BITS
+
+    def __post_init__(self) -> None:
+        if self.field_bits != FIELD_BITS:
+            raise ShoalError(f"found field_bits {self.field_bits!r}; need {FIELD_BITS}; leave it at its default")
+        f = self.fraction_bits
+        if not isinstance(f, int) or isinstance(f, bool) or not 1 <= f <= 30:
+            raise ShoalError(f"found fraction_bits {f!r}; need an integer from 1 to 30; try 16")
+
+    @property
+    def scale(self) -> int:
+        """The word that stands for 1."""
+        return 1 << self.fraction_bits
+
+    def encode(self, values: Any, name: str = "the values") -> np.ndarray:
+        """int64 words nearest to `values` (float array or tensor of any shape), ties to even.
+
+        Raises ShoalError, calling the values `name`, on NaN, infinity and numbers too large for the ring.
+        """
+        scaled = np.rint(_float64(values) * self.scale)
+        if not np.isfinite(scaled).all():
+            raise ShoalError(f"found NaN or infinity in {name}; need finite numbers; look for diverged training")
+        if scaled.size and np.abs(scaled).max() >= 2.0 ** (self.field_bits - 1):
+            raise ShoalError(
+                f"found magnitude {np.abs(scaled).max() / self.scale:g} in {name}; need less than "
+                f"2^{self.field_bits - 1 - self.fraction_bits}; rescale them or use fewer fraction bits"
+            )
+        return scaled.astype(np.int64)
+
+    def decode(self, words: np.ndarray) -> np.ndarray:
+        """float64 values of int64 words, same shape; exact for words below 2^53."""
+        return np.asarray(words, dtype=np.int64).astype(np.float64) / self.scale
+
+    def truncate(self, words: Words) -> Words:
+        """Words of a product (scale 2^2f) brought back to scale 2^f: arithmetic shift, so rounding down."""
+        return words >> self.fraction_bits
+
+    def reciprocal(self, count: int) -> int:
+        """The word of 1/count, which turns a sum into a mean. Raises ShoalError when it is zero."""
+        word = round(self.scale / count)
+        if not word:
+            raise ShoalError(
+                f"found an average over {count} values at {self.fraction_bits} fraction bits, where 1/{count} "
+                "rounds to zero; need more fraction bits; or pool in two steps"
+            )
+        return word
+
+
+def _float64(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A magnitude that grows by 2^(power * f) in fixed point and must stay below 2^bits."""
+
+    name: str
+    what: str
+    value: float
+    power: int
+    bits: int
+    hard: bool = True
+
+    def fits(self, f: int) -> bool:
+        """Whether it stays below the limit at `f` fraction bits."""
+        return round(self.value * 2.0 ** (self.power * f)) < 1 << self.bits
+
+    def message(self, f: int) -> str:
+        """What to tell the user when it does not fit at `f` fraction bits."""
+        return (
+            f"found {self.what} {self.value:.4g} at {self.name} with {f} fraction bits; need less than "
+            f"2^{self.bits - self.power * f} = {2.0 ** (self.bits - self.power * f):.4g}; rescale that layer, "
+            "train it with weight decay, or use fewer fraction bits (8 at least) or a smaller margin"
+        )
+
+
+def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
+    """The given fraction bits, or the most that fit: below 2^24 throughout where 12 bits allow it."""
+    hard = [d for d in demands if d.hard]
+    if given is None:
+        ladders = [(demands, COMFORT_BITS), (hard, LEAST_BITS)]
+        fitting = [f for d, least in ladders for f in range(MOST_BITS, least - 1, -1) if all(x.fits(f) for x in d)]
+        given = fitting[0] if fitting else LEAST_BITS
+    bits = FixedPoint(given).fraction_bits
+    misfit = next((d for d in hard if not d.fits(bits)), None)
+    if misfit is not None:
+        raise ShoalError(misfit.message(bits))
+    return bits
+
+
+def ring_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Cross-correlation of int64 [N, C, H, W] and int64 [O, C/groups, kh, kw], exact mod 2^64, not truncated."""
+
+    def product(a: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(a, w, None, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+    return ring_product(product, x, weight)
+
+
+def ring_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """int64 [N, F] times the transpose of int64 [O, F], exact mod 2^64, not truncated."""
+    return ring_product(F.linear, x, weight)
+
+
+def ring_product(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """`product(x, weight)` mod 2^64 for int64 operands and a bilinear `product` over float64.
+
+    Operands are cut into limbs until no partial sum can leave the range where float64 is exact. Dimension 0 of
+    `weight` counts the outputs; each output is a sum of x times weight entries, every entry used at most once.
+    """
+    total: Tensor | None = None
+    for weight_shift, w in _weight_limbs(weight):
+        norm = _norm(w)
+        if norm.bit_length() >= EXACT_BITS:
+            raise ShoalError(f"found {w[0].numel()} weights an output; need fewer than 2^36; split the layer")
+        for shift, a in limbs(x, EXACT_BITS - norm.bit_length()) if peak(x) * norm > 2**EXACT_BITS else [(0, x)]:
+            if shift + weight_shift < FIELD_BITS:
+                part = product(a.double(), w.double()).long() << (shift + weight_shift)
+                total = part if total is None else total + part
+    assert total is not None  # both operands have at least one limb, at shift zero
+    return total
+
+
+def _weight_limbs(weight: Tensor) -> list[tuple[int, Tensor]]:
+    # Wide weights would leave only a few bits for each limb of x, so they are cut first.
+    wide = _norm(weight).bit_length() > WIDE_WEIGHT_BITS
+    return limbs(weight, WEIGHT_LIMB_BITS) if wide else [(0, weight)]
+
+
+def limbs(words: Tensor, bits: int) -> list[tuple[int, Tensor]]:
+    """(shift, limb) pairs with sum(limb << shift) == words, every abs(limb) <= 2^bits; the last one is signed."""
+    parts: list[tuple[int, Tensor]] = []
+    shift = 0
+    while peak(words) > 1 << bits:
+        parts.append((shift, words & ((1 << bits) - 1)))
+        words, shift = words >> bits, shift + bits
+    return [*parts, (shift, words)]
+
+
+def peak(words: Tensor) -> int:
+    """Largest magnitude as a Python integer (2^63 has no int64), 0 if empty."""
+    return max(int(words.max()), -int(words.min())) if words.numel() else 0
+
+
+def _norm(weight: Tensor) -> int:
+    """At least the largest L1 norm of an output's weights; exact where it decides, below 2^53."""
+    sums = weight.double().abs().flatten(1).sum(1)
+    return int(float(sums.max()) * (1 + 2**-20)) + 1 if sums.numel() else 0
