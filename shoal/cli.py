@@ -29,9 +29,9 @@ A first tour (each command explains itself with --help):
 
   shoal compile runs/reduced --out artifact; shoal certs certs
 
-  shoal serve artifact/server --cert certs/server.crt --key certs/server.key --ca certs/ca.crt
+  shoal serve artifact/server --cert certs/server.pem --key certs/server.key --ca certs/ca.pem
 
-  shoal query artifact/client IMAGE.png --cert certs/client.crt --key certs/client.key --ca certs/ca.crt
+  shoal query artifact/client IMAGE.png --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
 """
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -215,7 +215,7 @@ def compile_(
 
 @app.command()
 def certs(
-    folder: Annotated[Path, typer.Argument(help="Where to write ca.crt, server.crt/.key, client.crt/.key.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write ca.pem, server.pem/.key, client.pem/.key.")],
     name: Annotated[list[str] | None, typer.Option(help="Host name or address of a party; repeatable.")] = None,
     json: Json = False,
 ) -> None:

@@ -283,7 +283,7 @@ def certs(folder: Path, names: list[str]) -> dict[str, Any]:
     from shoal.private.certs import make_certificates
 
     make_certificates(folder, tuple(names))
-    return {"ca": str(folder / "ca.crt"), "names": ", ".join(names), "folder": str(folder)}
+    return {"ca": str(folder / "ca.pem"), "names": ", ".join(names), "folder": str(folder)}
 
 
 def tls(cert: Path | None, key: Path | None, ca: Path | None) -> Any:

@@ -70,7 +70,7 @@ def served(artifact: Path, certificates: Path, *, extra: tuple[str, ...] = ()) -
 
 
 def _files(side: str) -> dict[str, str]:
-    return {"cert": f"{side}.crt", "key": f"{side}.key", "ca": "ca.crt"}
+    return {"cert": f"{side}.pem", "key": f"{side}.key", "ca": "ca.pem"}
 
 
 def client_tls(certificates: Path) -> TLS:
