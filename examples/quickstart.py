@@ -39,7 +39,7 @@ def main(out: Path | None = None, epochs: int = 8) -> dict[str, float]:
     teacher, _ = shoal.train_teacher(spec, data, plan.teacher, shoal.Settings(), base=MyCNN())
     result = shoal.reduce(spec, teacher, data, shoal.Options(budget=600, exit=False), plan, shoal.Settings())
     before, after = (shoal.cost(shoal.fold(shoal.trace(m, data.shape))) for m in (teacher, result.model))
-    graph, program, weights = deploy(result.model, data)
+    _, program, weights = deploy(result.model, data)
     if out is not None:
         from shoal.private.party import save_artifact  # then: shoal serve OUT/server, shoal query OUT/client IMAGE
 

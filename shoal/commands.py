@@ -354,7 +354,7 @@ def query_table(body: dict[str, Any]) -> Table:
     return table
 
 
-DEMO = shallow.Options(budget=1600, d_th=0.12, exit=True, keep="final")
+DEMO = shallow.Options(budget=1900, d_th=0.12)
 DEMO_WIDTH = 0.25
 
 
@@ -366,7 +366,7 @@ def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
     demonstration.clean(out, overwrite)
     say: Callable[[str], None] = lambda text: Console(stderr=True).print(text, highlight=False)  # noqa: E731
     data = load("digits", seed=seed)
-    plan, settings = shallow.quick(), Settings(seed=seed)
+    plan, settings = shallow.quick(teacher=20, sensitivity=3, mask=8, finetune=30), Settings(seed=seed)
     spec = Spec("resnet10", data.classes, data.shape, DEMO_WIDTH)
     run = Run.create(out, {"command": "demo", "data": "digits", "seed": seed, "options": DEMO, "preset": plan})
     say(f"training an all-ReLU {spec.base} (width {spec.width}) on digits")

@@ -90,9 +90,9 @@ def query_all(artifact: Path, certificates: Path, images: Tensor, graph: Graph, 
         with Client(artifact / "client", address, client_tls(certificates)) as client:
             for i in range(min(5, len(images))):
                 singles.append(client.query(images[i : i + 1].numpy()))
-                logits.append(torch.as_tensor(singles[-1].logits))
+                logits.append(torch.tensor(singles[-1].logits))
             for i in range(len(singles), len(images), batch):
-                logits.append(torch.as_tensor(client.query(images[i : i + batch].numpy()).logits))
+                logits.append(torch.tensor(client.query(images[i : i + batch].numpy()).logits))
             setup = client.setup_s
         process.wait(timeout=60)
     finally:

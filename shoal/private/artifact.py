@@ -1,4 +1,4 @@
-"""What `compile` writes for the two parties: `client/` without weights, `server/` with them, and how each is checked."""
+"""What `compile` writes for the parties: `client/` without weights, `server/` with them; how each is checked."""
 
 from __future__ import annotations
 

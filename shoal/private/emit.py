@@ -1,4 +1,4 @@
-"""A Program as JAX functions: one a segment, the form that SPU compiles. Maps are NHWC inside, as SPU's products want."""
+"""A Program as JAX functions, one a segment, the form that SPU compiles. Maps are NHWC inside."""
 
 from __future__ import annotations
 

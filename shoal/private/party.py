@@ -63,7 +63,7 @@ class _Session:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise ClosedError(f"found no result within {self.timeout_s:g} s; need a live peer; raise the timeout")
-            watched = [self.worker.fd] if self.peer_done else [self.worker.fd, self.sock]
+            watched: list[Any] = [self.worker.fd] if self.peer_done else [self.worker.fd, self.sock]
             ready, _, _ = select.select(watched, [], [], left)
             if self.worker.fd in ready:
                 _, body, payload = self.worker.channel.receive(kind)
@@ -81,7 +81,8 @@ class _Session:
     def next_frame(self) -> tuple[str, dict[str, Any], bytes]:
         """The peer's next message, however long it takes, unless the worker dies first."""
         if not _pending(self.sock):
-            ready, _, _ = select.select([self.worker.fd, self.sock], [], [])
+            both: list[Any] = [self.worker.fd, self.sock]
+            ready, _, _ = select.select(both, [], [])
             if self.worker.fd in ready:
                 self.worker.channel.receive("none")  # raises what the worker said last
         return self.channel.receive("query", "bye")
@@ -133,7 +134,7 @@ class Server:
         self.listener.close()
 
     def serve(self, max_sessions: int | None = None, log: Any = None) -> None:
-        """Answer sessions until `stop`, or until `max_sessions` have begun. A failed session does not end the server."""
+        """Answer sessions until `stop`, or until `max_sessions` have begun. A failed one does not end the server."""
         count = 0
         while not self.closed and (max_sessions is None or count < max_sessions):
             try:

@@ -1,16 +1,17 @@
-"""The only file that imports spu: a link, a runtime, and a Program run on them. The server is rank 0.
+"""A Program inside SPU: the only file that imports spu and jax, meant to run in a worker process of its own.
 
-SPU 0.9.5, Cheetah, FM64. Weights are the server's own values, which halves the homomorphic work against shared ones.
+SPU convolves NHWC with HWIO kernels, so values live in (H, W, C) order here and public positions are converted.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import re
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,247 +19,414 @@ import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.private.certs import TLS
-from shoal.private.emit import Segment, function, segments, shape_nhwc, to_nhwc, weight_layout
-from shoal.private.program import Program, Weights
+from shoal.private.program import Program, Step
 
-SERVER, CLIENT = 0, 1
-STATISTICS = re.compile(
-    r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)"
-)
+try:
+    import jax
+    import jax.numpy as jnp
+    import spu
+    from spu import libspu
+    from spu.utils import frontend
+except ImportError as _error:
+    raise ShoalError(
+        f"found no SPU ({_error}); need Python 3.10 or 3.11 with the private extra; do pip install shoal[private]"
+    ) from _error
 
-
-def spu_version() -> str:
-    """The installed SPU. Raises ShoalError where there is none."""
-    try:
-        return version("spu")
-    except PackageNotFoundError as error:
-        raise ShoalError(
-            "found no SPU; need Python 3.10 or 3.11 and the private extra; pip install 'shoal[private]'"
-        ) from error
+SERVER, CLIENT = 0, 1  # SPU sends four fifths of a ReLU's bytes from rank 0, and servers have the better uplink.
+FIELDS = {32: "FM32", 64: "FM64", 128: "FM128"}
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What both parties must agree on before SPU connects."""
+class Settings:
+    """What both parties must agree on, and this party's patience in seconds."""
 
-    protocol: str = "CHEETAH"
-    field: str = "FM64"
-    ot_kind: str = "YACL_Softspoken"
-    """Softspoken starts at once and is faster on a LAN; YACL_Ferret sends about a ninth of the bytes a ReLU."""
-    shared_weights: bool = False
-    """Secret-share the weights instead of leaving them with the server: only to measure what that costs."""
-    matmul_pack: bool = True
+    field_bits: int
+    fraction_bits: int
+    ot_kind: str
+    shared_weights: bool
+    threads: int
+    timeout_s: float
+    link_s: float
 
-
-@dataclass(frozen=True)
-class Statistics:
-    """Seconds of one inference by kind, and what crossed the link in both directions."""
-
-    relu_s: float
-    linear_s: float
-    bytes: int
-    messages: int
-
-    @property
-    def seconds(self) -> float:
-        """Seconds in all segments."""
-        return self.relu_s + self.linear_s
-
-
-class Engine:
-    """One party's end of an SPU session that runs one program, over and over."""
-
-    def __init__(
-        self,
-        program: Program,
-        rank: int,
-        addresses: tuple[str, str],
-        tls: TLS | None,
-        protocol: Protocol,
-        log: Path,
-        timeout_s: float,
-    ) -> None:
-        spu_version()
-        self.program, self.rank, self.protocol, self.log = program, rank, protocol, log
-        _start_log(log)
-        self.link = _connect(rank, addresses, tls, timeout_s)
-        self.runtime, self.io = _runtime(self.link, protocol, program.fraction_bits)
-        self.segments = segments(program)
-        self.compiled: dict[int, list[Any]] = {}
-
-    def put_weights(self, weights: Weights | None) -> None:
-        """Set every weight: the server passes its own, the client None and learns nothing but shapes."""
-        for name, shape in _weight_shapes(self.program).items():
-            value = None
-            if weights is not None:
-                words = weight_layout(name, weights.arrays[name])
-                # Exact: compile keeps every word below 2^24.
-                value = (words * 2.0**-self.program.fraction_bits).astype(np.float32)
-            self._set(name, value, shape, SERVER)
-
-    def _set(self, name: str, value: np.ndarray | None, shape: tuple[int, ...], owner: int) -> None:
-        from spu import libspu
-
-        mine = np.zeros(shape, np.float32) if value is None else value
-        if owner == SERVER and self.protocol.shared_weights:
-            self.runtime.set_var(name, self._share_out(mine, owner))
-            return
-        # The share of a value that the other party owns is a dummy, built here and never sent.
-        shares = self.io.make_shares(mine, libspu.Visibility.VIS_SECRET, owner)
-        self.runtime.set_var(name, shares[self.rank])
-
-    def _share_out(self, value: np.ndarray, owner: int) -> Any:
-        from spu import libspu
-
-        if self.rank != owner:
-            return _receive_share(self.link, owner)
-        shares = self.io.make_shares(value, libspu.Visibility.VIS_SECRET)
-        _send_share(self.link, 1 - owner, shares[1 - owner])
-        return shares[owner]
-
-    def prepare(self, batch: int) -> None:
-        """Compile every segment for a batch size, once."""
-        if batch not in self.compiled:
-            shapes = _value_shapes(self.program, batch)
-            self.compiled[batch] = [_compile(self.program, s, shapes) for s in self.segments]
-
-    def run(self, images: np.ndarray | None, batch: int) -> tuple[tuple[np.ndarray, ...] | None, Statistics]:
-        """One inference of `batch` images; the client passes them ([N, C, H, W] float32) and gets logits [N, classes].
-
-        The server passes None and gets None. Logits are those of every exit, weak to strong.
-        """
-        self.prepare(batch)
-        start = self.log.stat().st_size if self.log.exists() else 0
-        shape = shape_nhwc(self.program.input_shape, batch)
-        self._set(self.program.input, None if images is None else to_nhwc(images), shape, CLIENT)
-        seconds = {"relu": 0.0, "linear": 0.0}
-        for segment, executable in zip(self.segments, self.compiled[batch], strict=True):
-            begun = time.perf_counter()
-            self.runtime.run(executable)
-            seconds[segment.kind] += time.perf_counter() - begun
-        logits = self._open()
-        return logits, Statistics(seconds["relu"], seconds["linear"], *self._traffic(start))
-
-    def _open(self) -> tuple[np.ndarray, ...] | None:
-        """The server sends its shares of the logits; the client alone puts them together."""
-        shares = [self.runtime.get_var(name) for name in self.program.outputs]
-        if self.rank == SERVER:
-            for share in shares:
-                _send_share(self.link, CLIENT, share)
-            return None
-        theirs = [_receive_share(self.link, SERVER) for _ in shares]
-        return tuple(np.asarray(self.io.reconstruct([a, b]), np.float64) for a, b in zip(theirs, shares, strict=True))
-
-    def _traffic(self, start: int) -> tuple[int, int]:
-        """(bytes, messages) in both directions since the log had `start` bytes; SPU tells them nowhere else."""
-        with self.log.open("rb") as file:
-            file.seek(start)
-            found = STATISTICS.findall(file.read().decode(errors="replace"))
-        if len(found) != len(self.segments):
-            raise ShoalError(f"found {len(found)} statistics in SPU's log; need {len(self.segments)}, one a segment")
-        rows = np.array(found, dtype=np.int64).sum(0)
-        return int(rows[0] + rows[1]), int(rows[2] + rows[3])
-
-    def close(self) -> None:
-        """End the link."""
-        self.link.stop_link()
+    def runtime_config(self) -> Any:
+        """SPU's own configuration."""
+        # The wheel does not export the OT enumeration, so only JSON can set it.
+        fields = {
+            "protocol": "CHEETAH",
+            "field": FIELDS[self.field_bits],
+            "fxp_fraction_bits": self.fraction_bits,
+            "max_concurrency": self.threads,
+            "cheetah_2pc_config": {"ot_kind": self.ot_kind},
+            "experimental_enable_colocated_optimization": not self.shared_weights,
+            "enable_pphlo_profile": True,
+        }
+        config = libspu.RuntimeConfig()
+        config.ParseFromJsonString(json.dumps(fields))
+        return config
 
 
-def _start_log(path: Path) -> None:
-    from spu import libspu
-
-    options = libspu.logging.LogOptions()
-    options.enable_console_logger = False
-    options.system_log_path = str(path)
-    options.trace_log_path = str(path.with_name("trace.log"))
-    libspu.logging.setup_logging(options)
-
-
-def _connect(rank: int, addresses: tuple[str, str], tls: TLS | None, timeout_s: float) -> Any:
-    from spu import libspu
-
+def open_link(rank: int, hosts: tuple[str, str], session: str, tls: TLS | None, settings: Settings) -> Any:
+    """SPU's own connection between `hosts` (server's, client's ``"host:port"``), with mutual TLS unless None."""
     desc = libspu.link.Desc()
-    for name, address in zip(("server", "client"), addresses, strict=True):
-        desc.add_party(name, address)
-    desc.recv_timeout_ms = desc.http_timeout_ms = int(timeout_s * 1000)
-    desc.connect_retry_interval_ms = 100
-    desc.connect_retry_times = max(10, int(min(timeout_s, 60) * 10))
+    desc.id = session
+    desc.add_party("server", hosts[SERVER])
+    desc.add_party("client", hosts[CLIENT])
+    desc.recv_timeout_ms = int(settings.timeout_s * 1000)
+    desc.http_timeout_ms = int(min(settings.timeout_s, 120.0) * 1000)
+    desc.connect_retry_interval_ms = 250
+    desc.connect_retry_times = max(1, int(settings.link_s / 0.25))
     if tls is not None:
         desc.enable_ssl = True
-        for options in (desc.client_ssl_opts, desc.server_ssl_opts):
-            options.cert.certificate_path, options.cert.private_key_path = str(tls.cert), str(tls.key)
-            options.verify.verify_depth, options.verify.ca_file_path = 1, str(tls.ca)
+        for side in (desc.client_ssl_opts, desc.server_ssl_opts):
+            side.cert.certificate_path, side.cert.private_key_path = str(tls.cert), str(tls.key)
+            side.verify.verify_depth, side.verify.ca_file_path = 2, str(tls.ca)
     return libspu.link.create_brpc(desc, rank)
 
 
-def _runtime(link: Any, protocol: Protocol, fraction_bits: int) -> tuple[Any, Any]:
-    import spu
-    from spu import libspu
+@dataclass(frozen=True)
+class Segment:
+    """A run of steps that is one SPU executable: all its steps are ReLUs, or none is."""
 
-    config = libspu.RuntimeConfig()
-    # JSON, because the 0.9.5 wheel does not export the enumeration of OT kinds.
-    body = {
-        "protocol": protocol.protocol,
-        "field": protocol.field,
-        "fxp_fraction_bits": fraction_bits,
-        "cheetah_2pc_config": {"ot_kind": protocol.ot_kind, "disable_matmul_pack": not protocol.matmul_pack},
-        "enable_pphlo_profile": True,
-        "experimental_enable_colocated_optimization": not protocol.shared_weights,
-        "max_concurrency": min(8, os.cpu_count() or 1),
-    }
-    config.ParseFromJsonString(json.dumps(body))
-    return spu.Runtime(link, config), spu.Io(2, config)
+    kind: str
+    steps: tuple[Step, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the server's values that its steps read."""
+        owners = [s.name for s in self.steps if s.op in ("conv2d", "linear")]
+        return tuple(f"{name}.{part}" for name in owners for part in ("weight", "bias"))
 
 
-def _send_share(link: Any, to: int, share: Any) -> None:
-    link.send(to, json.dumps(len(share.share_chunks)).encode())
-    for part in (share.meta, *share.share_chunks):
-        link.send(to, part)
-
-
-def _receive_share(link: Any, source: int) -> Any:
-    from spu import libspu
-
-    count = int(json.loads(link.recv(source)))
-    share = libspu.Share()
-    share.meta = link.recv(source)
-    share.share_chunks = [link.recv(source) for _ in range(count)]
-    return share
-
-
-def _weight_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    """Shapes of all weights as emitted, from the public program alone."""
-    shapes = {program.input: program.input_shape} | {step.name: step.shape for step in program.steps}
-    found: dict[str, tuple[int, ...]] = {}
+def split(program: Program) -> tuple[Segment, ...]:
+    """The program as segments in order: each ReLU alone, and each maximal run of other steps."""
+    groups: list[list[Step]] = []
     for step in program.steps:
+        if not groups or step.op == "relu" or groups[-1][-1].op == "relu":
+            groups.append([])
+        groups[-1].append(step)
+    segments = []
+    for i, group in enumerate(groups):
+        made = [step.name for step in group]
+        read = {name for step in group for name in step.inputs}
+        later = {name for other in groups[i + 1 :] for step in other for name in step.inputs} | set(program.outputs)
+        kind = "relu" if group[0].op == "relu" else "linear"
+        outputs = tuple(name for name in made if name in later)
+        segments.append(Segment(kind, tuple(group), tuple(sorted(read - set(made))), outputs))
+    # A run that nothing reads would be an executable without a result.
+    return tuple(s for s in segments if s.outputs)
+
+
+@dataclass
+class Tally:
+    """What one query cost here: seconds by kind, bytes and messages in both directions."""
+
+    relu_s: float = 0.0
+    linear_s: float = 0.0
+    sent: int = 0
+    received: int = 0
+    messages: int = 0
+
+
+class LinkLog:
+    """Bytes and messages of the link, read from the profile lines that SPU logs; it offers nothing else.
+
+    The log belongs to the process, so a process may hold one session only.
+    """
+
+    LINE = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
+
+    def __init__(self, folder: Path) -> None:
+        options = libspu.logging.LogOptions()
+        options.enable_console_logger = False
+        options.system_log_path = str(folder / "spu.log")
+        options.trace_log_path = str(folder / "trace.log")
+        # Rotation would move lines away before they are read; an hour of queries fills a few MB.
+        options.max_log_file_size = 1 << 30
+        libspu.logging.setup_logging(options)
+        self.path, self.offset, self.lines = folder / "spu.log", 0, 0
+
+    def read(self) -> list[tuple[int, int, int, int]]:
+        """New lines as (sent bytes, received bytes, messages sent, messages received)."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        found = [tuple(map(int, m)) for m in self.LINE.findall(whole.decode(errors="replace"))]
+        return [(a, b, c, d) for a, b, c, d in found]
+
+
+class Session:
+    """One party of one program on one SPU runtime. `rank` is SERVER or CLIENT."""
+
+    def __init__(self, program: Program, link: Any, rank: int, settings: Settings, log: LinkLog) -> None:
+        self.program, self.link, self.rank, self.settings, self.log = program, link, rank, settings, log
+        config = settings.runtime_config()
+        self.runtime, self.io = spu.Runtime(link, config), spu.Io(2, config)
+        self.segments = split(program)
+        self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
+        self.parameter_shapes = _parameter_shapes(program)
+        self.keep = {s.name: _flat_positions(program, s) for s in program.steps if s.op == "relu"}
+        self.compiled: dict[tuple[int, int], Any] = {}
+
+    def set_weights(self, arrays: dict[str, np.ndarray] | None) -> None:
+        """Give SPU the server's int64 `arrays` (None on the client); they stay for every query."""
+        for name, shape in self.parameter_shapes.items():
+            value = None
+            if arrays is not None:
+                value = _layout(arrays[name]).astype(np.float32) * np.float32(2.0**-self.settings.fraction_bits)
+            self._own(name, value, shape, SERVER)
+
+    def prepare(self, batch: int) -> None:
+        """Compile every segment for `batch` images; without effect when that is done."""
+        for index in range(len(self.segments)):
+            self._executable(index, batch)
+
+    def warm_up(self) -> None:
+        """A small product and ReLU of the runtime: makes the keys and the oblivious transfers' first state."""
+        # One value more than 2048 in each thread makes SPU open every OT instance that it will use.
+        rows = 64 * max(1, self.settings.threads) + 16
+        shapes = {"warm.x": (rows, 32), "warm.w": (32, 32)}
+        for (name, shape), owner in zip(shapes.items(), (CLIENT, SERVER), strict=True):
+            self._own(name, np.zeros(shape, np.float32) if owner == self.rank else None, shape, owner)
+        code = _compile(lambda x, w: (jnp.maximum(x @ w, 0.0),), shapes, ("warm.y",))
+        self.runtime.run(code)
+        for name in ("warm.x", "warm.w", "warm.y"):
+            self.runtime.del_var(name)
+        self.log.read()
+
+    def query(self, batch: int, images: np.ndarray | None) -> tuple[list[np.ndarray], Tally]:
+        """Logits of every output (empty on the server) for `images` float32 [batch, C, H, W] (None there)."""
+        self.prepare(batch)
+        tally = Tally()
+        value = None if images is None else np.ascontiguousarray(images.transpose(0, *_channels_last(images.ndim - 1)))
+        self._own(self.program.input, value, (batch, *_hwc(self.program.input_shape)), CLIENT)
+        live = {self.program.input}
+        for index, segment in enumerate(self.segments):
+            started = time.perf_counter()
+            self.runtime.run(self._executable(index, batch))
+            spent = time.perf_counter() - started
+            if segment.kind == "relu":
+                tally.relu_s += spent
+            else:
+                tally.linear_s += spent
+            live |= set(segment.outputs)
+            live -= self._drop_dead(index, live)
+        logits = [self._reveal(name, tally) for name in self.program.outputs]
+        for name in live:
+            self.runtime.del_var(name)
+        self._account(tally)
+        return [a for a in logits if a is not None], tally
+
+    def _drop_dead(self, index: int, live: set[str]) -> set[str]:
+        later = {name for s in self.segments[index + 1 :] for name in s.inputs} | set(self.program.outputs)
+        for name in live - later:
+            self.runtime.del_var(name)
+        return live - later
+
+    def _account(self, tally: Tally) -> None:
+        lines = self.log.read()
+        if len(lines) != len(self.segments):
+            raise ShoalError(
+                f"found {len(lines)} profile lines for {len(self.segments)} segments in SPU's log; need one each; "
+                "use one session a process and leave SPU's logging alone"
+            )
+        for sent, received, sends, receives in lines:
+            tally.sent += sent
+            tally.received += received
+            tally.messages += sends + receives
+
+    def _own(self, name: str, value: np.ndarray | None, shape: tuple[int, ...], owner: int) -> None:
+        """Set a variable that `owner` knows; `value` is None on the other side, which learns its shape only."""
+        if not self.settings.shared_weights:
+            # Of a value that one party owns, the other's share is zero by construction: nothing is sent.
+            local = np.zeros(shape, np.float32) if value is None else value
+            self.runtime.set_var(name, self.io.make_shares(local, libspu.VIS_SECRET, owner)[self.rank])
+        elif value is not None:
+            shares = self.io.make_shares(value, libspu.VIS_SECRET)
+            self.runtime.set_var(name, shares[self.rank])
+            self._send(shares[1 - self.rank])
+        else:
+            self.runtime.set_var(name, self._receive())
+
+    def _send(self, share: Any) -> int:
+        pieces = [share.meta, *share.share_chunks]
+        self.link.send(1 - self.rank, len(pieces).to_bytes(4, "big"))
+        for piece in pieces:
+            self.link.send(1 - self.rank, piece)
+        return 4 + sum(map(len, pieces))
+
+    def _receive(self) -> Any:
+        count = int.from_bytes(self.link.recv(1 - self.rank), "big")
+        pieces = [self.link.recv(1 - self.rank) for _ in range(count)]
+        share = libspu.Share()
+        share.meta, share.share_chunks = pieces[0], pieces[1:]
+        return share
+
+    def _reveal(self, name: str, tally: Tally) -> np.ndarray | None:
+        """The value at the client, who gets the server's share; None at the server, who gets nothing."""
+        mine = self.runtime.get_var(name)
+        if self.rank == SERVER:
+            tally.sent += self._send(mine)
+            tally.messages += 2 + len(mine.share_chunks)
+            return None
+        theirs = self._receive()
+        tally.received += 4 + len(theirs.meta) + sum(map(len, theirs.share_chunks))
+        tally.messages += 2 + len(theirs.share_chunks)
+        value = np.asarray(self.io.reconstruct([theirs, mine]), np.float64)
+        return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
+
+    def _executable(self, index: int, batch: int) -> Any:
+        if (index, batch) not in self.compiled:
+            segment = self.segments[index]
+            shapes = {name: (batch, *_hwc(self.shapes[name])) for name in segment.inputs}
+            shapes |= {name: self.parameter_shapes[name] for name in segment.parameters}
+            emit = partial(self._emit, segment, tuple(shapes))
+            self.compiled[index, batch] = _compile(emit, shapes, segment.outputs)
+        return self.compiled[index, batch]
+
+    def _emit(self, segment: Segment, names: tuple[str, ...], *values: Any) -> tuple[Any, ...]:
+        env = dict(zip(names, values, strict=True))
+        scale = 2**self.settings.fraction_bits
+        for step in segment.steps:
+            inputs = [env[name] for name in step.inputs]
+            parts = [env[f"{step.name}.{p}"] for p in ("weight", "bias") if step.op in ("conv2d", "linear")]
+            extra = [self.keep[step.name]] if step.op == "relu" else []
+            extra += [scale] if step.op in ("avg_pool2d", "mean") else []
+            env[step.name] = EMIT[step.op](step, *inputs, *parts, *extra)
+        return tuple(env[name] for name in segment.outputs)
+
+
+def _compile(function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: tuple[str, ...]) -> Any:
+    def segment(*values: Any) -> Any:
+        return function(*values)
+
+    arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes.values()]
+    secret = [libspu.VIS_SECRET] * len(shapes)
+    kind = frontend.Kind.JAX
+    code, _ = frontend.compile(kind, segment, arguments, {}, list(shapes), secret, lambda _: list(outputs))
+    return code
+
+
+def _channels_last(rank: int) -> tuple[int, ...]:
+    return (2, 3, 1) if rank == 3 else tuple(range(1, rank + 1))
+
+
+def _hwc(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
+def _layout(array: np.ndarray) -> np.ndarray:
+    """OIHW -> HWIO kernels, [out, in] -> [in, out] matrices, biases as they are."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _parameter_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+    before = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
+    table: dict[str, tuple[int, ...]] = {}
+    for step in (s for s in program.steps if s.op in ("conv2d", "linear")):
+        channels, out = before[step.inputs[0]][0], step.shape[0]
+        shape = (channels, out)
         if step.op == "conv2d":
-            channels = shapes[step.inputs[0]][0] // step.attrs["groups"]
-            found[f"{step.name}.weight"] = (*step.attrs["kernel"], channels, step.shape[0])
-        elif step.op == "linear":
-            found[f"{step.name}.weight"] = (shapes[step.inputs[0]][-1], step.shape[0])
-        if step.op in ("conv2d", "linear"):
-            found[f"{step.name}.bias"] = (step.shape[0],)
-    return found
+            shape = (*step.attrs["kernel"], channels // step.attrs["groups"], out)
+        table |= {f"{step.name}.weight": shape, f"{step.name}.bias": (out,)}
+    return table
 
 
-def _value_shapes(program: Program, batch: int) -> dict[str, tuple[int, ...]]:
-    values = {program.input: program.input_shape} | {step.name: step.shape for step in program.steps}
-    return {name: shape_nhwc(shape, batch) for name, shape in values.items()} | _weight_shapes(program)
+def _flat_positions(program: Program, step: Step) -> np.ndarray | None:
+    """Sorted positions of the kept ReLUs in this file's (H, W, C) order; None keeps all."""
+    kept = program.keep.get(step.name)
+    if kept is None or len(kept) == math.prod(step.shape):
+        return None
+    if len(step.shape) != 3:
+        return np.sort(kept).astype(np.int32)
+    c, h, w = np.unravel_index(kept, step.shape)
+    return np.sort((h * step.shape[2] + w) * step.shape[0] + c).astype(np.int32)
 
 
-def _compile(program: Program, segment: Segment, shapes: dict[str, tuple[int, ...]]) -> Any:
-    from spu import libspu
-    from spu.utils import frontend
-
-    names = [*segment.inputs, *segment.weights]
-    examples = [np.zeros(shapes[name], np.float32) for name in names]
-    secret = [libspu.Visibility.VIS_SECRET] * len(names)
-    executable, _ = frontend.compile(
-        frontend.Kind.JAX, function(program, segment), examples, {}, names, secret, lambda out: list(segment.outputs)
+def _conv2d(step: Step, x: Any, weight: Any, bias: Any) -> Any:
+    a = step.attrs
+    groups, pads = a["groups"], [(p, p) for p in a["padding"]]
+    convolve = partial(
+        jax.lax.conv_general_dilated,
+        window_strides=a["stride"],
+        padding=pads,
+        rhs_dilation=a["dilation"],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return executable
+    # SPU has no grouped convolution: each group is one of its own.
+    pairs = zip(jnp.split(x, groups, 3), jnp.split(weight, groups, 3), strict=True) if groups > 1 else [(x, weight)]
+    parts = [convolve(*pair) for pair in pairs]
+    return (jnp.concatenate(parts, 3) if groups > 1 else parts[0]) + bias
 
 
-def describe(protocol: Protocol) -> dict[str, Any]:
-    """The protocol's fields, for the handshake."""
-    return asdict(protocol)
+def _relu(step: Step, x: Any, kept: np.ndarray | None) -> Any:
+    if kept is None:
+        return jnp.maximum(x, 0.0)
+    if not len(kept):
+        return x
+    # Gathers at public positions are local; a scatter would become a loop over its indices.
+    batch, size = x.shape[0], math.prod(x.shape[1:])
+    rest = np.setdiff1d(np.arange(size, dtype=np.int32), kept)
+    flat = x.reshape(-1)
+    active, idle = (_gather(flat, _tile(part, batch, size)) for part in (kept, rest))
+    order = np.argsort(np.concatenate([_tile(kept, batch, size), _tile(rest, batch, size)])).astype(np.int32)
+    return _gather(jnp.concatenate([jnp.maximum(active, 0.0), idle]), order).reshape(x.shape)
+
+
+def _tile(positions: np.ndarray, batch: int, size: int) -> np.ndarray:
+    return (np.arange(batch, dtype=np.int32)[:, None] * size + positions[None]).reshape(-1).astype(np.int32)
+
+
+def _gather(flat: Any, positions: np.ndarray) -> Any:
+    return flat.at[jnp.asarray(positions)].get(mode="promise_in_bounds", unique_indices=True)
+
+
+def _mean_of(total: Any, count: int, scale: int) -> Any:
+    # The reciprocal is rounded to the fraction bits here, so that SPU's encoding of it is exact.
+    return total * np.float32(round(scale / count) / scale) if count > 1 else total
+
+
+def _avg_pool2d(step: Step, x: Any, scale: int) -> Any:
+    (rows, columns), (down, right) = step.attrs["kernel"], step.attrs["stride"]
+    _, height, width = step.shape
+    parts = [
+        x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return _mean_of(sum(parts[1:], parts[0]), rows * columns, scale)
+
+
+def _mean(step: Step, x: Any, scale: int) -> Any:
+    total = x.sum((1, 2), keepdims=step.attrs["keepdim"])
+    return _mean_of(total, x.shape[1] * x.shape[2], scale)
+
+
+def _flatten(step: Step, x: Any) -> Any:
+    return (x.transpose(0, 3, 1, 2) if x.ndim == 4 else x).reshape(x.shape[0], -1)
+
+
+def _pad(step: Step, x: Any) -> Any:
+    pads = list(step.attrs["pads"]) + [0] * (2 * (x.ndim - 1) - len(step.attrs["pads"]))
+    sides = [(pads[i], pads[i + 1]) for i in range(0, len(pads), 2)][::-1]
+    if x.ndim == 4:
+        sides = [*sides[1:], sides[0]]
+    return jnp.pad(x, [(0, 0), *sides])
+
+
+EMIT: dict[str, Callable[..., Any]] = {
+    "conv2d": _conv2d,
+    "linear": lambda step, x, weight, bias: x @ weight + bias,
+    "relu": _relu,
+    "add": lambda step, x, y: x + y,
+    "avg_pool2d": _avg_pool2d,
+    "mean": _mean,
+    "flatten": _flatten,
+    "concat": lambda step, *xs: jnp.concatenate(xs, -1),
+    "subsample": lambda step, x: x[:, :: step.attrs["stride"][0], :: step.attrs["stride"][1]],
+    "pad": _pad,
+}
+"""Each operation in JAX: (step, inputs, then weight and bias, kept positions or scale) -> value."""
