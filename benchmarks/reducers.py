@@ -42,7 +42,8 @@ def preset(a: argparse.Namespace) -> shallow.Preset:
         schedule(sensitivity, 0.05, a.batch),
         schedule(mask, 0.02, a.batch),
         schedule(finetune, 0.03, a.batch, (max(1, finetune // 2),)),
-        beta=10.0,
+        beta=a.beta,
+        rewirings=16,
     )
 
 
@@ -127,6 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--d-th", type=float, default=0.05)
+    parser.add_argument("--beta", type=float, default=1.0)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", default="runs/reducers")

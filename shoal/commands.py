@@ -266,8 +266,8 @@ def compile_run(
     folder: Path, out: Path, data_dir: Path | None, fraction_bits: int | None, teacher: bool
 ) -> dict[str, Any]:
     """Write the artifact of a run's network."""
+    from shoal.private.artifact import save_artifact
     from shoal.private.deploy import deploy
-    from shoal.private.party import save_artifact
 
     run = Run(folder)
     _, network = run.load_model("teacher" if teacher else "model")

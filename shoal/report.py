@@ -148,7 +148,7 @@ def plot_budget(sites: Sequence[ReluSite], counts: Mapping[str, int], replaced: 
         text = "block\nreplaced" if site.name in replaced else f"{kept[i] / site.relus:.0%}"
         axes.annotate(text, (i, site.relus), ha="center", va="bottom", fontsize=8)
     axes.set_yscale("log")
-    axes.set_ylim(top=3 * max(s.relus for s in sites))
+    axes.set_ylim(1, 4 * max(s.relus for s in sites))
     axes.set_ylabel("ReLUs (log scale)")
     axes.set_xticks(list(places), [s.name for s in sites], rotation=40, ha="right", fontsize=8)
     axes.set_title(f"ReLU budget a site: {sum(kept):,} of {sum(s.relus for s in sites):,}")

@@ -221,7 +221,7 @@ def test_kill_dash_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
 def test_resume_restores_a_hook_too(tmp_path: Path) -> None:
     def run(folder: Path | None, stop: bool = False, resume: bool = False) -> DynamicRewiring:
         model = network()
-        hook = DynamicRewiring(model, PLAN.epochs, 0.3)
+        hook = DynamicRewiring(model, PLAN.epochs, 0.3, per_epoch=2)
         options = Settings(max_seconds=0.0 if stop else None, resume=resume)
         checkpoint = Checkpoint(folder) if folder else None
         fit(model, DATA, OBJECTIVE, PLAN, hooks=(hook,), settings=options, checkpoint=checkpoint)
@@ -235,7 +235,7 @@ def test_resume_restores_a_hook_too(tmp_path: Path) -> None:
 def test_rewiring_keeps_the_density_and_gives_a_sensitivity() -> None:
     model = network()
     sites = relu_sites(model, SHAPE)
-    hook = DynamicRewiring(model, PLAN.epochs, 0.25)
+    hook = DynamicRewiring(model, PLAN.epochs, 0.25, per_epoch=3)
     total = sum(m.numel() for m in hook.masks.values())
     before = sum(int(m.sum()) for m in hook.masks.values())
     fit(model, DATA, OBJECTIVE, PLAN, hooks=(hook,))

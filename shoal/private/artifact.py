@@ -1,68 +1,82 @@
-"""What `compile` writes for the parties: `client/` without weights, `server/` with them; how each is checked."""
+"""The artifact on disk: a `client` half that holds no weight, a `server` half that does."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.checkpoint import write_text
 from shoal.errors import ShoalError
 from shoal.graph import read_json
 from shoal.private.program import Program, Weights
-from shoal.private.spu import Protocol, describe, spu_version
 
 VERSION = "shoal-artifact-1"
+SPU_VERSION = "0.9.5"
+OT_KINDS = ("YACL_Softspoken", "YACL_Ferret")
+SERVER_ADVICE = {
+    "spu": "install the same SPU at both",
+    "jax": "install the same JAX at both",
+    "artifact": "use one version of shoal at both",
+}
+"""What to do when the two parties' terms differ in something other than the artifact's contents."""
 
 
-def save_artifact(folder: Path | str, program: Program, weights: Weights, protocol: Protocol | None = None) -> None:
-    """Write `folder/client` and `folder/server`. The client's half holds no weight."""
-    manifest = {
-        "version": VERSION,
-        "spu": spu_version(),
-        "digest": program.digest(),
-        "mode": "direct",
-        "protocol": describe(protocol or Protocol()),
-    }
-    for side in ("client", "server"):
-        half = Path(folder) / side
-        program.save(half)
-        write_text(half / "manifest.json", json.dumps(manifest, indent=1))
+@dataclass(frozen=True)
+class Artifact:
+    """One half of an artifact as a party reads it; `terms` must be equal at both parties."""
+
+    folder: Path
+    program: Program
+    terms: dict[str, Any]
+
+
+def save_artifact(
+    folder: Path | str, program: Program, weights: Weights, *, ot_kind: str = OT_KINDS[0], mode: str = "direct"
+) -> None:
+    """Write `client/` (program, manifest) and `server/` (the same and the weights) into `folder`.
+
+    `ot_kind` "YACL_Softspoken" starts in under a second and computes less; "YACL_Ferret" moves an eighth of the
+    bytes of a ReLU and takes seconds and hundreds of MB to start: for slow networks and long sessions. Raises
+    ShoalError when weights and program do not belong together.
+    """
+    if ot_kind not in OT_KINDS:
+        raise ShoalError(f"found ot_kind {ot_kind!r}; need one of {', '.join(OT_KINDS)}; leave it at its default")
+    weights.check(program)
+    for half in ("client", "server"):
+        program.save(Path(folder) / half)
+        manifest = _terms(program, ot_kind, mode)
+        (Path(folder) / half / "manifest.json").write_text(json.dumps(manifest, indent=1))
     weights.save(Path(folder) / "server")
 
 
-def load_half(folder: Path | str) -> tuple[Program, dict[str, Any]]:
-    """The public program and the manifest of one half.
+def load_artifact(folder: Path | str, half: str) -> Artifact:
+    """Read the `half` ("client" or "server") of an artifact, given the whole or that half.
 
-    Raises ShoalError for a foreign or altered artifact, another artifact version, and another SPU than installed.
+    Raises ShoalError on another version and on files that are missing, altered or not of one artifact.
     """
     folder = Path(folder)
-    manifest = read_json(folder / "manifest.json")
-    found = manifest.get("version") if isinstance(manifest, dict) else None
-    if found != VERSION:
-        raise ShoalError(f"found artifact version {found!r} at {folder}; need {VERSION!r}; compile again")
+    folder = folder / half if (folder / half).is_dir() else folder
+    terms = read_json(folder / "manifest.json")
+    version = terms.get("artifact") if isinstance(terms, dict) else None
+    if version != VERSION:
+        raise ShoalError(f"found artifact version {version!r} at {folder}; need {VERSION!r}; compile it again")
     program = Program.load(folder)
-    if program.digest() != manifest.get("digest"):
-        raise ShoalError(f"found a program unlike its manifest at {folder}; need one compilation; compile again")
-    if manifest.get("spu") != spu_version():
-        raise ShoalError(f"found SPU {spu_version()}; need {manifest.get('spu')}, which {folder} was made for")
-    return program, manifest
+    if terms != _terms(program, terms.get("ot_kind"), terms.get("mode")) or terms["ot_kind"] not in OT_KINDS:
+        raise ShoalError(
+            f"found a manifest that does not fit the program at {folder}; need one artifact's; save it again"
+        )
+    return Artifact(folder, program, terms)
 
 
-def protocol_of(manifest: dict[str, Any]) -> Protocol:
-    """The protocol settings of a manifest. Raises ShoalError for unknown ones."""
-    try:
-        return Protocol(**manifest["protocol"])
-    except (KeyError, TypeError) as error:
-        raise ShoalError(f"found an unknown protocol setting in the manifest ({error}); compile again") from error
-
-
-def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """One sentence on the first thing in which two manifests differ, or None."""
-    for key in ("version", "spu", "digest", "mode", "protocol"):
-        if mine.get(key) != theirs.get(key):
-            return (
-                f"found {key} {str(theirs.get(key))[:200]} at the client; need {str(mine.get(key))[:200]}, the "
-                "server's; use both halves of one compilation"
-            )
-    return None
+def _terms(program: Program, ot_kind: Any, mode: Any) -> dict[str, Any]:
+    return {
+        "artifact": VERSION,
+        "compiled_for_spu": SPU_VERSION,
+        "protocol": "CHEETAH",
+        "mode": mode,
+        "digest": program.digest(),
+        "field_bits": program.field_bits,
+        "fraction_bits": program.fraction_bits,
+        "ot_kind": ot_kind,
+    }

@@ -186,7 +186,7 @@ def limbs(words: Tensor, bits: int) -> list[tuple[int, Tensor]]:
 
 def peak(words: Tensor) -> int:
     """Largest magnitude as a Python integer (2^63 has no int64), 0 if empty."""
-    return max(int(words.max()), -int(words.min())) if words.numel() else 0
+    return max(abs(int(end)) for end in words.aminmax()) if words.numel() else 0
 
 
 def _norm(weight: Tensor) -> int:

@@ -1,17 +1,20 @@
-"""The two parties: a `Server` that owns weights and a `Client` that owns images, and the session between them.
+"""The two parties: a `Server` that owns the weights and a `Client` that owns the images and alone sees logits.
 
-A control connection (JSON frames over mutual TLS) compares versions, program and configuration before SPU connects,
-agrees on each query, and tells either side at once when the other is gone.
+The control connection (mutual TLS) compares what must agree before SPU links anything, starts queries and tells
+each party at once when the other is gone. SPU runs over a second, direct connection, in a process of its own.
 """
 
 from __future__ import annotations
 
-import select
-import socket
-import ssl
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import threading
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,331 +22,452 @@ from typing import Any
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.private.artifact import difference, load_half, save_artifact
+from shoal.private.artifact import SERVER_ADVICE, Artifact, load_artifact
 from shoal.private.certs import TLS
-from shoal.private.channel import Channel, ClosedError, check_secure, context, free_port, split
+from shoal.private.channel import (
+    Channel,
+    Closed,
+    accept,
+    connect,
+    first_ready,
+    free_port,
+    is_loopback,
+    listen,
+    parse_address,
+    require_tls,
+)
+from shoal.private.fixed import FixedPoint
+from shoal.private.program import Weights
 from shoal.private.session import Worker
 
-__all__ = ["TLS", "Client", "Result", "Server", "save_artifact"]
+__all__ = ["TLS", "Client", "Result", "Server"]
 
 SERVER, CLIENT = 0, 1
-MAX_BATCH = 4096
+POLL_SECONDS = 0.25
+SETUP_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """One private inference as the client sees it.
+    """What one query gave: logits [N, classes] of the last exit, all `exits` weak to strong, and its cost.
 
-    `logits` [N, classes] float64 are the strongest classifier's, `exits` those of all, weak to strong. Bytes and
-    messages are those of SPU's link in both directions, without TLS and TCP framing; seconds are wall time.
+    `seconds` is the whole query as the client waits for it; `relu_s` and `linear_s` are the parts inside SPU.
+    `bytes` and `messages` count both directions of SPU's link, without framing and TLS. `memory_bytes` is the
+    peak of the client's SPU process so far.
     """
 
     logits: np.ndarray
     exits: tuple[np.ndarray, ...]
     seconds: float
-    relu_s: float
-    linear_s: float
     bytes: int
     messages: int
-    peak_bytes: int
+    relu_s: float
+    linear_s: float
+    memory_bytes: int
     mode: str = "direct"
 
 
-class _Session:
-    """A worker and a control connection that live and die together."""
+class _Line:
+    """A control channel and, once there is one, the SPU process: whatever ends first ends the session."""
 
-    def __init__(self, sock: socket.socket, channel: Channel, worker: Worker, timeout_s: float) -> None:
-        self.sock, self.channel, self.worker, self.timeout_s = sock, channel, worker, timeout_s
-        self.peer_done = False
+    def __init__(self, control: Channel, stopped: threading.Event) -> None:
+        self.control, self.stopped = control, stopped
+        self.worker: Worker | None = None
+        self.inbox: list[dict[str, Any]] = []
 
-    def from_worker(self, kind: str) -> tuple[dict[str, Any], bytes]:
-        """The worker's next message; raises as soon as the peer closes or complains, or time runs out."""
-        deadline = time.monotonic() + self.timeout_s
+    def start(self, order: dict[str, Any]) -> None:
+        self.worker = Worker(order)
+
+    def order(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        assert self.worker is not None
+        self.worker.channel.send(message, payload)
+
+    def from_peer(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """The peer's next message, which must be of one of `kinds`."""
+        limit = time.monotonic() + seconds
+        while not self.inbox:
+            self._step(limit)
+        message = self.inbox.pop(0)
+        if message["type"] not in kinds:
+            raise ShoalError(f"found message {message['type'][:40]!r} from {self.control.name}; need {kinds[0]!r}")
+        return message
+
+    def from_worker(self, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """The SPU process's next message; the peer's, meanwhile, are kept."""
+        limit = time.monotonic() + seconds
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ClosedError(f"found no result within {self.timeout_s:g} s; need a live peer; raise the timeout")
-            watched: list[Any] = [self.worker.fd] if self.peer_done else [self.worker.fd, self.sock]
-            ready, _, _ = select.select(watched, [], [], left)
-            if self.worker.fd in ready:
-                _, body, payload = self.worker.channel.receive(kind)
-                return body, payload
-            if ready:
-                self.channel.receive("done")  # raises at the end of the stream and on an error
-                self.peer_done = True
+            found = self._step(limit)
+            if found is not None:
+                return found
 
-    def meet(self) -> None:
-        """Wait until the server's worker, too, is done with what ours has finished."""
-        if not self.peer_done:
-            self.channel.receive("done")
-        self.peer_done = False
+    def _step(self, limit: float) -> tuple[dict[str, Any], bytes] | None:
+        """Wait a moment for either side; returns the SPU process's message, keeps the peer's."""
+        if self.stopped.is_set():
+            raise ShoalError("found the session stopped from this side; need it open; connect again")
+        if time.monotonic() > limit:
+            raise ShoalError(f"found no answer from {self.control.name} in time; need a live peer; raise timeout_s")
+        ends = [self.control] if self.worker is None else [self.worker.channel, self.control]
+        ready = first_ready(ends, POLL_SECONDS)
+        if ready is None:
+            return None
+        if ready is self.control:
+            self._keep(self.control.receive()[0])
+            return None
+        return self._worker_says()
 
-    def next_frame(self) -> tuple[str, dict[str, Any], bytes]:
-        """The peer's next message, however long it takes, unless the worker dies first."""
-        if not _pending(self.sock):
-            both: list[Any] = [self.worker.fd, self.sock]
-            ready, _, _ = select.select(both, [], [])
-            if self.worker.fd in ready:
-                self.worker.channel.receive("none")  # raises what the worker said last
-        return self.channel.receive("query", "bye")
+    def _keep(self, message: dict[str, Any]) -> None:
+        if message["type"] == "error":
+            raise ShoalError(_printable(message.get("message"), 600))
+        if len(self.inbox) >= 4:
+            raise ShoalError(f"found too many messages from {self.control.name}; need one at a time")
+        self.inbox.append(message)
 
+    def _worker_says(self) -> tuple[dict[str, Any], bytes]:
+        assert self.worker is not None
+        try:
+            message, payload = self.worker.channel.receive()
+        except Closed as error:
+            tail = self.worker.log_tail()
+            raise ShoalError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
+        if message["type"] == "error":
+            # When the peer died, SPU and the control connection tell at the same time; the latter tells why.
+            if first_ready([self.control], POLL_SECONDS):
+                self._keep(self.control.receive()[0])
+            raise ShoalError(message["message"])
+        return message, payload
 
-def _pending(sock: socket.socket) -> bool:
-    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+    def end(self, farewell: dict[str, Any] | None = None) -> None:
+        if farewell is not None:
+            with contextlib.suppress(ShoalError):
+                self.control.send(farewell)
+        if self.worker is not None:
+            self.worker.end()
+        self.control.close()
 
 
 class Server:
-    """Holds `artifact` (a `server/` half) and answers clients, one session at a time, at `address` (host:port).
+    """Serves one artifact at ``"host:port"`` (port 0 takes a free one), one session at a time.
 
-    Raises ShoalError for a bad artifact, bad TLS files, plain TCP off loopback, and a port in use.
+    `artifact_dir` is the artifact or its `server` half. `tls` is this party's certificate, key and authority;
+    every client with a certificate of that authority may query. `tls=None` needs `insecure=True` and a loopback
+    host. `timeout_s` limits the wait for the peer within a query and between queries. `link_port` fixes the port
+    of SPU's own connection (a free one otherwise). `shared_weights` secret-shares the weights with the client
+    instead of keeping them: twice the work, for comparison only. Raises ShoalError, at once, for a wrong
+    artifact, missing TLS, a port in use, and where SPU is not installed.
     """
 
     def __init__(
         self,
-        artifact: Path | str,
+        artifact_dir: Path | str,
         address: str,
         tls: TLS | None,
         *,
-        timeout_s: float = 120.0,
         insecure: bool = False,
+        timeout_s: float = 600.0,
+        max_batch: int = 128,
+        link_port: int | None = None,
+        shared_weights: bool = False,
+        threads: int | None = None,
     ) -> None:
-        self.artifact, self.tls, self.timeout_s = Path(artifact), tls, timeout_s
-        self.program, self.manifest = load_half(artifact)
-        if not (self.artifact / "weights.safetensors").exists():
-            raise ShoalError(f"found no weights at {artifact}; need the server/ half of an artifact")
-        self.host, port = split(address)
-        check_secure(self.host, tls, insecure)
-        self.context = context(tls, server=True) if tls else None
-        self.listener = _listen(self.host, port)
-        self.address = f"{self.host}:{self.listener.getsockname()[1]}"
-        self.closed = False
+        versions = _require_spu()
+        host, _ = parse_address(address, "the server's address")
+        require_tls(host, tls, insecure)
+        self.artifact = load_artifact(artifact_dir, "server")
+        Weights.load(self.artifact.folder).check(self.artifact.program)
+        self.terms = self.artifact.terms | versions
+        self.tls, self.timeout_s, self.max_batch, self.link_port = tls, timeout_s, max_batch, link_port
+        self.shared_weights, self.threads = shared_weights, _threads(threads)
+        self.log = logging.getLogger("shoal.private.server")
+        self.errors: list[str] = []
+        self._stopped = threading.Event()
+        self._listener = listen(address)
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
+
+    def serve(self, max_sessions: int | None = None) -> None:
+        """Answer clients until `stop`, or until `max_sessions` have come and gone; rejected ones do not count.
+
+        A client's failure ends its own session only: it is logged and the last few are kept in `errors`.
+        """
+        served = 0
+        while not self._stopped.is_set() and (max_sessions is None or served < max_sessions):
+            if first_ready([Channel(self._listener, "listener")], POLL_SECONDS) is None:
+                continue
+            try:
+                line = _Line(accept(self._listener, self.tls), self._stopped)
+            except (ShoalError, OSError) as error:
+                self._note(error)
+                continue
+            served += self._session(line)
+
+    def stop(self) -> None:
+        """End `serve` and the session in progress within a second; may be called from any thread."""
+        self._stopped.set()
 
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+        self._listener.close()
 
-    def stop(self) -> None:
-        """Take no further session; one that runs is cut off."""
-        self.closed = True
-        with suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-
-    def serve(self, max_sessions: int | None = None, log: Any = None) -> None:
-        """Answer sessions until `stop`, or until `max_sessions` have begun. A failed one does not end the server."""
-        count = 0
-        while not self.closed and (max_sessions is None or count < max_sessions):
-            try:
-                raw, peer = self.listener.accept()
-            except OSError:
-                return
-            try:
-                count += self._session(raw, f"the client at {peer[0]}")
-            except ShoalError as error:
-                count += 1
-                if log is not None:
-                    log(str(error))
-
-    def _session(self, raw: socket.socket, peer: str) -> bool:
-        """One session; False when the connection was refused before it became one."""
-        raw.settimeout(min(self.timeout_s, 30.0))
+    def _session(self, line: _Line) -> bool:
+        """Run one session to its end; whether it got beyond the handshake."""
+        farewell: dict[str, Any] | None = None
         try:
-            sock = self.context.wrap_socket(raw, server_side=True) if self.context else raw
-        except (ssl.SSLError, OSError):
-            raw.close()
-            return False
-        with sock:
-            channel = Channel.of_socket(sock, peer)
-            hello = self._greet(channel)
-            if hello is None:
-                return False
-            return self._work(sock, channel, hello)
-
-    def _greet(self, channel: Channel) -> dict[str, Any] | None:
-        try:
-            _, hello, _ = channel.receive("hello")
-        except ShoalError:
-            return None
-        text = difference(self.manifest, hello.get("manifest") or {})
-        host = hello.get("link")
-        if text is None and not (isinstance(host, str) and host.count(":")):
-            text = f"found link address {str(host)[:80]!r}; need host:port"
-        if text is not None:
-            with suppress(ClosedError):
-                channel.send("error", {"message": text})
-            return None
-        return hello
-
-    def _work(self, sock: socket.socket, channel: Channel, hello: dict[str, Any]) -> bool:
-        link = f"{self.host}:{free_port(self.host)}"
-        options = {"timeout_s": self.timeout_s}
-        worker = Worker(self.artifact, SERVER, (link, hello["link"]), self.tls, options)
-        session = _Session(sock, channel, worker, self.timeout_s)
-        try:
-            channel.send("welcome", {"link": link})
-            session.from_worker("ready")
-            channel.send("done")
-            self._answer(session)
+            self._handshake(line)
+            while self._answer(line):
+                pass
         except ShoalError as error:
-            with suppress(ClosedError):
-                channel.send("error", {"message": f"the server says: {error}"})
-            raise
+            self._note(error)
+            # A refusal speaks of what both know; a later failure may name the server's own paths.
+            private = line.worker is not None
+            text = (
+                "found the session ended by the server; need it open; see the server's log" if private else str(error)
+            )
+            farewell = {"type": "error", "message": text}
         finally:
-            worker.kill()
+            line.end(farewell)
+        return line.worker is not None
+
+    def _note(self, error: Exception) -> None:
+        self.log.warning("%s", error)
+        self.errors = [*self.errors[-19:], str(error)]
+
+    def _handshake(self, line: _Line) -> None:
+        hello = line.from_peer(("hello",), 10.0)
+        _compare(hello.get("terms"), self.terms)
+        host, port = parse_address(hello.get("link"), "the client's link address")
+        if self.tls is None and not is_loopback(host):
+            raise ShoalError(f"found link address {host} without TLS; need loopback; pass certificates")
+        batch, threads = _whole(hello, "batch", self.max_batch), min(_whole(hello, "threads", 1024), self.threads)
+        own = line.control.sock.getsockname()[0]
+        link_port = self.link_port or free_port(own)
+        session = secrets.token_hex(16)
+        agreed = {"session": session, "shared_weights": self.shared_weights, "threads": threads}
+        welcome = {"type": "welcome", "terms": self.terms, "link_port": link_port, "max_batch": self.max_batch}
+        line.control.send(welcome | agreed)
+        hosts = (f"{own}:{link_port}", f"{host}:{port}")
+        line.start(_start_order(self.artifact, SERVER, hosts, agreed, batch, self.tls, self.timeout_s))
+        line.from_worker(SETUP_SECONDS)
+        line.control.send({"type": "ready"})
+
+    def _answer(self, line: _Line) -> bool:
+        """Take part in one query; False when the client says goodbye."""
+        message = line.from_peer(("query", "bye"), self.timeout_s)
+        if message["type"] == "bye":
+            return False
+        batch = _whole(message, "batch", self.max_batch)
+        line.order({"type": "query", "batch": batch})
+        line.control.send({"type": "go"})
+        # SPU's own limit comes first where it waits for the peer; a long computation may take several of them.
+        done, _ = line.from_worker(10 * self.timeout_s)
+        self.log.info("batch %d: linear %.3f s, relu %.3f s", batch, done["linear_s"], done["relu_s"])
+        line.control.send({"type": "done", "memory": done["memory"]})
         return True
-
-    def _answer(self, session: _Session) -> None:
-        while True:
-            session.sock.settimeout(self.timeout_s)
-            kind, body, _ = session.next_frame()
-            if kind == "bye":
-                return
-            batch = body.get("batch")
-            if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-                raise ShoalError(f"found a batch of {str(batch)[:20]}; need 1 to {MAX_BATCH} images")
-            session.channel.send("go", {"batch": batch})
-            session.worker.channel.send("run", {"batch": batch})
-            session.from_worker("done")
-            session.channel.send("done")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(8)
-    except OSError as error:
-        listener.close()
-        raise ShoalError(f"found that {host}:{port} cannot be used ({error.strerror}); need a free port") from error
-    return listener
 
 
 class Client:
-    """Asks the server at `address` to classify images that it never sees; `artifact` is a `client/` half.
+    """Queries a `Server`; ``with Client(...) as c: c.query(images)``. It never has a weight.
 
-    Loads no weights and receives none. SPU's link needs both parties to listen: `link_address` (host:port) is where
-    the server reaches this client, by default the address that this host connects from and a free port.
-    Raises ShoalError for everything that keeps a session from starting.
+    `artifact_dir` is the artifact or its `client` half. SPU's own connection goes both ways: the server must
+    reach this machine too, at the address it connected from and a free port, or at `client_address`
+    ``"host:port"`` where that is not so (all interfaces then listen on that port). `connect_s` limits the wait
+    for the server, `timeout_s` the wait within a query. `batch` is the size to compile at setup; others are
+    compiled when first used. Raises ShoalError for a wrong artifact, missing TLS, and where SPU is not installed.
     """
 
     def __init__(
         self,
-        artifact: Path | str,
+        artifact_dir: Path | str,
         address: str,
         tls: TLS | None,
         *,
-        timeout_s: float = 120.0,
         insecure: bool = False,
-        link_address: str | None = None,
+        timeout_s: float = 600.0,
+        connect_s: float = 15.0,
+        client_address: str | None = None,
+        batch: int = 1,
+        threads: int | None = None,
     ) -> None:
-        begun = time.perf_counter()
-        self.program, self.manifest = load_half(artifact)
-        self.timeout_s = timeout_s
-        host, port = split(address)
-        check_secure(host, tls, insecure)
-        self.sock = _reach(host, port, tls, timeout_s)
-        self.channel = Channel.of_socket(self.sock, f"the server at {address}")
-        local = self.sock.getsockname()[0]
-        mine = link_address or f"{local}:{free_port(local)}"
-        self.worker: Worker | None = None
-        try:
-            self._shake(Path(artifact), mine, tls)
-        except BaseException:
-            self.close()
-            raise
-        self.setup_s = time.perf_counter() - begun
-
-    def _shake(self, artifact: Path, mine: str, tls: TLS | None) -> None:
-        self.channel.send("hello", {"manifest": self.manifest, "link": mine})
-        _, welcome, _ = self.channel.receive("welcome")
-        split(str(welcome.get("link")))
-        self.worker = Worker(artifact, CLIENT, (welcome["link"], mine), tls, {"timeout_s": self.timeout_s})
-        self.session = _Session(self.sock, self.channel, self.worker, self.timeout_s)
-        self.session.from_worker("ready")
-        self.session.meet()
+        versions = _require_spu()
+        host, _ = parse_address(address, "the server's address")
+        require_tls(host, tls, insecure)
+        self.artifact = load_artifact(artifact_dir, "client")
+        self.terms = self.artifact.terms | versions
+        self.address, self.tls, self.timeout_s, self.connect_s = address, tls, timeout_s, connect_s
+        self.client_address, self.batch, self.threads = client_address, batch, _threads(threads)
+        self.max_batch, self.setup_s, self.server_memory_bytes = 0, 0.0, 0
+        self.setup: dict[str, float] = {}
+        self._line: _Line | None = None
+        self._stopped = threading.Event()
 
     def __enter__(self) -> Client:
+        self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def open(self) -> None:
+        """Connect, agree, make keys, pass weights, compile and warm up; `setup_s` is what that took.
+
+        The warm-up is one small product and ReLU, not a query: it makes all keys and OT state there is.
+        Raises ShoalError when the server is absent, refuses, or does not fit.
+        """
+        started = time.perf_counter()
+        line = _Line(connect(self.address, self.tls, self.connect_s), self._stopped)
+        self._line = line
+        with self._ending_on_error(line):
+            self._handshake(line)
+            ready, _ = line.from_worker(SETUP_SECONDS)
+            line.from_peer(("ready",), SETUP_SECONDS)
+        self.setup = {k: v for k, v in ready.items() if k.endswith("_s")}
+        self.setup_s = time.perf_counter() - started
+
     def close(self) -> None:
-        """End the session on both sides."""
-        if self.worker is not None:
-            with suppress(ShoalError):
-                self.channel.send("bye")
-            self.worker.kill()
-            self.worker = None
-        self.sock.close()
+        """Say goodbye and end this side; harmless when it has ended already."""
+        if self._line is not None:
+            self._line.end({"type": "bye"})
+            self._line = None
 
     def query(self, images: np.ndarray) -> Result:
-        """Classify preprocessed float32 `images` [N, C, H, W].
+        """Logits of normalised float `images` [N, C, H, W], which the server does not see.
 
-        Raises ShoalError for images of another shape or without a finite value, and when the server is gone; the
-        session is over then.
+        Raises ShoalError for images of another shape, type or range (the session goes on), and when the server
+        or its answer fails (the session has ended then).
         """
-        x = self._checked(images)
-        if self.worker is None:
-            raise ShoalError("found a closed session; need an open one; make a new Client")
-        begun = time.perf_counter()
+        data = self._encoded(images)
+        line = self._line
+        if line is None:
+            raise ShoalError("found no open session; need one; use `with Client(...) as client` and query inside")
+        started = time.perf_counter()
+        with self._ending_on_error(line):
+            line.control.send({"type": "query", "batch": len(data)})
+            line.from_peer(("go",), self.timeout_s)
+            line.order({"type": "query", "batch": len(data)}, data.tobytes())
+            done, payload = line.from_worker(10 * self.timeout_s)
+            memory = line.from_peer(("done",), self.timeout_s).get("memory")
+        self.server_memory_bytes = memory if isinstance(memory, int) else 0
+        return _result(done, payload, time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def _ending_on_error(self, line: _Line) -> Any:
         try:
-            self.channel.send("query", {"batch": len(x)})
-            self.channel.receive("go")
-            self.worker.channel.send("run", {"batch": len(x)}, x.tobytes())
-            body, payload = self.session.from_worker("done")
-            self.session.meet()
-        except ShoalError:
-            self.close()
+            yield
+        except BaseException:
+            # After a break in the middle the two sides are out of step, so the session cannot go on.
+            line.end({"type": "bye"})
+            self._line = None
             raise
-        return _result(body, payload, time.perf_counter() - begun)
 
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(images, dtype="<f4")
-        if x.ndim != 4 or x.shape[1:] != tuple(self.program.input_shape) or not 1 <= len(x) <= MAX_BATCH:
+    def _handshake(self, line: _Line) -> None:
+        own, server = line.control.sock.getsockname()[0], line.control.sock.getpeername()[0]
+        link = self.client_address or f"{own}:{free_port(own)}"
+        _, port = parse_address(link, "client_address")
+        hello = {"type": "hello", "terms": self.terms, "link": link, "batch": self.batch, "threads": self.threads}
+        line.control.send(hello)
+        welcome = line.from_peer(("welcome",), self.connect_s)
+        _compare(self.terms, welcome.get("terms"))
+        self.max_batch = _whole(welcome, "max_batch", 1 << 20)
+        session, shared = welcome.get("session"), welcome.get("shared_weights")
+        if not isinstance(session, str) or not isinstance(shared, bool):
+            raise ShoalError(f"found a malformed answer from {line.control.name}; need a shoal server there")
+        agreed = {
+            "session": session,
+            "shared_weights": shared,
+            "threads": min(_whole(welcome, "threads", 1024), self.threads),
+        }
+        bind = f"0.0.0.0:{port}" if self.client_address else link
+        hosts = (f"{server}:{_whole(welcome, 'link_port', 65535)}", bind)
+        line.start(_start_order(self.artifact, CLIENT, hosts, agreed, self.batch, self.tls, self.timeout_s))
+
+    def _encoded(self, images: np.ndarray) -> np.ndarray:
+        """float32 images rounded to the program's fraction bits, so that SPU's encoding is exact."""
+        shape, program = self.artifact.program.input_shape, self.artifact.program
+        array = np.asarray(images)
+        if array.shape[1:] != shape or not len(array) or array.dtype.kind != "f":
             raise ShoalError(
-                f"found images of shape {x.shape}; need [N, {', '.join(map(str, self.program.input_shape))}] with "
-                f"N from 1 to {MAX_BATCH}; resize them"
+                f"found {array.dtype} images of shape {array.shape}; need float [N, {', '.join(map(str, shape))}] "
+                "with N >= 1; resize and normalise them as the artifact's preprocessing says"
             )
-        if not np.isfinite(x).all():
-            raise ShoalError("found NaN or infinity in the images; need finite pixels")
-        limit = 4 * max(self.program.ranges.get(self.program.input, np.inf), 1.0)
-        if np.abs(x).max() > limit:
-            raise ShoalError(f"found a pixel of {np.abs(x).max():.3g}; need at most {limit:.3g}; preprocess the images")
-        return x
+        if self.max_batch and len(array) > self.max_batch:
+            raise ShoalError(f"found a batch of {len(array)}; need at most {self.max_batch}; query in parts")
+        words = FixedPoint(program.fraction_bits).encode(array, "the images")
+        if np.abs(words).max() >= 1 << 24:
+            limit = 2 ** (24 - program.fraction_bits)
+            raise ShoalError(f"found image values of {limit} or more; need less; normalise the images")
+        return np.ascontiguousarray(words.astype(np.float64) / 2**program.fraction_bits, np.float32)
 
 
-def _reach(host: str, port: int, tls: TLS | None, timeout_s: float) -> socket.socket:
-    made = context(tls, server=False) if tls else None
-    try:
-        raw = socket.create_connection((host, port), timeout=min(timeout_s, 30.0))
-    except OSError as error:
-        raise ShoalError(f"found no server at {host}:{port} ({error}); need shoal serve running there") from error
-    try:
-        sock = made.wrap_socket(raw, server_hostname=host) if made else raw
-    except (ssl.SSLError, OSError) as error:
-        raw.close()
+def _result(done: dict[str, Any], payload: bytes, seconds: float) -> Result:
+    exits, offset = [], 0
+    for shape in done["shapes"]:
+        count = int(np.prod(shape))
+        exits.append(np.frombuffer(payload, np.float64, count, offset).reshape(shape))
+        offset += 8 * count
+    moved = done["sent"] + done["received"]
+    costs = (seconds, moved, done["messages"], done["relu_s"], done["linear_s"], done["memory"])
+    return Result(exits[-1], tuple(exits), *costs)
+
+
+def _start_order(
+    artifact: Artifact,
+    rank: int,
+    hosts: tuple[str, str],
+    agreed: dict[str, Any],
+    batch: int,
+    tls: TLS | None,
+    timeout_s: float,
+) -> dict[str, Any]:
+    """What the SPU process needs to know to begin."""
+    terms = artifact.terms
+    settings = {k: terms[k] for k in ("field_bits", "fraction_bits", "ot_kind")}
+    settings |= {k: agreed[k] for k in ("shared_weights", "threads")} | {"timeout_s": timeout_s, "link_s": 30.0}
+    files = None if tls is None else {k: str(Path(v).resolve()) for k, v in asdict(tls).items()}
+    start = {"folder": str(artifact.folder.resolve()), "rank": rank, "hosts": hosts, "session": agreed["session"]}
+    return start | {"settings": settings, "batch": batch, "tls": files}
+
+
+def _require_spu() -> dict[str, str]:
+    """Versions of SPU and JAX, which must be the same at both parties; ShoalError where they are absent."""
+    if importlib.util.find_spec("spu") is None or importlib.util.find_spec("jax") is None:
         raise ShoalError(
-            f"found a server at {host}:{port} whose certificate does not fit ({error}); need one "
-            "signed by --ca for that host name"
-        ) from error
-    sock.settimeout(timeout_s)
-    return sock
+            "found no SPU in this Python; need Python 3.10 or 3.11 with the private extra; "
+            "do pip install shoal[private]"
+        )
+    return {"spu": metadata.version("spu"), "jax": metadata.version("jax")}
 
 
-def _result(body: dict[str, Any], payload: bytes, seconds: float) -> Result:
-    flat, exits = np.frombuffer(payload, "<f8"), []
-    for shape in body["shapes"]:
-        size = int(np.prod(shape))
-        exits.append(flat[:size].reshape(shape))
-        flat = flat[size:]
-    figures = {k: body[k] for k in ("relu_s", "linear_s", "bytes", "messages", "peak_bytes")}
-    return Result(exits[-1], tuple(exits), seconds, **figures)
+def _threads(asked: int | None) -> int:
+    # Each thread may open an OT instance, so more than 8 costs memory and setup for little.
+    return max(1, min(8, asked or os.cpu_count() or 1))
+
+
+def _compare(client: object, server: object) -> None:
+    """Raise ShoalError unless both parties' terms are equal; names the first that differs."""
+    if not isinstance(client, dict) or not isinstance(server, dict):
+        raise ShoalError("found a peer that states no terms; need a shoal party there; mend the address")
+    for name in sorted(client.keys() | server.keys(), key=_rank_of_term):
+        mine, theirs = client.get(name), server.get(name)
+        if mine != theirs or type(mine) is not type(theirs):
+            raise ShoalError(
+                f"found {_printable(name, 40)} {_printable(mine, 80)} at the client and {_printable(theirs, 80)} at "
+                f"the server; need the same at both; {SERVER_ADVICE.get(name, 'copy the client half again')}"
+            )
+
+
+def _rank_of_term(name: object) -> tuple[int, str]:
+    order = ["artifact", "spu", "jax", "protocol", "mode", "digest"]
+    return (order.index(name) if isinstance(name, str) and name in order else len(order), str(name))
+
+
+def _whole(message: dict[str, Any], name: str, most: int) -> int:
+    value = message.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ShoalError(f"found {name} {_printable(value, 40)} from the peer; need a whole number from 1 to {most}")
+    return value
+
+
+def _printable(value: object, most: int) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= most else text[:most] + "..."

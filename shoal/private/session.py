@@ -1,13 +1,18 @@
-"""A worker process: one party's SPU session, driven over pipes by the party that started it.
+"""One SPU session in a process of its own, and the handle by which a party holds it.
 
-SPU blocks in C++ and cannot be interrupted, so it lives in a process of its own: when the peer dies or a timeout
-passes, the party kills the worker and goes on. The worker ends when its party does.
+SPU blocks in C++ while it waits for the peer, logs for the whole process and keeps its memory; a process can be
+ended at any moment and gives all of it back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import resource
+import select
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,115 +20,127 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import shoal
 from shoal.errors import ShoalError
-from shoal.private.artifact import load_half, protocol_of
 from shoal.private.certs import TLS
-from shoal.private.channel import Channel, ClosedError
-from shoal.private.program import Weights
-from shoal.private.spu import SERVER, Engine
+from shoal.private.channel import Channel, Closed
+
+if TYPE_CHECKING:
+    from shoal.private.spu import Session
+
+MAX_PAYLOAD = (1 << 32) - 1
 
 
 class Worker:
-    """The party's handle on its worker process."""
+    """The parent's handle: a child process, the channel to it, and its private folder for logs."""
 
-    def __init__(self, artifact: Path, rank: int, addresses: tuple[str, str], tls: TLS | None, options: dict[str, Any]):
-        self.log = tempfile.TemporaryDirectory(prefix="shoal-worker-")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shoal.private.session"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.fd = self.process.stdout.fileno()
-        self.channel = Channel.of_pipe(self.fd, self.process.stdin.fileno(), "the worker process")
-        files = {k: str(v) for k, v in asdict(tls).items()} if tls else None
-        body = {"artifact": str(artifact), "rank": rank, "addresses": addresses, "tls": files, "log": self.log.name}
-        self.channel.send("start", body | options)
+    def __init__(self, start: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        self.scratch = Path(tempfile.mkdtemp(prefix="shoal-"))
+        self.channel = Channel(ours, "the SPU process", MAX_PAYLOAD)
+        with theirs, open(self.scratch / "worker.log", "wb") as log:
+            self.process = subprocess.Popen(
+                # Not -m: the package may have imported this module already. -P would need Python 3.11.
+                [sys.executable, "-c", "from shoal.private.session import main; main()", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                cwd=self.scratch,
+                env=os.environ | {"PYTHONPATH": _import_path()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.channel.send({"type": "start", "scratch": str(self.scratch), **start})
 
-    def kill(self) -> None:
-        """End the worker at once."""
+    def log_tail(self) -> str:
+        """The last line that the process printed, for error messages."""
+        text = (self.scratch / "worker.log").read_text(errors="replace").strip()
+        return text.splitlines()[-1][:300] if text else "it printed nothing"
+
+    def end(self) -> None:
+        """Kill the process if it still runs, and remove its folder."""
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self.log.cleanup()
+        self.channel.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def _commands(channel: Channel) -> queue.Queue[tuple[str, dict[str, Any], bytes]]:
-    """Frames from the party; the worker dies with it."""
-    frames: queue.Queue[tuple[str, dict[str, Any], bytes]] = queue.Queue()
-
-    def pump() -> None:
-        try:
-            while True:
-                frames.put(channel.receive())
-        except ClosedError:
-            os._exit(1)  # the main thread may be inside SPU, which no exception reaches
-
-    threading.Thread(target=pump, daemon=True).start()
-    return frames
-
-
-def _start(body: dict[str, Any]) -> tuple[Engine, float]:
-    begun = time.perf_counter()
-    program, manifest = load_half(body["artifact"])
-    files = body["tls"]
-    tls = TLS(**{k: Path(v) for k, v in files.items()}) if files else None
-    addresses = (str(body["addresses"][0]), str(body["addresses"][1]))
-    log = Path(body["log"]) / "spu.log"
-    engine = Engine(program, body["rank"], addresses, tls, protocol_of(manifest), log, body["timeout_s"])
-    engine.put_weights(Weights.load(body["artifact"]) if body["rank"] == SERVER else None)
-    _run(engine, None if body["rank"] == SERVER else np.zeros((1, *program.input_shape), np.float32), 1)
-    return engine, time.perf_counter() - begun
-
-
-def _run(engine: Engine, images: np.ndarray | None, batch: int) -> tuple[dict[str, Any], bytes]:
-    logits, statistics = engine.run(images, batch)
-    body: dict[str, Any] = asdict(statistics) | {"peak_bytes": peak_memory()}
-    if logits is None:
-        return body, b""
-    body["shapes"] = [list(z.shape) for z in logits]
-    return body, b"".join(z.astype("<f8").tobytes() for z in logits)
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _import_path() -> str:
+    # The child must find the same shoal even when it runs from a checkout.
+    parts = [str(Path(next(iter(shoal.__path__))).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(p for p in parts if p)
 
 
 def main() -> None:
-    """Obey the party until it closes the pipe."""
-    # SPU and JAX may print; only frames may reach the party.
-    out = os.dup(1)
-    os.dup2(2, 1)
-    channel = Channel.of_pipe(0, out, "the party")
-    frames = _commands(channel)
+    """Entry point of the child process; its one argument is the number of the inherited socket."""
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), "the parent", MAX_PAYLOAD)
+    orders: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
+    threading.Thread(target=_read_orders, args=(channel, orders), daemon=True).start()
     try:
-        _, body, _ = frames.get()
-        engine, seconds = _start(body)
-        channel.send("ready", {"seconds": seconds})
+        _work(channel, orders)
+    except Exception as error:  # Whatever goes wrong must reach the parent as a sentence.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(ShoalError):
+            channel.send({"type": "error", "message": _sentence(error)})
+    # SPU's own threads may still wait for the peer; a normal exit would wait for them.
+    os._exit(0)
+
+
+def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
+    """Pass orders on; when the parent is gone, end this process even while SPU blocks."""
+    try:
         while True:
-            _, body, payload = frames.get()
-            shape = (body["batch"], *engine.program.input_shape)
-            images = np.frombuffer(payload, "<f4").reshape(shape) if payload else None
-            channel.send("done", *_run(engine, images, body["batch"]))
-    except ShoalError as error:
-        channel.send("error", {"message": str(error)})
-    except Exception as error:
-        # Whatever SPU throws ends the session; the party must hear why.
-        text = str(error).splitlines() or [type(error).__name__]
-        channel.send("error", {"message": f"found that the SPU session failed ({text[0][:300]}); need a new session"})
-    os._exit(1)  # SPU's own threads would wait for a peer that is gone
+            select.select([channel.sock], [], [])
+            orders.put(channel.receive())
+    except Closed:
+        os._exit(1)
 
 
-if __name__ == "__main__":
-    main()
+def _work(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
+    session = _start(orders.get()[0], channel)
+    while True:
+        order, payload = orders.get()
+        if order["type"] == "stop":
+            return
+        images = None
+        if payload:
+            shape = (order["batch"], *session.program.input_shape)
+            images = np.frombuffer(payload, np.float32).reshape(shape)
+        logits, tally = session.query(order["batch"], images)
+        shapes = [a.shape for a in logits]
+        data = b"".join(np.ascontiguousarray(a).tobytes() for a in logits)
+        channel.send({"type": "done", "shapes": shapes, "memory": _peak_memory(), **asdict(tally)}, data)
+
+
+def _start(order: dict[str, Any], channel: Channel) -> Session:
+    from shoal.private.program import Program, Weights
+    from shoal.private.spu import SERVER, LinkLog, Session, Settings, open_link
+
+    begun = time.perf_counter()
+    log = LinkLog(Path(order["scratch"]))
+    settings, rank = Settings(**order["settings"]), order["rank"]
+    tls = None if order["tls"] is None else TLS(**{k: Path(v) for k, v in order["tls"].items()})
+    program = Program.load(order["folder"])
+    link = open_link(rank, tuple(order["hosts"]), order["session"], tls, settings)
+    linked = time.perf_counter()
+    session = Session(program, link, rank, settings, log)
+    session.set_weights(Weights.load(order["folder"]).arrays if rank == SERVER else None)
+    session.prepare(order["batch"])
+    prepared = time.perf_counter()
+    session.warm_up()
+    times = {"link_s": linked - begun, "compile_s": prepared - linked, "warm_s": time.perf_counter() - prepared}
+    channel.send({"type": "ready", "memory": _peak_memory(), **times})
+    return session
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _sentence(error: Exception) -> str:
+    # SPU appends a stack trace after its first lines.
+    text = " ".join(str(error).split("stacktrace")[0].split())[:300]
+    return text if isinstance(error, ShoalError) else f"found {type(error).__name__} in SPU: {text}"

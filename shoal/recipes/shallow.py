@@ -44,6 +44,8 @@ class Preset:
     pram_sites: str = "all"
     select: str = "val"
     student_from_teacher: bool = True
+    rewirings: int = 0
+    """Rewirings in stage 1 at least; an epoch has one or as many as that takes."""
 
 
 def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int = 16, batch: int = 64) -> Preset:
@@ -57,7 +59,8 @@ def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int 
         cosine(sensitivity, 0.05),
         cosine(mask, 0.02),
         cosine(finetune, 0.03, (max(1, finetune // 3),)),
-        beta=10.0,
+        beta=1.0,
+        rewirings=16,
     )
 
 
@@ -227,7 +230,9 @@ def _sensitivity(
         return dict(run.read_json("sensitivity.json"))
     torch.manual_seed(stages.settings.seed + 1)
     sparse = _fresh(teacher)
-    rewiring = DynamicRewiring(sparse, preset.sensitivity.epochs, options.density, seed=stages.settings.seed)
+    epochs = preset.sensitivity.epochs
+    often = max(1, -(-preset.rewirings // epochs))
+    rewiring = DynamicRewiring(sparse, epochs, options.density, seed=stages.settings.seed, per_epoch=often)
     stages.fit("sensitivity", sparse, Objective((cross_entropy(),)), preset.sensitivity, hooks=(rewiring,))
     eta = pruning_sensitivity(rewiring.densities(), sites)
     if run:

@@ -1,0 +1,140 @@
+"""What masks and the loop cost: a masked training step against a plain one, and `fit` against a bare loop.
+
+    python benchmarks/training_overhead.py --out benchmarks/results/training_overhead.json
+
+Both sides alternate in one run, so the ratio holds when the machine's speed drifts; teacher forward in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shoal.budget import allocate
+from shoal.data import Dataset, Split, augment_batch
+from shoal.distill import Objective, cross_entropy
+from shoal.mask import add_masks, random_masks
+from shoal.models import build
+from shoal.run import environment
+from shoal.sites import relu_sites
+from shoal.surgery import normalise
+from shoal.train import Schedule, Settings, evaluate, fit
+
+SHAPE = (3, 32, 32)
+
+
+def step_of(model: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    model.train().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4)
+
+    def step() -> None:
+        with torch.no_grad():
+            taught = teacher(x)
+        logits = model(x)
+        soft = F.kl_div(
+            F.log_softmax(logits / 4, 1), F.log_softmax(taught / 4, 1), log_target=True, reduction="batchmean"
+        )
+        loss = 0.5 * F.cross_entropy(logits, y) + 0.5 * 16 * soft
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def alternate(first: Callable[[], None], second: Callable[[], None], count: int) -> dict[str, float]:
+    """Medians of paired timings and of their ratio, first over second."""
+    rows = []
+    for i in range(count + 2):
+        pair = []
+        # The order flips every pair, so that neither side always runs on the other's warm caches.
+        for run in (first, second) if i % 2 else (second, first):
+            begun = time.perf_counter()
+            run()
+            pair.append(time.perf_counter() - begun)
+        rows.append(tuple(pair if i % 2 else reversed(pair)))
+    rows = rows[2:]
+    ratio = statistics.median(a / b for a, b in rows)
+    a, b = (statistics.median(column) for column in zip(*rows, strict=True))
+    return {"ratio": ratio, "first_s": a, "second_s": b, "pairs": count}
+
+
+def masked_step(width: float, batch: int, count: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    plain = normalise(build("resnet18", 100, width=width))
+    sites = relu_sites(plain, SHAPE)
+    budget = allocate(sites, {s.name: 1.0 for s in sites}, sum(s.relus for s in sites) // 10)
+    masked = add_masks(plain, random_masks(budget, sites, torch.Generator().manual_seed(0)))
+    teacher = build("resnet18", 100, width=width).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(batch, *SHAPE).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 100, (batch,))
+    return alternate(step_of(masked, teacher, x, y), step_of(plain, teacher, x, y), count)
+
+
+def synthetic(count: int) -> Dataset:
+    g = torch.Generator().manual_seed(0)
+    split = lambda n: Split(  # noqa: E731
+        torch.randint(0, 256, (n, *SHAPE), generator=g, dtype=torch.uint8), torch.randint(0, 100, (n,), generator=g)
+    )
+    return Dataset("random", split(count), split(200), split(1), 100, (0.5,) * 3, (0.25,) * 3, "crop-flip")
+
+
+def bare(model: nn.Module, data: Dataset, batch: int) -> None:
+    """The same work by hand: augmentation, normalisation, cross-entropy, SGD, one evaluation."""
+    optimiser = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data.train), generator=generator)
+    model.train()
+    for i in range(len(data.train) // batch):
+        mine = order[i * batch : (i + 1) * batch]
+        x = data.normalise(augment_batch(data.train.images[mine], data.augment, generator))
+        loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last)), data.train.labels[mine])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    evaluate(model, data, data.val)
+
+
+def loop(width: float, batch: int, count: int, images: int) -> dict[str, float]:
+    data = synthetic(images)
+    torch.manual_seed(0)
+    ours = normalise(build("resnet18", 100, width=width))
+    theirs = normalise(ours).to(memory_format=torch.channels_last)
+    objective, schedule = Objective((cross_entropy(),)), Schedule(1, 0.01, batch_size=batch)
+    return alternate(
+        lambda: fit(ours, data, objective, schedule, settings=Settings()) and None,
+        lambda: bare(theirs, data, batch),
+        count,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=float, default=0.5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    body = {
+        "settings": {k: v for k, v in vars(a).items() if k != "out"},
+        "environment": environment(),
+        "masked_step_over_plain_step": masked_step(a.width, a.batch, a.pairs),
+        "fit_over_bare_loop": loop(a.width, a.batch, a.pairs, 10 * a.batch),
+    }
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    a.out.write_text(json.dumps(body, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in body.items() if "over" in k}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
