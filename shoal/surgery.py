@@ -188,12 +188,17 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
         # A module called twice shares its weights but is two nodes.
         name = name if name not in names.values() else fx_node.name
         names[fx_node] = name
-        inputs = tuple(names[n] for n in fx_node.all_input_nodes)
-        if op == "add" and len(inputs) == 1:
-            inputs = inputs * 2
+        inputs = tuple(names[n] for n in _operands(fx_node))
         nodes.append(Node(name, op, inputs, fx_node.meta["shape"], attrs))
         weights |= {f"{name}.{k}": v.detach().clone() for k, v in parameters.items()}
     return Graph(tuple(nodes), weights, outputs)
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """Every node that is an argument, in order and as often as it occurs (`all_input_nodes` drops repetitions)."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
@@ -236,12 +241,15 @@ def _lower_module(m: nn.Module, node: fx.Node) -> Lowered:
     if isinstance(m, nn.Linear):
         return "linear", {}, _present(weight=m.weight, bias=m.bias)
     if isinstance(m, (nn.AvgPool2d, nn.MaxPool2d)):
+        odd = [k for k in ("ceil_mode", "divisor_override", "return_indices") if getattr(m, k, None)]
+        if odd or getattr(m, "dilation", 1) not in (1, (1, 1)):
+            return _unknown(f"{type(m).__name__} with {', '.join(odd) or 'dilation'}")
         return _pool("avg_pool2d" if isinstance(m, nn.AvgPool2d) else "max_pool2d", m.kernel_size, m.stride, m.padding)
     if isinstance(m, nn.AdaptiveAvgPool2d):
         return _adaptive(m.output_size, node)
     if type(m) is nn.ReLU:
         return "relu", {}, {}
-    if isinstance(m, nn.Flatten) and m.start_dim == 1:
+    if isinstance(m, nn.Flatten) and (m.start_dim, m.end_dim) == (1, -1):
         return "flatten", {}, {}
     if isinstance(m, (nn.Identity, nn.Dropout, nn.Dropout2d)):
         return "identity", {}, {}
@@ -272,12 +280,18 @@ def _arg(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def _dims(dim: Any) -> set[int]:
+    """Dimensions of a 4-D tensor, counted from 0."""
+    dims = dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,)
+    return {int(d) % 4 for d in dims}
+
+
 def _lower_call(node: fx.Node) -> Lowered:
     target: Any = node.target
     if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(node.args) == 2:
         both = all(isinstance(a, fx.Node) for a in node.args)
         return ("add", {}, {}) if both and not node.kwargs else _unknown("add of a constant")
-    if target in (torch.flatten, "flatten") and _arg(node, 1, "start_dim") == 1:
+    if target in (torch.flatten, "flatten") and (_arg(node, 1, "start_dim"), _arg(node, 2, "end_dim", -1)) == (1, -1):
         return "flatten", {}, {}
     if target in ("view", "reshape", torch.reshape) and len(node.meta["shape"]) == 1:
         return "flatten", {}, {}
@@ -285,10 +299,12 @@ def _lower_call(node: fx.Node) -> Lowered:
         return "concat", {}, {}
     if target in (F.avg_pool2d, F.max_pool2d):
         name = "avg_pool2d" if target is F.avg_pool2d else "max_pool2d"
+        if len(node.args) > 4 or not set(node.kwargs) <= {"kernel_size", "stride", "padding"}:
+            return _unknown(f"{name} with options beyond kernel, stride and padding")
         return _pool(name, _arg(node, 1, "kernel_size"), _arg(node, 2, "stride"), _arg(node, 3, "padding", 0))
     if target is F.adaptive_avg_pool2d:
         return _adaptive(_arg(node, 1, "output_size"), node)
-    if target in (torch.mean, "mean") and tuple(_arg(node, 1, "dim", ())) in ((2, 3), (-2, -1)):
+    if target in (torch.mean, "mean") and _dims(_arg(node, 1, "dim")) == {2, 3}:
         return "mean", {"keepdim": bool(_arg(node, 2, "keepdim", False))}, {}
     if target is F.pad and _arg(node, 2, "mode", "constant") == "constant" and not _arg(node, 3, "value", 0):
         return "pad", {"pads": list(_arg(node, 1, "pad"))}, {}

@@ -249,6 +249,36 @@ def test_unknown_operations_are_reported_never_zero() -> None:
         graph(torch.zeros(1, *SHAPE))
 
 
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(x)
+        return torch.cat([x, x + x], 1).mean((-1, 2))
+
+
+UNLIKE = {
+    "ceil_mode": lambda x: nn.functional.avg_pool2d(x, 3, ceil_mode=True),
+    "divisor": lambda x: nn.functional.avg_pool2d(x, 2, divisor_override=3),
+    "one dimension": lambda x: x.mean(1),
+    "end_dim": lambda x: torch.flatten(x, 1, 2),
+    "add alpha": lambda x: torch.add(x, x, alpha=2),
+    "add 1": lambda x: x + 1,
+}
+
+
+def test_repeated_operands_are_kept() -> None:
+    x = torch.randn(2, *SHAPE)
+    assert gap(trace(Twice(), SHAPE)(x), Twice()(x)) < 1e-6
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_forms_that_the_graph_does_not_have_are_unknown_not_wrong(name: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return UNLIKE[name](torch.relu(x))
+
+    assert len(cost(trace(Odd(), SHAPE)).unknown) == 1
+
+
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "surgery", "checkpoint", "private.fixed"},
     {"models", "sites", "exits", "train", "cost"},

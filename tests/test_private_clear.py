@@ -195,9 +195,9 @@ def test_relu_keeps_the_untouched_positions() -> None:
 
 
 def test_pools_by_hand() -> None:
-    # round(16 / 3) = 5: (10 * 5) >> 4 = 3 and (-10 * 5) >> 4 = -4.
-    pool = Step("s", "avg_pool2d", ("x",), (1, 1, 2), {"kernel": [1, 3], "stride": [1, 1]})
-    assert ran(tiny(pool, (1, 1, 4)), [[[[1, 2, 7, -19]]]]) == [[[[3, -4]]]]
+    # round(16 / 6) = 3: (-6 * 3) >> 4 = -2 and (-2 * 3) >> 4 = -1.
+    pool = Step("s", "avg_pool2d", ("x",), (1, 1, 2), {"kernel": [1, 6], "stride": [1, 1]})
+    assert ran(tiny(pool, (1, 1, 7)), [[[[1, 2, 7, -19, 3, 0, 5]]]]) == [[[[-2, -1]]]]
     mean = Step("s", "mean", ("x",), (1,), {"keepdim": False})
     assert ran(tiny(mean, (1, 2, 2)), [[[[1, 2], [7, -1]]]]) == [[2]]
 
@@ -301,6 +301,24 @@ def test_fraction_bits_are_the_most_that_fit() -> None:
     assert compile(wide, images(), fraction_bits=16)[0].fraction_bits == 16
     wide.weights["a.bias"][0] = 4000.0  # below 12 bits comfort yields, and only the bias decides
     assert compile(wide, images())[0].fraction_bits == 12
+
+
+def test_error_bound_is_four_times_the_worst_seen() -> None:
+    graph = net()
+    program, weights = compile(graph, images(), fraction_bits=8)
+    private = run_clear(program, weights, images(), noise=np.random.default_rng(0))
+    gaps = [np.abs(a.numpy() - b).max() for a, b in zip(graph(images()), private, strict=True)]
+    assert program.error_bound == pytest.approx(4 * max(gaps))
+
+
+def test_activations_stay_below_31_bits() -> None:
+    nodes = (Node("x", "input", (), (4096,)), Node("fc", "linear", ("x",), (1,)))
+    graph = Graph(nodes, {"fc.weight": torch.full((1, 4096), 60.0)}, ("fc",))
+    x = torch.full((1, 4096), 15.0)
+    # 4096 * 60 * 15 * 2^9 < 2^31 < 4096 * 60 * 15 * 2^10.
+    assert compile(graph, x, margin=1.0)[0].fraction_bits == 9
+    with pytest.raises(ShoalError, match="at fc with 10 fraction bits"):
+        compile(graph, x, margin=1.0, fraction_bits=10)
 
 
 def test_run_clear_refuses_what_does_not_fit(compiled: tuple[Program, Weights]) -> None:

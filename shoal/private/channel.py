@@ -25,7 +25,7 @@ MAX_MESSAGE = 1 << 16
 FRAME_SECONDS = 10.0
 
 
-class Closed(ShoalError):
+class ClosedError(ShoalError):
     """The other end closed the connection or died."""
 
 
@@ -36,7 +36,7 @@ class Channel:
         self.sock, self.name, self.max_payload = sock, name, max_payload
 
     def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
-        """Write one frame. Raises Closed when the other end is gone or does not read."""
+        """Write one frame. Raises ClosedError when the other end is gone or does not read."""
         body = json.dumps(message).encode()
         if len(body) > MAX_MESSAGE:
             raise ShoalError(f"found a message of {len(body)} bytes for {self.name}; need at most {MAX_MESSAGE}")
@@ -44,10 +44,10 @@ class Channel:
         try:
             self.sock.sendall(HEADER.pack(len(body), len(payload)) + body + payload)
         except OSError as error:
-            raise Closed(f"found {self.name} gone ({error}); need it running; connect again") from error
+            raise ClosedError(f"found {self.name} gone ({error}); need it running; connect again") from error
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
-        """Read one frame. Raises Closed at the end of the stream, ShoalError on anything that is no frame."""
+        """Read one frame. Raises ClosedError at the end of the stream, ShoalError on anything that is no frame."""
         length, size = HEADER.unpack(self._exactly(HEADER.size))
         if length > MAX_MESSAGE or size > self.max_payload:
             raise ShoalError(f"found a frame of {length} and {size} bytes from {self.name}; need a shoal party there")
@@ -68,9 +68,9 @@ class Channel:
             try:
                 piece = self.sock.recv(min(count - len(parts), 1 << 20))
             except (OSError, ValueError) as error:
-                raise Closed(f"found {self.name} silent or gone ({_reason(error)}); need it running") from error
+                raise ClosedError(f"found {self.name} silent or gone ({_reason(error)}); need it running") from error
             if not piece:
-                raise Closed(f"found {self.name} gone; need it running; look at its log and connect again")
+                raise ClosedError(f"found {self.name} gone; need it running; look at its log and connect again")
             parts += piece
         return bytes(parts)
 

@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ from shoal.private.artifact import SERVER_ADVICE, Artifact, load_artifact
 from shoal.private.certs import TLS
 from shoal.private.channel import (
     Channel,
-    Closed,
+    ClosedError,
     accept,
     connect,
     first_ready,
@@ -126,7 +127,7 @@ class _Line:
         assert self.worker is not None
         try:
             message, payload = self.worker.channel.receive()
-        except Closed as error:
+        except ClosedError as error:
             tail = self.worker.log_tail()
             raise ShoalError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
         if message["type"] == "error":
@@ -351,7 +352,7 @@ class Client:
         return _result(done, payload, time.perf_counter() - started)
 
     @contextlib.contextmanager
-    def _ending_on_error(self, line: _Line) -> Any:
+    def _ending_on_error(self, line: _Line) -> Iterator[None]:
         try:
             yield
         except BaseException:

@@ -27,7 +27,7 @@ import numpy as np
 import shoal
 from shoal.errors import ShoalError
 from shoal.private.certs import TLS
-from shoal.private.channel import Channel, Closed
+from shoal.private.channel import Channel, ClosedError
 
 if TYPE_CHECKING:
     from shoal.private.spu import Session
@@ -95,7 +95,7 @@ def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], byt
         while True:
             select.select([channel.sock], [], [])
             orders.put(channel.receive())
-    except Closed:
+    except ClosedError:
         os._exit(1)
 
 

@@ -188,7 +188,7 @@ class Session:
         """A small product and ReLU of the runtime: makes the keys and the oblivious transfers' first state."""
         # One value more than 2048 in each thread makes SPU open every OT instance that it will use.
         rows = 64 * max(1, self.settings.threads) + 16
-        shapes = {"warm.x": (rows, 32), "warm.w": (32, 32)}
+        shapes: dict[str, tuple[int, ...]] = {"warm.x": (rows, 32), "warm.w": (32, 32)}
         for (name, shape), owner in zip(shapes.items(), (CLIENT, SERVER), strict=True):
             self._own(name, np.zeros(shape, np.float32) if owner == self.rank else None, shape, owner)
         code = _compile(lambda x, w: (jnp.maximum(x @ w, 0.0),), shapes, ("warm.y",))
@@ -330,6 +330,8 @@ def _parameter_shapes(program: Program) -> dict[str, tuple[int, ...]]:
         channels, out = before[step.inputs[0]][0], step.shape[0]
         shape = (channels, out)
         if step.op == "conv2d":
+            if "kernel" not in step.attrs:
+                raise ShoalError(f"found no kernel size at {step.name}; need it in the program; compile it again")
             shape = (*step.attrs["kernel"], channels // step.attrs["groups"], out)
         table |= {f"{step.name}.weight": shape, f"{step.name}.bias": (out,)}
     return table
