@@ -23,7 +23,7 @@ from torch import nn
 
 from shoal.branch import add_branches, commit_branches, set_gate
 from shoal.budget import allocate
-from shoal.cost import cost, spu_cheetah
+from shoal.cost import SpuConstants, cost, spu_cheetah
 from shoal.fold import fold
 from shoal.graph import Graph
 from shoal.mask import add_masks, random_masks
@@ -83,7 +83,7 @@ def alternate(clients: dict[str, Client], graphs: dict[str, Graph], rounds: int)
 
 
 def counts(graph: Graph, client: Client) -> dict[str, Any]:
-    total, model = cost(graph), spu_cheetah(graph)
+    total, model = cost(graph), spu_cheetah(graph, SpuConstants(relu_bytes=860))
     facts = {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")}
     return facts | {"setup_s": client.setup_s, "predicted_s": model.seconds, "predicted_bytes": model.bytes}
 

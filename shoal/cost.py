@@ -147,6 +147,8 @@ class SpuConstants:
     product_s: float = 0.33e-3
     automorphism_s: float = 1.48e-3
     relu_s: float = 12.2e-6
+    relu_bytes: float = 98.5
+    """A ReLU at FM64 with Ferret's oblivious transfers; Softspoken's, which `compile` chooses, take 860."""
     bytes_per_s: float = 1.0e9
     rtt_s: float = 0.5e-3
 
@@ -169,7 +171,7 @@ def spu_cheetah(graph: Graph, constants: SpuConstants | None = None, fraction_bi
 
 def _spu_node(graph: Graph, node: Node, row: Row, c: SpuConstants, f: int) -> tuple[float, int, float]:
     if row.relus:
-        return c.relu_s * row.relus, int(98.5 * row.relus), 11
+        return c.relu_s * row.relus, int(c.relu_bytes * row.relus), 11
     trunc = _truncation_bytes(prod(node.shape), f)
     if node.op in ("conv2d", "linear"):
         m, k, n = matmul_shape(graph, node)

@@ -19,8 +19,8 @@ from shoal.cost import cost
 from shoal.data import Dataset
 from shoal.errors import ShoalError
 from shoal.graph import Graph
-from shoal.private.deploy import Agreement, clear_agreement, compare, deploy
 from shoal.private.artifact import save_artifact
+from shoal.private.deploy import Agreement, clear_agreement, compare, deploy
 from shoal.private.party import TLS, Client
 from shoal.private.program import Program, Weights
 
