@@ -97,7 +97,8 @@ def first_ready(channels: list[Channel], seconds: float) -> Channel | None:
 def parse_address(text: object, what: str) -> tuple[str, int]:
     """Host and port of ``"host:port"`` (IPv4 or a name). Raises ShoalError on anything else."""
     host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
-    if not host or ":" in host or len(host) > 253 or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not host or ":" in host or len(host) > 253 or not digits or int(port) > 65535:
         raise ShoalError(f'found {str(text)[:80]!r} as {what}; need "host:port" with an IPv4 address or a name')
     return host, int(port)
 
@@ -179,6 +180,8 @@ def _reach(host: str, port: int, seconds: float) -> socket.socket:
     while True:
         try:
             return socket.create_connection((host, port), timeout=max(0.1, limit - time.monotonic()))
+        except UnicodeError as error:
+            raise ShoalError(f"found {host!r} as a host name; need a valid one; mend the address") from error
         except OSError as error:
             # A server that is just starting refuses for a moment, so refusal alone is no reason to give up.
             if time.monotonic() + 0.2 >= limit:
