@@ -362,7 +362,7 @@ class Client:
             raise
 
     def _handshake(self, line: _Line) -> None:
-        own, server = line.control.sock.getsockname()[0], line.control.sock.getpeername()[0]
+        own, server = _hosts(line.control)
         link = self.client_address or f"{own}:{free_port(own)}"
         _, port = parse_address(link, "client_address")
         hello = {"type": "hello", "terms": self.terms, "link": link, "batch": self.batch, "threads": self.threads}
@@ -398,6 +398,16 @@ class Client:
             limit = 2 ** (24 - program.fraction_bits)
             raise ShoalError(f"found image values of {limit} or more; need less; normalise the images")
         return np.ascontiguousarray(words.astype(np.float64) / 2**program.fraction_bits, np.float32)
+
+
+def _hosts(control: Channel) -> tuple[str, str]:
+    """This side's and the other side's address; a server that refuses our certificate may be gone already."""
+    try:
+        return control.sock.getsockname()[0], control.sock.getpeername()[0]
+    except OSError as error:
+        raise ShoalError(
+            f"found that {control.name} is gone after the TLS handshake; need a certificate signed by its authority"
+        ) from error
 
 
 def _result(done: dict[str, Any], payload: bytes, seconds: float) -> Result:

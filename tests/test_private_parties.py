@@ -1,0 +1,518 @@
+"""Server and Client: two processes over mutual TLS on loopback, right logits, and every way to fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from shoal.errors import ShoalError
+from shoal.graph import Graph
+from shoal.private.artifact import load_artifact, save_artifact
+from shoal.private.certs import TLS, make_certificates
+from shoal.private.channel import Channel, ClosedError, parse_address
+from shoal.private.clear import run_clear
+from shoal.private.party import Client, Server
+from shoal.private.program import Program, Weights, compile
+from shoal.surgery import trace
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (1, 8, 8)
+UNITS = 6
+"""Each truncation may be one unit off; the little networks here have few, damped by the layers after them."""
+
+
+class Small(nn.Module):
+    """A masked ReLU between two convolutions, average pooling, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 3, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.body = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.relu2 = nn.ReLU()
+        self.pool = nn.AvgPool2d(2)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu2(self.body(self.relu(self.stem(x))))
+        return self.last(self.pool(x).flatten(1))
+
+
+class Everything(nn.Module):
+    """Every operation of a program, two exits, a grouped and a dilated convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.group = nn.Conv2d(4, 6, (3, 1), padding=(1, 0), groups=2)
+        self.relu2 = nn.ReLU()
+        self.wide = nn.Conv2d(6, 4, 3, padding=2, dilation=2)
+        self.early = nn.Linear(4, 3)
+        self.down = nn.Conv2d(8, 4, 3, stride=(2, 1), padding=1)
+        self.pool = nn.AvgPool2d((2, 3), stride=(1, 2))
+        self.hidden = nn.Linear(4 * 4 * 4, 6)
+        self.relu3 = nn.ReLU()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.relu(self.stem(x))
+        y = self.wide(self.relu2(self.group(x))) + x
+        early = self.early(y.mean((2, 3)))
+        z = self.down(torch.cat([x, y], 1)) + y[:, :, ::2, ::1]
+        z = nn.functional.pad(z, (1, 0, 0, 1))
+        return early, self.last(self.relu3(self.hidden(self.pool(z).flatten(1))))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A compiled network, its artifact, and images."""
+
+    graph: Graph
+    program: Program
+    weights: Weights
+    folder: Path
+    images: Tensor
+
+    @property
+    def unit(self) -> float:
+        return 2.0**-self.program.fraction_bits
+
+    def truth(self, count: int) -> np.ndarray:
+        with torch.no_grad():
+            return self.graph(self.images[:count])[-1].double().numpy()
+
+
+def case(model: nn.Module, folder: Path, masks: dict[str, Tensor], ot_kind: str = "YACL_Softspoken") -> Case:
+    graph = trace(model.eval(), SHAPE)
+    graph = replace(graph, weights=graph.weights | {f"{k}.mask": m for k, m in masks.items()})
+    images = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(1))
+    program, weights = compile(graph, images)
+    save_artifact(folder, program, weights, ot_kind=ot_kind)
+    return Case(graph, program, weights, folder, images)
+
+
+def seeded(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(3)
+    return kind()
+
+
+def small_mask() -> Tensor:
+    return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.4
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case(seeded(Small), tmp_path_factory.mktemp("small"), {"relu": small_mask()})
+
+
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TLS]:
+    pytest.importorskip("cryptography")
+    return make_certificates(tmp_path_factory.mktemp("certs"))
+
+
+@pytest.fixture(scope="module")
+def spu() -> None:
+    """Skips where SPU is absent; the module itself is never imported into the tests' process."""
+    if not _has_spu():
+        pytest.skip("needs the private extra")
+
+
+def _has_spu() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("spu") is not None
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from shoal.private.party import TLS, Server
+folder, cert, key, ca = sys.argv[1:]
+with Server(folder, "127.0.0.1:0", TLS(Path(cert), Path(key), Path(ca)), timeout_s=120) as server:
+    print(server.address, flush=True)
+    server.serve()
+"""
+QUERY = """
+import sys
+from pathlib import Path
+import numpy as np
+from shoal.private.party import TLS, Client
+folder, cert, key, ca, address, batch = sys.argv[1:]
+with Client(folder, address, TLS(Path(cert), Path(key), Path(ca))) as client:
+    print("open", flush=True)
+    while True:
+        client.query(np.zeros((int(batch), 1, 8, 8), np.float32))
+"""
+
+
+def party(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd="/")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, tls: TLS) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = party(SERVE, folder, tls.cert, tls.key, tls.ca)
+    try:
+        yield process, said(process)
+    finally:
+        kill(process)
+
+
+@contextlib.contextmanager
+def in_thread(server: Server) -> Iterator[Server]:
+    """`server` in a thread of this process."""
+    thread = threading.Thread(target=server.serve, daemon=True)
+    with server:
+        thread.start()
+        yield server
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(small: Case, certs: dict[str, TLS], spu: None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with serving(small.folder, certs["server"]) as found:
+        yield found
+
+
+def ask_forever(client: Client, images: np.ndarray) -> None:
+    while True:
+        client.query(images)
+
+
+def children(pid: int) -> list[int]:
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(p) for p in listing.read_text().split()] if listing.exists() else []
+
+
+def gone(pid: int, seconds: float = 15.0) -> bool:
+    """Whether process `pid` ends (or is a zombie) in time."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+# ---------------------------------------------------------------- two processes over TLS
+
+
+@pytest.mark.private
+def test_server_goes_on_when_a_client_is_killed_mid_inference(
+    small: Case, certs: dict[str, TLS], served: tuple[subprocess.Popen[str], str]
+) -> None:
+    process, address = served
+    mine = certs["client"]
+    client = party(QUERY, small.folder, mine.cert, mine.key, mine.ca, address, 64)
+    assert said(client) == "open"
+    time.sleep(1.0)
+    workers = children(process.pid) + children(client.pid)
+    assert len(workers) == 2
+    kill(client)
+    assert all(gone(pid) for pid in workers)
+    assert process.poll() is None
+
+
+@pytest.mark.private
+def test_queries_and_batches_give_the_networks_logits(
+    small: Case, certs: dict[str, TLS], served: tuple[subprocess.Popen[str], str]
+) -> None:
+    _, address = served
+    with Client(small.folder / "client", address, certs["client"]) as client:
+        assert client.setup_s > 0
+        results = [client.query(small.images[:n].numpy()) for n in (1, 1, 3)]
+        for bad in (np.zeros((1, 1, 9, 8), np.float32), np.zeros((0, *SHAPE), np.float32)):
+            with pytest.raises(ShoalError, match="images of shape"):
+                client.query(bad)
+        with pytest.raises(ShoalError, match="NaN"):
+            client.query(np.full((1, *SHAPE), np.nan, np.float32))
+        with pytest.raises(ShoalError, match="need at most"):
+            client.query(np.zeros((1000, *SHAPE), np.float32))
+        results.append(client.query(small.images[:1].numpy()))  # the session outlives a user's mistake
+    for result in results:
+        truth = small.truth(len(result.logits))
+        assert result.logits.dtype == np.float64
+        assert np.abs(result.logits - truth).max() <= UNITS * small.unit + 1e-6
+        assert result.bytes > 10_000
+        assert result.messages > 50
+        assert 0 < result.relu_s + result.linear_s < result.seconds
+        assert result.memory_bytes > 1 << 20
+    with pytest.raises(ShoalError, match="no open session"):
+        client.query(small.images[:1].numpy())
+
+
+def test_that_comparison_would_notice_a_misplaced_mask(small: Case) -> None:
+    wrong = replace(
+        small.program, keep={"relu": np.flatnonzero(small_mask().permute(1, 2, 0).numpy()).astype(np.int32)}
+    )
+    right = run_clear(small.program, small.weights, small.images[:3])[-1]
+    assert np.abs(run_clear(wrong, small.weights, small.images[:3])[-1] - right).max() > 100 * UNITS * small.unit
+
+
+@pytest.mark.private
+def test_client_ends_when_the_server_is_killed_mid_inference(small: Case, certs: dict[str, TLS], spu: None) -> None:
+    with (
+        serving(small.folder, certs["server"]) as (process, address),
+        Client(small.folder, address, certs["client"]) as c,
+    ):
+        workers = children(process.pid)
+        assert len(workers) == 1
+        killer = threading.Timer(1.0, process.kill)
+        killer.start()
+        started = time.monotonic()
+        with pytest.raises(ShoalError, match=r"gone|reset|closed"):
+            ask_forever(c, small.images.numpy())
+        assert time.monotonic() - started < 15
+        assert gone(workers[0])
+        with pytest.raises(ShoalError, match="no open session"):
+            c.query(small.images[:1].numpy())
+
+
+@pytest.mark.private
+def test_every_operation_with_shared_weights_ferret_and_plain_loopback(tmp_path: Path, spu: None) -> None:
+    masks = {"relu2": torch.rand(6, 8, 8) < 0.5, "relu3": torch.tensor([True, False, True, True, False, True])}
+    net = case(seeded(Everything), tmp_path, masks, "YACL_Ferret")
+    truth = run_clear(net.program, net.weights, net.images[:2])
+    server = Server(tmp_path, "127.0.0.1:0", None, insecure=True, shared_weights=True, threads=1)
+    with in_thread(server), Client(tmp_path, server.address, None, insecure=True, batch=2) as client:
+        result = client.query(net.images[:2].numpy())
+        for found, wanted in zip(result.exits, truth, strict=True):
+            assert np.abs(found - wanted).max() <= UNITS * net.unit
+        assert np.abs(result.logits - net.truth(2)).max() <= max(net.program.error_bound, UNITS * net.unit)
+        server.stop()
+        with pytest.raises(ShoalError, match=r"ended|gone"):
+            client.query(net.images[:2].numpy())
+
+
+# ---------------------------------------------------------------- refusals before any SPU link
+
+
+def quickly_fails(client: Client, match: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ShoalError, match=match) as caught:
+        client.open()
+    assert time.monotonic() - started < 8
+    assert "need" in str(caught.value)
+
+
+@pytest.mark.private
+def test_certificates_of_another_authority_are_refused(
+    small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None
+) -> None:
+    other = make_certificates(tmp_path)
+    mixed = TLS(other["client"].cert, other["client"].key, certs["client"].ca)
+    with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"])) as server:
+        quickly_fails(Client(small.folder, server.address, other["client"]), "no valid TLS at the server")
+        quickly_fails(Client(small.folder, server.address, mixed), r"TLS|gone|silent")
+        assert any("no valid TLS at the client" in e for e in server.errors)
+
+
+@pytest.mark.private
+def test_a_certificate_for_another_name_is_refused(small: Case, tmp_path: Path, spu: None) -> None:
+    elsewhere = make_certificates(tmp_path, ("example.org", "10.0.0.1"))
+    with in_thread(Server(small.folder, "127.0.0.1:0", elsewhere["server"])) as server:
+        quickly_fails(Client(small.folder, server.address, elsewhere["client"]), "certificate for 127.0.0.1")
+
+
+@pytest.mark.private
+def test_plain_tcp_is_for_loopback_and_on_request(small: Case, spu: None) -> None:
+    for address, insecure in (("127.0.0.1:0", False), ("0.0.0.0:0", True), ("example.org:9", True)):
+        with pytest.raises(ShoalError, match="no TLS"):
+            Server(small.folder, address, None, insecure=insecure)
+        with pytest.raises(ShoalError, match="no TLS"):
+            Client(small.folder, address, None, insecure=insecure)
+
+
+@pytest.mark.private
+def test_an_artifact_of_another_network_or_setting_is_refused(small: Case, tmp_path: Path, spu: None) -> None:
+    torch.manual_seed(9)
+    other = case(Small(), tmp_path / "other", {})
+    save_artifact(tmp_path / "ferret", small.program, small.weights, ot_kind="YACL_Ferret")
+    with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
+        quickly_fails(Client(other.folder, server.address, None, insecure=True), "digest .* at the client")
+        quickly_fails(Client(tmp_path / "ferret", server.address, None, insecure=True), "ot_kind YACL_Ferret")
+        stranger = Client(small.folder, server.address, None, insecure=True)
+        stranger.terms["spu"] = "0.9.4"
+        quickly_fails(stranger, "spu 0.9.4 at the client and .*install the same SPU")
+        old = Client(small.folder, server.address, None, insecure=True)
+        old.terms["artifact"] = "shoal-artifact-0"
+        quickly_fails(old, "artifact shoal-artifact-0")
+
+
+@pytest.mark.private
+def test_a_busy_port_and_an_absent_server(small: Case, spu: None) -> None:
+    with Server(small.folder, "127.0.0.1:0", None, insecure=True) as server:
+        with pytest.raises(ShoalError, match="not free to listen"):
+            Server(small.folder, server.address, None, insecure=True)
+        port = server.address
+    quickly_fails(Client(small.folder, port, None, insecure=True, connect_s=1.0), "no server at")
+
+
+@pytest.mark.private
+def test_a_server_that_never_answers(small: Case, spu: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        quickly_fails(Client(small.folder, address, None, insecure=True, connect_s=1.0), "no answer")
+
+
+@pytest.mark.private
+def test_hostile_bytes_end_their_own_connection_only(small: Case, spu: None) -> None:
+    with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
+        for data in (b"GET / HTTP/1.1\r\n\r\n", struct.pack(">II", 2, 0) + b"[]", hello({"link": 3}), hello({})):
+            with socket.create_connection(parse_address(server.address, "it")) as sock:
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):
+                    pass
+        assert len(server.errors) == 4
+
+
+def hello(body: dict[str, object]) -> bytes:
+    text = json.dumps({"type": "hello", **body}).encode()
+    return struct.pack(">II", len(text), 0) + text
+
+
+def test_without_spu_the_error_says_what_to_install(small: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for make in (Server, Client):
+        with pytest.raises(ShoalError, match=r"3\.10 or 3\.11.*pip install shoal\[private\]"):
+            make(small.folder, "127.0.0.1:0", None, insecure=True)
+
+
+def test_the_parties_import_without_spu_and_the_engine_says_why_not() -> None:
+    code = (
+        "import sys; sys.modules['spu'] = None\n"
+        "import shoal.private.party\n"
+        "try:\n    import shoal.private.spu\nexcept Exception as e:\n    print(type(e).__name__, e)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out.startswith("ShoalError")
+    assert "pip install shoal[private]" in out
+
+
+# ---------------------------------------------------------------- artifact
+
+
+def test_the_clients_half_holds_no_weight(small: Case) -> None:
+    client, server = small.folder / "client", small.folder / "server"
+    files = sorted(p.name for p in client.rglob("*"))
+    assert files == ["keep.safetensors", "manifest.json", "program.json"]
+    assert (server / "weights.safetensors").exists()
+    held = b"".join(p.read_bytes() for p in client.iterdir())
+    for array in small.weights.arrays.values():
+        floats = array.astype(np.float64) * small.unit
+        for form in (array, array.astype(np.int32), floats, floats.astype(np.float32)):
+            data = form.tobytes()
+            pieces = [data[i : i + 8] for i in range(0, len(data) - 7, 8)]
+            # Eight zero bytes are no secret, and are found anywhere.
+            assert not any(piece in held for piece in pieces if piece.strip(b"\0") and piece.strip(b"\xff"))
+
+
+def test_artifacts_of_another_version_or_altered_are_refused(small: Case, tmp_path: Path) -> None:
+    for change, match in (({"artifact": "shoal-artifact-0"}, "artifact version"), ({"digest": "0"}, "does not fit")):
+        save_artifact(tmp_path, small.program, small.weights)
+        path = tmp_path / "client" / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(ShoalError, match=match):
+            load_artifact(tmp_path, "client")
+        path.write_text("[")
+        with pytest.raises(ShoalError, match="JSON"):
+            load_artifact(tmp_path, "client")
+    with pytest.raises(ShoalError, match="ot_kind"):
+        save_artifact(tmp_path, small.program, small.weights, ot_kind="EMP")
+
+
+# ---------------------------------------------------------------- certificates and frames
+
+
+def test_certificates_are_private_and_the_authority_cannot_sign_again(certs: dict[str, TLS]) -> None:
+    folder = certs["server"].ca.parent
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "ca.pem",
+        "client.key",
+        "client.pem",
+        "server.key",
+        "server.pem",
+    ]
+    for tls in certs.values():
+        assert stat.S_IMODE(tls.key.stat().st_mode) == 0o600
+    with pytest.raises(ShoalError, match="no readable TLS key"):
+        replace(certs["server"], key=folder / "absent").check()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Channel, Channel]]:
+    a, b = socket.socketpair()
+    yield Channel(a, "a", 100), Channel(b, "b", 100)
+    a.close()
+    b.close()
+
+
+def test_frames_carry_messages_and_bytes(pair: tuple[Channel, Channel]) -> None:
+    pair[0].send({"type": "x", "n": 1}, b"abc")
+    assert pair[1].receive() == ({"type": "x", "n": 1}, b"abc")
+    with pytest.raises(ShoalError, match="at most"):
+        pair[0].send({"type": "x" * 70_000})
+    pair[0].close()
+    with pytest.raises(ClosedError):
+        pair[1].receive()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_frame_or_a_shoal_error(data: bytes) -> None:
+    a, b = socket.socketpair()
+    with a, b:
+        a.sendall(data)
+        a.shutdown(socket.SHUT_WR)
+        try:
+            message, payload = Channel(b, "b", 10).receive()
+        except ShoalError:
+            return
+        assert isinstance(message["type"], str)
+        assert len(payload) <= 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s), max_leaves=5))
+def test_addresses_are_text_or_an_error(value: object) -> None:
+    with contextlib.suppress(ShoalError):
+        host, port = parse_address(value, "it")
+        assert host
+        assert 0 <= port <= 65535
