@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,9 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP; only on l
 
 
 def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:
-    """Print `body` as JSON, or what `table` makes of it."""
+    """Print `body` as JSON, or what `table` makes of it; under torchrun only the first process speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         sys.stdout.write(commands.dump(body) + "\n")
     else:
@@ -131,7 +134,10 @@ def train(
     tensorboard: TensorBoard = False,
     json: Json = False,
 ) -> None:
-    """Train an all-ReLU network: the teacher of a reduction, or a baseline."""
+    """Train an all-ReLU network: the teacher of a reduction, or a baseline.
+
+    Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
+    """
     shared = commands.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
     body = commands.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
     show(body, json, lambda: pairs(f"{model} on {data}", body))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +27,7 @@ from shoal.run import Run, environment
 from shoal.sites import relu_sites
 from shoal.spec import Spec, base_model
 from shoal.surgery import trace
-from shoal.train import Schedule, Settings
+from shoal.train import Schedule, Settings, join
 from shoal.train import evaluate as judge
 
 
@@ -105,13 +107,17 @@ def train(
     dataset = _load_data(config, data_dir, shared.device)
     schedule = _longer(_preset(preset).teacher, epochs)
     spec = Spec(model, dataset.classes, dataset.shape, width, resolution)
-    run = Run.create(shared.out, config, shared.resume)
+    rank, size = join()
+    run = Run.create(shared.out, config, shared.resume) if rank == 0 else Run(shared.out)
+    if size > 1:
+        torch.distributed.barrier()
     with bars({"teacher": schedule.epochs}) as shown:
         network, history = shallow.train_teacher(
             spec, dataset, schedule, shared.settings(), run=run, listen=shown.listen, tensorboard=shared.tensorboard
         )
-    run.save_model(spec, network)
-    plot_curves(run, run.folder / "curves.png")
+    if rank == 0:
+        run.save_model(spec, network)
+        plot_curves(run, run.folder / "curves.png")
     return _result(network, dataset, spec, shared.settings()) | {
         "best_epoch": history.best_epoch,
         "validation": history.best,
@@ -153,6 +159,8 @@ def reduce(
     """Reduce the network of a teacher's run into a run folder of its own."""
     if recipe != "shallow":
         raise ShoalError(f"found recipe {recipe!r}; need 'shallow'")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ShoalError("found reduce under torchrun; need one process; use torchrun for shoal train")
     source = Run(teacher)
     spec, network = source.load_model()
     origin = source.read_json("config.json")

@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.private.artifact import SERVER_ADVICE, Artifact, load_artifact
+from shoal.private.artifact import Artifact, load_artifact
 from shoal.private.certs import TLS
 from shoal.private.channel import (
     Channel,
-    ClosedError,
     accept,
     connect,
     first_ready,
@@ -38,13 +37,12 @@ from shoal.private.channel import (
     require_tls,
 )
 from shoal.private.fixed import FixedPoint
+from shoal.private.line import POLL_SECONDS, Line, compare, whole
 from shoal.private.program import Weights
-from shoal.private.session import Worker
 
 __all__ = ["TLS", "Client", "Result", "Server"]
 
 SERVER, CLIENT = 0, 1
-POLL_SECONDS = 0.25
 SETUP_SECONDS = 300.0
 
 
@@ -66,84 +64,6 @@ class Result:
     linear_s: float
     memory_bytes: int
     mode: str = "direct"
-
-
-class _Line:
-    """A control channel and, once there is one, the SPU process: whatever ends first ends the session."""
-
-    def __init__(self, control: Channel, stopped: threading.Event) -> None:
-        self.control, self.stopped = control, stopped
-        self.worker: Worker | None = None
-        self.inbox: list[dict[str, Any]] = []
-
-    def start(self, order: dict[str, Any]) -> None:
-        self.worker = Worker(order)
-
-    def order(self, message: dict[str, Any], payload: bytes = b"") -> None:
-        assert self.worker is not None
-        self.worker.channel.send(message, payload)
-
-    def from_peer(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
-        """The peer's next message, which must be of one of `kinds`."""
-        limit = time.monotonic() + seconds
-        while not self.inbox:
-            self._step(limit)
-        message = self.inbox.pop(0)
-        if message["type"] not in kinds:
-            raise ShoalError(f"found message {message['type'][:40]!r} from {self.control.name}; need {kinds[0]!r}")
-        return message
-
-    def from_worker(self, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """The SPU process's next message; the peer's, meanwhile, are kept."""
-        limit = time.monotonic() + seconds
-        while True:
-            found = self._step(limit)
-            if found is not None:
-                return found
-
-    def _step(self, limit: float) -> tuple[dict[str, Any], bytes] | None:
-        """Wait a moment for either side; returns the SPU process's message, keeps the peer's."""
-        if self.stopped.is_set():
-            raise ShoalError("found the session stopped from this side; need it open; connect again")
-        if time.monotonic() > limit:
-            raise ShoalError(f"found no answer from {self.control.name} in time; need a live peer; raise timeout_s")
-        ends = [self.control] if self.worker is None else [self.worker.channel, self.control]
-        ready = first_ready(ends, POLL_SECONDS)
-        if ready is None:
-            return None
-        if ready is self.control:
-            self._keep(self.control.receive()[0])
-            return None
-        return self._worker_says()
-
-    def _keep(self, message: dict[str, Any]) -> None:
-        if message["type"] == "error":
-            raise ShoalError(_printable(message.get("message"), 600))
-        if len(self.inbox) >= 4:
-            raise ShoalError(f"found too many messages from {self.control.name}; need one at a time")
-        self.inbox.append(message)
-
-    def _worker_says(self) -> tuple[dict[str, Any], bytes]:
-        assert self.worker is not None
-        try:
-            message, payload = self.worker.channel.receive()
-        except ClosedError as error:
-            tail = self.worker.log_tail()
-            raise ShoalError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
-        if message["type"] == "error":
-            # When the peer died, SPU and the control connection tell at the same time; the latter tells why.
-            if first_ready([self.control], POLL_SECONDS):
-                self._keep(self.control.receive()[0])
-            raise ShoalError(message["message"])
-        return message, payload
-
-    def end(self, farewell: dict[str, Any] | None = None) -> None:
-        if farewell is not None:
-            with contextlib.suppress(ShoalError):
-                self.control.send(farewell)
-        if self.worker is not None:
-            self.worker.end()
-        self.control.close()
 
 
 class Server:
@@ -194,7 +114,7 @@ class Server:
             if first_ready([Channel(self._listener, "listener")], POLL_SECONDS) is None:
                 continue
             try:
-                line = _Line(accept(self._listener, self.tls), self._stopped)
+                line = Line(accept(self._listener, self.tls), self._stopped)
             except (ShoalError, OSError) as error:
                 self._note(error)
                 continue
@@ -211,7 +131,7 @@ class Server:
         self.stop()
         self._listener.close()
 
-    def _session(self, line: _Line) -> bool:
+    def _session(self, line: Line) -> bool:
         """Run one session to its end; whether it got beyond the handshake."""
         farewell: dict[str, Any] | None = None
         try:
@@ -234,13 +154,13 @@ class Server:
         self.log.warning("%s", error)
         self.errors = [*self.errors[-19:], str(error)]
 
-    def _handshake(self, line: _Line) -> None:
+    def _handshake(self, line: Line) -> None:
         hello = line.from_peer(("hello",), 10.0)
-        _compare(hello.get("terms"), self.terms)
+        compare(hello.get("terms"), self.terms)
         host, port = parse_address(hello.get("link"), "the client's link address")
         if self.tls is None and not is_loopback(host):
             raise ShoalError(f"found link address {host} without TLS; need loopback; pass certificates")
-        batch, threads = _whole(hello, "batch", self.max_batch), min(_whole(hello, "threads", 1024), self.threads)
+        batch, threads = whole(hello, "batch", self.max_batch), min(whole(hello, "threads", 1024), self.threads)
         own = line.control.sock.getsockname()[0]
         link_port = self.link_port or free_port(own)
         session = secrets.token_hex(16)
@@ -252,12 +172,12 @@ class Server:
         line.from_worker(SETUP_SECONDS)
         line.control.send({"type": "ready"})
 
-    def _answer(self, line: _Line) -> bool:
+    def _answer(self, line: Line) -> bool:
         """Take part in one query; False when the client says goodbye."""
         message = line.from_peer(("query", "bye"), self.timeout_s)
         if message["type"] == "bye":
             return False
-        batch = _whole(message, "batch", self.max_batch)
+        batch = whole(message, "batch", self.max_batch)
         line.order({"type": "query", "batch": batch})
         line.control.send({"type": "go"})
         # SPU's own limit comes first where it waits for the peer; a long computation may take several of them.
@@ -299,7 +219,7 @@ class Client:
         self.client_address, self.batch, self.threads = client_address, batch, _threads(threads)
         self.max_batch, self.setup_s, self.server_memory_bytes = 0, 0.0, 0
         self.setup: dict[str, float] = {}
-        self._line: _Line | None = None
+        self._line: Line | None = None
         self._stopped = threading.Event()
 
     def __enter__(self) -> Client:
@@ -316,7 +236,7 @@ class Client:
         Raises ShoalError when the server is absent, refuses, or does not fit.
         """
         started = time.perf_counter()
-        line = _Line(connect(self.address, self.tls, self.connect_s), self._stopped)
+        line = Line(connect(self.address, self.tls, self.connect_s), self._stopped)
         self._line = line
         with self._ending_on_error(line):
             self._handshake(line)
@@ -352,7 +272,7 @@ class Client:
         return _result(done, payload, time.perf_counter() - started)
 
     @contextlib.contextmanager
-    def _ending_on_error(self, line: _Line) -> Iterator[None]:
+    def _ending_on_error(self, line: Line) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -361,25 +281,25 @@ class Client:
             self._line = None
             raise
 
-    def _handshake(self, line: _Line) -> None:
+    def _handshake(self, line: Line) -> None:
         own, server = _hosts(line.control)
         link = self.client_address or f"{own}:{free_port(own)}"
         _, port = parse_address(link, "client_address")
         hello = {"type": "hello", "terms": self.terms, "link": link, "batch": self.batch, "threads": self.threads}
         line.control.send(hello)
         welcome = line.from_peer(("welcome",), self.connect_s)
-        _compare(self.terms, welcome.get("terms"))
-        self.max_batch = _whole(welcome, "max_batch", 1 << 20)
+        compare(self.terms, welcome.get("terms"))
+        self.max_batch = whole(welcome, "max_batch", 1 << 20)
         session, shared = welcome.get("session"), welcome.get("shared_weights")
         if not isinstance(session, str) or not isinstance(shared, bool):
             raise ShoalError(f"found a malformed answer from {line.control.name}; need a shoal server there")
         agreed = {
             "session": session,
             "shared_weights": shared,
-            "threads": min(_whole(welcome, "threads", 1024), self.threads),
+            "threads": min(whole(welcome, "threads", 1024), self.threads),
         }
         bind = f"0.0.0.0:{port}" if self.client_address else link
-        hosts = (f"{server}:{_whole(welcome, 'link_port', 65535)}", bind)
+        hosts = (f"{server}:{whole(welcome, 'link_port', 65535)}", bind)
         line.start(_start_order(self.artifact, CLIENT, hosts, agreed, self.batch, self.tls, self.timeout_s))
 
     def _encoded(self, images: np.ndarray) -> np.ndarray:
@@ -452,33 +372,3 @@ def _require_spu() -> dict[str, str]:
 def _threads(asked: int | None) -> int:
     # Each thread may open an OT instance, so more than 8 costs memory and setup for little.
     return max(1, min(8, asked or os.cpu_count() or 1))
-
-
-def _compare(client: object, server: object) -> None:
-    """Raise ShoalError unless both parties' terms are equal; names the first that differs."""
-    if not isinstance(client, dict) or not isinstance(server, dict):
-        raise ShoalError("found a peer that states no terms; need a shoal party there; mend the address")
-    for name in sorted(client.keys() | server.keys(), key=_rank_of_term):
-        mine, theirs = client.get(name), server.get(name)
-        if mine != theirs or type(mine) is not type(theirs):
-            raise ShoalError(
-                f"found {_printable(name, 40)} {_printable(mine, 80)} at the client and {_printable(theirs, 80)} at "
-                f"the server; need the same at both; {SERVER_ADVICE.get(name, 'copy the client half again')}"
-            )
-
-
-def _rank_of_term(name: object) -> tuple[int, str]:
-    order = ["artifact", "spu", "jax", "protocol", "mode", "digest"]
-    return (order.index(name) if isinstance(name, str) and name in order else len(order), str(name))
-
-
-def _whole(message: dict[str, Any], name: str, most: int) -> int:
-    value = message.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ShoalError(f"found {name} {_printable(value, 40)} from the peer; need a whole number from 1 to {most}")
-    return value
-
-
-def _printable(value: object, most: int) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
-    return text if len(text) <= most else text[:most] + "..."

@@ -96,6 +96,8 @@ def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], byt
             select.select([channel.sock], [], [])
             orders.put(channel.receive())
     except ClosedError:
+        # The parent cannot tidy up any more; this process runs in its folder, see Worker.
+        shutil.rmtree(Path.cwd(), ignore_errors=True)
         os._exit(1)
 
 

@@ -1,6 +1,6 @@
 """A Program inside SPU: the only file that imports spu and jax, meant to run in a worker process of its own.
 
-SPU convolves NHWC with HWIO kernels, so values live in (H, W, C) order here and public positions are converted.
+Values live in (H, W, C) order here, see `shoal.private.segments`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from shoal.errors import ShoalError
 from shoal.private.certs import TLS
 from shoal.private.program import Program, Step
+from shoal.private.segments import Segment, channels_last, flat_positions, hwc, layout, parameter_shapes, split
 
 try:
     import jax
@@ -83,41 +84,6 @@ def open_link(rank: int, hosts: tuple[str, str], session: str, tls: TLS | None, 
     return libspu.link.create_brpc(desc, rank)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A run of steps that is one SPU executable: all its steps are ReLUs, or none is."""
-
-    kind: str
-    steps: tuple[Step, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the server's values that its steps read."""
-        owners = [s.name for s in self.steps if s.op in ("conv2d", "linear")]
-        return tuple(f"{name}.{part}" for name in owners for part in ("weight", "bias"))
-
-
-def split(program: Program) -> tuple[Segment, ...]:
-    """The program as segments in order: each ReLU alone, and each maximal run of other steps."""
-    groups: list[list[Step]] = []
-    for step in program.steps:
-        if not groups or step.op == "relu" or groups[-1][-1].op == "relu":
-            groups.append([])
-        groups[-1].append(step)
-    segments = []
-    for i, group in enumerate(groups):
-        made = [step.name for step in group]
-        read = {name for step in group for name in step.inputs}
-        later = {name for other in groups[i + 1 :] for step in other for name in step.inputs} | set(program.outputs)
-        kind = "relu" if group[0].op == "relu" else "linear"
-        outputs = tuple(name for name in made if name in later)
-        segments.append(Segment(kind, tuple(group), tuple(sorted(read - set(made))), outputs))
-    # A run that nothing reads would be an executable without a result.
-    return tuple(s for s in segments if s.outputs)
-
-
 @dataclass
 class Tally:
     """What one query cost here: seconds by kind, bytes and messages in both directions."""
@@ -167,8 +133,8 @@ class Session:
         self.runtime, self.io = spu.Runtime(link, config), spu.Io(2, config)
         self.segments = split(program)
         self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
-        self.parameter_shapes = _parameter_shapes(program)
-        self.keep = {s.name: _flat_positions(program, s) for s in program.steps if s.op == "relu"}
+        self.parameter_shapes = parameter_shapes(program)
+        self.keep = {s.name: flat_positions(program, s) for s in program.steps if s.op == "relu"}
         self.compiled: dict[tuple[int, int], Any] = {}
 
     def set_weights(self, arrays: dict[str, np.ndarray] | None) -> None:
@@ -176,7 +142,7 @@ class Session:
         for name, shape in self.parameter_shapes.items():
             value = None
             if arrays is not None:
-                value = _layout(arrays[name]).astype(np.float32) * np.float32(2.0**-self.settings.fraction_bits)
+                value = layout(arrays[name]).astype(np.float32) * np.float32(2.0**-self.settings.fraction_bits)
             self._own(name, value, shape, SERVER)
 
     def prepare(self, batch: int) -> None:
@@ -201,8 +167,8 @@ class Session:
         """Logits of every output (empty on the server) for `images` float32 [batch, C, H, W] (None there)."""
         self.prepare(batch)
         tally = Tally()
-        value = None if images is None else np.ascontiguousarray(images.transpose(0, *_channels_last(images.ndim - 1)))
-        self._own(self.program.input, value, (batch, *_hwc(self.program.input_shape)), CLIENT)
+        value = None if images is None else np.ascontiguousarray(images.transpose(0, *channels_last(images.ndim - 1)))
+        self._own(self.program.input, value, (batch, *hwc(self.program.input_shape)), CLIENT)
         live = {self.program.input}
         for index, segment in enumerate(self.segments):
             started = time.perf_counter()
@@ -281,7 +247,7 @@ class Session:
     def _executable(self, index: int, batch: int) -> Any:
         if (index, batch) not in self.compiled:
             segment = self.segments[index]
-            shapes = {name: (batch, *_hwc(self.shapes[name])) for name in segment.inputs}
+            shapes = {name: (batch, *hwc(self.shapes[name])) for name in segment.inputs}
             shapes |= {name: self.parameter_shapes[name] for name in segment.parameters}
             emit = partial(self._emit, segment, tuple(shapes))
             self.compiled[index, batch] = _compile(emit, shapes, segment.outputs)
@@ -308,44 +274,6 @@ def _compile(function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], o
     kind = frontend.Kind.JAX
     code, _ = frontend.compile(kind, segment, arguments, {}, list(shapes), secret, lambda _: list(outputs))
     return code
-
-
-def _channels_last(rank: int) -> tuple[int, ...]:
-    return (2, 3, 1) if rank == 3 else tuple(range(1, rank + 1))
-
-
-def _hwc(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
-
-
-def _layout(array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO kernels, [out, in] -> [in, out] matrices, biases as they are."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def _parameter_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    before = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
-    table: dict[str, tuple[int, ...]] = {}
-    for step in (s for s in program.steps if s.op in ("conv2d", "linear")):
-        channels, out = before[step.inputs[0]][0], step.shape[0]
-        shape = (channels, out)
-        if step.op == "conv2d":
-            if "kernel" not in step.attrs:
-                raise ShoalError(f"found no kernel size at {step.name}; need it in the program; compile it again")
-            shape = (*step.attrs["kernel"], channels // step.attrs["groups"], out)
-        table |= {f"{step.name}.weight": shape, f"{step.name}.bias": (out,)}
-    return table
-
-
-def _flat_positions(program: Program, step: Step) -> np.ndarray | None:
-    """Sorted positions of the kept ReLUs in this file's (H, W, C) order; None keeps all."""
-    kept = program.keep.get(step.name)
-    if kept is None or len(kept) == math.prod(step.shape):
-        return None
-    if len(step.shape) != 3:
-        return np.sort(kept).astype(np.int32)
-    c, h, w = np.unravel_index(kept, step.shape)
-    return np.sort((h * step.shape[2] + w) * step.shape[0] + c).astype(np.int32)
 
 
 def _conv2d(step: Step, x: Any, weight: Any, bias: Any) -> Any:
@@ -376,11 +304,11 @@ def _relu(step: Step, x: Any, kept: np.ndarray | None) -> Any:
         return x
     # Gathers at public positions are local; a scatter would become a loop over its indices.
     batch, size = x.shape[0], math.prod(x.shape[1:])
-    rest = np.setdiff1d(np.arange(size, dtype=np.int32), kept)
-    flat = x.reshape(-1)
-    active, idle = (_gather(flat, _tile(part, batch, size)) for part in (kept, rest))
-    order = np.argsort(np.concatenate([_tile(kept, batch, size), _tile(rest, batch, size)])).astype(np.int32)
-    return _gather(jnp.concatenate([jnp.maximum(active, 0.0), idle]), order).reshape(x.shape)
+    flat, chosen = x.reshape(-1), _tile(kept, batch, size)
+    # Where each value comes from: kept ones from the ReLUs' results, which stand first, the others from themselves.
+    source = np.arange(flat.size, dtype=np.int32) + chosen.size
+    source[chosen] = np.arange(chosen.size, dtype=np.int32)
+    return _gather(jnp.concatenate([jnp.maximum(_gather(flat, chosen), 0.0), flat]), source).reshape(x.shape)
 
 
 def _tile(positions: np.ndarray, batch: int, size: int) -> np.ndarray:
