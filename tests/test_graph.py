@@ -300,7 +300,7 @@ LEVELS = [
     {"mask", "branch", "sensitivity", "budget", "distill"},
     {"spec", "fold", "private.certs"},
     {"run", "private.program", "private.clear", "private.channel"},
-    {"private.artifact", "private.deploy", "private.segments", "private.spu", "report", "recipes"},
+    {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"},
     {"private.session"},
     {"private.line", "private.party"},
     {"demo", "progress", "__init__"},

@@ -21,6 +21,7 @@ from shoal.errors import ShoalError
 from shoal.private.certs import TLS
 from shoal.private.program import Program, Step
 from shoal.private.segments import Segment, channels_last, flat_positions, hwc, layout, parameter_shapes, split
+from shoal.private.shares import replaced, words
 
 try:
     import jax
@@ -34,6 +35,7 @@ except ImportError as _error:
     ) from _error
 
 SERVER, CLIENT = 0, 1  # SPU sends four fifths of a ReLU's bytes from rank 0, and servers have the better uplink.
+KEPT, POSITIVE = "relu.kept", "relu.positive"  # variables of every masked ReLU in turn
 FIELDS = {32: "FM32", 64: "FM64", 128: "FM128"}
 
 
@@ -172,7 +174,7 @@ class Session:
         live = {self.program.input}
         for index, segment in enumerate(self.segments):
             started = time.perf_counter()
-            self.runtime.run(self._executable(index, batch))
+            self._run(index, batch)
             spent = time.perf_counter() - started
             if segment.kind == "relu":
                 tally.relu_s += spent
@@ -185,6 +187,28 @@ class Session:
             self.runtime.del_var(name)
         self._account(tally)
         return [a for a in logits if a is not None], tally
+
+    def _run(self, index: int, batch: int) -> None:
+        """Run one segment. Of a masked ReLU only the kept values go through SPU; the others stay where they are."""
+        code, step = self._executable(index, batch), self.segments[index].steps[0]
+        if not self._is_masked(step):
+            self.runtime.run(code)
+            return
+        whole = self.runtime.get_var(step.inputs[0])
+        flat, chosen = words(whole), self._chosen(step, batch)
+        self.runtime.set_var(KEPT, replaced(whole, flat[chosen], chosen.shape, libspu.Share()))
+        self.runtime.run(code)
+        flat[chosen] = words(self.runtime.get_var(POSITIVE))
+        self.runtime.set_var(step.name, replaced(whole, flat, (batch, *hwc(step.shape)), libspu.Share()))
+
+    def _is_masked(self, step: Step) -> bool:
+        # An image is no additive share, so a ReLU right on it keeps all its values inside SPU.
+        return step.op == "relu" and self.keep[step.name] is not None and step.inputs[0] != self.program.input
+
+    def _chosen(self, step: Step, batch: int) -> np.ndarray:
+        kept = self.keep[step.name]
+        assert kept is not None
+        return _tile(kept, batch, math.prod(step.shape))
 
     def _drop_dead(self, index: int, live: set[str]) -> set[str]:
         later = {name for s in self.segments[index + 1 :] for name in s.inputs} | set(self.program.outputs)
@@ -247,6 +271,10 @@ class Session:
     def _executable(self, index: int, batch: int) -> Any:
         if (index, batch) not in self.compiled:
             segment = self.segments[index]
+            if self._is_masked(segment.steps[0]):
+                size = len(self._chosen(segment.steps[0], batch))
+                self.compiled[index, batch] = _compile(lambda x: (jnp.maximum(x, 0.0),), {KEPT: (size,)}, (POSITIVE,))
+                return self.compiled[index, batch]
             shapes = {name: (batch, *hwc(self.shapes[name])) for name in segment.inputs}
             shapes |= {name: self.parameter_shapes[name] for name in segment.parameters}
             emit = partial(self._emit, segment, tuple(shapes))
