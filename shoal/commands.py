@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -314,8 +316,10 @@ def serve(
     with Server(artifact, listen, tls, timeout_s=timeout, insecure=insecure) as server:
         if ready is not None:
             ready.write_text(server.address + "\n")
-        Console(stderr=True).print(f"shoal: serving {artifact} at {server.address}", highlight=False)
-        server.serve(sessions)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        logging.info("serving %s at %s", artifact, server.address)
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how a server is meant to end
+            server.serve(sessions)
 
 
 def query(artifact: Path, images: list[Path], connect: str, tls: Any, insecure: bool, timeout: float) -> dict[str, Any]:
