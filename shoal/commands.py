@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -387,11 +388,11 @@ def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
     run.save_model(spec, teacher, "teacher")
     say(f"reducing it to {DEMO.budget:,} ReLUs: sensitivity, masks, gated branches and auxiliary classifier")
     summary = _reduce(run, spec, teacher, data, DEMO, plan, settings)
-    certificates = demonstration.scratch()
-    make_certificates(certificates)
-    for name, which in (("baseline", "teacher"), ("reduced", "model")):
-        network = run.load_model(which)[1]
-        summary[name] |= demonstration.measure(name, network, data, out, certificates, images, say)
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # keys never lie in a run folder, nor outlive the demo
+        make_certificates(Path(folder))
+        for name, which in (("baseline", "teacher"), ("reduced", "model")):
+            network = run.load_model(which)[1]
+            summary[name] |= demonstration.measure(name, network, data, out, Path(folder), images, say)
     summary["agreement"] = demonstration.agreement_of(summary["reduced"])
     run.write_json("summary.json", summary)
     plot_comparison(summary, out / "comparison.png")

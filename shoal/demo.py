@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ class Private:
     error_bound: float
 
 
-def served(artifact: Path, certificates: Path, *, extra: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], str]:
+def served(artifact: Path, certificates: Path) -> tuple[subprocess.Popen[str], str]:
     """Start `shoal serve` as a process of its own on loopback; returns it and its address.
 
     Raises ShoalError when it does not come up.
@@ -55,7 +54,7 @@ def served(artifact: Path, certificates: Path, *, extra: tuple[str, ...] = ()) -
     tls = [f"--{name}={certificates / f}" for name, f in _files("server").items()]
     command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
     process = subprocess.Popen(
-        [*command, "--sessions", "1", "--ready-file", str(ready), *extra],
+        [*command, "--sessions", "1", "--ready-file", str(ready)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,11 +164,6 @@ def clean(out: Path, overwrite: bool) -> None:
         if not (out / "config.json").exists():
             raise ShoalError(f"found files at {out} that are no shoal run; need another --out")
         shutil.rmtree(out)
-
-
-def scratch() -> Path:
-    """A private folder for certificates; keys never lie in a run folder."""
-    return Path(tempfile.mkdtemp(prefix="shoal-"))
 
 
 def agreement_of(network: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
-from shoal.sites import ReluSite, relu_sites
+from shoal.sites import relu_sites
 from shoal.surgery import NORMAL, edit, module_calls, normalise, shapes
 
 PREFIX = "exits."
@@ -93,8 +93,3 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
         output.args = (results[index],)
 
     return edit(model, cut)
-
-
-def exit_sites(sites: Sequence[ReluSite]) -> tuple[ReluSite, ...]:
-    """The sites that lie inside added exits."""
-    return tuple(site for site in sites if site.name.startswith(PREFIX))

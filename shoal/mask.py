@@ -74,11 +74,11 @@ def top_k(score: Tensor, count: int, granularity: str = "pixel") -> Tensor:
 
     With granularity ``channel`` whole channels are taken by their mean score, the last one filled by pixel.
     """
-    if granularity == "channel":
+    if granularity == "channel" and score.dim() == 3:  # a value of a linear layer is a channel by itself
         rank = score.mean((1, 2)).argsort(descending=True, stable=True).argsort(stable=True)
         span = float(score.max() - score.min()) + 1.0
         score = score - rank.to(score)[:, None, None] * 2 * span
-    elif granularity != "pixel":
+    elif granularity not in ("pixel", "channel"):
         raise ShoalError(f"found granularity {granularity!r}; need 'pixel' or 'channel'")
     # A stable sort gives exactly `count` ones whatever ties there are.
     order = score.flatten().argsort(descending=True, stable=True)

@@ -200,6 +200,12 @@ def test_top_k_is_exact_even_with_ties(granularity: str, k: int) -> None:
     assert k > 16 or not mask[[0, 2]].any()
 
 
+def test_channel_masks_of_linear_layers() -> None:
+    assert top_k(torch.tensor([0.1, 0.9, 0.5]), 2, "channel").tolist() == [False, True, True]
+    with pytest.raises(ShoalError, match="granularity 'row'"):
+        top_k(torch.ones(3), 2, "row")
+
+
 def test_mask_follows_load_state_dict() -> None:
     a, b = (MaskedReLU(torch.full((1, 2, 2), value)) for value in (True, False))
     b.load_state_dict(a.state_dict())

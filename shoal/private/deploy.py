@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -66,8 +65,3 @@ def clear_agreement(
 def _total(parts: Sequence[Agreement]) -> Agreement:
     worst = max(p.max_abs_logit_error for p in parts)
     return Agreement(sum(p.images for p in parts), sum(p.argmax_equal for p in parts), worst)
-
-
-def artifact_names(folder: Path) -> tuple[Path, Path]:
-    """The client's and the server's half of an artifact."""
-    return folder / "client", folder / "server"
