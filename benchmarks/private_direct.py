@@ -23,12 +23,12 @@ from torch import nn
 
 from shoal.branch import add_branches, commit_branches, set_gate
 from shoal.budget import allocate
-from shoal.cost import SpuConstants, cost, spu_cheetah
+from shoal.cost import cost, spu_cheetah
 from shoal.fold import fold
 from shoal.graph import Graph
 from shoal.mask import add_masks, random_masks
 from shoal.models import build
-from shoal.private.artifact import save_artifact
+from shoal.private.artifact import OT_KINDS, save_artifact
 from shoal.private.certs import make_certificates
 from shoal.private.party import Client, Server
 from shoal.private.program import compile
@@ -56,17 +56,20 @@ def network(model: str, width: float, kept: float, blocks: int) -> Graph:
     return fold(trace(plain.eval(), SHAPE))
 
 
-def open_session(stack: ExitStack, graph: Graph, folder: Path, tls: Any, shared: bool = False) -> Client:
+def open_session(stack: ExitStack, graph: Graph, folder: Path, tls: Any, shared: bool, ot_kind: str) -> Client:
     """A server thread and a client for `graph`; each side's SPU session is a process."""
     program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
-    save_artifact(folder, program, weights)
+    save_artifact(folder, program, weights, ot_kind=ot_kind)
     server = stack.enter_context(Server(folder, "127.0.0.1:0", tls["server"], shared_weights=shared))
     threading.Thread(target=server.serve, args=(1,), daemon=True).start()
     return stack.enter_context(Client(folder, server.address, tls["client"]))
 
 
 def alternate(clients: dict[str, Client], graphs: dict[str, Graph], rounds: int) -> dict[str, Any]:
-    """Medians of every figure over `rounds` queries of each network in turn, after one that is not counted."""
+    """Means of every figure over `rounds` queries of each network in turn, after one that is not counted.
+
+    Means, because the oblivious transfers are refilled in some queries and not in others.
+    """
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
     x = (np.random.default_rng(0).random((1, *SHAPE)) * 2 - 1).astype(np.float32)
     for i in range(rounds + 1):
@@ -79,19 +82,21 @@ def alternate(clients: dict[str, Client], graphs: dict[str, Graph], rounds: int)
             row |= {"logit_error": error}
             print(name, i, {k: round(v, 3) for k, v in row.items()}, flush=True)
             rows[name] += [row] if i else []
-    return {name: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for name, rs in rows.items()}
+    return {name: {k: statistics.fmean(r[k] for r in rs) for k in rs[0]} for name, rs in rows.items()}
 
 
 def counts(graph: Graph, client: Client) -> dict[str, Any]:
-    total, model = cost(graph), spu_cheetah(graph, SpuConstants(relu_bytes=860))
+    total, model = cost(graph), spu_cheetah(graph)
     facts = {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")}
     return facts | {"setup_s": client.setup_s, "predicted_s": model.seconds, "predicted_bytes": model.bytes}
 
 
-def compare(nets: dict[str, tuple[Graph, bool]], rounds: int, tls: Any) -> dict[str, Any]:
+def compare(nets: dict[str, tuple[Graph, bool]], rounds: int, tls: Any, ot_kind: str) -> dict[str, Any]:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clients = {name: open_session(stack, g, root / name, tls, shared) for name, (g, shared) in nets.items()}
+        clients = {
+            name: open_session(stack, g, root / name, tls, shared, ot_kind) for name, (g, shared) in nets.items()
+        }
         graphs = {name: g for name, (g, _) in nets.items()}
         rows = alternate(clients, graphs, rounds)
         return {name: rows[name] | counts(graphs[name], clients[name]) for name in nets}
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--kept", type=float, default=0.1)
     parser.add_argument("--blocks", type=int, default=4, help="blocks replaced: 4 are ResNet18's S1 and S2")
+    parser.add_argument("--ot-kind", choices=OT_KINDS, default=OT_KINDS[0], help="SPU's oblivious transfers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small-width", type=float, default=0.25, help="width of the server-owned/shared comparison")
     parser.add_argument("--out", type=Path, required=True)
@@ -114,9 +120,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tls = make_certificates(Path(folder))
         full, less = (network(a.model, a.width, k, b) for k, b in ((1.0, 0), (a.kept, a.blocks)))
-        main_rows = compare({"baseline": (full, False), "reduced": (less, False)}, a.rounds, tls)
+        main_rows = compare({"baseline": (full, False), "reduced": (less, False)}, a.rounds, tls, a.ot_kind)
         small = network(a.model, a.small_width, a.kept, 0)
-        owner_rows = compare({"server-owned": (small, False), "shared": (small, True)}, a.rounds, tls)
+        owner_rows = compare({"server-owned": (small, False), "shared": (small, True)}, a.rounds, tls, a.ot_kind)
     peak = max(row[k] for row in main_rows.values() for k in ("client_peak_bytes", "server_peak_bytes"))
     figures = {
         "kept_relus": ratio(main_rows, "relus", "reduced", "baseline"),

@@ -212,10 +212,13 @@ def compile_(
     data_dir: DataDir = None,
     fraction_bits: Annotated[int | None, typer.Option(help="Fixed-point fraction bits; chosen if left out.")] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="Compile the network that the run started from.")] = False,
+    ot_kind: Annotated[
+        str, typer.Option(help="Oblivious transfers: YACL_Ferret (few bytes) or YACL_Softspoken (starts in a second).")
+    ] = "YACL_Ferret",
     json: Json = False,
 ) -> None:
     """Fold, calibrate and compile a network; client/ holds no weight, server/ holds them."""
-    body = commands.compile_run(run, out, data_dir, fraction_bits, teacher)
+    body = commands.compile_run(run, out, data_dir, fraction_bits, teacher, ot_kind)
     show(body, json, lambda: pairs(str(out), body))
 
 

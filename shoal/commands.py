@@ -173,7 +173,7 @@ def reduce(
     config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
     data = _load_data(config, data_dir, shared.device)
     plan = _stages(_preset(preset), epochs)
-    shallow.check_options(options, relu_sites(network, spec.shape))  # before anything is written
+    shallow.check_options(options, plan, relu_sites(network, spec.shape))  # before anything is written
     run = Run.create(shared.out, config, shared.resume)
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])
@@ -274,7 +274,7 @@ def report_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def compile_run(
-    folder: Path, out: Path, data_dir: Path | None, fraction_bits: int | None, teacher: bool
+    folder: Path, out: Path, data_dir: Path | None, fraction_bits: int | None, teacher: bool, ot_kind: str
 ) -> dict[str, Any]:
     """Write the artifact of a run's network."""
     from shoal.private.artifact import save_artifact
@@ -284,7 +284,7 @@ def compile_run(
     _, network = run.load_model("teacher" if teacher else "model")
     data = _load_data(run.read_json("config.json"), data_dir)
     graph, program, weights = deploy(network, data, fraction_bits=fraction_bits)
-    save_artifact(out, program, weights)
+    save_artifact(out, program, weights, ot_kind=ot_kind)
     facts = {"digest": program.digest(), "fraction_bits": program.fraction_bits, "error_bound": program.error_bound}
     return {"client": str(out / "client"), "server": str(out / "server")} | facts | _counts(cost(graph))
 

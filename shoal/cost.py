@@ -148,7 +148,7 @@ class SpuConstants:
     automorphism_s: float = 1.48e-3
     relu_s: float = 12.2e-6
     relu_bytes: float = 98.5
-    """A ReLU at FM64 with Ferret's oblivious transfers; Softspoken's, which `compile` chooses, take 860."""
+    """A ReLU at FM64 with Ferret's oblivious transfers, which `compile` chooses; Softspoken's take 860."""
     bytes_per_s: float = 1.0e9
     rtt_s: float = 0.5e-3
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
+from parties import Case, Small, case, seeded, small_mask
 from torch import Tensor, nn
 
 from shoal.data import Dataset, Split
+from shoal.private.certs import TLS, make_certificates
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +76,21 @@ def blobs(count: int = 96, classes: int = 4, size: int = 8, seed: int = 0) -> Da
         return Split(images, labels)
 
     return Dataset("blobs", split(count), split(32), split(32), classes, (0.3,), (0.3,), "none")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case(seeded(Small), tmp_path_factory.mktemp("small"), {"relu": small_mask()})
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TLS]:
+    pytest.importorskip("cryptography")
+    return make_certificates(tmp_path_factory.mktemp("certs"))
+
+
+@pytest.fixture(scope="session")
+def spu() -> None:
+    """Skips where SPU is absent; the module itself is never imported into the tests' process."""
+    if importlib.util.find_spec("spu") is None:
+        pytest.skip("needs the private extra")

@@ -6,141 +6,30 @@ import contextlib
 import json
 import os
 import socket
-import stat
 import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from parties import SHAPE, Case, Everything, Small, case, seeded, small_mask
 
 from shoal.errors import ShoalError
-from shoal.graph import Graph
-from shoal.private.artifact import load_artifact, save_artifact
+from shoal.private.artifact import save_artifact
 from shoal.private.certs import TLS, make_certificates
-from shoal.private.channel import Channel, ClosedError, parse_address
+from shoal.private.channel import parse_address
 from shoal.private.clear import run_clear
 from shoal.private.party import Client, Server
-from shoal.private.program import Program, Weights, compile
-from shoal.surgery import trace
 
 ROOT = Path(__file__).parents[1]
-SHAPE = (1, 8, 8)
 UNITS = 6
 """Each truncation may be one unit off; the little networks here have few, damped by the layers after them."""
-
-
-class Small(nn.Module):
-    """A masked ReLU between two convolutions, average pooling, a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 3, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.body = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.relu2 = nn.ReLU()
-        self.pool = nn.AvgPool2d(2)
-        self.last = nn.Linear(16, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu2(self.body(self.relu(self.stem(x))))
-        return self.last(self.pool(x).flatten(1))
-
-
-class Everything(nn.Module):
-    """Every operation of a program, two exits, a grouped and a dilated convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 4, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.group = nn.Conv2d(4, 6, (3, 1), padding=(1, 0), groups=2)
-        self.relu2 = nn.ReLU()
-        self.wide = nn.Conv2d(6, 4, 3, padding=2, dilation=2)
-        self.early = nn.Linear(4, 3)
-        self.down = nn.Conv2d(8, 4, 3, stride=(2, 1), padding=1)
-        self.pool = nn.AvgPool2d((2, 3), stride=(1, 2))
-        self.hidden = nn.Linear(4 * 4 * 4, 6)
-        self.relu3 = nn.ReLU()
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.relu(self.stem(x))
-        y = self.wide(self.relu2(self.group(x))) + x
-        early = self.early(y.mean((2, 3)))
-        z = self.down(torch.cat([x, y], 1)) + y[:, :, ::2, ::1]
-        z = nn.functional.pad(z, (1, 0, 0, 1))
-        return early, self.last(self.relu3(self.hidden(self.pool(z).flatten(1))))
-
-
-@dataclass(frozen=True)
-class Case:
-    """A compiled network, its artifact, and images."""
-
-    graph: Graph
-    program: Program
-    weights: Weights
-    folder: Path
-    images: Tensor
-
-    @property
-    def unit(self) -> float:
-        return 2.0**-self.program.fraction_bits
-
-    def truth(self, count: int) -> np.ndarray:
-        with torch.no_grad():
-            return self.graph(self.images[:count])[-1].double().numpy()
-
-
-def case(model: nn.Module, folder: Path, masks: dict[str, Tensor], ot_kind: str = "YACL_Softspoken") -> Case:
-    graph = trace(model.eval(), SHAPE)
-    graph = replace(graph, weights=graph.weights | {f"{k}.mask": m for k, m in masks.items()})
-    images = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(1))
-    program, weights = compile(graph, images)
-    save_artifact(folder, program, weights, ot_kind=ot_kind)
-    return Case(graph, program, weights, folder, images)
-
-
-def seeded(kind: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(3)
-    return kind()
-
-
-def small_mask() -> Tensor:
-    return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.4
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return case(seeded(Small), tmp_path_factory.mktemp("small"), {"relu": small_mask()})
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TLS]:
-    pytest.importorskip("cryptography")
-    return make_certificates(tmp_path_factory.mktemp("certs"))
-
-
-@pytest.fixture(scope="module")
-def spu() -> None:
-    """Skips where SPU is absent; the module itself is never imported into the tests' process."""
-    if not _has_spu():
-        pytest.skip("needs the private extra")
-
-
-def _has_spu() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("spu") is not None
 
 
 SERVE = """
@@ -424,95 +313,3 @@ def test_the_parties_import_without_spu_and_the_engine_says_why_not() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert out.startswith("ShoalError")
     assert "pip install shoal[private]" in out
-
-
-# ---------------------------------------------------------------- artifact
-
-
-def test_the_clients_half_holds_no_weight(small: Case) -> None:
-    client, server = small.folder / "client", small.folder / "server"
-    files = sorted(p.name for p in client.rglob("*"))
-    assert files == ["keep.safetensors", "manifest.json", "program.json"]
-    assert (server / "weights.safetensors").exists()
-    held = b"".join(p.read_bytes() for p in client.iterdir())
-    for array in small.weights.arrays.values():
-        floats = array.astype(np.float64) * small.unit
-        for form in (array, array.astype(np.int32), floats, floats.astype(np.float32)):
-            data = form.tobytes()
-            pieces = [data[i : i + 8] for i in range(0, len(data) - 7, 8)]
-            # Eight zero bytes are no secret, and are found anywhere.
-            assert not any(piece in held for piece in pieces if piece.strip(b"\0") and piece.strip(b"\xff"))
-
-
-def test_artifacts_of_another_version_or_altered_are_refused(small: Case, tmp_path: Path) -> None:
-    for change, match in (({"artifact": "shoal-artifact-0"}, "artifact version"), ({"digest": "0"}, "does not fit")):
-        save_artifact(tmp_path, small.program, small.weights)
-        path = tmp_path / "client" / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        with pytest.raises(ShoalError, match=match):
-            load_artifact(tmp_path, "client")
-        path.write_text("[")
-        with pytest.raises(ShoalError, match="JSON"):
-            load_artifact(tmp_path, "client")
-    with pytest.raises(ShoalError, match="ot_kind"):
-        save_artifact(tmp_path, small.program, small.weights, ot_kind="EMP")
-
-
-# ---------------------------------------------------------------- certificates and frames
-
-
-def test_certificates_are_private_and_the_authority_cannot_sign_again(certs: dict[str, TLS]) -> None:
-    folder = certs["server"].ca.parent
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "ca.pem",
-        "client.key",
-        "client.pem",
-        "server.key",
-        "server.pem",
-    ]
-    for tls in certs.values():
-        assert stat.S_IMODE(tls.key.stat().st_mode) == 0o600
-    with pytest.raises(ShoalError, match="no readable TLS key"):
-        replace(certs["server"], key=folder / "absent").check()
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Channel, Channel]]:
-    a, b = socket.socketpair()
-    yield Channel(a, "a", 100), Channel(b, "b", 100)
-    a.close()
-    b.close()
-
-
-def test_frames_carry_messages_and_bytes(pair: tuple[Channel, Channel]) -> None:
-    pair[0].send({"type": "x", "n": 1}, b"abc")
-    assert pair[1].receive() == ({"type": "x", "n": 1}, b"abc")
-    with pytest.raises(ShoalError, match="at most"):
-        pair[0].send({"type": "x" * 70_000})
-    pair[0].close()
-    with pytest.raises(ClosedError):
-        pair[1].receive()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_frame_or_a_shoal_error(data: bytes) -> None:
-    a, b = socket.socketpair()
-    with a, b:
-        a.sendall(data)
-        a.shutdown(socket.SHUT_WR)
-        try:
-            message, payload = Channel(b, "b", 10).receive()
-        except ShoalError:
-            return
-        assert isinstance(message["type"], str)
-        assert len(payload) <= 10
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s), max_leaves=5))
-def test_addresses_are_text_or_an_error(value: object) -> None:
-    with contextlib.suppress(ShoalError):
-        host, port = parse_address(value, "it")
-        assert host
-        assert 0 <= port <= 65535

@@ -196,7 +196,7 @@ def reduce(
     options, and StoppedError when the settings' time ran out.
     """
     sites = relu_sites(teacher, spec.shape)
-    check_options(options, sites)
+    check_options(options, preset, sites)
     stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
     eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
     budget = allocate(sites, eta, options.budget)
@@ -205,8 +205,8 @@ def reduce(
     return Result(final_spec, model, budget, sites, eta, stages.histories)
 
 
-def check_options(options: Options, sites: tuple[ReluSite, ...]) -> None:
-    """Raise ShoalError, before any training, for an impossible budget or unknown variants."""
+def check_options(options: Options, preset: Preset, sites: tuple[ReluSite, ...]) -> None:
+    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants."""
     known = {
         "keep": ("final", "auxiliary"),
         "masks": ("senet", "random"),
@@ -218,6 +218,11 @@ def check_options(options: Options, sites: tuple[ReluSite, ...]) -> None:
             raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
     if options.keep == "auxiliary" and not options.exit:
         raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
+    last, opened = preset.finetune.epochs, preset.finetune.first_drop
+    if options.gates and last <= opened:
+        raise ShoalError(
+            f"found {last} fine-tuning epochs and gates open at {opened}; need more epochs; or use --no-gates"
+        )
     allocate(sites, options.sensitivity or {s.name: 1.0 for s in sites}, options.budget)
 
 
@@ -312,8 +317,6 @@ def _finetune(
     objective = Objective(_finetune_terms(preset, sites, spec))
     kept = 0 if options.keep == "auxiliary" else -1
     choice = {"select_from": min(until, preset.finetune.epochs - 1), "exit": kept}
-    if blocks and preset.finetune.epochs <= until:
-        raise ShoalError(f"found {preset.finetune.epochs} epochs and gates open at {until}; need more epochs")
     stages.fit("finetune", model, objective, preset.finetune, teacher=teacher, hooks=hooks, settings=choice)
     final = committed(spec, kept)
     set_gate(model, 1.0)

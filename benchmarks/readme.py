@@ -1,0 +1,133 @@
+"""Write the README's figures from `benchmarks/results/`, between their markers; `--check` only says whether they agree.
+
+    python benchmarks/readme.py
+
+Run it after any benchmark that changed a result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shoal.report import comparison
+
+ROOT = Path(__file__).parents[1]
+Rows = list[tuple[str, ...]]
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return found
+
+
+def table(head: tuple[str, ...], rows: Rows) -> str:
+    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+
+
+def demo() -> str:
+    summary = result("demo")
+    seen, clear, machine = summary["agreement"], summary["reduced"]["clear"], summary["environment"]
+    error = max(seen["max_abs_logit_error"], clear["max_abs_logit_error"])
+    whole = f"{clear['argmax_equal']} of {clear['images']} (the whole test set)"
+    rows = [tuple(row) for row in comparison(summary)]
+    return f"""{table(("", "baseline", "reduced", "ratio"), rows)}
+
+Private against plaintext, reduced network: argmax equal on {seen["argmax_equal"]} of {seen["images"]} images in two
+processes and on {whole} in the clear executor;
+largest logit error {error:.5f}, stated bound {seen["error_bound"]:.5f}.
+
+Seed {summary["seed"]}; `shoal demo --out runs/demo`; {machine["processor"]}, {machine["cores"]} cores, shared machine.
+Raw figures: `benchmarks/results/demo.json`. Times are medians of five single-image queries between two processes over
+TLS on loopback."""
+
+
+def direct() -> str:
+    body = result("private_direct")
+    ratios, settings = body["figures"], body["settings"]
+    full, less = (body["reduced_beside_baseline"][k] for k in ("baseline", "reduced"))
+    peaks = [max(row["client_peak_bytes"], row["server_peak_bytes"]) / 2**30 for row in (full, less)]
+    faster, share = ratios["total_baseline_over_reduced"], ratios["relu_seconds_reduced_over_baseline"]
+    rows = [
+        ("seconds", f"{full['seconds']:.1f}", f"{less['seconds']:.1f} ({faster:.2f}x faster)"),
+        ("of it ReLU", f"{full['relu_s']:.2f}", f"{less['relu_s']:.2f} ({share:.1%})"),
+        ("of it linear", f"{full['linear_s']:.1f}", f"{less['linear_s']:.1f}"),
+        ("bytes", f"{full['bytes']:,.0f}", f"{less['bytes']:,.0f}"),
+        ("messages", f"{full['messages']:,.0f}", f"{less['messages']:,.0f}"),
+        ("peak memory of a party, GiB", f"{peaks[0]:.2f}", f"{peaks[1]:.2f}"),
+    ]
+    head = ("", "all ReLUs", f"{ratios['kept_relus']:.1%} of the ReLUs, {settings['blocks']} blocks replaced")
+    command = "python benchmarks/private_direct.py --out benchmarks/results/private_direct.json"
+    shared = ratios["linear_server_owned_over_shared"]
+    return f"""**Direct private inference of a ResNet18 shape** (3x32x32, 100 classes, random weights, two processes, TLS on
+loopback, means of {settings["rounds"]} alternated queries): `{command}`
+
+{table(head, rows)}
+
+Server-owned weights take {shared:.2f}x the homomorphic time of shared ones (ResNet18 x {settings["small_width"]}).
+Of a masked ReLU only the kept values go through the protocol; each party picks them from, and puts them back into, its
+own share."""
+
+
+def training() -> str:
+    speed, memory = result("training_overhead"), result("fit_memory")
+    masked, bare = speed["masked_step_over_plain_step"]["ratio"], speed["fit_over_bare_loop"]["ratio"]
+    return f"""**Training**: a masked step takes {masked:.3f}x a plain one, `fit` {bare:.3f}x a bare loop
+(`python benchmarks/training_overhead.py`, ResNet18 x 0.5, batch 32, one thread, alternated); `fit` on 50,000 images
+peaks at {memory["beyond_gib"]:.2f} GiB beyond data and model (`python benchmarks/fit_memory.py`, ResNet18, batch
+128)."""
+
+
+def reducers(name: str) -> Callable[[], str]:
+    return lambda: accuracy_table(result(name))
+
+
+def accuracy_table(body: dict[str, Any]) -> str:
+    rows = []
+    for kind, cell in body["table"].items():
+        label = {"baseline": "teacher trained on, equally long"}.get(kind, kind)
+        spread = "" if cell["accuracy_sd"] is None else f"{cell['accuracy_sd']:.2f}"
+        counts = tuple(f"{cell[k]:,}" for k in ("relus", "macs", "depth"))
+        rows.append((label, f"{cell['accuracy_mean']:.2f}", spread, str(cell["runs"]), *counts))
+    return table(("", "accuracy, %", "sd", "seeds", "ReLUs", "MACs", "depth"), rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "private_direct": direct,
+    "training": training,
+    "fashion_mnist": reducers("fashion_mnist"),
+    "cifar100": reducers("cifar100"),
+}
+
+
+def filled(text: str) -> str:
+    for name, write in SECTIONS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            sys.exit(f"found no markers of {name!r} in the README; need <!-- {name} --> ... <!-- end -->")
+        body = write()
+        text = pattern.sub(lambda m, body=body: m[1] + body + m[2], text)  # type: ignore[misc]
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when the README is stale")
+    arguments = parser.parse_args()
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = filled(before)
+    if arguments.check:
+        sys.exit(0 if before == after else "found figures in the README unlike benchmarks/results; run this script")
+    path.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
