@@ -65,8 +65,8 @@ def direct() -> str:
     head = ("", "all ReLUs", f"{ratios['kept_relus']:.1%} of the ReLUs, {settings['blocks']} blocks replaced")
     command = "python benchmarks/private_direct.py --out benchmarks/results/private_direct.json"
     shared = ratios["linear_server_owned_over_shared"]
-    return f"""**Direct private inference of a ResNet18 shape** (3x32x32, 100 classes, random weights, two processes, TLS
-on loopback, means of {settings["rounds"]} alternated queries): `{command}`
+    return f"""**Direct private inference of a ResNet18 shape** (3x32x32, 100 classes, random weights, two processes,
+TLS on loopback, means of {settings["rounds"]} alternated queries): `{command}`
 
 {table(head, rows)}
 
