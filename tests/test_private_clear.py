@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
 from shoal.private.clear import OPS, run_clear
-from shoal.private.fixed import FixedPoint, limbs, peak, ring_conv2d, ring_linear
+from shoal.private.fixed import FixedPoint, RingConv2d, RingLinear, limbs, peak
 from shoal.private.program import Program, Step, Weights, compile
 from shoal.surgery import trace
 
@@ -109,7 +109,8 @@ def big_conv(x: np.ndarray, w: np.ndarray, s: int, p: int, d: int, groups: int) 
 def test_conv_is_exact_mod_2_64(seed: int, x_bits: int, w_bits: int, s: int, p: int, d: int, groups: int) -> None:
     rng = np.random.default_rng(seed)
     x, w = words(rng, x_bits, (2, 4, 5, 6)), words(rng, w_bits, (4, 4 // groups, 3, 3))
-    got = ring_conv2d(torch.from_numpy(x), torch.from_numpy(w), (s, s), (p, p), (d, d), groups)
+    attrs = {"stride": (s, s), "padding": (p, p), "dilation": (d, d), "groups": groups}
+    got = RingConv2d(torch.from_numpy(w), attrs)(torch.from_numpy(x))
     np.testing.assert_array_equal(got.numpy(), big_conv(x, w, s, p, d, groups))
 
 
@@ -119,14 +120,14 @@ def test_linear_is_exact_mod_2_64(seed: int, x_bits: int, w_bits: int, width: in
     rng = np.random.default_rng(seed)
     x, w = words(rng, x_bits, (3, width)), words(rng, w_bits, (2, width))
     exact = x.astype(object) @ w.astype(object).T
-    got = ring_linear(torch.from_numpy(x), torch.from_numpy(w))
+    got = RingLinear(torch.from_numpy(w))(torch.from_numpy(x))
     assert got.tolist() == [[wrapped(int(v)) for v in row] for row in exact]
 
 
 @pytest.mark.parametrize("value", [-(2**63), 2**63 - 1, -1, 0, 2**53 + 1])
 def test_linear_at_the_ring_s_edges(value: int) -> None:
     for other in (-(2**63), 2**63 - 1, 1, -1, 2**31 + 1):
-        got = ring_linear(torch.full((1, 3), value), torch.full((1, 3), other))
+        got = RingLinear(torch.full((1, 3), other))(torch.full((1, 3), value))
         assert got.item() == wrapped(3 * value * other)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.private.fixed import FixedPoint, ring_conv2d, ring_linear
+from shoal.private.fixed import FixedPoint, RingConv2d, RingLinear, RingProduct
 
 if TYPE_CHECKING:
     from shoal.private.program import Program, Weights
@@ -50,7 +50,7 @@ class _Machine:
     def __init__(self, program: Program, weights: Weights, noise: np.random.Generator | None) -> None:
         self.program, self.noise = program, noise
         self.fixed = FixedPoint(program.fraction_bits, program.field_bits)
-        self.weights = {name: torch.from_numpy(np.array(a)) for name, a in weights.arrays.items()}
+        self.ring, self.bias = ring_products(program, weights), biases(program, weights)
         self.masks = {s.name: _mask(program.keep[s.name], s.shape) for s in program.steps if s.name in program.keep}
         self.last = {name: i for i, step in enumerate(program.steps) for name in step.inputs}
 
@@ -71,6 +71,21 @@ class _Machine:
         # Two fair bits less one: -1, 0, +1 with chances 1/4, 1/2, 1/4.
         bits = torch.from_numpy(self.noise.integers(0, 4, size=tuple(words.shape), dtype=np.uint8))
         return words + (bits & 1).long() + (bits >> 1).long() - 1
+
+
+def ring_products(program: Program, weights: Weights) -> dict[str, RingProduct]:
+    """Each linear step's product with its weights, made ready once."""
+    table: dict[str, RingProduct] = {}
+    for step in (s for s in program.steps if s.op in ("conv2d", "linear")):
+        weight = torch.from_numpy(weights.arrays[f"{step.name}.weight"])
+        table[step.name] = RingConv2d(weight, step.attrs) if step.op == "conv2d" else RingLinear(weight)
+    return table
+
+
+def biases(program: Program, weights: Weights) -> dict[str, Tensor]:
+    """Each linear step's bias, int64 at scale 2^f."""
+    linear = [s.name for s in program.steps if s.op in ("conv2d", "linear")]
+    return {name: torch.from_numpy(weights.arrays[f"{name}.bias"]) for name in linear}
 
 
 def run_clear(
@@ -159,9 +174,8 @@ def _conv2d_shape(step: Step, x: Shape) -> Shape:
 
 
 def _conv2d(m: _Machine, step: Step, x: Tensor) -> Tensor:
-    a, weight = step.attrs, m.weights[f"{step.name}.weight"]
-    y = m.truncate(ring_conv2d(x, weight, a["stride"], a["padding"], a["dilation"], a["groups"]))
-    return y.add_(m.weights[f"{step.name}.bias"].view(-1, 1, 1))  # in place: y is fresh, and passes cost time
+    y = m.truncate(m.ring[step.name](x))
+    return y.add_(m.bias[step.name].view(-1, 1, 1))  # in place: y is fresh, and passes cost time
 
 
 def _linear_shape(step: Step, x: Shape) -> Shape:
@@ -171,8 +185,7 @@ def _linear_shape(step: Step, x: Shape) -> Shape:
 
 
 def _linear(m: _Machine, step: Step, x: Tensor) -> Tensor:
-    y = m.truncate(ring_linear(x, m.weights[f"{step.name}.weight"]))
-    return y.add_(m.weights[f"{step.name}.bias"])
+    return m.truncate(m.ring[step.name](x)).add_(m.bias[step.name])
 
 
 def _relu(m: _Machine, step: Step, x: Tensor) -> Tensor:

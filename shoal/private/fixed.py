@@ -5,7 +5,7 @@ A word is a signed 64-bit integer, `round(value * 2^fraction_bits)`, with two's-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -128,50 +128,53 @@ def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
     return bits
 
 
-def ring_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Cross-correlation of int64 [N, C, H, W] and int64 [O, C/groups, kh, kw], exact mod 2^64, not truncated."""
+class RingProduct:
+    """`product(x, weight)` mod 2^64 for int64 operands, exact; `product` is bilinear over float64.
 
-    def product(a: Tensor, w: Tensor) -> Tensor:
-        return F.conv2d(a, w, None, tuple(stride), tuple(padding), tuple(dilation), groups)
-
-    return ring_product(product, x, weight)
-
-
-def ring_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """int64 [N, F] times the transpose of int64 [O, F], exact mod 2^64, not truncated."""
-    return ring_product(F.linear, x, weight)
-
-
-def ring_product(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-    """`product(x, weight)` mod 2^64 for int64 operands and a bilinear `product` over float64.
-
-    Operands are cut into limbs until no partial sum can leave the range where float64 is exact. Dimension 0 of
-    `weight` counts the outputs; each output is a sum of x times weight entries, every entry used at most once.
+    Operands are cut into limbs until no partial sum can leave the range where float64 is exact; the weight's limbs
+    are made once. Dimension 0 of `weight` counts the outputs; each output is a sum of x times weight entries, every
+    entry used at most once. Raises ShoalError for 2^36 weights an output or more.
     """
-    total: Tensor | None = None
-    for weight_shift, w in _weight_limbs(weight):
-        norm = _norm(w)
-        if norm.bit_length() >= EXACT_BITS:
-            raise ShoalError(f"found {w[0].numel()} weights an output; need fewer than 2^36; split the layer")
-        for shift, a in limbs(x, EXACT_BITS - norm.bit_length()) if peak(x) * norm > 2**EXACT_BITS else [(0, x)]:
-            if shift + weight_shift < FIELD_BITS:
-                part = product(a.double(), w.double()).long() << (shift + weight_shift)
-                total = part if total is None else total + part
-    assert total is not None  # both operands have at least one limb, at shift zero
-    return total
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
+        self.product = product
+        self.parts: list[tuple[int, Tensor, int]] = []
+        # Wide weights would leave only a few bits for each limb of x, so they are cut first.
+        wide = _norm(weight).bit_length() > WIDE_WEIGHT_BITS
+        for shift, w in limbs(weight, WEIGHT_LIMB_BITS) if wide else [(0, weight)]:
+            norm = _norm(w)
+            if norm.bit_length() >= EXACT_BITS:
+                raise ShoalError(f"found {w[0].numel()} weights an output; need fewer than 2^36; split the layer")
+            self.parts.append((shift, w.double(), norm))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """int64 result for int64 `x` of the product's shape."""
+        top, total = peak(x), None
+        for weight_shift, w, norm in self.parts:
+            for shift, a in limbs(x, EXACT_BITS - norm.bit_length()) if top * norm > 2**EXACT_BITS else [(0, x)]:
+                if shift + weight_shift < FIELD_BITS:
+                    part = self.product(a.double(), w).long() << (shift + weight_shift)
+                    total = part if total is None else total.add_(part)
+        assert total is not None  # both operands have at least one limb, at shift zero
+        return total
 
 
-def _weight_limbs(weight: Tensor) -> list[tuple[int, Tensor]]:
-    # Wide weights would leave only a few bits for each limb of x, so they are cut first.
-    wide = _norm(weight).bit_length() > WIDE_WEIGHT_BITS
-    return limbs(weight, WEIGHT_LIMB_BITS) if wide else [(0, weight)]
+class RingConv2d(RingProduct):
+    """Cross-correlation of int64 [N, C, H, W] with `weight` int64 [O, C/groups, kh, kw], mod 2^64, not truncated.
+
+    `attrs` holds stride, padding, dilation (pairs) and groups.
+    """
+
+    def __init__(self, weight: Tensor, attrs: dict[str, Any]) -> None:
+        stride, padding, dilation = (tuple(attrs[k]) for k in ("stride", "padding", "dilation"))
+        super().__init__(lambda a, w: F.conv2d(a, w, None, stride, padding, dilation, attrs["groups"]), weight)
+
+
+class RingLinear(RingProduct):
+    """int64 [N, F] times the transpose of `weight` int64 [O, F], mod 2^64, not truncated."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(F.linear, weight)
 
 
 def limbs(words: Tensor, bits: int) -> list[tuple[int, Tensor]]:

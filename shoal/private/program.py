@@ -20,10 +20,11 @@ from shoal.errors import ShoalError
 from shoal.graph import Graph, Node, load_weights, read_json
 from shoal.private.clear import OPS, TRUNCATING, Shape, Step, check_step, run_clear
 from shoal.private.fixed import FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
+from shoal.private.truncation import MAX_FAILURE, exact_steps, failure_chances, sign_bits
 
 __all__ = ["Program", "Step", "Weights", "compile"]
 
-VERSION = "shoal-program-1"
+VERSION = "shoal-program-2"
 CHUNK = 32
 
 
@@ -35,6 +36,10 @@ class Program:
     absent has one everywhere. `ranges` maps the input and each step to the largest magnitude seen in calibration.
     `error_bound` is empirical, not proved: 4 times the largest difference of logits, float network against
     fixed point with truncation noise, over the calibration images. Programs are equal when their digests are.
+
+    For inference in two phases: the input of relu step s is below 2^``sign_bits[s]`` units (`margin` times what
+    calibration saw), results of `exact` steps are truncated exactly, all others locally, and `failure_bound` bounds
+    the probability that any local truncation of one inference fails.
     """
 
     version: str
@@ -48,6 +53,9 @@ class Program:
     preprocessing: dict[str, Any]
     error_bound: float
     ranges: dict[str, float] = field(default_factory=dict)
+    sign_bits: dict[str, int] = field(default_factory=dict)
+    exact: tuple[str, ...] = ()
+    failure_bound: float = 0.0
 
     def digest(self) -> str:
         """SHA-256 in hex over every field: what the parties compare before they start."""
@@ -94,9 +102,9 @@ class Program:
         steps = tuple(
             Step(s["name"], s["op"], tuple(s["inputs"]), tuple(s["shape"]), dict(s["attrs"])) for s in body["steps"]
         )
-        plain = {k: v for k, v in body.items() if k not in ("digest", "steps", "input_shape", "outputs")}
-        shape, outputs = tuple(body["input_shape"]), tuple(body["outputs"])
-        return cls(**plain, input_shape=shape, steps=steps, outputs=outputs, keep=keep)
+        lists = {k: tuple(body[k]) for k in ("input_shape", "outputs", "exact")}
+        plain = {k: v for k, v in body.items() if k not in ("digest", "steps", *lists)}
+        return cls(**plain, **lists, steps=steps, keep=keep)
 
     def check(self) -> None:
         """Raise ShoalError unless steps are known, in order, of fitting shapes, and `keep` lies inside them."""
@@ -113,7 +121,8 @@ class Program:
         relus = {step.name: step for step in self.steps if step.op == "relu"}
         for name, positions in self.keep.items():
             _check_keep(name, positions, relus)
-        _check_figures({"error_bound": self.error_bound, **self.ranges})
+        _check_phases(self)
+        _check_figures({"error_bound": self.error_bound, "failure_bound": self.failure_bound, **self.ranges})
 
 
 def _absorb(hasher: Any, arrays: dict[str, np.ndarray], dtype: str) -> None:
@@ -129,6 +138,15 @@ def _check_keep(name: str, positions: np.ndarray, relus: dict[str, Step]) -> Non
     sound = positions.dtype == np.int32 and positions.ndim == 1 and positions.size > 0
     if not sound or positions[0] < 0 or positions[-1] >= size or (np.diff(positions) < 1).any():
         raise ShoalError(f"found wrong kept positions at {name}; need sorted int32 below {size}; compile again")
+
+
+def _check_phases(program: Program) -> None:
+    relus = {step.name for step in program.steps if step.op == "relu"}
+    truncating = {step.name for step in program.steps if step.op in TRUNCATING}
+    bits = program.sign_bits
+    sound = all(isinstance(b, int) and 1 <= b <= FIELD_BITS - 2 for b in bits.values())
+    if set(bits) - relus or not sound or not set(program.exact) <= truncating:
+        raise ShoalError("found sign bits or exact truncations of other steps; need this program's; compile again")
 
 
 def _check_figures(figures: dict[str, Any]) -> None:
@@ -198,12 +216,14 @@ def compile(
     *,
     fraction_bits: int | None = None,
     margin: float = 4.0,
+    max_failure: float = MAX_FAILURE,
     preprocessing: dict[str, Any] | None = None,
 ) -> tuple[Program, Weights]:
     """The public Program and the server's Weights of a folded `graph`.
 
     `calibration` [N, *input shape] holds images as the network sees them (preprocessed); magnitudes up to
-    `margin` times theirs must fit. `fraction_bits` None takes the most that fit, at most 18. `preprocessing`
+    `margin` times theirs must fit. `fraction_bits` None takes the most that fit, at most 18. As few steps as keep the
+    probability of a failed local truncation in one inference under `max_failure` are truncated exactly. `preprocessing`
     holds lists ``mean`` and ``std``, one number a channel, and ``class_names`` (list or None); it defaults to no
     change. Raises ShoalError, naming the node, on operations without a private form, on NaN and infinity, and
     when a magnitude does not fit.
@@ -211,13 +231,17 @@ def compile(
     graph = replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()})
     steps, keep, outputs = _lower(graph)
     parameters = _parameters(graph, steps)
-    ranges = _ranges(graph, [step.name for step in steps], calibration.detach().cpu(), margin)
+    ranges, masses = _ranges(graph, [step.name for step in steps], calibration.detach().cpu(), margin)
     fixed = FixedPoint(
         choose_fraction_bits(_demands(graph.input.name, steps, parameters, ranges, margin), fraction_bits)
     )
     name, shape = graph.input.name, tuple(graph.input.shape)
     asked = _preprocessing(preprocessing, shape[0])
     program = Program(VERSION, fixed.fraction_bits, FIELD_BITS, name, shape, steps, outputs, keep, asked, 0.0, ranges)
+    chances = failure_chances(steps, parameters, masses, fixed.fraction_bits, margin)
+    exact, bound = exact_steps(chances, max_failure)
+    bits = {s.name: sign_bits(ranges[s.inputs[0]] * margin, fixed) for s in steps if s.op == "relu"}
+    program = replace(program, sign_bits=bits, exact=exact, failure_bound=bound)
     weights = Weights({name: fixed.encode(value, name) for name, value in parameters.items()})
     program.check()
     return replace(program, error_bound=_error_bound(graph, program, weights, calibration.detach().cpu())), weights
@@ -296,24 +320,27 @@ def _parameters(graph: Graph, steps: Iterable[Step]) -> dict[str, np.ndarray]:
     return table
 
 
-def _ranges(graph: Graph, names: list[str], images: Tensor, margin: float) -> dict[str, float]:
-    """Largest magnitude of the input and of each named node over the calibration images."""
+def _ranges(graph: Graph, names: list[str], images: Tensor, margin: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Largest magnitude of the input and of each named node over the images, and the largest sum of one image's."""
     if not len(images) or not images.is_floating_point() or not (math.isfinite(margin) and margin >= 1):
         raise ShoalError(
             f"found {len(images)} {images.dtype} calibration images and margin {margin}; need at least one "
             "preprocessed float image and a margin of 1 or more; pass a few hundred training images"
         )
     ranges = dict.fromkeys([graph.input.name, *names], 0.0)
+    masses = dict.fromkeys(ranges, 0.0)
     with torch.no_grad():
         for chunk in images.split(CHUNK):
             values = graph.values(chunk, keep=True)
             for name in ranges:
                 # Tensor.max keeps NaN, Python's would lose it.
-                ranges[name] = float(np.maximum(ranges[name], float(values[name].abs().max())))
+                sizes = values[name].abs().flatten(1)
+                ranges[name] = float(np.maximum(ranges[name], float(sizes.max())))
+                masses[name] = max(masses[name], float(sizes.sum(1).max()))
     for name, value in ranges.items():
         if not math.isfinite(value):
             raise ShoalError(f"found value {value} at {name} in calibration; need finite numbers; check the images")
-    return ranges
+    return ranges, masses
 
 
 def _preprocessing(given: dict[str, Any] | None, channels: int) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""A trusted dealer and an in-memory wire: both parties of a prepared inference in one process, for tests only."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from shoal.private.clear import Step, ring_products
+from shoal.private.program import Program, Weights
+from shoal.private.wire import Traffic
+
+T = TypeVar("T")
+CLIENT, SERVER = True, False
+
+
+class Dealer:
+    """Sees both parties' inputs and splits each result at random: what SPU does without seeing anything."""
+
+    def __init__(self, program: Program, weights: Weights, seed: int = 0) -> None:
+        self.ring = ring_products(program, weights)
+        self.rng = np.random.default_rng(seed)
+        self.barrier = threading.Barrier(2, timeout=60)
+        self.inputs: dict[bool, Any] = {}
+        self.shares: dict[bool, np.ndarray] = {}
+
+    def meet(self, client: bool, mine: Any, compute: Callable[[Any, Any], np.ndarray], xor: bool) -> np.ndarray:
+        self.inputs[client] = mine
+        if self.barrier.wait() == 0:
+            whole = compute(self.inputs[CLIENT], self.inputs[SERVER])
+            mask = self.rng.integers(0, 2**64, whole.shape, np.uint64)
+            self.shares = {CLIENT: mask, SERVER: whole ^ mask if xor else whole - mask}
+        self.barrier.wait()
+        share = self.shares[client]
+        self.barrier.wait()
+        return share
+
+    def engine(self, client: bool) -> Engine:
+        return Engine(self, client)
+
+
+class Engine:
+    """One party's door to the dealer."""
+
+    def __init__(self, dealer: Dealer, client: bool) -> None:
+        self.dealer, self.client = dealer, client
+
+    def ands(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self.dealer.meet(self.client, (a, b), lambda c, s: (c[0] ^ s[0]) & (c[1] ^ s[1]), True)
+
+    def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
+        return self.dealer.meet(self.client, (bits, words), lambda c, s: (c[0] ^ s[0]) * (c[1] + s[1]), False)
+
+    def product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
+        def compute(mine: np.ndarray, _: None) -> np.ndarray:
+            return self.dealer.ring[step.name](torch.from_numpy(mine.view(np.int64))).numpy().view(np.uint64)
+
+        return self.dealer.meet(self.client, masks, compute, False)
+
+
+class MemoryWire:
+    """One end of a pair of queues; keeps every message that it received."""
+
+    def __init__(self, out: queue.Queue[np.ndarray], into: queue.Queue[np.ndarray]) -> None:
+        self.out, self.into = out, into
+        self.traffic = Traffic()
+        self.heard: list[np.ndarray] = []
+
+    def send(self, mine: np.ndarray) -> None:
+        self.traffic.messages += 1
+        self.traffic.sent += mine.nbytes
+        self.out.put(mine.ravel().copy())
+
+    def receive(self, words: int) -> np.ndarray:
+        theirs = self.into.get(timeout=60)
+        assert theirs.size == words
+        self.traffic.latencies += 1
+        self.traffic.received += theirs.nbytes
+        self.heard.append(theirs)
+        return theirs
+
+    def exchange(self, mine: np.ndarray) -> np.ndarray:
+        self.send(mine)
+        return self.receive(mine.size)
+
+
+def wires() -> tuple[MemoryWire, MemoryWire]:
+    a: queue.Queue[np.ndarray] = queue.Queue()
+    b: queue.Queue[np.ndarray] = queue.Queue()
+    return MemoryWire(a, b), MemoryWire(b, a)
+
+
+def both(work: Callable[[bool], T]) -> tuple[T, T]:
+    """`work(client)` for client and server at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        client, server = pool.submit(work, CLIENT), pool.submit(work, SERVER)
+        return client.result(120), server.result(120)

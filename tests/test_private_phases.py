@@ -1,0 +1,164 @@
+"""Inference in two phases against its plaintext twin: every protocol function, then whole networks, over dealt shares."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dealing import CLIENT, Dealer, MemoryWire, both, wires
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from parties import SHAPE, Case, Everything, case, seeded
+
+from shoal.private.bitslice import pack, plane_words, slice_bits, unpack
+from shoal.private.carry import Carry
+from shoal.private.clear import run_clear
+from shoal.private.offline import prepare
+from shoal.private.online import Inference, Prepared
+from shoal.private.plan import Plan, ReluPlan
+from shoal.private.program import Program
+from shoal.private.randomness import Half, expand, new_seed
+from shoal.private.signs import Side, relu, sign
+
+COUNTS = (1, 63, 64, 65, 1000)
+SLOW = settings(max_examples=25, deadline=None)
+
+
+class Site:
+    """A program of one relu step over `count` values below 2^bits, with dealt randomness and two wires."""
+
+    def __init__(self, count: int, bits: int) -> None:
+        step = {"name": "r", "op": "relu", "inputs": ["x"], "shape": [count], "attrs": {}}
+        body = {"input_shape": [count], "outputs": ["r"], "exact": [], "steps": [step], "sign_bits": {"r": bits}}
+        more = {"version": "", "fraction_bits": 4, "field_bits": 64, "input": "x", "preprocessing": {}}
+        program = Program._parse(body | more | {"error_bound": 0.0}, {})
+        self.plan = Plan(program)
+        self.relu: ReluPlan = self.plan.relus["r"]
+        dealer = Dealer(program, None)  # type: ignore[arg-type]  # no linear step, no weight
+        self.halves = both(lambda c: prepare(self.plan, dealer.engine(c), c, [new_seed()])[0])
+        self.wires = wires()
+
+    def side(self, client: bool) -> Side:
+        return Side(client, self.wires[not client], self.halves[not client])
+
+
+def shares(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    words = values.astype(np.int64).view(np.uint64)
+    mask = rng.integers(0, 2**64, values.shape, np.uint64)
+    return mask, words - mask
+
+
+def edge_values(rng: np.random.Generator, count: int, bits: int) -> np.ndarray:
+    """Values below 2^bits in magnitude, with the ends and zero among them."""
+    top = 1 << bits
+    values = rng.integers(-top + 1, top, count, np.int64)
+    edges = np.array([0, -1, 1, top - 1, 1 - top, -(top >> 1), top >> 1])[:count]
+    values[: len(edges)] = np.clip(edges, 1 - top, top - 1)
+    return values
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 63), st.integers(0, 2**32))
+def test_planes_hold_the_bits(count: int, bits: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 2**64, count, np.uint64)
+    planes = slice_bits(values, bits)
+    assert planes.shape == (bits, plane_words(count))
+    for j in range(bits):
+        assert unpack(planes[j], count).tolist() == [int(v) >> j & 1 for v in values]
+        assert (pack(unpack(planes[j], count)) == planes[j]).all()
+
+
+@pytest.mark.parametrize("bits", range(1, 64))
+def test_a_circuit_is_the_carry(bits: int) -> None:
+    carry = Carry(bits)
+    assert sum(d.width for d in carry.digits) == bits
+    assert carry.exchanges == 1 + (bits > 4) + (bits > 20)
+    assert [len(d.generate) for d in carry.digits] == [d.monomials for d in carry.digits]
+    for digit in carry.digits:
+        for u in range(1 << digit.width):
+            for v in range(1 << digit.width):
+                known = u == digit.monomials, v == digit.monomials
+                g = sum((u & s) == s and (v & t) == t for s, t in digit.generate) % 2
+                p = (sum((u & s) == s and (v & t) == t for s, t in digit.propagate) + sum(known)) % 2
+                assert g == u + v >> digit.width
+                assert not digit.needs_propagate or p == (u + v == digit.monomials)
+
+
+@SLOW
+@given(st.sampled_from(COUNTS), st.integers(1, 62), st.integers(0, 2**32))
+@example(100_000, 17, 0)
+@example(65, 20, 1)
+@example(65, 21, 1)
+@example(64, 62, 2)
+def test_signs_and_relus(count: int, bits: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = edge_values(rng, count, bits)
+    split = shares(values, rng)
+    site = Site(count, bits)
+    client, server = both(lambda c: sign(site.side(c), site.relu, split[not c]))
+    assert (unpack(client ^ server, count) == (values < 0)).all()
+    site = Site(count, bits)
+    client, server = both(lambda c: relu(site.side(c), site.relu, split[not c]))
+    assert ((client + server).view(np.int64) == np.maximum(values, 0)).all()
+
+
+def test_exchanges_and_bytes_of_a_relu_are_as_stated() -> None:
+    for bits in (4, 17, 20, 31):
+        site, count = Site(1000, bits), 1000
+        split = shares(np.arange(count) % (1 << bits), np.random.default_rng(0))
+        both(lambda c, site=site, split=split: relu(site.side(c), site.relu, split[not c]))  # type: ignore[misc]
+        carry = Carry(bits)
+        for wire in site.wires:
+            assert wire.traffic.latencies == carry.exchanges + 1
+            assert wire.traffic.sent == wire.traffic.received == 8 * plane_words(count) * (carry.opened + 1) + 8 * count
+
+
+def test_expansion_is_a_function_of_seed_and_name() -> None:
+    seed = new_seed()
+    a = expand(seed, "x", (100,))
+    assert (a == expand(seed, "x", (100,))).all()
+    assert (a[:10] == expand(seed, "x", (10,))).all()
+    assert not (a == expand(seed, "y", (100,))).any()
+    assert not (a == expand(new_seed(), "x", (100,))).any()
+
+
+# ---------------------------------------------------------------- whole networks
+
+
+def infer(case: Case, program: Program, image: np.ndarray) -> tuple[list[np.ndarray], tuple[MemoryWire, MemoryWire]]:
+    """The client's logits of one image, and both wires."""
+    plan, dealer, ends = Plan(program), Dealer(program, case.weights), wires()
+    seeds = {c: new_seed() for c in (True, False)}
+
+    def work(client: bool) -> list[np.ndarray]:
+        (half,) = prepare(plan, dealer.engine(client), client, [seeds[client]])
+        prepared = Prepared(plan, None if client else case.weights)
+        words = torch.from_numpy(image[None].astype(np.int64)) if client else None
+        return [y.numpy() for y in Inference(prepared, Side(client, ends[not client], half)).run(words)]
+
+    logits, none = both(work)
+    assert none == []
+    return logits, ends
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    mask = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.4
+    return case(seeded(Everything), tmp_path_factory.mktemp("everything"), {"relu": mask})
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_network_gives_its_clear_logits(everything: Case, exact: bool) -> None:
+    steps = tuple(s.name for s in everything.program.steps if s.op in ("conv2d", "linear", "avg_pool2d", "mean"))
+    program = replace(everything.program, exact=steps if exact else ())
+    images = everything.images[:4].numpy()
+    clear = run_clear(everything.program, everything.weights, images)
+    unit = everything.unit
+    for i, image in enumerate(images):
+        logits, _ = infer(everything, program, np.rint(image / unit))
+        for got, want in zip(logits, clear, strict=True):
+            assert np.abs(got[0] * unit - want[i]).max() <= 40 * unit
