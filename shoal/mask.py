@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from shoal.budget import Budget
 from shoal.errors import ShoalError
-from shoal.outputs import Outputs, unwrap
+from shoal.outputs import Outputs, forward, unwrap
 from shoal.sites import ReluSite, is_relu_site
 from shoal.surgery import Lowered, replace
 
@@ -17,7 +17,8 @@ from shoal.surgery import Lowered, replace
 class MaskedReLU(nn.Module):
     """ReLU where `mask` ([C, H, W] bool) is true, identity elsewhere (shallow section 4, SENet).
 
-    Computed as one clamp from below by 0 or minus infinity, which costs what a plain ReLU does.
+    Computed as one clamp from below by 0 or minus infinity, which costs what a plain ReLU does. While `watched`, it
+    keeps its last input in `seen`.
     """
 
     mask: Tensor
@@ -26,6 +27,7 @@ class MaskedReLU(nn.Module):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
+        self.watched, self.seen = False, torch.empty(0)
         self.register_buffer("mask", mask.bool())
         self.register_buffer("floor", torch.empty(0), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, keys: module.refresh())
@@ -49,6 +51,8 @@ class MaskedReLU(nn.Module):
                 f"found an activation of shape {tuple(x.shape[1:])} at a mask of shape {tuple(self.mask.shape)}; "
                 "need the input size that the masks were learned for"
             )
+        if self.watched:
+            self.seen = x.detach()
         return torch.clamp(x, min=self.floor.to(x.dtype))
 
     def to_node(self) -> Lowered:
@@ -61,12 +65,12 @@ def _layout(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
-def random_masks(budget: Budget, sites: Sequence[ReluSite], generator: torch.Generator) -> dict[str, Tensor]:
-    """Exactly `budget` positions a site, uniformly at random."""
-    return {
-        s.name: top_k(torch.rand(s.shape, generator=generator, dtype=torch.float64), budget.counts[s.name])
-        for s in sites
-    }
+def random_masks(
+    budget: Budget, sites: Sequence[ReluSite], generator: torch.Generator, granularity: str = "pixel"
+) -> dict[str, Tensor]:
+    """Exactly `budget` positions a site, uniformly at random, by pixel or by whole channels (see `top_k`)."""
+    scores = {s.name: torch.rand(s.shape, generator=generator, dtype=torch.float64) for s in sites}
+    return {name: top_k(score, budget.counts[name], granularity) for name, score in scores.items()}
 
 
 def top_k(score: Tensor, count: int, granularity: str = "pixel") -> Tensor:
@@ -110,17 +114,34 @@ def check_budget(model: nn.Module, budget: Budget) -> None:
             raise ShoalError(f"found {kept} ReLUs kept at {name}; need {budget.counts[name]}")
 
 
+SCORES = ("counterfactual", "published")
+
+
 class DifferenceLearner:
     """SENet's mask search: per site the top-k positions of |teacher - student|, summed over an epoch.
+
+    The published score compares activations after the student's masked ReLU. A kept position is then close to the
+    teacher and loses its place, so that nearly all positions change in every epoch. The `counterfactual` score
+    compares the teacher's activation with what the student's would be without a ReLU, kept or not: each position is
+    judged alike, and masks settle.
 
     A hook of `fit`: masks found in one epoch hold in the next. `fit` evaluates and keeps the best weights before it
     calls `on_epoch_end`, so a kept checkpoint holds the masks that it was trained and judged with.
     """
 
-    def __init__(self, budget: Budget, granularity: str = "pixel") -> None:
-        self.budget, self.granularity = budget, granularity
+    def __init__(self, budget: Budget, granularity: str = "pixel", score: str = "counterfactual") -> None:
+        if score not in SCORES:
+            raise ShoalError(f"found score {score!r}; need one of {', '.join(SCORES)}")
+        self.budget, self.granularity, self.score = budget, granularity, score
         self.taps = tuple(budget.counts)
         self.sums: dict[str, Tensor] = {}
+        self.modules: dict[str, MaskedReLU] = {}
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Have the sites keep their inputs, where the score needs them."""
+        self.modules = masked_sites(model)
+        for module in self.modules.values():
+            module.watched = self.score == "counterfactual"
 
     def on_batch(self, student: Outputs, teacher: Outputs | None) -> None:
         """Add one batch's absolute differences. Raises ShoalError without a teacher."""
@@ -128,7 +149,9 @@ class DifferenceLearner:
             raise ShoalError("found no teacher; need an all-ReLU network to learn masks from")
         with torch.no_grad():
             for name in self.taps:
-                gap = (teacher.taps[name].float() - student.taps[name].float()).abs().sum(0)
+                module = self.modules[name]
+                own = module.seen if module.watched else student.taps[name]
+                gap = (teacher.taps[name].float() - own.float()).abs().sum(0)
                 self.sums[name] = self.sums[name].add_(gap) if name in self.sums else gap
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
@@ -138,8 +161,20 @@ class DifferenceLearner:
             new = top_k(_reduced(self.sums[name]), self.budget.counts[name], self.granularity)
             changed += int((new != module.mask).sum())
             module.set_mask(new)
+            module.watched, module.seen = False, torch.empty(0)
         self.sums = {}
         return {"mask_change": changed / (2 * self.budget.total)}
+
+    def look(self, model: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Install masks by one pass over normalised images, without training: where the search begins."""
+        modes = model.training, teacher.training
+        model.eval(), teacher.eval()
+        self.on_epoch_start(model, -1)
+        with torch.no_grad():
+            for x in batches:
+                self.on_batch(forward(model, x, self.taps), forward(teacher, x, self.taps))
+        self.on_epoch_end(model, -1)
+        model.train(modes[0]), teacher.train(modes[1])
 
 
 def _reduced(tensor: Tensor) -> Tensor:

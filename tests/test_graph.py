@@ -301,12 +301,15 @@ def test_forms_that_the_graph_does_not_have_are_unknown_not_wrong(name: str) -> 
 
 
 LEVELS = [
-    {"errors", "outputs", "data", "readers", "graph", "surgery", "checkpoint", "private.fixed"},
+    {"errors", "outputs", "data", "readers", "graph", "surgery", "checkpoint", "private.fixed", "private.carry"}
+    | {"private.bitslice"},
     {"models", "sites", "exits", "train", "cost"},
     {"mask", "branch", "sensitivity", "budget", "distill"},
     {"spec", "fold", "private.certs"},
-    {"run", "private.program", "private.clear", "private.channel"},
-    {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"},
+    {"run", "private.program", "private.clear", "private.channel", "private.truncation"},
+    {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
+    | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
+    | {"private.pool", "private.emit", "private.maker"},
     {"private.session"},
     {"private.line", "private.party"},
     {"demo", "progress", "__init__"},

@@ -1,18 +1,16 @@
-"""Inference in two phases against its plaintext twin: every protocol function, then whole networks, over dealt shares."""
+"""Inference in two phases against its plaintext twin: every protocol function, then whole networks."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dealing import CLIENT, Dealer, MemoryWire, both, wires
+from dealing import Dealer, MemoryWire, both, wires
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from parties import SHAPE, Case, Everything, case, seeded
+from parties import Case, Everything, case, seeded
 
 from shoal.private.bitslice import pack, plane_words, slice_bits, unpack
 from shoal.private.carry import Carry
@@ -21,7 +19,7 @@ from shoal.private.offline import prepare
 from shoal.private.online import Inference, Prepared
 from shoal.private.plan import Plan, ReluPlan
 from shoal.private.program import Program
-from shoal.private.randomness import Half, expand, new_seed
+from shoal.private.randomness import expand, new_seed
 from shoal.private.signs import Side, relu, sign
 
 COUNTS = (1, 63, 64, 65, 1000)

@@ -26,7 +26,9 @@ def deploy(
     private inference does not have and for values that overflow the ring.
     """
     graph = fold(trace(model.cpu().float(), data.shape))
-    images = data.normalise(data.train.images[:calibration])
+    # Evenly spread: some sets are stored class by class.
+    chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()
+    images = data.normalise(data.train.images[chosen])
     facts = {"mean": list(data.mean), "std": list(data.std)}
     program, weights = compile(graph, images, fraction_bits=fraction_bits, preprocessing=facts)
     return graph, program, weights

@@ -102,7 +102,7 @@ class Program:
         steps = tuple(
             Step(s["name"], s["op"], tuple(s["inputs"]), tuple(s["shape"]), dict(s["attrs"])) for s in body["steps"]
         )
-        lists = {k: tuple(body[k]) for k in ("input_shape", "outputs", "exact")}
+        lists: dict[str, Any] = {k: tuple(body[k]) for k in ("input_shape", "outputs", "exact")}
         plain = {k: v for k, v in body.items() if k not in ("digest", "steps", *lists)}
         return cls(**plain, **lists, steps=steps, keep=keep)
 

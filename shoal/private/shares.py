@@ -15,19 +15,19 @@ import numpy as np
 
 from shoal.errors import ShoalError
 
-ADDITIVE = b"cheetah.AShr<FM64>"
+ADDITIVE, BOOLEAN, BIT = b"cheetah.AShr<FM64>", b"cheetah.BShr<FM64,64>", b"cheetah.BShr<FM64,1>"
 VARINT, BYTES = 0, 2
 Field = tuple[int, int, Any]
 
 
-def words(share: Any) -> np.ndarray:
+def words(share: Any, stored: bytes = ADDITIVE) -> np.ndarray:
     """The share's uint64 words, flat, in the value's row-major order; a copy.
 
-    Raises ShoalError for anything but a whole additive share over Z_2^64.
+    Raises ShoalError for anything but a whole share over Z_2^64 that is `stored` so.
     """
     storage = next((value for number, _, value in _fields(share.meta) if number == 5), None)
-    if storage != ADDITIVE:
-        raise ShoalError(f"found a share stored as {storage!r}; need {ADDITIVE!r}; use the SPU that shoal pins")
+    if storage != stored:
+        raise ShoalError(f"found a share stored as {storage!r}; need {stored!r}; use the SPU that shoal pins")
     parts = [{number: value for number, _, value in _fields(chunk)} for chunk in share.share_chunks]
     flat = np.frombuffer(b"".join(part[3] for part in parts), "<u8").copy()
     if flat.nbytes != parts[0][1]:

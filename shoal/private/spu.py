@@ -1,4 +1,4 @@
-"""A Program inside SPU: the only file that imports spu and jax, meant to run in a worker process of its own.
+"""A Program inside SPU: with `maker` the only file that imports spu, meant to run in a worker process of its own.
 
 Values live in (H, W, C) order here, see `shoal.private.segments`.
 """
@@ -29,6 +29,8 @@ try:
     import spu
     from spu import libspu
     from spu.utils import frontend
+
+    from shoal.private.emit import EMIT, tile
 except ImportError as _error:
     raise ShoalError(
         f"found no SPU ({_error}); need Python 3.10 or 3.11 with the private extra; do pip install shoal[private]"
@@ -159,7 +161,7 @@ class Session:
         shapes: dict[str, tuple[int, ...]] = {"warm.x": (rows, 32), "warm.w": (32, 32)}
         for (name, shape), owner in zip(shapes.items(), (CLIENT, SERVER), strict=True):
             self._own(name, np.zeros(shape, np.float32) if owner == self.rank else None, shape, owner)
-        code = _compile(lambda x, w: (jnp.maximum(x @ w, 0.0),), shapes, ("warm.y",))
+        code = compile_code(lambda x, w: (jnp.maximum(x @ w, 0.0),), shapes, ("warm.y",))
         self.runtime.run(code)
         for name in ("warm.x", "warm.w", "warm.y"):
             self.runtime.del_var(name)
@@ -208,7 +210,7 @@ class Session:
     def _chosen(self, step: Step, batch: int) -> np.ndarray:
         kept = self.keep[step.name]
         assert kept is not None
-        return _tile(kept, batch, math.prod(step.shape))
+        return tile(kept, batch, math.prod(step.shape))
 
     def _drop_dead(self, index: int, live: set[str]) -> set[str]:
         later = {name for s in self.segments[index + 1 :] for name in s.inputs} | set(self.program.outputs)
@@ -273,12 +275,14 @@ class Session:
             segment = self.segments[index]
             if self._is_masked(segment.steps[0]):
                 size = len(self._chosen(segment.steps[0], batch))
-                self.compiled[index, batch] = _compile(lambda x: (jnp.maximum(x, 0.0),), {KEPT: (size,)}, (POSITIVE,))
+                self.compiled[index, batch] = compile_code(
+                    lambda x: (jnp.maximum(x, 0.0),), {KEPT: (size,)}, (POSITIVE,)
+                )
                 return self.compiled[index, batch]
             shapes = {name: (batch, *hwc(self.shapes[name])) for name in segment.inputs}
             shapes |= {name: self.parameter_shapes[name] for name in segment.parameters}
             emit = partial(self._emit, segment, tuple(shapes))
-            self.compiled[index, batch] = _compile(emit, shapes, segment.outputs)
+            self.compiled[index, batch] = compile_code(emit, shapes, segment.outputs)
         return self.compiled[index, batch]
 
     def _emit(self, segment: Segment, names: tuple[str, ...], *values: Any) -> tuple[Any, ...]:
@@ -293,103 +297,17 @@ class Session:
         return tuple(env[name] for name in segment.outputs)
 
 
-def _compile(function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: tuple[str, ...]) -> Any:
+def compile_code(
+    function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: tuple[str, ...], kinds: Any = np.float32
+) -> Any:
+    """SPU's executable of `function` over secret variables of `shapes`, all of type `kinds` or each of its own."""
+
     def segment(*values: Any) -> Any:
         return function(*values)
 
-    arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes.values()]
+    each = kinds if isinstance(kinds, tuple) else (kinds,) * len(shapes)
+    arguments = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip(shapes.values(), each, strict=True)]
     secret = [libspu.VIS_SECRET] * len(shapes)
     kind = frontend.Kind.JAX
     code, _ = frontend.compile(kind, segment, arguments, {}, list(shapes), secret, lambda _: list(outputs))
     return code
-
-
-def _conv2d(step: Step, x: Any, weight: Any, bias: Any) -> Any:
-    a = step.attrs
-    if a["kernel"] == [1, 1] and a["groups"] == step.shape[0] == x.shape[3] and a["stride"] == [1, 1]:
-        # A batch norm that no convolution could take in: one product a value, where a group a channel would be
-        # as many matrix products.
-        edges = ((0, 0), *((p, p) for p in a["padding"]), (0, 0))
-        return jnp.pad(x, edges) * weight.reshape(-1) + bias
-    groups, pads = a["groups"], [(p, p) for p in a["padding"]]
-    convolve = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=a["stride"],
-        padding=pads,
-        rhs_dilation=a["dilation"],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    # SPU has no grouped convolution: each group is one of its own.
-    pairs = zip(jnp.split(x, groups, 3), jnp.split(weight, groups, 3), strict=True) if groups > 1 else [(x, weight)]
-    parts = [convolve(*pair) for pair in pairs]
-    return (jnp.concatenate(parts, 3) if groups > 1 else parts[0]) + bias
-
-
-def _relu(step: Step, x: Any, kept: np.ndarray | None) -> Any:
-    if kept is None:
-        return jnp.maximum(x, 0.0)
-    if not len(kept):
-        return x
-    # Gathers at public positions are local; a scatter would become a loop over its indices.
-    batch, size = x.shape[0], math.prod(x.shape[1:])
-    flat, chosen = x.reshape(-1), _tile(kept, batch, size)
-    # Where each value comes from: kept ones from the ReLUs' results, which stand first, the others from themselves.
-    source = np.arange(flat.size, dtype=np.int32) + chosen.size
-    source[chosen] = np.arange(chosen.size, dtype=np.int32)
-    return _gather(jnp.concatenate([jnp.maximum(_gather(flat, chosen), 0.0), flat]), source).reshape(x.shape)
-
-
-def _tile(positions: np.ndarray, batch: int, size: int) -> np.ndarray:
-    return (np.arange(batch, dtype=np.int32)[:, None] * size + positions[None]).reshape(-1).astype(np.int32)
-
-
-def _gather(flat: Any, positions: np.ndarray) -> Any:
-    return flat.at[jnp.asarray(positions)].get(mode="promise_in_bounds", unique_indices=True)
-
-
-def _mean_of(total: Any, count: int, scale: int) -> Any:
-    # The reciprocal is rounded to the fraction bits here, so that SPU's encoding of it is exact.
-    return total * np.float32(round(scale / count) / scale) if count > 1 else total
-
-
-def _avg_pool2d(step: Step, x: Any, scale: int) -> Any:
-    (rows, columns), (down, right) = step.attrs["kernel"], step.attrs["stride"]
-    _, height, width = step.shape
-    parts = [
-        x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    return _mean_of(sum(parts[1:], parts[0]), rows * columns, scale)
-
-
-def _mean(step: Step, x: Any, scale: int) -> Any:
-    total = x.sum((1, 2), keepdims=step.attrs["keepdim"])
-    return _mean_of(total, x.shape[1] * x.shape[2], scale)
-
-
-def _flatten(step: Step, x: Any) -> Any:
-    return (x.transpose(0, 3, 1, 2) if x.ndim == 4 else x).reshape(x.shape[0], -1)
-
-
-def _pad(step: Step, x: Any) -> Any:
-    pads = list(step.attrs["pads"]) + [0] * (2 * (x.ndim - 1) - len(step.attrs["pads"]))
-    sides = [(pads[i], pads[i + 1]) for i in range(0, len(pads), 2)][::-1]
-    if x.ndim == 4:
-        sides = [*sides[1:], sides[0]]
-    return jnp.pad(x, [(0, 0), *sides])
-
-
-EMIT: dict[str, Callable[..., Any]] = {
-    "conv2d": _conv2d,
-    "linear": lambda step, x, weight, bias: x @ weight + bias,
-    "relu": _relu,
-    "add": lambda step, x, y: x + y,
-    "avg_pool2d": _avg_pool2d,
-    "mean": _mean,
-    "flatten": _flatten,
-    "concat": lambda step, *xs: jnp.concatenate(xs, -1),
-    "subsample": lambda step, x: x[:, :: step.attrs["stride"][0], :: step.attrs["stride"][1]],
-    "pad": _pad,
-}
-"""Each operation in JAX: (step, inputs, then weight and bias, kept positions or scale) -> value."""

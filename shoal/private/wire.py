@@ -7,9 +7,11 @@ the same steps, so each knows the number and the length that must come next; any
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,9 +98,8 @@ class SocketWire:
         self.traffic.latencies += received > 0
 
 
-def _move(sock: ssl.SSLSocket | object, out: memoryview, into: memoryview, limit: float) -> None:
+def _move(sock: socket.socket, out: memoryview, into: memoryview, limit: float) -> None:
     """Write all of `out` and fill `into`, neither waiting for the other: two full buffers must not face each other."""
-    assert hasattr(sock, "setblocking")
     sock.setblocking(False)
     sent = got = 0
     while sent < len(out) or got < len(into):
@@ -113,18 +114,18 @@ def _move(sock: ssl.SSLSocket | object, out: memoryview, into: memoryview, limit
             _wait(sock, sent < len(out), got < len(into), limit)
 
 
-def _try(operation: object, view: memoryview) -> int:
+def _try(operation: Callable[[memoryview], int], view: memoryview) -> int:
     """Bytes moved now; 0 when the socket would block."""
     try:
-        count = operation(view)  # type: ignore[operator]
+        count = operation(view)
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
         return 0
     if not count:
         raise ConnectionResetError("connection closed")
-    return int(count)
+    return count
 
 
-def _wait(sock: object, writing: bool, reading: bool, limit: float) -> None:
+def _wait(sock: socket.socket, writing: bool, reading: bool, limit: float) -> None:
     left = limit - time.monotonic()
     if left <= 0 or not any(select.select([sock] if reading else [], [sock] if writing else [], [], left)):
         raise TimeoutError("no progress in time")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.branch import branched_blocks, commit_branches, set_gate
 from shoal.budget import Budget, allocate
@@ -44,8 +44,14 @@ class Preset:
     pram_sites: str = "all"
     select: str = "val"
     student_from_teacher: bool = True
+    mask_score: str = "counterfactual"
     rewirings: int = 0
     """Rewirings in stage 1 at least; an epoch has one or as many as that takes."""
+
+    @property
+    def begins_learned(self) -> bool:
+        """Whether the mask search begins with masks that the teacher gives, and not with random ones."""
+        return self.student_from_teacher and self.mask_score == "counterfactual"
 
 
 def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int = 16, batch: int = 64) -> Preset:
@@ -73,6 +79,7 @@ def paper() -> Preset:
         Schedule(150, 0.05, decay),
         Schedule(180, 0.01, (90, 140, 160)),
         student_from_teacher=False,
+        mask_score="published",
     )
 
 
@@ -158,6 +165,12 @@ class _Stages:
             )
         return history
 
+    def some_images(self, most: int = 10_000, batch: int = 256) -> Iterator[Tensor]:
+        """Normalised training images in batches, evenly spread over the set."""
+        images = self.data.train.images
+        chosen = images[torch.linspace(0, len(images) - 1, min(most, len(images))).long().to(images.device)]
+        return (self.data.normalise(part) for part in chosen.split(batch))
+
 
 def train_teacher(
     spec: Spec,
@@ -218,6 +231,10 @@ def check_options(options: Options, preset: Preset, sites: tuple[ReluSite, ...])
             raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
     if options.keep == "auxiliary" and not options.exit:
         raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
+    if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
+        raise ShoalError(
+            f"found {preset.mask.epochs} epochs of mask search; need 2 or more, of which the first runs on random masks"
+        )
     last, opened = preset.finetune.epochs, preset.finetune.first_drop
     if options.gates and last <= opened:
         raise ShoalError(
@@ -273,12 +290,18 @@ def _search_masks(
     spec = replace(spec, masked=tuple(site.name for site in sites))
     torch.manual_seed(stages.settings.seed + 2)
     model = assemble(spec, teacher if preset.student_from_teacher else _fresh(teacher))
-    start = random_masks(budget, sites, torch.Generator().manual_seed(stages.settings.seed))
+    seed, learned = stages.settings.seed, options.masks == "senet"
+    start = random_masks(budget, sites, torch.Generator().manual_seed(seed), options.granularity)
     for name, module in masked_sites(model).items():
         module.set_mask(start[name])
+    learner = DifferenceLearner(budget, options.granularity, preset.mask_score)
+    if learned and preset.begins_learned:
+        learner.look(model, teacher, stages.some_images())
     objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature)))
-    learner = (DifferenceLearner(budget, options.granularity),) if options.masks == "senet" else ()
-    stages.fit("mask", model, objective, preset.mask, teacher=teacher, hooks=learner)
+    # A search that begins with random masks trains its first epoch on them; they must not be what is kept.
+    choice = {"select_from": int(learned and not preset.begins_learned)}
+    hooks = (learner,) if learned else ()
+    stages.fit("mask", model, objective, preset.mask, teacher=teacher, hooks=hooks, settings=choice)
     check_budget(model, budget)
     return _Masked(spec, model)
 

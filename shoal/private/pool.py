@@ -1,0 +1,166 @@
+"""Prepared randomness on disk: each item serves one inference, once.
+
+An item is staged under both parties' common name, committed when both have it, and claimed by a rename; it is then
+read, entered in the ledger of spent names and destroyed before its holder sends a byte. A crash after the claim burns
+it.
+Files are safetensors at mode 0600, in folders at 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from shoal.errors import ShoalError
+from shoal.private.plan import Plan
+from shoal.private.randomness import Half
+
+NAME = re.compile(r"[0-9a-f]{32}-[0-9]{6}")
+READY, STAGED, CLAIMED, LEDGER, SEED = ".item", ".staged", ".claimed", "spent", "seed"
+
+
+class Pool:
+    """One party's items for one program and one peer, in `folder`.
+
+    `spent` are the names that were ever claimed here. Opening it burns what a crash left claimed; items that were
+    staged and not committed wait for `agree`. Raises ShoalError when another process holds the folder.
+    """
+
+    def __init__(self, folder: Path | str, plan: Plan, client: bool) -> None:
+        self.folder, self.plan, self.client = Path(folder), plan, client
+        self.digest = plan.program.digest()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self._lock = self._hold()
+        ledger = self.folder / LEDGER
+        self.spent = set(ledger.read_text().split()) if ledger.exists() else set()
+        for path in self.folder.glob(f"*{CLAIMED}"):
+            self._spend(path)
+
+    def _hold(self) -> int:
+        handle = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise ShoalError(
+                f"found the pool {self.folder} in use by another process; need it alone; give each client its own"
+            ) from error
+        return handle
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+
+    def names(self) -> list[str]:
+        """Names of the items that are ready, oldest first."""
+        ready = [path for path in self.folder.glob(f"*{READY}") if NAME.fullmatch(path.stem)]
+        return sorted((path.stem for path in ready), key=lambda name: (self._age(name), name))
+
+    def _age(self, name: str) -> int:
+        with contextlib.suppress(OSError):
+            return (self.folder / f"{name}{READY}").stat().st_mtime_ns
+        return 0
+
+    def bytes(self) -> int:
+        """Bytes that ready items take on disk."""
+        return sum((self.folder / f"{name}{READY}").stat().st_size for name in self.names())
+
+    def stage(self, name: str, half: Half) -> None:
+        """Write an item that does not count yet. Raises ShoalError when the disk is full; finished items stay."""
+        path = self.folder / f"{_checked(name)}{STAGED}"
+        arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
+        facts = {"name": name, "program": self.digest, "party": "client" if self.client else "server"}
+        try:
+            path.touch(0o600)
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata=facts)
+            _flush(path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            raise ShoalError(f"found no room to keep prepared items at {self.folder} ({error}); free some") from error
+
+    def staged(self) -> list[str]:
+        """Names of the items that wait for `commit`."""
+        return sorted(path.stem for path in self.folder.glob(f"*{STAGED}") if NAME.fullmatch(path.stem))
+
+    def commit(self, names: Iterable[str]) -> None:
+        """Count these staged items as ready: the peer has them too."""
+        for name in names:
+            (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
+        _flush(self.folder)
+
+    def agree(self, theirs: Iterable[str]) -> list[str]:
+        """Keep only what the peer has, too, staged or ready, in either's name; returns what is ready now."""
+        common = {_checked(name) for name in theirs} & {*self.staged(), *self.names()} - self.spent
+        self.commit(name for name in self.staged() if name in common)
+        for path in [*self.folder.glob(f"*{STAGED}"), *self.folder.glob(f"*{READY}")]:
+            if path.stem not in common:
+                path.unlink()
+        _flush(self.folder)
+        return self.names()
+
+    def claim(self, name: str) -> Half:
+        """Take an item for good: when this returns, it is destroyed and its name spent.
+
+        Raises ShoalError for an item that is not there, was used, or belongs to another program.
+        """
+        path, taken = self.folder / f"{_checked(name)}{READY}", self.folder / f"{name}{CLAIMED}"
+        if name in self.spent:
+            path.unlink(missing_ok=True)
+            raise ShoalError(f"found item {name} used already; need a fresh one; prepare more")
+        try:
+            path.rename(taken)
+        except OSError as error:
+            raise ShoalError(f"found no item {name} at {self.folder}; need one; prepare more") from error
+        try:
+            return self._read(taken, name)
+        finally:
+            self._spend(taken)
+
+    def _read(self, path: Path, name: str) -> Half:
+        try:
+            with safe_open(path, framework="np") as file:
+                facts = file.metadata() or {}
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise ShoalError(f"found item {name} unreadable ({error}); need it intact; query again") from error
+        stated = {"name": name, "program": self.digest, "party": "client" if self.client else "server"}
+        if facts != stated:
+            raise ShoalError(f"found another item or program at {name}; need what was prepared; prepare again")
+        seed = arrays.pop(SEED, np.empty(0, np.uint8)).tobytes()
+        return Half(seed, arrays, self.plan.fields(self.client))
+
+    def _spend(self, path: Path) -> None:
+        """Enter the name, then destroy the file; both are on disk when this returns."""
+        self.spent.add(path.stem)
+        handle = os.open(self.folder / LEDGER, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        with os.fdopen(handle, "a") as ledger:
+            ledger.write(f"{path.stem}\n")
+            ledger.flush()
+            os.fsync(handle)
+        path.unlink(missing_ok=True)
+        _flush(self.folder)
+
+
+def _checked(name: object) -> str:
+    """A name that a peer sent, fit to be part of a path."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ShoalError(f"found {str(name)[:60]!r} as the name of a prepared item; need a shoal party there")
+    return name
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
