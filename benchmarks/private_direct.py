@@ -62,7 +62,7 @@ def open_session(stack: ExitStack, graph: Graph, folder: Path, tls: Any, shared:
     save_artifact(folder, program, weights, ot_kind=ot_kind)
     server = stack.enter_context(Server(folder, "127.0.0.1:0", tls["server"], shared_weights=shared))
     threading.Thread(target=server.serve, args=(1,), daemon=True).start()
-    return stack.enter_context(Client(folder, server.address, tls["client"]))
+    return stack.enter_context(Client(folder, server.address, tls["client"], mode="direct"))
 
 
 def alternate(clients: dict[str, Client], graphs: dict[str, Graph], rounds: int) -> dict[str, Any]:

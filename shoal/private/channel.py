@@ -7,6 +7,7 @@ are limited before anything is read, and nothing but JSON is ever parsed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import json
 import select
@@ -78,6 +79,12 @@ class Channel:
         """Whether decrypted bytes wait inside the TLS layer, where select cannot see them."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
+    def identity(self) -> str:
+        """A name for the peer's certificate: 16 hex digits of its SHA-256; ``"plain"`` without TLS."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return "plain"
+        return hashlib.sha256(self.sock.getpeercert(True) or b"").hexdigest()[:16]
+
     def close(self) -> None:
         """Close the socket; harmless when it is closed already."""
         with contextlib.suppress(OSError):
@@ -103,15 +110,16 @@ def parse_address(text: object, what: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def require_tls(host: str, tls: TLS | None, insecure: bool) -> None:
-    """Raise ShoalError unless there are certificates, or plain TCP was asked for on loopback."""
+def require_tls(host: str, tls: TLS | None, insecure: bool, server: bool = False) -> None:
+    """Raise ShoalError unless there are usable certificates, or plain TCP was asked for on loopback."""
     if tls is not None:
         tls.check()
+        _context(tls, server)
         return
     if not (insecure and is_loopback(host)):
         raise ShoalError(
-            f"found no TLS for {host}; need certificates of both parties; pass tls=TLS(cert, key, ca), "
-            "or insecure=True for a trial on loopback (127.0.0.1) only"
+            f"found no TLS for {host}; need certificates of both parties; pass tls=TLS(cert, key, ca) or --cert, "
+            "--key and --ca, or insecure=True or --insecure for a trial on loopback (127.0.0.1) only"
         )
 
 
@@ -147,14 +155,15 @@ def free_port(host: str) -> int:
         return int(sock.getsockname()[1])
 
 
-def accept(listener: socket.socket, tls: TLS | None, max_payload: int = 0) -> Channel:
-    """The next client, its certificate checked. Raises ShoalError when it has none that our authority signed."""
-    sock, peer = listener.accept()
-    name = f"the client at {peer[0]}"
+def admit(sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0) -> Channel:
+    """A client that was accepted, its certificate checked. Raises ShoalError when our authority signed none for it."""
+    name = f"the client at {peer}"
     try:
         return Channel(_secure(sock, tls, None), name, max_payload)
-    except OSError as error:
+    except (OSError, ShoalError) as error:
         sock.close()
+        if isinstance(error, ShoalError):
+            raise
         raise ShoalError(
             f"found no valid TLS at {name} ({_reason(error)}); need a certificate signed by our authority; "
             "give both parties certificates of one authority"
@@ -199,16 +208,21 @@ def _secure(sock: socket.socket, tls: TLS | None, host: str | None) -> socket.so
     _keep_alive(sock)
     if tls is None:
         return sock
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if host is None else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = _context(tls, server=host is None)
+    return context.wrap_socket(sock, server_side=host is None, server_hostname=host)
+
+
+def _context(tls: TLS, server: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     with _readable_files(tls):
         context.load_verify_locations(tls.ca)
         context.load_cert_chain(tls.cert, tls.key)
-    if host is None:
+    if server:
         # Session tickets would make the socket readable without a message in it.
         context.num_tickets = 0
-    return context.wrap_socket(sock, server_side=host is None, server_hostname=host)
+    return context
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ class Line:
     def __init__(self, control: Channel, stopped: threading.Event) -> None:
         self.control, self.stopped = control, stopped
         self.worker: Worker | None = None
-        self.inbox: list[dict[str, Any]] = []
+        self.inbox: list[tuple[dict[str, Any], bytes]] = []
+        self.payload = b""
 
     def start(self, order: dict[str, Any]) -> None:
         """Start the SPU process with `order`."""
@@ -33,11 +34,11 @@ class Line:
         self.worker.channel.send(message, payload)
 
     def from_peer(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
-        """The peer's next message, which must be of one of `kinds`."""
+        """The peer's next message, which must be of one of `kinds`; its raw bytes are then in `payload`."""
         limit = time.monotonic() + seconds
         while not self.inbox:
             self._step(limit)
-        message = self.inbox.pop(0)
+        message, self.payload = self.inbox.pop(0)
         if message["type"] not in kinds:
             raise ShoalError(f"found message {message['type'][:40]!r} from {self.control.name}; need {kinds[0]!r}")
         return message
@@ -61,16 +62,16 @@ class Line:
         if ready is None:
             return None
         if ready is self.control:
-            self._keep(self.control.receive()[0])
+            self._keep(*self.control.receive())
             return None
         return self._worker_says()
 
-    def _keep(self, message: dict[str, Any]) -> None:
+    def _keep(self, message: dict[str, Any], payload: bytes) -> None:
         if message["type"] == "error":
             raise ShoalError(printable(message.get("message"), 600))
         if len(self.inbox) >= 4:
             raise ShoalError(f"found too many messages from {self.control.name}; need one at a time")
-        self.inbox.append(message)
+        self.inbox.append((message, payload))
 
     def _worker_says(self) -> tuple[dict[str, Any], bytes]:
         assert self.worker is not None
@@ -82,7 +83,7 @@ class Line:
         if message["type"] == "error":
             # When the peer died, SPU and the control connection tell at the same time; the latter tells why.
             if first_ready([self.control], POLL_SECONDS):
-                self._keep(self.control.receive()[0])
+                self._keep(*self.control.receive())
             raise ShoalError(message["message"])
         return message, payload
 

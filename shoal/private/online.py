@@ -6,6 +6,8 @@ truncation and of the end. Values are int64 tensors [1, *shape] of additive shar
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ class Inference:
     def __init__(self, prepared: Prepared, side: Side) -> None:
         self.prepared, self.side, self.fixed = prepared, side, prepared.fixed
         self.opened: dict[str, Tensor] = {}
+        self.relu_s = self.linear_s = 0.0
         self.step: Step | None = None
 
     def run(self, image: Tensor | None) -> list[Tensor]:
@@ -43,12 +46,19 @@ class Inference:
         zero = torch.zeros((1, *program.input_shape), dtype=torch.int64)
         values = {program.input: zero if image is None else image}
         for i, step in enumerate(program.steps):
-            self.step = step
+            self.step, started = step, time.perf_counter()
             values[step.name] = self._value(step, [values[name] for name in step.inputs])
+            self._count(step, time.perf_counter() - started)
             for name in set(step.inputs) - set(program.outputs):
                 if self.prepared.last[name] == i:
                     values.pop(name), self.opened.pop(name, None)
         return [y for name in program.outputs if (y := self._reveal(values[name])) is not None]
+
+    def _count(self, step: Step, seconds: float) -> None:
+        if step.op == "relu":
+            self.relu_s += seconds
+        else:
+            self.linear_s += seconds
 
     def _value(self, step: Step, inputs: list[Tensor]) -> Tensor:
         if step.op in LINEAR:

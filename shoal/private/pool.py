@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class Pool:
         self.digest = plan.program.digest()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        self._lock = self._hold()
+        self._lock, self._turn = self._hold(), threading.RLock()
+        self.fresh: set[str] = set()
         ledger = self.folder / LEDGER
         self.spent = set(ledger.read_text().split()) if ledger.exists() else set()
         for path in self.folder.glob(f"*{CLAIMED}"):
@@ -75,18 +77,12 @@ class Pool:
         """Bytes that ready items take on disk."""
         return sum((self.folder / f"{name}{READY}").stat().st_size for name in self.names())
 
-    def stage(self, name: str, half: Half) -> None:
-        """Write an item that does not count yet. Raises ShoalError when the disk is full; finished items stay."""
-        path = self.folder / f"{_checked(name)}{STAGED}"
-        arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
-        facts = {"name": name, "program": self.digest, "party": "client" if self.client else "server"}
-        try:
-            path.touch(0o600)
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, metadata=facts)
-            _flush(path)
-        except (OSError, SafetensorError) as error:
-            path.unlink(missing_ok=True)
-            raise ShoalError(f"found no room to keep prepared items at {self.folder} ({error}); free some") from error
+    def expect(self, names: Iterable[str]) -> None:
+        """Items that are being made now: `agree` leaves them alone. Raises ShoalError for names used before."""
+        for name in names:
+            if _checked(name) in self.spent or name in {*self.staged(), *self.names()}:
+                raise ShoalError(f"found item {name} made before; need a fresh name; use another client's folder")
+            self.fresh.add(name)
 
     def staged(self) -> list[str]:
         """Names of the items that wait for `commit`."""
@@ -94,37 +90,46 @@ class Pool:
 
     def commit(self, names: Iterable[str]) -> None:
         """Count these staged items as ready: the peer has them too."""
-        for name in names:
-            (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
-        _flush(self.folder)
+        with self._turn:
+            for name in names:
+                (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
+                self.fresh.discard(name)
+            flush(self.folder)
 
     def agree(self, theirs: Iterable[str]) -> list[str]:
         """Keep only what the peer has, too, staged or ready, in either's name; returns what is ready now."""
-        common = {_checked(name) for name in theirs} & {*self.staged(), *self.names()} - self.spent
-        self.commit(name for name in self.staged() if name in common)
-        for path in [*self.folder.glob(f"*{STAGED}"), *self.folder.glob(f"*{READY}")]:
-            if path.stem not in common:
-                path.unlink()
-        _flush(self.folder)
-        return self.names()
+        with self._turn:
+            common = {_checked(name) for name in theirs} & set(self.everything()) - self.spent
+            self.commit(name for name in self.staged() if name in common - self.fresh)
+            for path in [*self.folder.glob(f"*{STAGED}"), *self.folder.glob(f"*{READY}")]:
+                if path.stem not in common | self.fresh:
+                    path.unlink()
+            flush(self.folder)
+            return self.names()
 
-    def claim(self, name: str) -> Half:
+    def everything(self) -> list[str]:
+        """Names of all items, staged or ready: what a peer needs to know to agree."""
+        return [*self.names(), *self.staged()]
+
+    def claim(self, name: object) -> Half:
         """Take an item for good: when this returns, it is destroyed and its name spent.
 
         Raises ShoalError for an item that is not there, was used, or belongs to another program.
         """
-        path, taken = self.folder / f"{_checked(name)}{READY}", self.folder / f"{name}{CLAIMED}"
-        if name in self.spent:
-            path.unlink(missing_ok=True)
-            raise ShoalError(f"found item {name} used already; need a fresh one; prepare more")
-        try:
-            path.rename(taken)
-        except OSError as error:
-            raise ShoalError(f"found no item {name} at {self.folder}; need one; prepare more") from error
-        try:
-            return self._read(taken, name)
-        finally:
-            self._spend(taken)
+        name = _checked(name)
+        path, taken = self.folder / f"{name}{READY}", self.folder / f"{name}{CLAIMED}"
+        with self._turn:
+            if name in self.spent:
+                path.unlink(missing_ok=True)
+                raise ShoalError(f"found item {name} used already; need a fresh one; prepare more")
+            try:
+                path.rename(taken)
+            except OSError as error:
+                raise ShoalError(f"found no item {name} at {self.folder}; need one; prepare more") from error
+            try:
+                return self._read(taken, name)
+            finally:
+                self._spend(taken)
 
     def _read(self, path: Path, name: str) -> Half:
         try:
@@ -133,8 +138,7 @@ class Pool:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
             raise ShoalError(f"found item {name} unreadable ({error}); need it intact; query again") from error
-        stated = {"name": name, "program": self.digest, "party": "client" if self.client else "server"}
-        if facts != stated:
+        if facts != _facts(name, self.digest, self.client):
             raise ShoalError(f"found another item or program at {name}; need what was prepared; prepare again")
         seed = arrays.pop(SEED, np.empty(0, np.uint8)).tobytes()
         return Half(seed, arrays, self.plan.fields(self.client))
@@ -148,7 +152,26 @@ class Pool:
             ledger.flush()
             os.fsync(handle)
         path.unlink(missing_ok=True)
-        _flush(self.folder)
+        flush(self.folder)
+
+
+def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> None:
+    """Write an item that does not count yet. Raises ShoalError when the disk is full; finished items stay."""
+    path = folder / f"{_checked(name)}{STAGED}"
+    arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
+    try:
+        path.touch(0o600)
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, _facts(name, digest, client))
+        # The writer may have exchanged the file for one with the usual mode.
+        path.chmod(0o600)
+        flush(path)
+    except (OSError, SafetensorError) as error:
+        path.unlink(missing_ok=True)
+        raise ShoalError(f"found no room to keep prepared items at {folder} ({error}); need some; free it") from error
+
+
+def _facts(name: str, digest: str, client: bool) -> dict[str, str]:
+    return {"name": name, "program": digest, "party": "client" if client else "server"}
 
 
 def _checked(name: object) -> str:
@@ -158,7 +181,8 @@ def _checked(name: object) -> str:
     return name
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file or folder on disk when this returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

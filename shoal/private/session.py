@@ -18,9 +18,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,6 @@ import shoal
 from shoal.errors import ShoalError
 from shoal.private.certs import TLS
 from shoal.private.channel import Channel, ClosedError
-
-if TYPE_CHECKING:
-    from shoal.private.spu import Session
 
 MAX_PAYLOAD = (1 << 32) - 1
 
@@ -102,40 +100,90 @@ def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], byt
 
 
 def _work(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
-    session = _start(orders.get()[0], channel)
+    order, _ = orders.get()
+    task = TASKS[order["task"]](order)
+    channel.send({"type": "ready", "memory": _peak_memory(), **task.times})
     while True:
         order, payload = orders.get()
         if order["type"] == "stop":
             return
+        facts, data = task.answer(order, payload)
+        channel.send({"type": "done", "memory": _peak_memory(), **facts}, data)
+
+
+class _Linked:
+    """What every task begins with: SPU's log, the program and the link to the peer."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        from shoal.private.program import Program, Weights
+        from shoal.private.spu import LinkLog, Settings, open_link
+
+        begun = time.perf_counter()
+        self.log = LinkLog(Path(order["scratch"]))
+        self.settings, self.rank = Settings(**order["settings"]), order["rank"]
+        tls = None if order["tls"] is None else TLS(**{k: Path(v) for k, v in order["tls"].items()})
+        self.program = Program.load(order["folder"])
+        self.link = open_link(self.rank, tuple(order["hosts"]), order["session"], tls, self.settings)
+        self.arrays = Weights.load(order["folder"]).arrays if self.rank == SERVER else None
+        self.times = {"link_s": time.perf_counter() - begun}
+
+
+class _Direct(_Linked):
+    """Answers queries, every step inside SPU."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        from shoal.private.spu import Session
+
+        super().__init__(order)
+        begun = time.perf_counter()
+        self.session = Session(self.program, self.link, self.rank, self.settings, self.log)
+        self.session.set_weights(self.arrays)
+        self.session.prepare(order["batch"])
+        prepared = time.perf_counter()
+        self.session.warm_up()
+        self.times |= {"compile_s": prepared - begun, "warm_s": time.perf_counter() - prepared}
+
+    def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+        """One query: shapes and bytes of the logits, and what it cost."""
         images = None
         if payload:
-            shape = (order["batch"], *session.program.input_shape)
-            images = np.frombuffer(payload, np.float32).reshape(shape)
-        logits, tally = session.query(order["batch"], images)
-        shapes = [a.shape for a in logits]
+            images = np.frombuffer(payload, np.float32).reshape(order["batch"], *self.program.input_shape)
+        logits, tally = self.session.query(order["batch"], images)
         data = b"".join(np.ascontiguousarray(a).tobytes() for a in logits)
-        channel.send({"type": "done", "shapes": shapes, "memory": _peak_memory(), **asdict(tally)}, data)
+        return {"shapes": [a.shape for a in logits], **asdict(tally)}, data
 
 
-def _start(order: dict[str, Any], channel: Channel) -> Session:
-    from shoal.private.program import Program, Weights
-    from shoal.private.spu import SERVER, LinkLog, Session, Settings, open_link
+class _Prepare(_Linked):
+    """Makes and stages prepared items."""
 
-    begun = time.perf_counter()
-    log = LinkLog(Path(order["scratch"]))
-    settings, rank = Settings(**order["settings"]), order["rank"]
-    tls = None if order["tls"] is None else TLS(**{k: Path(v) for k, v in order["tls"].items()})
-    program = Program.load(order["folder"])
-    link = open_link(rank, tuple(order["hosts"]), order["session"], tls, settings)
-    linked = time.perf_counter()
-    session = Session(program, link, rank, settings, log)
-    session.set_weights(Weights.load(order["folder"]).arrays if rank == SERVER else None)
-    session.prepare(order["batch"])
-    prepared = time.perf_counter()
-    session.warm_up()
-    times = {"link_s": linked - begun, "compile_s": prepared - linked, "warm_s": time.perf_counter() - prepared}
-    channel.send({"type": "ready", "memory": _peak_memory(), **times})
-    return session
+    def __init__(self, order: dict[str, Any]) -> None:
+        from shoal.private.maker import SpuEngine
+        from shoal.private.plan import Plan
+
+        super().__init__(order)
+        begun = time.perf_counter()
+        self.plan = Plan(self.program)
+        self.engine = SpuEngine(self.program, self.link, self.rank, self.settings, self.arrays)
+        self.times["keys_s"] = time.perf_counter() - begun
+
+    def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+        """One batch of items under the names of the order; what SPU sent and received for it."""
+        from shoal.private.offline import prepare
+        from shoal.private.pool import stage
+        from shoal.private.randomness import new_seed
+
+        begun, client = time.perf_counter(), self.rank != SERVER
+        self.log.read()
+        halves = prepare(self.plan, self.engine, client, [new_seed() for _ in order["names"]])
+        for name, half in zip(order["names"], halves, strict=True):
+            stage(Path(order["pool"]), name, half, self.program.digest(), client)
+        lines = self.log.read()
+        facts = {"sent": sum(line[0] for line in lines), "received": sum(line[1] for line in lines)}
+        return facts | {"seconds": time.perf_counter() - begun}, b""
+
+
+SERVER = 0
+TASKS: dict[str, Callable[[dict[str, Any]], _Direct | _Prepare]] = {"direct": _Direct, "prepare": _Prepare}
 
 
 def _peak_memory() -> int:

@@ -1,0 +1,88 @@
+"""Direct mode: every step of a query inside SPU, on demand. The yardstick for the prepared mode."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shoal.private.engine import Local, link_as_client, link_as_server, offer_link
+from shoal.private.line import Line, whole
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one query gave: logits [N, classes] of the last exit, all `exits` weak to strong, and its cost.
+
+    `seconds` is the whole query as the client waits for it; `relu_s` and `linear_s` are its parts. `bytes` and
+    `messages` count both directions, without framing of SPU's link and TLS. `latencies` are one-way waits in sequence
+    (0: not known, in direct mode). `memory_bytes` is the peak of the client's process that computed, so far.
+    """
+
+    logits: np.ndarray
+    exits: tuple[np.ndarray, ...]
+    seconds: float
+    bytes: int
+    messages: int
+    relu_s: float
+    linear_s: float
+    memory_bytes: int
+    mode: str = "direct"
+    latencies: int = 0
+
+
+def serve_direct(line: Line, local: Local, hello: dict[str, Any], log: logging.Logger) -> None:
+    """The server's side of one direct session, to its end."""
+    batch = whole(hello, "batch", local.max_batch)
+    link_as_server(line, local, hello, "direct", batch)
+    while (message := line.from_peer(("query", "bye"), local.timeout_s))["type"] == "query":
+        batch = whole(message, "batch", local.max_batch)
+        line.order({"type": "query", "batch": batch})
+        line.control.send({"type": "go"})
+        # SPU's own limit comes first where it waits for the peer; a long computation may take several of them.
+        done, _ = line.from_worker(10 * local.timeout_s)
+        log.info("batch %d: linear %.3f s, relu %.3f s", batch, done["linear_s"], done["relu_s"])
+        line.control.send({"type": "done", "memory": done["memory"]})
+
+
+class DirectSession:
+    """The client's side of one direct session over an agreed line."""
+
+    def __init__(self, line: Line, local: Local, batch: int) -> None:
+        self.line, self.local, self.batch = line, local, batch
+        self.max_batch, self.server_memory_bytes = 0, 0
+        self.setup: dict[str, float] = {}
+        self.link = offer_link(line.control, local)
+
+    def hello(self) -> dict[str, Any]:
+        """What the server needs to know of this session."""
+        return {"task": "direct", "link": self.link, "batch": self.batch, "threads": self.local.threads}
+
+    def open(self, welcome: dict[str, Any]) -> None:
+        """Make keys, pass weights, compile and warm up: one small product and ReLU, not a query."""
+        self.max_batch = whole(welcome, "max_batch", 1 << 20)
+        ready = link_as_client(self.line, self.local, welcome, self.link, "direct", self.batch)
+        self.setup = {k: v for k, v in ready.items() if k.endswith("_s")}
+
+    def query(self, images: np.ndarray) -> dict[str, Any]:
+        """The figures and logits of one batch of encoded float32 images."""
+        self.line.control.send({"type": "query", "batch": len(images)})
+        self.line.from_peer(("go",), self.local.timeout_s)
+        self.line.order({"type": "query", "batch": len(images)}, images.tobytes())
+        done, payload = self.line.from_worker(10 * self.local.timeout_s)
+        memory = self.line.from_peer(("done",), self.local.timeout_s).get("memory")
+        self.server_memory_bytes = memory if isinstance(memory, int) else 0
+        figures = {k: done[k] for k in ("messages", "relu_s", "linear_s")}
+        figures |= {"bytes": done["sent"] + done["received"], "memory_bytes": done["memory"]}
+        return figures | {"exits": _exits(done["shapes"], payload)}
+
+
+def _exits(shapes: list[list[int]], payload: bytes) -> tuple[np.ndarray, ...]:
+    exits, offset = [], 0
+    for shape in shapes:
+        count = int(np.prod(shape))
+        exits.append(np.frombuffer(payload, np.float64, count, offset).reshape(shape))
+        offset += 8 * count
+    return tuple(exits)

@@ -1,0 +1,146 @@
+"""Prepared mode: both sides' sessions that make correlated randomness ahead, and those that spend it on queries.
+
+Names of items are common to both parties. An item counts once both have staged it; a query claims one at either side,
+which destroys it, before anything that depends on it is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.errors import ShoalError
+from shoal.private.engine import Local, link_as_client, link_as_server
+from shoal.private.line import Line, whole
+from shoal.private.online import Inference, Prepared
+from shoal.private.pool import Pool
+from shoal.private.signs import Side
+from shoal.private.wire import SocketWire
+
+MOST_NAMES, MAX_LIST = 4096, 1 << 18
+Progress = Callable[[int, int], None]
+"""Called with (items made, items asked)."""
+
+
+def names_of(payload: bytes) -> list[str]:
+    """Names of items as a peer sent them; ShoalError for too many."""
+    names = payload.decode("ascii", "replace").split()
+    if len(names) > MOST_NAMES:
+        raise ShoalError(f"found {len(names)} names of prepared items; need at most {MOST_NAMES}; prepare fewer")
+    return names
+
+
+def payload_of(names: list[str]) -> bytes:
+    """Names of items for a message."""
+    return " ".join(names[:MOST_NAMES]).encode()
+
+
+# ---------------------------------------------------------------- making
+
+
+def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int) -> None:
+    """The server's side of one session that makes items, to its end."""
+    batch = whole(hello, "batch", local.max_batch)
+    room = most_bytes // max(1, pool.plan.stored_bytes(False))
+    if len(pool.names()) >= room:
+        raise ShoalError(f"found {len(pool.names())} prepared items of at most {room}; need room; query first")
+    link_as_server(line, local, hello, "prepare", batch)
+    while (message := line.from_peer(("make", "bye"), local.timeout_s))["type"] == "make":
+        names = message.get("names")
+        if not isinstance(names, list) or not 1 <= len(names) <= batch:
+            raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
+        pool.expect(names)
+        line.control.send({"type": "go"})
+        _make(line, local, pool, names)
+
+
+def prepare(
+    line: Line,
+    local: Local,
+    welcome: dict[str, Any],
+    link: str,
+    pool: Pool,
+    count: int,
+    batch: int,
+    progress: Progress | None,
+) -> None:
+    """The client's side: makes `count` items in batches; what is finished stays whatever happens."""
+    link_as_client(line, local, welcome, link, "prepare", batch)
+    made = 0
+    while made < count:
+        base, size = secrets.token_hex(16), min(batch, count - made)
+        names = [f"{base}-{i:06d}" for i in range(size)]
+        pool.expect(names)
+        line.control.send({"type": "make", "names": names})
+        line.from_peer(("go",), local.timeout_s)
+        _make(line, local, pool, names)
+        made += size
+        if progress is not None:
+            progress(made, count)
+
+
+def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> None:
+    """Have the SPU process make and stage items, and commit them when the peer has staged them, too."""
+    line.order({"type": "make", "names": names, "pool": str(pool.folder.resolve())})
+    line.from_worker(10 * local.timeout_s)
+    line.control.send({"type": "staged"})
+    line.from_peer(("staged",), 10 * local.timeout_s)
+    pool.commit(names)
+
+
+# ---------------------------------------------------------------- spending
+
+
+def serve_queries(line: Line, local: Local, prepared: Prepared, pool: Pool, log: logging.Logger) -> None:
+    """The server's side of one session of prepared queries, to its end. The client's list of items is in `line`."""
+    theirs = names_of(line.payload)
+    mine = pool.everything()
+    line.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
+    pool.agree(theirs)
+    while (message := line.from_peer(("infer", "bye"), local.timeout_s))["type"] == "infer":
+        started = time.perf_counter()
+        half = pool.claim(message.get("name"))
+        line.control.send({"type": "go"})
+        wire = SocketWire(line.control, local.timeout_s)
+        Inference(prepared, Side(False, wire, half)).run(None)
+        log.info("inference %.3f s, %d bytes", time.perf_counter() - started, wire.traffic.sent + wire.traffic.received)
+
+
+class PreparedSession:
+    """The client's side of one session of prepared queries."""
+
+    def __init__(self, line: Line, local: Local, pool: Pool, theirs: list[str]) -> None:
+        """`theirs` are the items that the server says it has."""
+        self.line, self.local, self.pool = line, local, pool
+        self.prepared = Prepared(pool.plan, None)
+        self.pool.agree(theirs)
+
+    def query(self, words: np.ndarray) -> dict[str, Any]:
+        """The figures and logits of int64 images [N, *shape], one inference after the other."""
+        rows = [self._infer(image) for image in words]
+        sums = {k: sum(row[k] for row in rows) for k in ("bytes", "messages", "latencies", "relu_s", "linear_s")}
+        exits = tuple(np.concatenate(parts) for parts in zip(*(row["exits"] for row in rows), strict=True))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return sums | {"exits": exits, "memory_bytes": memory}
+
+    def _infer(self, image: np.ndarray) -> dict[str, Any]:
+        names = self.pool.names()
+        if not names:
+            raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
+        half = self.pool.claim(names[0])
+        self.line.control.send({"type": "infer", "name": names[0]})
+        self.line.from_peer(("go",), self.local.timeout_s)
+        wire = SocketWire(self.line.control, self.local.timeout_s)
+        run = Inference(self.prepared, Side(True, wire, half))
+        logits = run.run(torch.from_numpy(image)[None])
+        traffic, fixed = wire.traffic, self.prepared.fixed
+        figures: dict[str, Any] = {"bytes": traffic.sent + traffic.received, "messages": traffic.messages}
+        figures |= {"latencies": traffic.latencies, "relu_s": run.relu_s, "linear_s": run.linear_s}
+        return figures | {"exits": tuple(fixed.decode(y.numpy()) for y in logits)}
