@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,38 +18,104 @@ from torch import Tensor, nn
 from shoal.errors import ShoalError
 from shoal.graph import load_weights
 
+CHECKSUM = "sha256"
+"""Where a safetensors file's metadata hold the checksum of the rest."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path` to write to; it becomes `path` at the end of the block, or vanishes on an error.
+
+    Raises ShoalError when the file cannot be written; `path` is then what it was before.
+    """
+    scratch = path.parent / f".{path.name}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        _settle(scratch)
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def _settle(path: Path) -> None:
+    """Have the file's bytes on the disk before its name points to them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that `path` holds either the old or the whole new content."""
-    scratch = path.with_name(f".{path.name}.tmp")
+    with replacing(path) as scratch:
+        scratch.write_text(text)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; a failure leaves the file as it was, and a line cut off by a kill stays alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        with path.open("ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            cut_off = file.read(1) not in (b"", b"\n")
+            _append(file, size, ("\n" * cut_off + line + "\n").encode())
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
+
+
+def _append(file: BinaryIO, size: int, data: bytes) -> None:
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(file.fileno(), data[written:])
+    except OSError:
+        os.ftruncate(file.fileno(), size)
+        raise
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that `path` holds either the old or the whole new content."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, scratch, metadata)
-        os.replace(scratch, path)
-    except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+    """Write a safetensors file, with its checksum, so that `path` holds either the old or the whole new content."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    facts = metadata or {}
+    with replacing(path) as scratch:
+        save_file(plain, scratch, facts | {CHECKSUM: _checksum(plain, facts)})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file that `write_tensors` wrote. Raises ShoalError when it is missing, truncated or altered."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; one without a checksum (made elsewhere) is taken as it is."""
+    tensors = load_weights(path)
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata() or {})
+    stated = metadata.pop(CHECKSUM, None)
+    if stated is not None and stated != _checksum(tensors, metadata):
+        raise ShoalError(
+            f"found tensors unlike what was saved at {path}; need the file unaltered; copy it again or repeat the run"
+        )
+    return tensors, metadata
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 in hex over the metadata and every tensor's name, type, shape and bytes."""
+    hasher = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _cannot_write(path: Path, error: Exception) -> ShoalError:
     return ShoalError(
         f"found that {path} cannot be written ({error}); need free space and a writable folder; what was there "
-        "before is kept, so free some space and resume"
+        "before is kept, so make room or choose another place, and go on"
     )
 
 
@@ -83,7 +151,7 @@ class Checkpoint:
 
     def load_best(self) -> dict[str, Tensor]:
         """The state dict of the best epoch. Raises ShoalError on a damaged file."""
-        return load_weights(self.best_path)
+        return read_tensors(self.best_path)
 
     def save_last(
         self,
@@ -112,10 +180,9 @@ class Checkpoint:
 
         Raises ShoalError on a damaged file or one of another model.
         """
-        tensors = load_weights(self.last_path)
+        tensors, metadata = _read(self.last_path)
         try:
-            with safe_open(self.last_path, "pt") as file:
-                body: dict[str, Any] = json.loads(file.metadata()["progress"])
+            body: dict[str, Any] = json.loads(metadata["progress"])
         except (KeyError, TypeError, ValueError) as error:
             raise ShoalError(f"found no progress in {self.last_path}; need a checkpoint that fit wrote") from error
         load_state(model, _below(tensors, "model."), self.last_path)

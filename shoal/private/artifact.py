@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.checkpoint import write_text
 from shoal.errors import ShoalError
 from shoal.graph import read_json
 from shoal.private.program import Program, Weights
@@ -46,7 +47,7 @@ def save_artifact(
     for half in ("client", "server"):
         program.save(Path(folder) / half)
         manifest = _terms(program, ot_kind, mode)
-        (Path(folder) / half / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_text(Path(folder) / half / "manifest.json", json.dumps(manifest, indent=1))
     weights.save(Path(folder) / "server")
 
 

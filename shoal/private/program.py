@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from shoal.checkpoint import replacing, write_text
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node, load_weights, read_json
 from shoal.private.clear import OPS, TRUNCATING, Shape, Step, check_step, run_clear
@@ -76,9 +77,9 @@ class Program:
     def save(self, folder: Path | str) -> None:
         """Write `program.json` and `keep.safetensors` into `folder`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "program.json").write_text(json.dumps({"digest": self.digest(), **self._body()}, indent=1))
-        save_file({k: np.ascontiguousarray(v) for k, v in self.keep.items()}, folder / "keep.safetensors")
+        write_text(folder / "program.json", json.dumps({"digest": self.digest(), **self._body()}, indent=1))
+        with replacing(folder / "keep.safetensors") as scratch:
+            save_file({k: np.ascontiguousarray(v) for k, v in self.keep.items()}, scratch)
 
     @classmethod
     def load(cls, folder: Path | str) -> Program:
@@ -166,10 +167,9 @@ class Weights:
 
     def save(self, folder: Path | str) -> None:
         """Write `weights.safetensors` into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()}
-        save_file(arrays, folder / "weights.safetensors", metadata={"sha256": self._checksum()})
+        with replacing(Path(folder) / "weights.safetensors") as scratch:
+            save_file(arrays, scratch, metadata={"sha256": self._checksum()})
 
     @classmethod
     def load(cls, folder: Path | str) -> Weights:
