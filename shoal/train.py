@@ -18,6 +18,8 @@ from shoal.data import Dataset, Split, augment_batch
 from shoal.errors import ShoalError
 from shoal.outputs import Outputs, forward, unwrap
 
+PRECISIONS = ("fp32", "bf16")
+
 ObjectiveLike = Callable[[Outputs, Outputs | None, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -99,13 +101,52 @@ class Settings:
     """The classifier whose accuracy chooses the best epoch."""
     augment: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ShoalError for a value without a meaning."""
+        if self.precision not in PRECISIONS:
+            raise ShoalError(f"found precision {self.precision!r}; need one of {', '.join(PRECISIONS)}; choose one")
+        if not 0 <= self.seed < 2**32:
+            raise ShoalError(f"found seed {self.seed}; need 0 to 2^32 - 1; choose one of them")
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise ShoalError(f"found a time limit of {self.max_seconds} s; need 0 or more; leave it out for none")
+
+    def check(self) -> None:
+        """Raise ShoalError, before any work, when this machine does not have the device."""
+        try:
+            torch.zeros(1, device=self.device).item()  # `item` turns "meta" away, which holds no numbers
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ShoalError(
+                f"found that device {self.device!r} cannot be used ({reason}); need cpu, or cuda where PyTorch finds "
+                "a GPU; choose cpu"
+            ) from error
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision's context: bf16 autocast, or nothing for fp32."""
-        if self.precision not in ("fp32", "bf16"):
-            raise ShoalError(f"found precision {self.precision!r}; need 'fp32' or 'bf16'")
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+
+
+class Clock:
+    """The seconds that several fits may take together, from now on; None is no limit.
+
+    Each stops at a checkpoint: before an epoch that would not end in time. The first epoch of all always runs, so
+    that repeated calls get on.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit, self.begun, self.longest = limit, time.monotonic(), 0.0
+
+    def lap(self, seconds: float) -> None:
+        """Note how long an epoch took."""
+        self.longest = max(self.longest, seconds)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether one more epoch, as long as the longest so far, would end too late."""
+        expected = time.monotonic() - self.begun + self.longest
+        return self.limit is not None and self.longest > 0 and expected > self.limit
 
 
 def world() -> tuple[int, int]:
@@ -162,16 +203,19 @@ def fit(
     checkpoint: Checkpoint | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    clock: Clock | None = None,
 ) -> History:
     """Train `model` in place and leave it with the weights of its best epoch on the validation split.
 
     After every epoch the weights, optimiser state and metrics go to `checkpoint` atomically; with
     ``settings.resume`` training goes on from there, bit for bit as if it had never stopped (on CPU). `report` gets
-    each epoch's row, `progress` (epoch, step, steps). Raises ShoalError when the loss is not finite; the last good
-    checkpoint stays.
+    each epoch's row, `progress` (epoch, step, steps). `clock` counts the time of several fits instead of
+    ``settings.max_seconds``. Raises ShoalError when the loss is not finite; the last good checkpoint stays.
     """
     settings = settings or Settings()
-    loop = _Loop(model, data, objective, schedule, teacher, hooks, tuple(taps), settings, checkpoint)
+    settings.check()
+    clock = clock or Clock(settings.max_seconds)
+    loop = _Loop(model, data, objective, schedule, teacher, hooks, tuple(taps), settings, checkpoint, clock)
     return loop.run(report or (lambda row: None), progress or (lambda epoch, step, steps: None))
 
 
@@ -189,9 +233,10 @@ class _Loop:
         taps: tuple[str, ...],
         settings: Settings,
         checkpoint: Checkpoint | None,
+        clock: Clock,
     ) -> None:
         self.data, self.objective, self.schedule, self.settings = data, objective, schedule, settings
-        self.hooks, self.checkpoint = hooks, checkpoint
+        self.hooks, self.checkpoint, self.clock = hooks, checkpoint, clock
         self.rank, self.size = world()
         self.inner = model.to(settings.device)
         if settings.channels_last:
@@ -214,16 +259,14 @@ class _Loop:
 
     def run(self, report: Callable[[dict[str, float]], None], progress: Callable[[int, int, int], None]) -> History:
         start = self._resume()
-        begun = time.monotonic()
-        longest = 0.0
         for epoch in range(start, self.schedule.epochs):
-            if self._out_of_time(time.monotonic() - begun, longest):
+            if self._out_of_time():
                 self.history.stopped = True
                 break
             moment = time.monotonic()
             row = self._epoch(epoch, progress)
             row["seconds"] = time.monotonic() - moment
-            longest = max(longest, row["seconds"])
+            self.clock.lap(row["seconds"])
             self.history.rows.append(row)
             if self.rank == 0:
                 report(row)
@@ -231,13 +274,10 @@ class _Loop:
             self._restore_best()
         return self.history
 
-    def _out_of_time(self, elapsed: float, longest: float) -> bool:
-        limit = self.settings.max_seconds
-        # Stop at a checkpoint, so before an epoch that would not end in time; the first one always runs.
-        stop = limit is not None and longest > 0 and elapsed + longest > limit
+    def _out_of_time(self) -> bool:
         if self.size == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.settings.device)
+            return self.clock.is_up
+        flag = torch.tensor(float(self.clock.is_up), device=self.settings.device)
         torch.distributed.broadcast(flag, 0)
         return bool(flag)
 

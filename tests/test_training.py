@@ -28,7 +28,7 @@ from shoal.mask import DifferenceLearner, add_masks, check_budget, masked_sites,
 from shoal.outputs import Outputs, forward
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import ReluSite, relu_sites
-from shoal.train import Schedule, Settings, evaluate, fit, ramp
+from shoal.train import Clock, Schedule, Settings, evaluate, fit, ramp
 
 SHAPE = (1, 8, 8)
 DATA = blobs(256)
@@ -195,6 +195,15 @@ def test_time_limit_stops_at_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> 
     assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
 
 
+def test_one_clock_counts_several_fits() -> None:
+    clock = Clock(0.0)
+    first = fit(network(), DATA, OBJECTIVE, replace(PLAN, epochs=1), clock=clock)
+    second = fit(network(), DATA, OBJECTIVE, PLAN, clock=clock)
+    assert (first.stopped, len(first.rows)) == (False, 1)
+    assert (second.stopped, len(second.rows)) == (True, 0)
+    assert not fit(network(), DATA, OBJECTIVE, replace(PLAN, epochs=2), clock=Clock(None)).stopped
+
+
 KILLED = """
 import sys, torch
 sys.path.insert(0, {tests!r})
@@ -253,18 +262,23 @@ def masked() -> tuple[Any, Any]:
     return add_masks(model, random_masks(budget, sites, torch.Generator().manual_seed(0))), budget
 
 
-def test_difference_learner_takes_the_top_k_of_the_summed_difference() -> None:
+@pytest.mark.parametrize("score", ["published", "counterfactual"])
+def test_difference_learner_takes_the_top_k_of_the_summed_difference(score: str) -> None:
     student, budget = masked()
     teacher = network().eval()
-    learner = DifferenceLearner(budget)
+    learner = DifferenceLearner(budget, score=score)
+    learner.on_epoch_start(student, 0)
+    inputs: dict[str, torch.Tensor] = {}
+    for name, module in masked_sites(student).items():
+        module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].detach().clone()}))
     sums: dict[str, torch.Tensor] = {}
-    for i in range(3):
+    for _ in range(3):
         x = torch.randn(4, *SHAPE)
         s, t = forward(student, x, learner.taps), forward(add_masks(teacher, full(student)), x, learner.taps)
         learner.on_batch(s, t)
         for name in learner.taps:
-            sums[name] = sums.get(name, 0) + (s.taps[name] - t.taps[name]).abs().sum(0).detach()
-        assert i < 3
+            own = s.taps[name] if score == "published" else inputs[name]
+            sums[name] = sums.get(name, 0) + (own - t.taps[name]).abs().sum(0).detach()
     learner.on_epoch_end(student, 0)
     check_budget(student, budget)
     for name, module in masked_sites(student).items():

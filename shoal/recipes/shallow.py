@@ -21,7 +21,7 @@ from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble, committed
-from shoal.train import History, Schedule, Settings, fit, ramp
+from shoal.train import Clock, History, Schedule, Settings, fit, ramp
 
 Listener = Callable[[str, int, int, int], None]
 """Called with (stage, epoch, step, steps)."""
@@ -140,7 +140,7 @@ class _Stages:
         self, data: Dataset, settings: Settings, run: Run | None, listen: Listener | None, tensorboard: bool = False
     ) -> None:
         self.data, self.settings, self.run, self.listen = data, settings, run, listen
-        self.tensorboard = tensorboard
+        self.tensorboard, self.clock = tensorboard, Clock(settings.max_seconds)
         self.histories: dict[str, History] = {}
 
     def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
@@ -156,12 +156,14 @@ class _Stages:
             checkpoint=run.checkpoint(stage) if run else None,
             report=run.recorder(stage, self.tensorboard) if run else None,
             progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
+            clock=self.clock,
             **more,
         )
         self.histories[stage] = history
         if history.stopped:
             raise StoppedError(
-                f"found that the time is up in stage {stage!r}; its checkpoint is kept; run again with --resume"
+                f"found that the time is up in stage {stage!r}; all epochs that have ended are kept; need more time; "
+                "run again with --resume (Settings.resume)"
             )
         return history
 
@@ -208,6 +210,7 @@ def reduce(
     Returns a network with one classifier and no wrapper but masks. Raises ShoalError for an impossible budget or
     options, and StoppedError when the settings' time ran out.
     """
+    check_teacher(spec)
     sites = relu_sites(teacher, spec.shape)
     check_options(options, preset, sites)
     stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
@@ -216,6 +219,15 @@ def reduce(
     masked = _search_masks(stages, spec, teacher, sites, budget, options, preset)
     final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset)
     return Result(final_spec, model, budget, sites, eta, stages.histories)
+
+
+def check_teacher(spec: Spec) -> None:
+    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no reduction has been done."""
+    if spec.masked or spec.branches or spec.exits:
+        raise ShoalError(
+            "found a network that has been reduced already; need the all-ReLU network that it came from; "
+            "reduce that one to the new budget"
+        )
 
 
 def check_options(options: Options, preset: Preset, sites: tuple[ReluSite, ...]) -> None:
@@ -241,6 +253,11 @@ def check_options(options: Options, preset: Preset, sites: tuple[ReluSite, ...])
             f"found {last} fine-tuning epochs and gates open at {opened}; need more epochs; or use --no-gates"
         )
     allocate(sites, options.sensitivity or {s.name: 1.0 for s in sites}, options.budget)
+    if options.exit and not any(site.stage < sites[-1].stage for site in sites):
+        raise ShoalError(
+            "found a network with one stage; need two or more for an auxiliary classifier; "
+            "reduce it with --no-exit (Options.exit=False)"
+        )
 
 
 def _sensitivity(
