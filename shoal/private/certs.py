@@ -8,10 +8,13 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.checkpoint import replacing
 from shoal.errors import ShoalError
 
 
@@ -29,36 +32,40 @@ class TLS:
             if not os.access(path, os.R_OK):
                 raise ShoalError(
                     f"found no readable TLS {role} at {path}; need a PEM file; "
-                    "name the right file or make test certificates with shoal.private.certs.make_certificates"
+                    "name the right file or make test certificates with shoal certs (make_certificates)"
                 )
 
 
 def make_certificates(
-    folder: Path | str, names: tuple[str, ...] = ("localhost", "127.0.0.1"), days: int = 30
+    folder: Path | str,
+    names: tuple[str, ...] = ("localhost", "127.0.0.1"),
+    days: int = 30,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, TLS]:
     """Write `ca.pem` and `{server,client}.{pem,key}` into `folder`; return the TLS of "server" and "client".
 
     `names` are the host names and IP addresses both leaves are valid for, `days` their life. Keys are readable
     by their owner only, and the authority's own key is never written, so nobody can sign a third leaf later.
-    Raises ShoalError when `cryptography` is absent or the folder cannot be written.
+    Raises ShoalError when `cryptography` is absent, when a file cannot be written, and, unless `overwrite`, when one
+    is there already; in each case no file has changed.
     """
     x509, ec, _ = _crypto()
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShoalError(f"found no writable folder at {folder} ({error}); need one; name another") from error
+    parties = {p: TLS(folder / f"{p}.pem", folder / f"{p}.key", folder / "ca.pem") for p in ("server", "client")}
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = _name(x509, "shoal test authority")
     ca = _sign(ca_name, ca_name, ca_key.public_key(), ca_key, _ca_extensions(x509), days)
-    _write(folder / "ca.pem", ca.public_bytes(_encoding().PEM), 0o644)
-    for party in ("server", "client"):
+    files = {folder / "ca.pem": (ca.public_bytes(_encoding().PEM), 0o644)}
+    for party, tls in parties.items():
         key = ec.generate_private_key(ec.SECP256R1())
         extensions = _leaf_extensions(x509, names)
         leaf = _sign(_name(x509, f"shoal {party}"), ca_name, key.public_key(), ca_key, extensions, days)
-        _write(folder / f"{party}.pem", leaf.public_bytes(_encoding().PEM), 0o644)
-        _write(folder / f"{party}.key", _key_bytes(key), 0o600)
-    return {p: TLS(folder / f"{p}.pem", folder / f"{p}.key", folder / "ca.pem") for p in ("server", "client")}
+        files |= {tls.cert: (leaf.public_bytes(_encoding().PEM), 0o644), tls.key: (_key_bytes(key), 0o600)}
+    if not overwrite:
+        _refuse_to_replace(files)
+    _write(files)
+    return parties
 
 
 def _crypto() -> tuple[Any, Any, Any]:
@@ -107,7 +114,13 @@ def _general_name(x509: Any, name: str) -> Any:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(name)
+    except ValueError as error:
+        raise ShoalError(
+            f"found host name {name!r} ({error}); need ASCII letters; write it as IDNA or give an address"
+        ) from error
 
 
 def _sign(
@@ -128,9 +141,21 @@ def _sign(
     return builder.sign(issuer_key, hashes.SHA256())
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
-    # The mode is given at creation, so a key is never readable by others for a moment; an old file goes first,
-    # since opening it would keep its mode.
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
+def _refuse_to_replace(files: Iterable[Path]) -> None:
+    there = [path for path in files if path.exists()]
+    if there:
+        raise ShoalError(
+            f"found a certificate at {there[0]}; need a folder without; name another or pass --overwrite "
+            "(overwrite=True), after which the parties that have the old ones are refused"
+        )
+
+
+def _write(files: dict[Path, tuple[bytes, int]]) -> None:
+    """Write all files, with their modes, or none."""
+    with ExitStack() as stack:
+        for path, (data, mode) in files.items():
+            scratch = stack.enter_context(replacing(path))
+            scratch.unlink(missing_ok=True)
+            # The mode is given at creation, so a key is never readable by others for a moment.
+            with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(data)
