@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shoal import commands
+from shoal import commands, training
 from shoal.errors import ShoalError
 from shoal.report import comparison_table
 
@@ -38,12 +38,14 @@ A first tour (each command explains itself with --help):
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Out = Annotated[Path, typer.Option(help="The folder to write; it must be new, unless --resume.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty, unless --resume.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies in its published layout.")]
 Seed = Annotated[int, typer.Option(help="Decides initial weights, batches and the validation split.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
-MaxSeconds = Annotated[float | None, typer.Option(help="Stop cleanly at a checkpoint before this many seconds.")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(help="Stop at a checkpoint before this many seconds, all stages together.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")]
 Preset = Annotated[str, typer.Option(help="Schedules and losses: quick, paper or reference-code.")]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
@@ -138,8 +140,8 @@ def train(
 
     Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
     """
-    shared = commands.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
-    body = commands.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
+    shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
+    body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
     show(body, json, lambda: pairs(f"{model} on {data}", body))
 
 
@@ -173,10 +175,10 @@ def reduce(
 
     Prints the baseline beside the reduced network, and the MACs by both accountings of replaced blocks.
     """
-    shared = commands.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
+    shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget}
-    body = commands.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
+    body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
     show(body, json, lambda: comparison_table(body))
 
 
@@ -226,10 +228,11 @@ def compile_(
 def certs(
     folder: Annotated[Path, typer.Argument(help="Where to write ca.pem, server.pem/.key, client.pem/.key.")],
     name: Annotated[list[str] | None, typer.Option(help="Host name or address of a party; repeatable.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the certificates in that folder.")] = False,
     json: Json = False,
 ) -> None:
     """Make test certificates for mutual TLS. In production use your own authority's."""
-    body = commands.certs(folder, name or ["localhost", "127.0.0.1"])
+    body = commands.certs(folder, name or ["localhost", "127.0.0.1"], overwrite)
     show(body, json, lambda: pairs("certificates", body))
 
 
@@ -275,7 +278,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Train, reduce, fold and privately run a network on scikit-learn's digits; under 6 minutes on two cores."""
-    body = commands.demo(out, overwrite, images, seed)
+    body = training.demo(out, overwrite, images, seed)
     show(body, json, lambda: comparison_table(body))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
+from shoal.checkpoint import replacing
 from shoal.cost import count
 from shoal.errors import ShoalError
 from shoal.run import Run
@@ -132,9 +133,11 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 def _save(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    try:
+        with replacing(path) as scratch:
+            figure.savefig(scratch, dpi=150, format=path.suffix.removeprefix("."))
+    finally:
+        plt.close(figure)
 
 
 def plot_budget(sites: Sequence[ReluSite], counts: Mapping[str, int], replaced: Sequence[str], path: Path) -> None:
@@ -193,24 +196,35 @@ def plot_curves(run: Run, path: Path) -> None:
 
 
 def collect(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """One flat row of figures a run that has a summary. Raises ShoalError when none has."""
+    """One flat row of figures a run that has a summary. Raises ShoalError when none has, or on a foreign one."""
     rows = []
     for folder in folders:
         run = Run(folder)
         if run.has("summary.json"):
-            summary = run.read_json("summary.json")
+            summary = _summary(run)
             row: dict[str, Any] = {"run": str(folder), "data": summary["data"], "seed": summary["seed"]}
             for side in ("baseline", "reduced"):
-                row |= {f"{side}.{key}": look_up(summary.get(side) or {}, key) for key, _, _ in ROWS}
+                row |= {f"{side}.{key}": look_up(summary[side], key) for key, _, _ in ROWS}
             rows.append(row)
     if not rows:
         raise ShoalError(f"found no summary.json in {[str(f) for f in folders]}; need runs of reduce or demo")
     return rows
 
 
+def _summary(run: Run) -> Summary:
+    body = run.read_json("summary.json")
+    kinds = {"data": str, "seed": int, "baseline": dict, "reduced": dict}
+    if not isinstance(body, dict) or not all(isinstance(body.get(name), kind) for name, kind in kinds.items()):
+        raise ShoalError(
+            f"found no {', '.join(kinds)} in {run.folder / 'summary.json'}; need the file that shoal wrote; "
+            "put it back or make the run again"
+        )
+    return body
+
+
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows with the same keys as CSV."""
-    with path.open("w", newline="") as file:
+    """Write rows with the same keys as CSV. Raises ShoalError when it cannot be written."""
+    with replacing(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

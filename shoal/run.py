@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.checkpoint import Checkpoint, write_tensors, write_text
+from shoal.checkpoint import Checkpoint, append_line, load_state, read_tensors, write_tensors, write_text
 from shoal.errors import ShoalError
 from shoal.graph import read_json
-from shoal.spec import Spec, load_model
+from shoal.spec import GIVEN, Spec, assemble, base_model
 
 
 def environment() -> dict[str, Any]:
@@ -49,6 +50,47 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def own_network(spec: Spec) -> nn.Module:
+    """The base network of `spec`; one of the user's own is looked for in the current folder, too.
+
+    Raises ShoalError when it cannot be found or built, whatever the user's code raises.
+    """
+    try:
+        with _current_folder_first():
+            return base_model(spec)
+    except ShoalError:
+        raise
+    except Exception as error:
+        raise ShoalError(
+            f"found that {spec.base!r} gives no network ({type(error).__name__}: {_first_line(error)}); need "
+            "package.module:callable without arguments, or with `classes` alone; wrap yours in such a function"
+        ) from error
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """The current folder at the head of the import path, as `python -m` has it and a console script does not."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def summary_writer() -> Any:
+    """TensorBoard's class for writing events. Raises ShoalError when it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ShoalError("found no TensorBoard; need it for --tensorboard; pip install shoal[tensorboard]") from error
+    return SummaryWriter
+
+
 class Run:
     """A run folder: `spec.json` + `model.safetensors` (the result), `teacher.*` (what it came from), `config.json`,
     `metrics.jsonl`, `environment.json`, and the stages' checkpoints under `stages/`.
@@ -61,27 +103,58 @@ class Run:
     def create(cls, folder: Path | str, config: dict[str, Any], resume: bool = False) -> Run:
         """Make the folder and record `config` and the environment.
 
-        Raises ShoalError when a run is there already and `resume` is false, or when its configuration differs.
+        Raises ShoalError when a run is there already and `resume` is false, when its configuration differs, and when
+        the folder holds files that are no run's.
         """
         run = cls(folder)
         plain = json.loads(json.dumps(config, default=_plain))
-        if (run.folder / "config.json").exists():
+        if run.has("config.json"):
             run._check_same(plain, resume)
         else:
+            run.check_free()
             run.write_json("config.json", plain)
         run.write_json("environment.json", environment() | {"command": sys.argv})
         return run
 
+    def check_free(self) -> None:
+        """Raise ShoalError when something is at the folder's place and no run: nothing of it is to be lost."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ShoalError(f"found a file at {self.folder}; need a new folder; choose another --out")
+        try:
+            # The scratch file of a configuration is what a kill at the very start leaves.
+            found = self.folder.is_dir() and {p.name for p in self.folder.iterdir()} - {".config.json.tmp"}
+        except OSError as error:
+            raise ShoalError(f"found no readable folder at {self.folder} ({error}); choose another --out") from error
+        if found:
+            raise ShoalError(
+                f"found files at {self.folder} ({min(found)}) and no run; need a new or empty folder; "
+                "choose another --out"
+            )
+
     def _check_same(self, config: dict[str, Any], resume: bool) -> None:
         if not resume:
             raise ShoalError(f"found a run at {self.folder}; need --resume to go on with it, or another --out")
-        old = read_json(self.folder / "config.json")
+        body = self.read_json("config.json")
+        old = body if isinstance(body, dict) else {}
         odd = [key for key in {**old, **config} if old.get(key) != config.get(key)]
         if odd:
             raise ShoalError(
                 f"found {odd[0]} = {old.get(odd[0])!r} in the run at {self.folder}; need the same configuration "
                 f"to resume, not {config.get(odd[0])!r}"
             )
+
+    def config(self) -> dict[str, Any]:
+        """What the run was made with. Raises ShoalError when it does not say with which data and seed."""
+        body = self.read_json("config.json")
+        kinds = {"data": (str,), "seed": (int,), "limit": (int, type(None)), "data_dir": (str, type(None))}
+        body = body if isinstance(body, dict) else {}
+        bad = [name for name, kind in kinds.items() if not isinstance(body.get(name), kind)]
+        if bad:
+            raise ShoalError(
+                f"found no usable {bad[0]!r} in {self.folder / 'config.json'}; need the file that shoal wrote; "
+                "put it back or make the run again"
+            )
+        return body
 
     def write_json(self, name: str, body: Any) -> None:
         """Write a JSON file of the run, atomically."""
@@ -101,9 +174,7 @@ class Run:
 
     def log(self, stage: str, row: dict[str, float]) -> None:
         """Append an epoch's row to `metrics.jsonl`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"stage": stage, **row}) + "\n")
+        append_line(self.folder / "metrics.jsonl", json.dumps({"stage": stage, **row}))
 
     def recorder(self, stage: str, tensorboard: bool = False) -> Callable[[dict[str, float]], None]:
         """What `fit` calls with each epoch's row: the log, and TensorBoard if asked.
@@ -112,13 +183,7 @@ class Run:
         """
         if not tensorboard:
             return lambda row: self.log(stage, row)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ShoalError(
-                "found no TensorBoard; need it for --tensorboard; pip install shoal[tensorboard]"
-            ) from error
-        writer = SummaryWriter(str(self.folder / "tensorboard" / stage))
+        writer = summary_writer()(str(self.folder / "tensorboard" / stage))
 
         def record(row: dict[str, float]) -> None:
             self.log(stage, row)
@@ -129,11 +194,20 @@ class Run:
         return record
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of `metrics.jsonl`; a last line cut off by a kill is left out."""
-        if not self.has("metrics.jsonl"):
+        """All rows of `metrics.jsonl`; a line cut off by a kill is left out. Raises ShoalError on foreign rows."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
             return []
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [row for line in lines if (row := _parse(line)) is not None]
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise ShoalError(
+                f"found no readable metrics at {path} ({error}); need the file that shoal wrote"
+            ) from error
+        rows = [row for line in lines if (row := _parse(line)) is not None]
+        for row in rows:
+            _check_row(row, path)
+        return rows
 
     def save_model(self, spec: Spec, model: nn.Module, name: str = "model") -> None:
         """Store a network as `<name>.json` (its spec) and `<name>.safetensors`."""
@@ -141,18 +215,31 @@ class Run:
         spec.save(self.folder / f"{name}.json")
 
     def load_model(self, name: str = "model", base: nn.Module | None = None) -> tuple[Spec, nn.Module]:
-        """A stored network, in eval mode. Raises ShoalError when there is none."""
+        """A stored network, in eval mode. Raises ShoalError when there is none, or its weights have been altered."""
         if not self.has(f"{name}.json"):
             raise ShoalError(f"found no finished network {name!r} in {self.folder}; need a run that ended; resume it")
-        spec = Spec.load(self.folder / f"{name}.json")
-        return spec, load_model(spec, self.folder / f"{name}.safetensors", base).eval()
+        spec, weights = Spec.load(self.folder / f"{name}.json"), self.folder / f"{name}.safetensors"
+        if base is None and spec.base == GIVEN:
+            raise ShoalError(
+                f"found a network made in memory at {self.folder}; need its module; load it in Python, "
+                "with Run.load_model(base=...)"
+            )
+        model = assemble(spec, own_network(spec) if base is None else base)
+        load_state(model, read_tensors(weights), weights)
+        return spec, model.eval()
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _check_row(row: Any, path: Path) -> None:
+    sound = isinstance(row, dict) and isinstance(row.get("stage"), str)
+    if not sound or not isinstance(row.get("accuracy"), (int, float)):
+        raise ShoalError(f"found a row without stage and accuracy in {path}; need the rows that shoal wrote; mend it")
 
 
 def _plain(value: Any) -> Any:

@@ -76,10 +76,11 @@ def test_reduce_evaluate_report(runs: Path) -> None:
 def test_a_stopped_reduction_resumes_to_the_same_network(runs: Path) -> None:
     whole = json.loads(call(*reduce_words(runs, "whole")))
     words = reduce_words(runs, "parts")
-    # The fine-tuning's three epochs, one a call.
-    for more in ((), ("--resume",)):
+    # The limit counts for the whole command: of all stages' five epochs, one a call.
+    for epochs in range(1, 5):
         with pytest.raises(ShoalError, match="time is up"):
-            call(*words, *more, "--max-seconds", "0")
+            call(*words, *(["--resume"] if epochs > 1 else []), "--max-seconds", "0")
+        assert len(Run(runs / "parts").metrics()) == epochs
     summary = json.loads(call(*words, "--resume", "--max-seconds", "0"))
     assert summary["reduced"]["accuracy"] == whole["reduced"]["accuracy"]
 

@@ -313,6 +313,7 @@ LEVELS = [
     {"private.session"},
     {"private.line", "private.party"},
     {"demo", "progress", "__init__"},
+    {"training"},
     {"commands"},
     {"cli", "__main__"},
 ]

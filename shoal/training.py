@@ -1,0 +1,296 @@
+"""What the commands that train do: check everything, make a run folder, fill it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from shoal.cost import cost
+from shoal.data import Dataset, load
+from shoal.errors import ShoalError
+from shoal.graph import read_json
+from shoal.progress import bars
+from shoal.recipes import shallow
+from shoal.report import gated_macs, plot_budget, plot_comparison, plot_curves
+from shoal.run import Run, environment, own_network, summary_writer
+from shoal.sites import relu_sites
+from shoal.spec import Spec
+from shoal.surgery import trace
+from shoal.train import Schedule, Settings, join
+from shoal.train import evaluate as judge
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Options that all training commands have."""
+
+    out: Path
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    max_seconds: float | None = None
+    resume: bool = False
+    tensorboard: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    """When the command began: what it has done before training counts, too."""
+
+    def settings(self, seed: int | None = None) -> Settings:
+        """The loop's settings from now on."""
+        chosen, limit = self.seed if seed is None else seed, self.max_seconds
+        if limit is not None and limit > 0:
+            limit = max(0.0, limit - (time.monotonic() - self.begun))
+        return Settings(chosen, self.device, self.precision, max_seconds=limit, resume=self.resume)
+
+    def check(self) -> None:
+        """Raise ShoalError for what cannot be had on this machine, and for a place that is no run's."""
+        self.settings().check()
+        if self.tensorboard:
+            summary_writer()
+        run, first = Run(self.out), os.environ.get("RANK", "0") == "0"
+        if first and not run.has("config.json"):  # the other processes of torchrun may find what the first has made
+            run.check_free()
+
+
+def counts(total: Any) -> dict[str, Any]:
+    """The totals of a `cost` that tables show."""
+    return {k: getattr(total, k) for k in ("relus", "macs", "depth", "params", "linear_macs", "relu_layers")}
+
+
+def load_data(config: dict[str, Any], data_dir: Path | None, device: str = "cpu") -> Dataset:
+    """The data set of a run's configuration, under `data_dir` or where it lay."""
+    root = data_dir if data_dir is not None else config.get("data_dir")
+    return load(config["data"], root, seed=config["seed"], limit=config.get("limit")).to(device)
+
+
+def train(
+    model: str,
+    data: str,
+    data_dir: Path | None,
+    width: float,
+    resolution: float,
+    preset: str,
+    epochs: int | None,
+    limit: int | None,
+    shared: Shared,
+) -> dict[str, Any]:
+    """Train an all-ReLU network into a run folder."""
+    config: dict[str, Any] = {
+        "command": "train",
+        "data": data,
+        "data_dir": data_dir,
+        "seed": shared.seed,
+        "limit": limit,
+    }
+    config |= {"preset": preset, "epochs": epochs, "model": model, "width": width, "resolution": resolution}
+    shared.check()
+    schedule = _longer(_preset(preset).teacher, epochs)
+    dataset = load_data(config, data_dir, shared.device)
+    spec = Spec(model, dataset.classes, dataset.shape, width, resolution)
+    check_network(spec)  # before anything is written
+    rank, size = join()
+    run = Run.create(shared.out, config, shared.resume) if rank == 0 else Run(shared.out)
+    if size > 1:
+        torch.distributed.barrier()
+    with bars({"teacher": schedule.epochs}) as shown:
+        network, history = shallow.train_teacher(
+            spec, dataset, schedule, shared.settings(), run=run, listen=shown.listen, tensorboard=shared.tensorboard
+        )
+    if rank == 0:
+        run.save_model(spec, network)
+        plot_curves(run, run.folder / "curves.png")
+    return figures(network, dataset, spec, shared.settings()) | {
+        "best_epoch": history.best_epoch,
+        "validation": history.best,
+        "out": str(shared.out),
+    }
+
+
+def check_network(spec: Spec) -> None:
+    """Raise ShoalError unless the base network can be built and traced, and has a logit for each class."""
+    graph = trace(own_network(spec), spec.shape)
+    logits = graph[graph.outputs[-1]].shape
+    if len(logits) != 1 or logits[0] < spec.classes:
+        raise ShoalError(
+            f"found a result of shape {logits} an image from {spec.base!r}; need {spec.classes} logits, one a class; "
+            "change its last layer"
+        )
+
+
+def _preset(name: str) -> shallow.Preset:
+    if name not in shallow.PRESETS:
+        raise ShoalError(f"found preset {name!r}; need one of {', '.join(shallow.PRESETS)}")
+    return shallow.PRESETS[name]()
+
+
+def _longer(schedule: Schedule, epochs: int | None) -> Schedule:
+    """The schedule over another number of epochs, its drops moved in proportion."""
+    if epochs is None:
+        return schedule
+    if epochs < 1:
+        raise ShoalError(f"found {epochs} epochs; need 1 or more")
+    part = epochs / schedule.epochs
+    return replace(schedule, epochs=epochs, milestones=tuple(max(1, round(m * part)) for m in schedule.milestones))
+
+
+def figures(network: nn.Module, data: Dataset, spec: Spec, settings: Settings) -> dict[str, Any]:
+    """Test accuracy and counts."""
+    accuracy = judge(network, data, data.test, settings)[-1]
+    return {"accuracy": accuracy} | counts(cost(trace(network, spec.shape)))
+
+
+def reduce(
+    teacher: Path,
+    recipe: str,
+    preset: str,
+    choices: dict[str, Any],
+    sensitivity: Path | None,
+    data_dir: Path | None,
+    epochs: str | None,
+    shared: Shared,
+) -> dict[str, Any]:
+    """Reduce the network of a teacher's run into a run folder of its own."""
+    if recipe != "shallow":
+        raise ShoalError(f"found recipe {recipe!r}; need 'shallow'")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ShoalError("found reduce under torchrun; need one process; use torchrun for shoal train")
+    shared.check()
+    source = Run(teacher)
+    spec, network = source.load_model()
+    shallow.check_teacher(spec)
+    origin = source.config()
+    options = shallow.Options(**choices, sensitivity=_given(sensitivity))
+    config = {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")}
+    config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
+    plan = _stages(_preset(preset), epochs)
+    data = load_data(config, data_dir, shared.device)
+    shallow.check_options(options, plan, relu_sites(network, spec.shape))  # before anything is written
+    run = Run.create(shared.out, config, shared.resume)
+    run.save_model(spec, network, "teacher")
+    settings = shared.settings(config["seed"])
+    return _reduce(run, spec, network, data, options, plan, settings, shared.tensorboard)
+
+
+def _given(path: Path | None) -> dict[str, float] | None:
+    """The sensitivities in a JSON file. Raises ShoalError unless they are numbers by name."""
+    if path is None:
+        return None
+    body = read_json(path)
+    numbers = isinstance(body, dict) and all(isinstance(v, (int, float)) for v in body.values())
+    if not body or not numbers:
+        raise ShoalError(f"found no sensitivities at {path}; need JSON with a number for each site; mend the file")
+    return dict(body)
+
+
+def _stages(plan: shallow.Preset, epochs: str | None) -> shallow.Preset:
+    if epochs is None:
+        return plan
+    parts = epochs.split(",")
+    if len(parts) != 3 or not all(p.strip().isdigit() for p in parts):
+        raise ShoalError(f"found --epochs {epochs!r}; need three numbers: sensitivity,mask,finetune")
+    a, b, c = (int(p) for p in parts)
+    plans = (plan.sensitivity, plan.mask, plan.finetune)
+    s, m, f = (_longer(stage, n) for stage, n in zip(plans, (a, b, c), strict=True))
+    return replace(plan, sensitivity=s, mask=m, finetune=f)
+
+
+def _reduce(
+    run: Run,
+    spec: Spec,
+    network: nn.Module,
+    data: Dataset,
+    options: shallow.Options,
+    plan: shallow.Preset,
+    settings: Settings,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    epochs = {"sensitivity": plan.sensitivity.epochs, "mask": plan.mask.epochs, "finetune": plan.finetune.epochs}
+    with bars(epochs) as shown:
+        result = shallow.reduce(
+            spec, network, data, options, plan, settings, run=run, listen=shown.listen, tensorboard=tensorboard
+        )
+    run.save_model(result.spec, result.model)
+    run.write_json("budget.json", asdict(result.budget))
+    honest, paper = gated_macs(network, spec.shape, result.spec.branches)
+    summary = {
+        "data": data.name,
+        "model": spec.base,
+        "baseline": figures(network, data, spec, settings),
+        "reduced": figures(result.model, data, result.spec, settings)
+        | {"replaced_blocks": list(result.spec.branches), "macs_accounting": {"honest": honest, "paper": paper}},
+        "selected_on": plan.select,
+        "environment": environment(),
+        "seed": settings.seed,
+    }
+    run.write_json("summary.json", summary)
+    plot_budget(result.sites, result.budget.counts, result.spec.branches, run.folder / "budget.png")
+    plot_curves(run, run.folder / "curves.png")
+    return summary
+
+
+DEMO = shallow.Options(budget=1900, d_th=0.12)
+DEMO_WIDTH = 0.25
+
+
+def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
+    """The whole job on scikit-learn's digits."""
+    from shoal import demo as demonstration
+    from shoal.private.certs import make_certificates
+
+    settings = Settings(seed=seed)
+    _check_demo(settings, images)
+    _clean(out, overwrite)
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # keys never lie in a run folder, nor outlive the demo
+        make_certificates(Path(folder))
+        run, data, summary = _reduced_digits(out, settings)
+        for name, which in (("baseline", "teacher"), ("reduced", "model")):
+            network = run.load_model(which)[1]
+            summary[name] |= demonstration.measure(name, network, data, out, Path(folder), images, _say)
+    summary["agreement"] = demonstration.agreement_of(summary["reduced"])
+    run.write_json("summary.json", summary)
+    plot_comparison(summary, out / "comparison.png")
+    return summary
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False)
+
+
+def _check_demo(settings: Settings, images: int) -> None:
+    """Raise ShoalError, before minutes of training, where the private part could not follow."""
+    from shoal.private.engine import require_spu
+
+    settings.check()
+    if images < 1:
+        raise ShoalError(f"found {images} images to query; need 1 or more; leave --images out for 32")
+    require_spu()
+
+
+def _clean(out: Path, overwrite: bool) -> None:
+    from shoal import demo as demonstration
+
+    try:
+        demonstration.clean(out, overwrite)
+    except OSError as error:
+        raise ShoalError(f"found no folder to write at {out} ({error}); need one; choose another --out") from error
+
+
+def _reduced_digits(out: Path, settings: Settings) -> tuple[Run, Dataset, dict[str, Any]]:
+    """Train the demo's teacher and reduce it: the run with both, the data, and the summary so far."""
+    data = load("digits", seed=settings.seed)
+    plan = shallow.quick(teacher=20, sensitivity=3, mask=8, finetune=30)
+    spec = Spec("resnet10", data.classes, data.shape, DEMO_WIDTH)
+    run = Run.create(out, {"command": "demo", "data": "digits", "seed": settings.seed, "options": DEMO, "preset": plan})
+    _say(f"training an all-ReLU {spec.base} (width {spec.width}) on digits")
+    with bars({"teacher": plan.teacher.epochs}) as shown:
+        teacher, _ = shallow.train_teacher(spec, data, plan.teacher, settings, run=run, listen=shown.listen)
+    run.save_model(spec, teacher, "teacher")
+    _say(f"reducing it to {DEMO.budget:,} ReLUs: sensitivity, masks, gated branches and auxiliary classifier")
+    return run, data, _reduce(run, spec, teacher, data, DEMO, plan, settings)
