@@ -30,8 +30,8 @@ from shoal.mask import add_masks, random_masks
 from shoal.models import build
 from shoal.private.artifact import OT_KINDS, save_artifact
 from shoal.private.certs import make_certificates
+from shoal.private.compilation import compile
 from shoal.private.party import Client, Server
-from shoal.private.program import compile
 from shoal.run import environment
 from shoal.sites import find_blocks, relu_sites
 from shoal.surgery import trace

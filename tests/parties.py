@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from shoal.graph import Graph
 from shoal.private.artifact import save_artifact
-from shoal.private.program import Program, Weights, compile
+from shoal.private.compilation import compile
+from shoal.private.program import Program, Weights
 from shoal.surgery import trace
 
 SHAPE = (1, 8, 8)

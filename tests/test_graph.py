@@ -259,6 +259,40 @@ def test_damaged_graphs_are_refused(residual: nn.Module, tmp_path: Path) -> None
         Graph.load(tmp_path)
 
 
+WRONG: list[object] = [None, 5, -1, "text", [], ["text"], [0, 0], [10**30], {}, {"a": 1}]
+
+
+def test_every_field_of_a_graph_file_may_be_of_the_wrong_type(residual: nn.Module, tmp_path: Path) -> None:
+    """Whatever takes the place of a field, or its absence: one sentence that names the file, or the same network."""
+    graph = trace(residual, SHAPE)
+    graph.save(tmp_path)
+    path, x = tmp_path / "graph.json", torch.zeros(1, *SHAPE)
+    body, truth = json.loads(path.read_text()), graph(x)[0]
+    nodes = {n["op"]: n for n in body["nodes"]}  # one of each operation
+    for holder in (body, *nodes.values(), *(n["attrs"] for n in nodes.values())):
+        for key, value in list(holder.items()):
+            for wrong in (*WRONG, KeyError):
+                holder[key] = wrong
+                if wrong is KeyError:
+                    del holder[key]
+                path.write_text(json.dumps(body))
+                try:
+                    assert gap(Graph.load(tmp_path)(x)[0], truth) == 0
+                except ShoalError as error:
+                    assert str(path) in str(error)  # noqa: PT017
+            holder[key] = value
+
+
+def test_weights_of_the_wrong_kind_are_refused(residual: nn.Module, tmp_path: Path) -> None:
+    graph = trace(residual, SHAPE)
+    for key in ("stem.weight", "bn.mean", "fc.weight"):
+        for wrong in (torch.zeros(()), torch.zeros(3, 3), graph.weights[key].int(), None):
+            weights = {k: w for k, w in graph.weights.items() if k != key} | ({} if wrong is None else {key: wrong})
+            Graph(graph.nodes, weights, graph.outputs).save(tmp_path)
+            with pytest.raises(ShoalError, match=rf"at {key.split('.')[0]} in {tmp_path}"):
+                Graph.load(tmp_path)
+
+
 def test_unknown_operations_are_reported_never_zero() -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -301,17 +335,17 @@ def test_forms_that_the_graph_does_not_have_are_unknown_not_wrong(name: str) -> 
 
 
 LEVELS = [
-    {"errors", "outputs", "data", "readers", "graph", "surgery", "checkpoint", "private.fixed", "private.carry"}
-    | {"private.bitslice"},
+    {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
+    | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "train", "cost"},
     {"mask", "branch", "sensitivity", "budget", "distill"},
     {"spec", "fold", "private.certs"},
-    {"run", "private.program", "private.clear", "private.channel", "private.truncation"},
+    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.compilation"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
     | {"private.pool", "private.emit", "private.maker"},
     {"private.session"},
-    {"private.line", "private.party"},
+    {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"},
     {"demo", "progress", "__init__"},
     {"training"},
     {"commands"},

@@ -227,7 +227,9 @@ def test_certificates_of_another_authority_are_refused(
     other = make_certificates(tmp_path)
     mixed = TLS(other["client"].cert, other["client"].key, certs["client"].ca)
     with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"])) as server:
-        quickly_fails(Client(small.folder, server.address, other["client"], mode="direct"), "no valid TLS at the server")
+        quickly_fails(
+            Client(small.folder, server.address, other["client"], mode="direct"), "no valid TLS at the server"
+        )
         quickly_fails(Client(small.folder, server.address, mixed, mode="direct"), r"TLS|gone|silent")
         assert any("no valid TLS at the client" in e for e in server.errors)
 
@@ -236,7 +238,9 @@ def test_certificates_of_another_authority_are_refused(
 def test_a_certificate_for_another_name_is_refused(small: Case, tmp_path: Path, spu: None) -> None:
     elsewhere = make_certificates(tmp_path, ("example.org", "10.0.0.1"))
     with in_thread(Server(small.folder, "127.0.0.1:0", elsewhere["server"])) as server:
-        quickly_fails(Client(small.folder, server.address, elsewhere["client"], mode="direct"), "certificate for 127.0.0.1")
+        quickly_fails(
+            Client(small.folder, server.address, elsewhere["client"], mode="direct"), "certificate for 127.0.0.1"
+        )
 
 
 @pytest.mark.private
@@ -254,8 +258,12 @@ def test_an_artifact_of_another_network_or_setting_is_refused(small: Case, tmp_p
     other = case(Small(), tmp_path / "other", {})
     save_artifact(tmp_path / "ferret", small.program, small.weights, ot_kind="YACL_Ferret")
     with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
-        quickly_fails(Client(other.folder, server.address, None, insecure=True, mode="direct"), "digest .* at the client")
-        quickly_fails(Client(tmp_path / "ferret", server.address, None, insecure=True, mode="direct"), "ot_kind YACL_Ferret")
+        quickly_fails(
+            Client(other.folder, server.address, None, insecure=True, mode="direct"), "digest .* at the client"
+        )
+        quickly_fails(
+            Client(tmp_path / "ferret", server.address, None, insecure=True, mode="direct"), "ot_kind YACL_Ferret"
+        )
         stranger = Client(small.folder, server.address, None, insecure=True, mode="direct")
         stranger.terms["spu"] = "0.9.4"
         quickly_fails(stranger, "spu 0.9.4 at the client and .*install the same SPU")

@@ -115,13 +115,12 @@ def test_exchanges_and_bytes_of_a_relu_are_as_stated() -> None:
             assert wire.traffic.sent == wire.traffic.received == 8 * plane_words(count) * (carry.opened + 1) + 8 * count
 
 
-def test_expansion_is_a_function_of_seed_and_name() -> None:
-    seed = new_seed()
-    a = expand(seed, "x", (100,))
-    assert (a == expand(seed, "x", (100,))).all()
-    assert (a[:10] == expand(seed, "x", (10,))).all()
-    assert not (a == expand(seed, "y", (100,))).any()
-    assert not (a == expand(new_seed(), "x", (100,))).any()
+def test_expansion_is_a_function_of_the_seed() -> None:
+    seed, shapes = new_seed(), {"x": (10, 10), "y": (7,)}
+    a, b, other = expand(seed, shapes), expand(seed, shapes), expand(new_seed(), shapes)
+    assert all((a[name] == b[name]).all() and a[name].shape == shape for name, shape in shapes.items())
+    assert not any((a[name] == other[name]).any() for name in shapes)
+    assert not np.isin(a["y"], a["x"]).any()
 
 
 # ---------------------------------------------------------------- whole networks

@@ -18,7 +18,8 @@ from torch import nn
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
 from shoal.private.clear import run_clear
-from shoal.private.program import Program, Weights, compile
+from shoal.private.compilation import compile
+from shoal.private.program import Program, Weights
 from shoal.surgery import trace
 
 

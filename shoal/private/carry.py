@@ -16,7 +16,8 @@ from functools import cached_property
 
 DIGIT, RADIX, MOST_SINGLE = 4, 4, 5
 """Bits of the widest digit, digits of a gate, and digits of a gate that stands alone."""
-MOST_BITS = 63
+SINGLE_GATE_BITS = DIGIT * MOST_SINGLE
+"""Up to so many bits one gate follows the digits."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Carry:
     @cached_property
     def digits(self) -> tuple[Digit, ...]:
         """Least significant first; the wider ones are there, because the lowest needs no propagate bit."""
-        count = -(-self.bits // DIGIT) if self.bits <= DIGIT * MOST_SINGLE else RADIX * RADIX
+        count = -(-self.bits // DIGIT) if self.bits <= SINGLE_GATE_BITS else RADIX * RADIX
         widths = [self.bits // count + (i < self.bits % count) for i in range(count)]
         return tuple(Digit(sum(widths[:i]), w, i > 0) for i, w in enumerate(widths))
 

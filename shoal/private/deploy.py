@@ -13,7 +13,8 @@ from shoal.data import Dataset
 from shoal.fold import fold
 from shoal.graph import Graph
 from shoal.private.clear import run_clear
-from shoal.private.program import Program, Weights, compile
+from shoal.private.compilation import compile
+from shoal.private.program import Program, Weights
 from shoal.surgery import trace
 
 

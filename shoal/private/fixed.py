@@ -23,7 +23,7 @@ WEIGHT_LIMB_BITS = 16
 
 MOST_BITS, LEAST_BITS = 18, 8
 COMFORT_BITS = 12
-"""Below this many fraction bits, precision is worth more than activations under 2^24."""
+"""Below this many fraction bits, precision is worth more than signs of 20 bits and activations under 2^24."""
 Words = TypeVar("Words", Any, Tensor)
 """int64 words: a NumPy array or a torch tensor."""
 
@@ -92,14 +92,17 @@ def _float64(values: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Demand:
-    """A magnitude that grows by 2^(power * f) in fixed point and must stay below 2^bits."""
+    """A magnitude that grows by 2^(power * f) in fixed point and must stay below 2^bits.
+
+    `softness` 0 must hold; of the others the softer one is given up first.
+    """
 
     name: str
     what: str
     value: float
     power: int
     bits: int
-    hard: bool = True
+    softness: int = 0
 
     def fits(self, f: int) -> bool:
         """Whether it stays below the limit at `f` fraction bits."""
@@ -115,10 +118,11 @@ class Demand:
 
 
 def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
-    """The given fraction bits, or the most that fit: below 2^24 throughout where 12 bits allow it."""
-    hard = [d for d in demands if d.hard]
+    """The given fraction bits, or the most that fit, soft demands included where 12 bits allow those."""
+    hard = [d for d in demands if not d.softness]
     if given is None:
-        ladders = [(demands, COMFORT_BITS), (hard, LEAST_BITS)]
+        levels = sorted({d.softness for d in demands if d.softness}, reverse=True)
+        ladders = [([d for d in demands if d.softness <= s], COMFORT_BITS) for s in levels] + [(hard, LEAST_BITS)]
         fitting = [f for d, least in ladders for f in range(MOST_BITS, least - 1, -1) if all(x.fits(f) for x in d)]
         given = fitting[0] if fitting else LEAST_BITS
     bits = FixedPoint(given).fraction_bits

@@ -16,7 +16,7 @@ from shoal.private.bitslice import unpack
 from shoal.private.carry import Gate
 from shoal.private.clear import Step
 from shoal.private.plan import Plan, ReluPlan
-from shoal.private.randomness import Half, expand
+from shoal.private.randomness import Half, expand, seeded
 
 Binary = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -61,12 +61,12 @@ class _Item:
 
     def __init__(self, plan: Plan, client: bool, seed: bytes) -> None:
         self.plan, self.client, self.seed = plan, client, seed
-        self.shapes = {f.name: f.shape for f in plan.fields(client)}
+        self.random = expand(seed, seeded(plan.fields(client)))
         self.stored: dict[str, np.ndarray] = {}
 
     def own(self, name: str) -> np.ndarray:
         """The party's own random words of that name."""
-        return expand(self.seed, name, self.shapes[name])
+        return self.random[name]
 
     def keep(self, name: str) -> Callable[[np.ndarray], None]:
         """Stores an array under `name`."""

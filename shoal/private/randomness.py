@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from math import prod
 
@@ -20,30 +20,46 @@ def new_seed() -> bytes:
     return secrets.token_bytes(SEED_BYTES)
 
 
-def expand(seed: bytes, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """uint64 words that only the holder of `seed` can tell from uniform ones: AES-256-CTR under a key for `name`."""
+def expand(seed: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays of uint64 words that only the holder of `seed` can tell from uniform ones: one AES-256-CTR stream.
+
+    The arrays are cut from the stream in the order of `shapes`, so a seed belongs to one list of shapes for good.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-    # One key an array and one counter from zero: no two arrays share a block of the stream.
-    key = sha256(b"shoal randomness 1\0" + seed + name.encode()).digest()
+    sizes = [prod(shape) for shape in shapes.values()]
+    key = sha256(b"shoal randomness 1" + seed).digest()
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-    return np.frombuffer(stream.update(bytes(8 * prod(shape))), "<u8").reshape(shape)
+    words = np.frombuffer(stream.update(bytes(8 * sum(sizes))), "<u8")
+    parts = np.split(words, np.cumsum(sizes)[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-class Half:
-    """Arrays by name; the seeded ones are expanded when first asked for.
+def seeded(fields: Iterable[Field]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the fields that a seed gives, in their order."""
+    return {f.name: f.shape for f in fields if f.seeded}
+
+
+class Half(Mapping[str, np.ndarray]):
+    """One party's arrays by name, the seeded ones expanded.
 
     `fields` say what there must be. Raises ShoalError when `stored` does not hold exactly the others.
     """
 
     def __init__(self, seed: bytes, stored: dict[str, np.ndarray], fields: Iterable[Field]) -> None:
-        self.seed, self.stored = seed, stored
-        self.fields = {field.name: field for field in fields}
-        wanted = {f.name: f.shape for f in self.fields.values() if not f.seeded}
+        fields = list(fields)
+        wanted = {f.name: f.shape for f in fields if not f.seeded}
         found = {name: array.shape for name, array in stored.items()}
         if len(seed) != SEED_BYTES or found != wanted or any(a.dtype != np.uint64 for a in stored.values()):
             raise ShoalError("found prepared randomness of another network; need this one's; prepare again")
+        self.seed, self.stored = seed, stored
+        self._arrays = stored | expand(seed, seeded(fields))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        field = self.fields[name]
-        return expand(self.seed, name, field.shape) if field.seeded else self.stored[name]
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
