@@ -30,8 +30,9 @@ class Cost:
     """Exact counts for one image.
 
     `macs` are those of convolutions (1x1 shortcuts included), the papers' convention; `linear_macs` those of linear
-    layers. `depth` is the number of convolutions on the longest path, so shortcuts do not count. `unknown` names
-    operations without a formula: their cost is missing from the totals and never taken as zero silently.
+    layers. `depth` is the number of convolutions on the longest path, so shortcuts do not count. `params` counts every
+    parameter once, those of unknown operations too. `unknown` names operations without a formula: their other costs
+    are missing from the totals and never taken as zero silently.
     """
 
     rows: tuple[Row, ...]
@@ -89,6 +90,10 @@ COUNTERS: dict[str, Callable[[Graph, Node], dict[str, int]]] = {
 """Operation -> formula. Additions, pools, moves and (folded) batch norms count nothing, as in the papers."""
 
 
+BUFFERS = ("mean", "var", "mask")
+"""Tensors of a node that are not its parameters."""
+
+
 def cost(graph: Graph) -> Cost:
     """Count `graph`, row by row."""
     rows, unknown = [], []
@@ -97,8 +102,13 @@ def cost(graph: Graph) -> Cost:
             rows.append(Row(node.name, node.op, node.shape, **COUNTERS[node.op](graph, node)))
         else:
             unknown.append(f"{node.name} ({node.attrs.get('target', node.op)})")
-    params = sum(w.numel() for k, w in graph.weights.items() if k.rpartition(".")[2] in ("weight", "bias"))
-    return Cost(tuple(rows), _depth(graph), params, tuple(unknown))
+    return Cost(tuple(rows), _depth(graph), _params(graph), tuple(unknown))
+
+
+def _params(graph: Graph) -> int:
+    # By identity: a layer that is called twice is two nodes with one tensor.
+    trained = (w for k, w in graph.weights.items() if k.rpartition(".")[2] not in BUFFERS)
+    return sum({id(w): w.numel() for w in trained}.values())
 
 
 def count(model: nn.Module, shape: tuple[int, ...]) -> Cost:

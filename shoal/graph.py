@@ -110,24 +110,36 @@ class Graph:
     def dumps(self) -> str:
         """The public structure as JSON text (no weights, but masks' positions are in the weights)."""
         body = {"format": FORMAT, "outputs": self.outputs, "nodes": [asdict(node) for node in self.nodes]}
-        return json.dumps(body, indent=1)
+        return json.dumps(body | {"shared": self._shared()}, indent=1)
+
+    def _shared(self) -> dict[str, str]:
+        """For each key of a tensor that an earlier key holds too, that key: a layer that is called twice."""
+        first: dict[int, str] = {}
+        return {k: name for k, w in self.weights.items() if (name := first.setdefault(id(w), k)) != k}
 
     def save(self, folder: Path | str) -> None:
         """Write `graph.json` and `graph.safetensors` into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "graph.json").write_text(self.dumps())
-        save_file({k: w.detach().cpu().contiguous() for k, w in self.weights.items()}, folder / "graph.safetensors")
+        own = {k: w.detach().cpu().contiguous() for k, w in self.weights.items() if k not in self._shared()}
+        save_file(own, folder / "graph.safetensors")
 
     @classmethod
     def load(cls, folder: Path | str) -> Graph:
-        """Read what `save` wrote. Raises ShoalError on anything truncated or altered in form."""
-        folder = Path(folder)
-        nodes, outputs = parse_nodes(folder / "graph.json")
-        graph = cls(nodes, load_weights(folder / "graph.safetensors"), outputs)
+        """Read what `save` wrote. Raises ShoalError, naming the file, on anything truncated or altered in form."""
+        path = Path(folder) / "graph.json"
+        nodes, outputs, shared = _parse(path)
+        weights = load_weights(Path(folder) / "graph.safetensors")
+        absent = sorted(set(shared.values()) - set(weights))
+        if absent:
+            raise ShoalError(f"found no weights {absent[:3]} beside {path}; need a matching pair; make them again")
+        graph = cls(nodes, weights | {k: weights[name] for k, name in shared.items()}, outputs)
         stray = {k.rpartition(".")[0] for k in graph.weights} - {node.name for node in nodes}
         if stray:
-            raise ShoalError(f"found weights of unknown nodes {sorted(stray)[:3]} in {folder}; need a matching pair")
+            raise ShoalError(f"found weights of unknown nodes {sorted(stray)[:3]} beside {path}; need a matching pair")
+        for node in nodes[1:]:
+            _check_node(graph, node, path)
         return graph
 
 
@@ -145,24 +157,72 @@ def read_json(path: Path) -> Any:
     """Parsed JSON of a file; ShoalError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShoalError(f"found no readable JSON at {path} ({error}); need an intact file; make it again") from error
 
 
-def parse_nodes(path: Path) -> tuple[tuple[Node, ...], tuple[str, ...]]:
-    """Nodes and outputs of a `graph.json`, checked for order and known names."""
+def _parse(path: Path) -> tuple[tuple[Node, ...], tuple[str, ...], dict[str, str]]:
+    """Nodes, outputs and shared weights of a `graph.json`, checked for types, order and known names."""
     body = read_json(path)
+    found = body.get("format") if isinstance(body, dict) else None
+    if found != FORMAT:
+        raise ShoalError(f"found format {found!r} at {path}; need {FORMAT!r}; trace the model again")
     try:
-        if body["format"] != FORMAT:
-            raise ShoalError(f"found format {body['format']!r} at {path}; need {FORMAT!r}; trace the model again")
-        nodes = tuple(
-            Node(n["name"], n["op"], tuple(n["inputs"]), tuple(n["shape"]), dict(n["attrs"])) for n in body["nodes"]
-        )
-        outputs = tuple(body["outputs"])
+        nodes = tuple(_parse_node(n) for n in _typed(body["nodes"], list))
+        outputs = tuple(_typed(name, str) for name in _typed(body["outputs"], list))
+        shared = {k: _typed(name, str) for k, name in _typed(body.get("shared", {}), dict).items()}
     except (KeyError, TypeError) as error:
-        raise ShoalError(f"found a graph without {error} at {path}; need an intact file; make it again") from error
+        raise ShoalError(f"found a graph with {error!r} at {path}; need an intact file; make it again") from error
     check_order(nodes, outputs, str(path))
-    return nodes, outputs
+    return nodes, outputs, shared
+
+
+def _parse_node(n: Any) -> Node:
+    inputs = tuple(_typed(name, str) for name in _typed(_typed(n, dict)["inputs"], list))
+    shape = tuple(_typed(size, int) for size in _typed(n["shape"], list))
+    if _typed(n["op"], str) not in (*OPS, "input", "unknown"):
+        raise TypeError(f"operation {n['op']!r:.60}, which this version does not know")
+    return Node(_typed(n["name"], str), n["op"], inputs, shape, _typed(n["attrs"], dict))
+
+
+def _typed(value: Any, wanted: type) -> Any:
+    if type(value) is not wanted:  # and not isinstance, to which true is an int
+        raise TypeError(f"{value!r:.60} where a {wanted.__name__} belongs")
+    return value
+
+
+def _meta(name: str, weight: Tensor) -> Tensor:
+    if weight.dtype != torch.bool if name == "mask" else not weight.is_floating_point():
+        raise TypeError(f"{name} is of type {weight.dtype}")
+    return weight.to("meta")
+
+
+def _check_pairs(attrs: dict[str, Any]) -> None:
+    # PyTorch takes more than this in places, such as one number for both, which other readers of a Graph do not.
+    for name, least in (("stride", 1), ("kernel", 1), ("dilation", 1), ("padding", 0)):
+        pair = _typed(attrs.get(name, [1, 1]), list)
+        if len(pair) != 2 or any(_typed(v, int) < least for v in pair):
+            raise ValueError(f"{name} {pair!r:.60}, not two counts")
+
+
+def _check_node(graph: Graph, node: Node, path: Path) -> None:
+    """Raise ShoalError unless the node's attributes and weights give its stated shape: found without computing."""
+    if node.op not in OPS:
+        return
+    try:
+        _check_pairs(node.attrs)
+        parameters = {k: _meta(k, w) for k, w in graph.parameters(node).items()}
+        dtype = next((w.dtype for w in parameters.values() if w.is_floating_point()), torch.float32)
+        inputs = [torch.empty(1, *graph[name].shape, dtype=dtype, device="meta") for name in node.inputs]
+        shape = tuple(evaluate(node, parameters, inputs).shape[1:])
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else next(iter(str(error).splitlines()), "")
+        raise ShoalError(
+            f"found a {node.op} that cannot be computed ({reason:.200}) at {node.name} in {path}; need an intact "
+            "graph.json and graph.safetensors of one graph; make them again"
+        ) from error
+    if shape != node.shape:
+        raise ShoalError(f"found shape {node.shape} at {node.name} in {path}; need {shape}; make the graph again")
 
 
 def check_order(nodes: tuple[Node, ...], outputs: tuple[str, ...], where: str) -> None:

@@ -14,10 +14,10 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
+from shoal.reshape import RESHAPES, Shapes, arg, fix_sizes, is_tensor, operands, recorded_len, relax_view
 
 Lowered = tuple[str, dict[str, Any], dict[str, Tensor]]
 """What a module becomes in a Graph: operation, attributes, weights."""
@@ -41,7 +41,7 @@ def normalise(model: nn.Module) -> fx.GraphModule:
     """A traced copy of `model` in which every ReLU call is a submodule with a name of its own.
 
     Parameter names stay those of `model`. Raises ShoalError, naming the line, when the control flow depends on
-    data, and when a forward pass cannot be traced.
+    data, when a forward pass cannot be traced, and when it returns anything but logits.
     """
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
@@ -50,6 +50,7 @@ def normalise(model: nn.Module) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         _own_relu(traced, node, used)
         _own_dropout(traced, node)
+        relax_view(node)
     return _finish(traced)
 
 
@@ -64,7 +65,8 @@ def _finish(traced: fx.GraphModule) -> fx.GraphModule:
 def _symbolic(model: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     try:
-        graph = tracer.trace(model)
+        with recorded_len(model):
+            graph = tracer.trace(model)
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
         where = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "an unknown line"
@@ -72,7 +74,24 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
             f"found a forward pass that torch.fx cannot trace at {where}: {error}; need control flow that does "
             "not depend on the data; move the branch out of forward or mark that part with torch.fx.wrap"
         ) from error
+    _check_result(graph, type(model).__name__)
     return fx.GraphModule(tracer.root, graph)
+
+
+def _results(node: fx.Node) -> tuple[Any, ...]:
+    result = node.args[0]
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _check_result(graph: fx.Graph, name: str) -> None:
+    results = _results(next(n for n in graph.nodes if n.op == "output"))
+    bad = [r for r in results if not isinstance(r, fx.Node)]
+    if bad or not results:
+        what = "nothing" if not bad or bad[0] is None else f"a {type(bad[0]).__name__.removeprefix('immutable_')}"
+        raise ShoalError(
+            f"found that forward returns {what} at {name}; need logits, or a flat tuple of them, weak to strong; "
+            "return those tensors alone"
+        )
 
 
 def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -154,32 +173,34 @@ def shapes(model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(1, *shape, device=device))
+            Shapes(traced).run(torch.zeros(1, *shape, device=device))
     except Exception as error:
         raise ShoalError(
             f"found that the model fails on images of shape {shape}: {str(error).splitlines()[0]}; need the "
             "input size and channels that it was built for"
         ) from error
-    for node in traced.graph.nodes:
-        meta = node.meta.get("tensor_meta")
-        node.meta["shape"] = tuple(meta.shape[1:]) if hasattr(meta, "shape") else ()
     return traced
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     """The `Graph` of `model` for images of `shape` ([C, H, W]).
 
-    Unknown operations become nodes of type ``unknown``, which `cost` reports and `compile` refuses.
+    Unknown operations become nodes of type ``unknown``, which `cost` reports and `compile` refuses. Nodes that share
+    a parameter hold one and the same tensor.
     """
     traced = shapes(model, shape)
+    fix_sizes(traced)
     nodes: list[Node] = []
     weights: dict[str, Tensor] = {}
+    copies: dict[Tensor, Tensor] = {}
     names: dict[fx.Node, str] = {}
     outputs: tuple[str, ...] = ()
     for fx_node in traced.graph.nodes:
         if fx_node.op == "output":
             outputs = _output_names(fx_node, names)
             continue
+        if not is_tensor(fx_node):
+            continue  # sizes, which `fix_sizes` has put where they are used
         op, attrs, parameters = _lower(traced, fx_node)
         if op == "identity":
             names[fx_node] = names[fx_node.args[0]]
@@ -188,31 +209,40 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
         # A module called twice shares its weights but is two nodes.
         name = name if name not in names.values() else fx_node.name
         names[fx_node] = name
-        inputs = tuple(names[n] for n in _operands(fx_node))
+        inputs = tuple(names[n] for n in operands(fx_node) if n in names)
         nodes.append(Node(name, op, inputs, fx_node.meta["shape"], attrs))
-        weights |= {f"{name}.{k}": v.detach().clone() for k, v in parameters.items()}
+        copies |= {v: v.detach().clone() for v in parameters.values() if v not in copies}
+        weights |= {f"{name}.{k}": copies[v] for k, v in parameters.items()}
     return Graph(tuple(nodes), weights, outputs)
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """Every node that is an argument, in order and as often as it occurs (`all_input_nodes` drops repetitions)."""
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), found.append)
-    return found
-
-
 def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
-    result = node.args[0]
-    results = result if isinstance(result, (tuple, list)) else (result,)
-    return tuple(names[r] for r in results if isinstance(r, fx.Node))
+    missing = [r for r in _results(node) if r not in names]
+    if missing:
+        raise ShoalError(f"found a size returned at {missing[0]}; need logits; return tensors alone")
+    return tuple(names[r] for r in _results(node))
 
 
 def _lower(traced: fx.GraphModule, node: fx.Node) -> Lowered:
     if node.op == "placeholder":
         return "input", {}, {}
     if node.op == "call_module":
-        return _lower_module(traced.get_submodule(str(node.target)), node)
+        module = traced.get_submodule(str(node.target))
+        op, attrs, tensors = _lower_module(module, node)
+        return op, attrs, _parameters(module) if op == "unknown" else tensors
+    if node.op == "get_attr":
+        value = operator.attrgetter(str(node.target))(traced)
+        return (
+            "unknown",
+            {"target": f"attribute {node.target}"},
+            _present(value=value if isinstance(value, nn.Parameter) else None),
+        )
     return _lower_call(node)
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    # What has no form in a Graph still has parameters to count. A key's last dot ends the node's name.
+    return {name.replace(".", "_"): value for name, value in module.named_parameters()}
 
 
 def _pair(value: Any) -> list[int]:
@@ -231,10 +261,7 @@ def _lower_module(m: nn.Module, node: fx.Node) -> Lowered:
     if hasattr(m, "to_node"):
         return cast(Lowers, m).to_node()
     if isinstance(m, nn.Conv2d):
-        if isinstance(m.padding, str) or m.padding_mode != "zeros":
-            return _unknown(f"Conv2d with padding {m.padding!r} {m.padding_mode}")
-        attrs = {k: _pair(getattr(m, k)) for k in ("stride", "padding", "dilation")} | {"groups": m.groups}
-        return "conv2d", attrs, _present(weight=m.weight, bias=m.bias)
+        return _lower_conv(m)
     if isinstance(m, nn.BatchNorm2d) and m.track_running_stats:
         tensors = _present(weight=m.weight, bias=m.bias, mean=m.running_mean, var=m.running_var)
         return "batch_norm", {"eps": m.eps}, tensors
@@ -254,6 +281,19 @@ def _lower_module(m: nn.Module, node: fx.Node) -> Lowered:
     if isinstance(m, (nn.Identity, nn.Dropout, nn.Dropout2d)):
         return "identity", {}, {}
     return _unknown(type(m).__name__)
+
+
+def _lower_conv(m: nn.Conv2d) -> Lowered:
+    if m.padding_mode != "zeros":
+        return _unknown(f"Conv2d with padding_mode={m.padding_mode!r}")
+    padding = [0, 0] if m.padding == "valid" else m.padding
+    if padding == "same":
+        zeros = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        if any(z % 2 for z in zeros):
+            return _unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, so more zeros on one side")
+        padding = [z // 2 for z in zeros]
+    attrs = {"stride": _pair(m.stride), "padding": _pair(padding), "dilation": _pair(m.dilation), "groups": m.groups}
+    return "conv2d", attrs, _present(weight=m.weight, bias=m.bias)
 
 
 def _pool(op: str, kernel: Any, stride: Any, padding: Any) -> Lowered:
@@ -276,10 +316,6 @@ def _adaptive(size: Any, node: fx.Node) -> Lowered:
     return "avg_pool2d", {"kernel": kernel, "stride": kernel}, {}
 
 
-def _arg(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _dims(dim: Any) -> set[int]:
     """Dimensions of a 4-D tensor, counted from 0."""
     dims = dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,)
@@ -288,29 +324,32 @@ def _dims(dim: Any) -> set[int]:
 
 def _lower_call(node: fx.Node) -> Lowered:
     target: Any = node.target
+    name = getattr(target, "__name__", target)
+    if not all(is_tensor(n) for n in operands(node)) and target not in RESHAPES:
+        return _unknown(f"{name} with an argument that forward computes")
     if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(node.args) == 2:
         both = all(isinstance(a, fx.Node) for a in node.args)
         return ("add", {}, {}) if both and not node.kwargs else _unknown("add of a constant")
-    if target in (torch.flatten, "flatten") and (_arg(node, 1, "start_dim"), _arg(node, 2, "end_dim", -1)) == (1, -1):
+    if target in (torch.flatten, "flatten") and (arg(node, 1, "start_dim"), arg(node, 2, "end_dim", -1)) == (1, -1):
         return "flatten", {}, {}
-    if target in ("view", "reshape", torch.reshape) and len(node.meta["shape"]) == 1:
-        return "flatten", {}, {}
-    if target in (torch.cat, torch.concat) and _arg(node, 1, "dim", 0) == 1:
+    if target in RESHAPES:
+        return _unknown(f"reshape to {node.args[1:]}, which is more than to flatten")
+    if target in (torch.cat, torch.concat) and arg(node, 1, "dim", 0) == 1:
         return "concat", {}, {}
     if target in (F.avg_pool2d, F.max_pool2d):
         name = "avg_pool2d" if target is F.avg_pool2d else "max_pool2d"
         if len(node.args) > 4 or not set(node.kwargs) <= {"kernel_size", "stride", "padding"}:
             return _unknown(f"{name} with options beyond kernel, stride and padding")
-        return _pool(name, _arg(node, 1, "kernel_size"), _arg(node, 2, "stride"), _arg(node, 3, "padding", 0))
+        return _pool(name, arg(node, 1, "kernel_size"), arg(node, 2, "stride"), arg(node, 3, "padding", 0))
     if target is F.adaptive_avg_pool2d:
-        return _adaptive(_arg(node, 1, "output_size"), node)
-    if target in (torch.mean, "mean") and _dims(_arg(node, 1, "dim")) == {2, 3}:
-        return "mean", {"keepdim": bool(_arg(node, 2, "keepdim", False))}, {}
-    if target is F.pad and _arg(node, 2, "mode", "constant") == "constant" and not _arg(node, 3, "value", 0):
-        return "pad", {"pads": list(_arg(node, 1, "pad"))}, {}
+        return _adaptive(arg(node, 1, "output_size"), node)
+    if target in (torch.mean, "mean") and _dims(arg(node, 1, "dim")) == {2, 3}:
+        return "mean", {"keepdim": bool(arg(node, 2, "keepdim", False))}, {}
+    if target is F.pad and arg(node, 2, "mode", "constant") == "constant" and not arg(node, 3, "value", 0):
+        return "pad", {"pads": list(arg(node, 1, "pad"))}, {}
     if target is operator.getitem:
         return _subsample(node.args[1])
-    return _unknown(getattr(target, "__name__", target))
+    return _unknown(name)
 
 
 def _subsample(index: Any) -> Lowered:

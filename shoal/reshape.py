@@ -1,0 +1,129 @@
+"""What a forward pass does with sizes: `len(x)`, views, and flattening written as a reshape.
+
+A Graph has one image size and any number of images, so every size but the number of images is a known number in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+RESHAPES = ("reshape", torch.reshape)
+
+BATCH = math.nan
+"""Stands for the number of images where sizes are worked out; no arithmetic makes it a number."""
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """Every node that is an argument, in order and as often as it occurs (`all_input_nodes` drops repetitions)."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def arg(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, whether given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+class Shapes(fx.Interpreter):
+    """Notes at each node, while it runs, its result's ``meta["shape"]`` without the batch, and ``meta["batch"]``.
+
+    Results that are no single tensor have the shape (); ``meta["tensor"]`` says whether there is one in them.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value."""
+        result = super().run_node(n)
+        shape = tuple(result.shape) if isinstance(result, Tensor) else ()
+        n.meta |= {"shape": shape[1:], "batch": shape[:1], "tensor": _holds_tensor(result)}
+        return result
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(map(_holds_tensor, value)))
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether `Shapes` found a tensor (or several) at `node`, and not a size."""
+    return bool(node.meta.get("tensor"))
+
+
+@contextlib.contextmanager
+def recorded_len(model: nn.Module) -> Iterator[None]:
+    """Lets forward passes call `len(x)`: Python wants an int of it, so while tracing it stands for `x.size(0)`."""
+
+    def length(value: Any) -> Any:
+        return value.size(0) if isinstance(value, fx.Proxy) else len(value)
+
+    users = {type(m).__module__ for m in model.modules() if not type(m).__module__.startswith("torch.")}
+    spaces = [vars(sys.modules[name]) for name in users if name in sys.modules]
+    spaces = [space for space in spaces if "len" not in space]
+    try:
+        for space in spaces:
+            space["len"] = length
+        yield
+    finally:
+        for space in spaces:
+            space.pop("len", None)
+
+
+def relax_view(node: fx.Node) -> None:
+    """Make a view a reshape, in place: in channels_last, which training uses, `x.view(N, -1)` is not possible."""
+    given = (*node.args, *node.kwargs.values())
+    if node.op == "call_method" and node.target == "view" and not any(isinstance(a, torch.dtype) for a in given):
+        node.target, node.args, node.kwargs = "reshape", given, {}
+
+
+def fix_sizes(traced: fx.GraphModule) -> None:
+    """Write sizes as numbers where they are arguments, and a reshape that only flattens as a flatten, in place.
+
+    Wants `Shapes` of a run on one image. The result is for reading, not for running on other image sizes.
+    """
+    known = _known_sizes(traced)
+    fixed = {n: v for n, v in known.items() if all(isinstance(i, int) for i in (v if isinstance(v, tuple) else (v,)))}
+    for node in traced.graph.nodes:
+        if node.target in RESHAPES and _flattens(node, known):
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (operands(node)[0], 1), {}
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: fixed.get(n, n))
+
+
+def _known_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
+    """What the nodes that compute with sizes come to: ints, tuples of them, and `BATCH` for the number of images."""
+    known: dict[fx.Node, Any] = {}
+    arithmetic = (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv)
+    for node in traced.graph.nodes:
+        sources = operands(node)
+        if node.op == "call_method" and node.target == "size":
+            dim = arg(node, 1, "dim")
+            known[node] = _dimensions(sources[0]) if dim is None else _dimensions(sources[0])[dim]
+        elif node.target is getattr and node.args[1] == "shape":
+            known[node] = _dimensions(sources[0])
+        elif sources and all(n in known for n in sources):
+            if node.target in arithmetic:
+                known[node] = node.target(*fx.map_arg(node.args, known.__getitem__))
+            elif node.target == "numel":
+                known[node] = math.prod(known[sources[0]])
+    return known
+
+
+def _dimensions(node: fx.Node) -> tuple[Any, ...]:
+    # Shapes are those of a run on one image, so a first size that is not 1 is not the number of images.
+    return (BATCH if node.meta["batch"] == (1,) else float("nan"), *node.meta["shape"])
+
+
+def _flattens(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
+    """Whether a reshape is to [number of images, all the rest], in any of the ways to write that."""
+    first, *rest = _dimensions(operands(node)[0])
+    sizes: Any = fx.map_arg((*node.args, *node.kwargs.values())[1:], lambda n: known.get(n, n))
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    whole = math.prod(rest)
+    # Tuples compare by identity first, and so tell BATCH from every other nan.
+    return first is BATCH and tuple(sizes) in ((BATCH, -1), (BATCH, whole), (-1, whole))
