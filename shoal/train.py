@@ -177,7 +177,7 @@ def evaluate(
         x, y = split.images[i : i + batch_size], split.labels[i : i + batch_size]
         x = _to_device(data.normalise(x.to(settings.device)), settings)
         with settings.autocast():
-            logits = forward(inner, x).logits
+            logits = _forward(inner, x).logits
         hits = torch.stack([(z.argmax(1) == y.to(z.device)).sum() for z in logits])
         right = hits if right is None else right + hits
     inner.train(was_training)
@@ -188,6 +188,18 @@ def evaluate(
 
 def _to_device(x: Tensor, settings: Settings) -> Tensor:
     return x.to(memory_format=torch.channels_last) if settings.channels_last else x
+
+
+def _forward(model: nn.Module, x: Tensor, taps: Sequence[str] = ()) -> Outputs:
+    try:
+        return forward(model, x, taps)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        raise ShoalError(
+            f"found a view of channels_last images at {type(unwrap(model)).__name__}; need a reshape, or a network "
+            "that `assemble` has traced; write x.flatten(1), or pass Settings(channels_last=False)"
+        ) from error
 
 
 def fit(
@@ -328,8 +340,8 @@ class _Loop:
         with self.settings.autocast():
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = forward(self.teacher, x, self.taps)
-            student = forward(self.model, x, self.taps)
+                    taught = _forward(self.teacher, x, self.taps)
+            student = _forward(self.model, x, self.taps)
         loss, parts = self.objective(student, taught, y)
         self._call("on_batch", student, taught)
         self.optimiser.zero_grad(set_to_none=True)

@@ -19,7 +19,7 @@ from shoal.fold import fold
 from shoal.graph import Graph
 from shoal.private.compilation import compile
 from shoal.surgery import normalise, trace
-from shoal.train import Schedule, fit
+from shoal.train import Schedule, Settings, evaluate, fit
 
 SHAPE = (1, 8, 8)
 
@@ -100,6 +100,15 @@ def test_every_way_to_flatten_trains_counts_folds_and_compiles(form: str) -> Non
     assert torch.equal(traced(x), truth)
     history = fit(traced, blobs(32), Objective((cross_entropy(),)), Schedule(1, 0.1, batch_size=16))
     assert len(history.rows) == 1
+
+
+def test_a_view_in_a_network_that_was_never_traced_gets_one_sentence() -> None:
+    model, data, objective = Flattening(FLAT["size"]), blobs(32), Objective((cross_entropy(),))
+    with pytest.raises(ShoalError, match="view of channels_last images at Flattening; need"):
+        fit(model, data, objective, Schedule(1, 0.1))
+    with pytest.raises(ShoalError, match="view of channels_last images at Flattening; need"):
+        evaluate(model, data, data.test)
+    assert len(evaluate(Flattening(FLAT["size"]), data, data.test, Settings(channels_last=False))) == 1
 
 
 MORE: dict[str, Callable[[Tensor], Tensor]] = {
