@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shoal import commands, training
+from shoal import commands, deployment, training
 from shoal.errors import ShoalError
 from shoal.report import comparison_table
 
@@ -31,6 +31,8 @@ A first tour (each command explains itself with --help):
   shoal compile runs/reduced --out artifact; shoal certs certs
 
   shoal serve artifact/server --cert certs/server.pem --key certs/server.key --ca certs/ca.pem
+
+  shoal prepare artifact/client --count 10 --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
 
   shoal query artifact/client IMAGE.png --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
 """
@@ -54,6 +56,12 @@ Cert = Annotated[Path | None, typer.Option(help="This party's certificate (PEM).
 Key = Annotated[Path | None, typer.Option(help="This party's private key (PEM).")]
 Ca = Annotated[Path | None, typer.Option(help="The certificate authority that signed the peer's certificate.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP; only on loopback.")]
+Connect = Annotated[str, typer.Option(help="The server's host:port.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for the peer in any step.")]
+ClientAddress = Annotated[
+    str | None, typer.Option(help="host:port at which the server reaches this machine for SPU's own connection.")
+]
+ClientPool = Annotated[Path | None, typer.Option(help="Where prepared items are kept; beside the artifact.")]
 
 
 def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:
@@ -220,7 +228,7 @@ def compile_(
     json: Json = False,
 ) -> None:
     """Fold, calibrate and compile a network; client/ holds no weight, server/ holds them."""
-    body = commands.compile_run(run, out, data_dir, fraction_bits, teacher, ot_kind)
+    body = deployment.compile_run(run, out, data_dir, fraction_bits, teacher, ot_kind)
     show(body, json, lambda: pairs(str(out), body))
 
 
@@ -232,7 +240,7 @@ def certs(
     json: Json = False,
 ) -> None:
     """Make test certificates for mutual TLS. In production use your own authority's."""
-    body = commands.certs(folder, name or ["localhost", "127.0.0.1"], overwrite)
+    body = deployment.certs(folder, name or ["localhost", "127.0.0.1"], overwrite)
     show(body, json, lambda: pairs("certificates", body))
 
 
@@ -245,28 +253,70 @@ def serve(
     ca: Ca = None,
     insecure: Insecure = False,
     sessions: Annotated[int | None, typer.Option(help="Stop after so many sessions.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the peer in any step.")] = 120.0,
+    timeout: Timeout = 120.0,
+    pool: Annotated[Path | None, typer.Option(help="Where prepared items are kept; beside the artifact.")] = None,
+    pool_gib: Annotated[float, typer.Option(help="GiB of prepared items that each client may have here.")] = 4.0,
+    max_clients: Annotated[int, typer.Option(help="Sessions at once; more are refused.")] = 8,
+    engines: Annotated[int, typer.Option(help="SPU processes at once (direct queries, preparation).")] = 1,
+    link_port: Annotated[int | None, typer.Option(help="Port of SPU's own connection; a free one.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the address here once listening.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Log as JSON lines.")] = False,
 ) -> None:
-    """Run the server's side: it holds the weights and learns nothing of the images but their number."""
-    commands.serve(artifact, listen, commands.tls(cert, key, ca), insecure, sessions, timeout, ready_file)
+    """Run the server's side: it holds the weights and learns nothing of the images but their number.
+
+    It serves prepared queries, their preparation, and direct queries alike: the client chooses.
+    """
+    choices = {"insecure": insecure, "timeout_s": timeout, "pool": pool, "pool_bytes": int(pool_gib * 2**30)}
+    choices |= {"max_clients": max_clients, "engines": engines, "link_port": link_port}
+    deployment.serve(artifact, listen, deployment.tls(cert, key, ca), sessions, ready_file, json, choices)
+
+
+@app.command()
+def prepare(
+    artifact: Annotated[Path, typer.Argument(help="The client/ half of an artifact.")],
+    count: Annotated[int, typer.Option(help="Items to make: each serves one image, once.")] = 1,
+    batch: Annotated[int, typer.Option(help="Items made together; more share SPU's packing and take more memory.")] = 1,
+    connect: Connect = "127.0.0.1:7766",
+    cert: Cert = None,
+    key: Key = None,
+    ca: Ca = None,
+    insecure: Insecure = False,
+    timeout: Timeout = 120.0,
+    client_address: ClientAddress = None,
+    pool: ClientPool = None,
+    json: Json = False,
+) -> None:
+    """Make randomness with the server, ahead of time, for queries that are then mostly waiting for messages.
+
+    What is finished stays if this is stopped; run it again for the rest.
+    """
+    tls = deployment.tls(cert, key, ca)
+    connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
+    body = deployment.prepare(artifact, connection, count, batch)
+    show(body, json, lambda: pairs("prepared", body))
 
 
 @app.command()
 def query(
     artifact: Annotated[Path, typer.Argument(help="The client/ half of an artifact.")],
     images: Annotated[list[Path], typer.Argument(help="Image files; resized to nothing: their size must fit.")],
-    connect: Annotated[str, typer.Option(help="The server's host:port.")] = "127.0.0.1:7766",
+    mode: Annotated[str, typer.Option(help="prepared (spends what shoal prepare made) or direct.")] = "prepared",
+    top_up: Annotated[bool, typer.Option("--top-up", help="Make the items that are missing first.")] = False,
+    connect: Connect = "127.0.0.1:7766",
     cert: Cert = None,
     key: Key = None,
     ca: Ca = None,
     insecure: Insecure = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the peer in any step.")] = 120.0,
+    timeout: Timeout = 120.0,
+    client_address: ClientAddress = None,
+    pool: ClientPool = None,
     json: Json = False,
 ) -> None:
     """Run the client's side: ask the server to classify images that it never sees."""
-    body = commands.query(artifact, images, connect, commands.tls(cert, key, ca), insecure, timeout)
-    show(body, json, lambda: commands.query_table(body))
+    tls = deployment.tls(cert, key, ca)
+    connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
+    body = deployment.query(artifact, images, connection, mode, top_up)
+    show(body, json, lambda: deployment.query_table(body))
 
 
 @app.command()

@@ -1,8 +1,8 @@
-"""Progress bars for stages of training, on standard error, so that `--json` output stays clean."""
+"""Progress bars, on standard error, so that `--json` output stays clean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,15 +24,26 @@ class StageBars:
         self.progress.update(self.tasks[stage], completed=epoch * steps + step + 1)
 
 
-@contextmanager
-def bars(epochs: dict[str, int]) -> Iterator[StageBars]:
-    """Bars for stages with the given numbers of epochs."""
-    columns = (
+def _columns(unit: str) -> tuple[Any, ...]:
+    return (
         TextColumn("{task.description:>12}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("batches"),
+        TextColumn(unit),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+
+@contextmanager
+def counter(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """One bar over `total` things; what is yielded is called with (done, total)."""
+    with Progress(*_columns(""), console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done, _: progress.update(task, completed=done)
+
+
+@contextmanager
+def bars(epochs: dict[str, int]) -> Iterator[StageBars]:
+    """Bars for stages with the given numbers of epochs."""
+    with Progress(*_columns("batches"), console=Console(stderr=True)) as progress:
         yield StageBars(progress, epochs)

@@ -347,7 +347,7 @@ LEVELS = [
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"},
     {"demo", "progress", "__init__"},
-    {"training"},
+    {"deployment", "training"},
     {"commands"},
     {"cli", "__main__"},
 ]

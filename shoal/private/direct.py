@@ -24,13 +24,21 @@ class Result:
     logits: np.ndarray
     exits: tuple[np.ndarray, ...]
     seconds: float
+    mode: str
     bytes: int
     messages: int
+    latencies: int
     relu_s: float
     linear_s: float
     memory_bytes: int
-    mode: str = "direct"
-    latencies: int = 0
+
+
+def combined(rows: list[dict[str, Any]], seconds: float, mode: str) -> Result:
+    """One Result of several batches' figures and exits."""
+    exits = tuple(np.concatenate(parts) for parts in zip(*(row["exits"] for row in rows), strict=True))
+    sums = {k: sum(row[k] for row in rows) for k in ("bytes", "messages", "latencies", "relu_s", "linear_s")}
+    memory = max(row["memory_bytes"] for row in rows)
+    return Result(exits[-1], exits, seconds, mode, memory_bytes=memory, **sums)
 
 
 def serve_direct(line: Line, local: Local, hello: dict[str, Any], log: logging.Logger) -> None:
@@ -74,7 +82,7 @@ class DirectSession:
         done, payload = self.line.from_worker(10 * self.local.timeout_s)
         memory = self.line.from_peer(("done",), self.local.timeout_s).get("memory")
         self.server_memory_bytes = memory if isinstance(memory, int) else 0
-        figures = {k: done[k] for k in ("messages", "relu_s", "linear_s")}
+        figures = {k: done[k] for k in ("messages", "relu_s", "linear_s")} | {"latencies": 0}
         figures |= {"bytes": done["sent"] + done["received"], "memory_bytes": done["memory"]}
         return figures | {"exits": _exits(done["shapes"], payload)}
 

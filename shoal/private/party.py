@@ -22,7 +22,7 @@ from shoal.errors import ShoalError
 from shoal.private.artifact import load_artifact
 from shoal.private.certs import TLS
 from shoal.private.channel import connect, parse_address, require_tls
-from shoal.private.direct import DirectSession, Result
+from shoal.private.direct import DirectSession, Result, combined
 from shoal.private.engine import Local, hosts_of, offer_link, require_spu
 from shoal.private.engine import threads as threads_for
 from shoal.private.fixed import FixedPoint
@@ -143,14 +143,18 @@ class Client:
             raise ShoalError("found no open session; need one; use `with Client(...) as client` and query inside")
         started = time.perf_counter()
         with self._ending_on_error(session.line):
-            found = session.query(words)
-        exits = found.pop("exits")
-        return Result(exits[-1], exits, time.perf_counter() - started, mode=self.mode, **found)
+            size = session.max_batch
+            rows = [session.query(words[i : i + size]) for i in range(0, len(words), size)]
+        return combined(rows, time.perf_counter() - started, self.mode)
 
     def _connect(self) -> Line:
-        line = Line(connect(self.address, self.local.tls, self.connect_s, MAX_LIST), self._stopped)
-        hosts_of(line.control)
-        return line
+        control = connect(self.address, self.local.tls, self.connect_s, MAX_LIST)
+        try:
+            hosts_of(control)
+        except ShoalError:
+            control.close()
+            raise
+        return Line(control, self._stopped)
 
     def _agree(self, line: Line, hello: dict[str, Any], payload: bytes = b"") -> dict[str, Any]:
         """The server's welcome to a session whose terms are the same at both."""

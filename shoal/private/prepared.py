@@ -114,7 +114,9 @@ def serve_queries(line: Line, local: Local, prepared: Prepared, pool: Pool, log:
 
 
 class PreparedSession:
-    """The client's side of one session of prepared queries."""
+    """The client's side of one session of prepared queries. It takes images one at a time, an item each."""
+
+    max_batch = 1
 
     def __init__(self, line: Line, local: Local, pool: Pool, theirs: list[str]) -> None:
         """`theirs` are the items that the server says it has."""
@@ -122,15 +124,8 @@ class PreparedSession:
         self.prepared = Prepared(pool.plan, None)
         self.pool.agree(theirs)
 
-    def query(self, words: np.ndarray) -> dict[str, Any]:
-        """The figures and logits of int64 images [N, *shape], one inference after the other."""
-        rows = [self._infer(image) for image in words]
-        sums = {k: sum(row[k] for row in rows) for k in ("bytes", "messages", "latencies", "relu_s", "linear_s")}
-        exits = tuple(np.concatenate(parts) for parts in zip(*(row["exits"] for row in rows), strict=True))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return sums | {"exits": exits, "memory_bytes": memory}
-
-    def _infer(self, image: np.ndarray) -> dict[str, Any]:
+    def query(self, images: np.ndarray) -> dict[str, Any]:
+        """The figures and logits of one image, int64 [1, *shape]."""
         names = self.pool.names()
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
@@ -139,8 +134,9 @@ class PreparedSession:
         self.line.from_peer(("go",), self.local.timeout_s)
         wire = SocketWire(self.line.control, self.local.timeout_s)
         run = Inference(self.prepared, Side(True, wire, half))
-        logits = run.run(torch.from_numpy(image)[None])
+        logits = run.run(torch.from_numpy(images))
         traffic, fixed = wire.traffic, self.prepared.fixed
         figures: dict[str, Any] = {"bytes": traffic.sent + traffic.received, "messages": traffic.messages}
         figures |= {"latencies": traffic.latencies, "relu_s": run.relu_s, "linear_s": run.linear_s}
+        figures["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return figures | {"exits": tuple(fixed.decode(y.numpy()) for y in logits)}
