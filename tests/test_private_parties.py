@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from parties import SHAPE, Case, Everything, Small, case, seeded, small_mask
+from processes import ROOT, children, gone, in_thread, kill, party, said, serving
 
 from shoal.errors import ShoalError
 from shoal.private.artifact import save_artifact
@@ -28,21 +27,11 @@ from shoal.private.channel import parse_address
 from shoal.private.clear import run_clear
 from shoal.private.party import Client, Server
 
-ROOT = Path(__file__).parents[1]
 direct = partial(Client, mode="direct")
 UNITS = 6
 """Each truncation may be one unit off; the little networks here have few, damped by the layers after them."""
 
 
-SERVE = """
-import sys
-from pathlib import Path
-from shoal.private.party import TLS, Server
-folder, cert, key, ca = sys.argv[1:]
-with Server(folder, "127.0.0.1:0", TLS(Path(cert), Path(key), Path(ca)), timeout_s=120) as server:
-    print(server.address, flush=True)
-    server.serve()
-"""
 QUERY = """
 import sys
 from pathlib import Path
@@ -56,42 +45,6 @@ with Client(folder, address, TLS(Path(cert), Path(key), Path(ca)), mode="direct"
 """
 
 
-def party(script: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd="/")
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-@contextlib.contextmanager
-def serving(folder: Path, tls: TLS) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = party(SERVE, folder, tls.cert, tls.key, tls.ca)
-    try:
-        yield process, said(process)
-    finally:
-        kill(process)
-
-
-@contextlib.contextmanager
-def in_thread(server: Server) -> Iterator[Server]:
-    """`server` in a thread of this process."""
-    thread = threading.Thread(target=server.serve, daemon=True)
-    with server:
-        thread.start()
-        yield server
-    thread.join(10)
-    assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def served(small: Case, certs: dict[str, TLS], spu: None) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with serving(small.folder, certs["server"]) as found:
@@ -101,28 +54,6 @@ def served(small: Case, certs: dict[str, TLS], spu: None) -> Iterator[tuple[subp
 def ask_forever(client: Client, images: np.ndarray) -> None:
     while True:
         client.query(images)
-
-
-def children(pid: int) -> list[int]:
-    """Children of any of its threads."""
-    found: list[int] = []
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(p) for p in listing.read_text().split()]
-    return found
-
-
-def gone(pid: int, seconds: float = 15.0) -> bool:
-    """Whether process `pid` ends (or is a zombie) in time."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 # ---------------------------------------------------------------- two processes over TLS
