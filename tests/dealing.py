@@ -81,6 +81,7 @@ class MemoryWire:
         self.heard: list[np.ndarray] = []
 
     def send(self, mine: np.ndarray) -> None:
+        self.traffic.latencies += 1
         self.traffic.messages += 1
         self.traffic.sent += mine.nbytes
         self.out.put(mine.ravel().copy())
@@ -89,13 +90,16 @@ class MemoryWire:
         theirs = self.into.get(timeout=60)
         assert theirs.size == words
         self.traffic.latencies += 1
+        self.traffic.messages += 1
         self.traffic.received += theirs.nbytes
         self.heard.append(theirs)
         return theirs
 
     def exchange(self, mine: np.ndarray) -> np.ndarray:
         self.send(mine)
-        return self.receive(mine.size)
+        theirs = self.receive(mine.size)
+        self.traffic.latencies -= 1
+        return theirs
 
 
 def wires() -> tuple[MemoryWire, MemoryWire]:

@@ -139,6 +139,10 @@ def infer(case: Case, program: Program, image: np.ndarray) -> tuple[list[np.ndar
 
     logits, none = both(work)
     assert none == []
+    for end in ends:
+        said, online = end.traffic, plan.online
+        assert (said.messages, said.latencies) == (online.messages, online.latencies)
+        assert said.sent + said.received + 8 * said.messages == online.bytes
     return logits, ends
 
 

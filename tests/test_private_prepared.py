@@ -67,8 +67,10 @@ def test_items_are_made_and_spent(net: Case, certs: dict[str, TLS], address: str
         assert len(client.pool.names()) == 1
         assert first.mode == "prepared"
         assert three.bytes == 3 * first.bytes
-        # Three dependent exchanges a layer of signs, one message before each linear layer, the logits at the end.
-        assert first.latencies == 2 * 3 + 1
+        online = client.pool.plan.online
+        assert (first.bytes, first.messages, first.latencies) == (online.bytes, online.messages, online.latencies)
+        # Three exchanges a layer of signs, a message before each linear layer, the logits at the end.
+        assert first.latencies == 2 * 3 + 3 + 1
         with pytest.raises(ShoalError, match="no prepared item left"):
             client.query(net.images[:2].numpy())
     spent = (client.pool.folder / "spent").read_text().split()

@@ -18,6 +18,7 @@ from shoal.private.clear import TRUNCATING, Shape, Step
 from shoal.private.program import Program
 
 LINEAR = ("conv2d", "linear")
+HEADER_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,15 @@ class Field:
     name: str
     shape: tuple[int, ...]
     seeded: bool
+
+
+@dataclass(frozen=True)
+class Online:
+    """Bytes and messages of one inference, both ways, without TLS; one-way latencies in sequence."""
+
+    bytes: int
+    messages: int
+    latencies: int
 
 
 class Plan:
@@ -92,6 +102,18 @@ class Plan:
             yield Field(f"{name}.wrap", (count,), False)
         for relu in self.relus.values():
             yield from relu_fields(relu)
+
+    @cached_property
+    def online(self) -> Online:
+        """What one inference exchanges, in closed form (docs/private_inference.md)."""
+        outputs = [math.prod(self.shapes[name]) for name in self.program.outputs]
+        one_way = [math.prod(shape) for shape in self.masked.values()] + outputs
+        both_ways = [plane_words(count) for count in self.exact.values()]
+        for relu in self.relus.values():
+            both_ways += [relu.carry.monomials * relu.words, relu.words + relu.count]
+            both_ways += [sum(g.inputs for g in level) * relu.words for level in relu.carry.levels]
+        words, messages = sum(one_way) + 2 * sum(both_ways), len(one_way) + 2 * len(both_ways)
+        return Online(8 * words + HEADER_BYTES * messages, messages, len(one_way) + len(both_ways))
 
     def stored_bytes(self, client: bool) -> int:
         """Bytes of one party's stored arrays for one inference, without seed, names and file header."""
