@@ -140,7 +140,9 @@ def main() -> None:
 
     def save(name: str, row: dict[str, Any]) -> None:
         done[name] = row
-        facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("work", "data_dir", "out")}
+        facts = {
+            k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("work", "data_dir", "out")
+        }
         body.update(settings=facts, environment=environment(), table=table(done), cells=done)
         a.out.parent.mkdir(parents=True, exist_ok=True)
         a.out.write_text(json.dumps(body, indent=1) + "\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from shoal.errors import ShoalError
 from shoal.graph import Graph
 from shoal.private.artifact import save_artifact
 from shoal.private.deploy import Agreement, clear_agreement, compare, deploy
-from shoal.private.party import TLS, Client
+from shoal.private.party import TLS, Client, Result
 from shoal.private.program import Program, Weights
+from shoal.progress import counter
 
 Say = Callable[[str], None]
+SINGLES, PREPARED = 5, 8
+"""Queries of one image whose median is the time of an inference; images queried from prepared randomness."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Private:
     error_bound: float
 
 
-def served(artifact: Path, certificates: Path) -> tuple[subprocess.Popen[str], str]:
-    """Start `shoal serve` as a process of its own on loopback; returns it and its address.
+def served(artifact: Path, certificates: Path, sessions: int) -> tuple[subprocess.Popen[str], str]:
+    """Start `shoal serve` for so many sessions as a process of its own on loopback; returns it and its address.
 
     Raises ShoalError when it does not come up.
     """
@@ -54,7 +58,7 @@ def served(artifact: Path, certificates: Path) -> tuple[subprocess.Popen[str], s
     tls = [f"--{name}={certificates / f}" for name, f in _files("server").items()]
     command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
     process = subprocess.Popen(
-        [*command, "--sessions", "1", "--ready-file", str(ready)],
+        [*command, "--sessions", str(sessions), "--ready-file", str(ready)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,38 +82,65 @@ def client_tls(certificates: Path) -> TLS:
     return TLS(**{name: certificates / f for name, f in _files("client").items()})
 
 
-def query_all(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:
-    """Query every normalised image of `images` through two processes over mutual TLS.
-
-    Single images first (five, for the time of one inference), then batches for the rest.
-    """
-    program = Program.load(artifact / "client")
-    process, address = served(artifact, certificates)
-    singles, logits = [], []
+@contextlib.contextmanager
+def serving(artifact: Path, certificates: Path, sessions: int) -> Iterator[str]:
+    """The address of a server process that ends after `sessions`."""
+    process, address = served(artifact, certificates, sessions)
     try:
-        with Client(artifact / "client", address, client_tls(certificates), mode="direct") as client:
-            for i in range(min(5, len(images))):
-                singles.append(client.query(images[i : i + 1].numpy()))
-                logits.append(torch.tensor(singles[-1].logits))
-            for i in range(len(singles), len(images), batch):
-                logits.append(torch.tensor(client.query(images[i : i + batch].numpy()).logits))
-            setup = client.setup_s
+        yield address
         process.wait(timeout=60)
     finally:
         process.kill()
         process.communicate()
+
+
+def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:
+    """Query every normalised image of `images` through two processes over mutual TLS, all of it in SPU.
+
+    Single images first (five, for the time of one inference), then batches for the rest.
+    """
+    program, tls = Program.load(artifact / "client"), client_tls(certificates)
+    results: list[Result] = []
+    with (
+        serving(artifact, certificates, 1) as address,
+        Client(artifact / "client", address, tls, mode="direct") as client,
+        counter("queries", len(images)) as progress,
+    ):
+        done = 0
+        while done < len(images):
+            results.append(client.query(images[done : done + (1 if done < SINGLES else batch)].numpy()))
+            done += len(results[-1].logits)
+            progress(done, len(images))
+        setup = client.setup_s
+    return _figures(results[:SINGLES], setup, 0.0, _agreement(results, images, graph), program)
+
+
+def prepared(artifact: Path, certificates: Path, images: Tensor, graph: Graph) -> Private:
+    """The same with prepared randomness: an item an image, made before by both processes."""
+    program, tls = Program.load(artifact / "client"), client_tls(certificates)
+    with serving(artifact, certificates, 2) as address:
+        client = Client(artifact / "client", address, tls)
+        begun = time.perf_counter()
+        with counter("items", len(images)) as progress:
+            client.prepare(len(images), batch=4, progress=progress)
+        offline = (time.perf_counter() - begun) / len(images)
+        with client:
+            results = [client.query(image[None].numpy()) for image in images]
+    return _figures(results, client.setup_s, offline, _agreement(results, images, graph), program)
+
+
+def _agreement(results: list[Result], images: Tensor, graph: Graph) -> Agreement:
     with torch.no_grad():
-        agreement = compare(graph(images)[-1], torch.cat(logits))
-    return _figures(singles, setup, agreement, program)
+        return compare(graph(images)[-1], torch.cat([torch.tensor(r.logits) for r in results]))
 
 
-def _figures(results: list[Any], setup: float, agreement: Agreement, program: Program) -> Private:
+def _figures(results: list[Result], setup: float, offline: float, agreement: Agreement, program: Program) -> Private:
     middle = sorted(results, key=lambda r: r.seconds)[len(results) // 2]
     return Private(
         mode=middle.mode,
         setup_s=setup,
         online_s=middle.seconds,
-        offline_s=0.0,
+        offline_s=offline,
         relu_s=middle.relu_s,
         linear_s=middle.linear_s,
         bytes=middle.bytes,
@@ -131,10 +162,14 @@ def measure(
     test = data.normalise(data.test.images)
     say(f"{name}: the whole test set ({len(test):,} images) in fixed point, in the clear")
     clear, accuracy = clear_agreement(graph, program, weights, test, data.test.labels)
-    say(f"{name}: {images} images between two processes over mutual TLS")
-    private = query_all(artifact, certificates, test[:images], graph)
+    say(f"{name}: {images} images between two processes over mutual TLS, direct")
+    private = direct(artifact, certificates, test[:images], graph)
+    few = min(PREPARED, images)
+    say(f"{name}: {few} images from prepared randomness, which is made first")
+    ahead = prepared(artifact, certificates, test[:few], graph)
     return _network(graph, data, test, program, weights) | {
         "private": asdict(private),
+        "prepared": asdict(ahead),
         "clear": asdict(clear) | {"accuracy": accuracy, "error_bound": program.error_bound},
     }
 

@@ -70,6 +70,10 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("private.linear_s", "   of it linear, s", "{:.3f}"),
     ("private.bytes", "private: bytes an inference", "{:,.0f}"),
     ("private.messages", "private: messages", "{:,.0f}"),
+    ("prepared.offline_s", "prepared: offline an inference, s", "{:.3f}"),
+    ("prepared.online_s", "prepared: online an inference, s", "{:.4f}"),
+    ("prepared.bytes", "prepared: bytes online", "{:,}"),
+    ("prepared.messages", "prepared: messages online", "{:,}"),
     ("private.max_abs_logit_error", "private: largest logit error", "{:.5f}"),
 )
 """(path in a summary's network, label, format)."""

@@ -126,8 +126,25 @@ def test_expansion_is_a_function_of_the_seed() -> None:
 # ---------------------------------------------------------------- whole networks
 
 
-def infer(case: Case, program: Program, image: np.ndarray) -> tuple[list[np.ndarray], tuple[MemoryWire, MemoryWire]]:
-    """The client's logits of one image, and both wires."""
+class Recording(Inference):
+    """Notes its own share of everything that it truncates."""
+
+    def __init__(self, prepared: Prepared, side: Side, shares: dict[str, np.ndarray]) -> None:
+        super().__init__(prepared, side)
+        self.shares = shares
+
+    def truncate(self, words: torch.Tensor) -> torch.Tensor:
+        assert self.step is not None
+        if self.side.client:
+            self.shares[self.step.name] = words.numpy().copy()
+        return super().truncate(words)
+
+
+def infer(
+    case: Case, program: Program, image: np.ndarray, shares: dict[str, np.ndarray] | None = None
+) -> tuple[list[np.ndarray], tuple[MemoryWire, MemoryWire]]:
+    """The client's logits of one image, and both wires; its shares of what is truncated go into `shares`."""
+    noted = {} if shares is None else shares
     plan, dealer, ends = Plan(program), Dealer(program, case.weights), wires()
     seeds = {c: new_seed() for c in (True, False)}
 
@@ -135,7 +152,7 @@ def infer(case: Case, program: Program, image: np.ndarray) -> tuple[list[np.ndar
         (half,) = prepare(plan, dealer.engine(client), client, [seeds[client]])
         prepared = Prepared(plan, None if client else case.weights)
         words = torch.from_numpy(image[None].astype(np.int64)) if client else None
-        return [y.numpy() for y in Inference(prepared, Side(client, ends[not client], half)).run(words)]
+        return [y.numpy() for y in Recording(prepared, Side(client, ends[not client], half), noted).run(words)]
 
     logits, none = both(work)
     assert none == []
@@ -163,3 +180,50 @@ def test_a_network_gives_its_clear_logits(everything: Case, exact: bool) -> None
         logits, _ = infer(everything, program, np.rint(image / unit))
         for got, want in zip(logits, clear, strict=True):
             assert np.abs(got[0] * unit - want[i]).max() <= 40 * unit
+
+
+def messages(case: Case, image: np.ndarray, runs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes that the server and the client hear over `runs` inferences of one image, each with fresh randomness."""
+    heard: tuple[list[bytes], list[bytes]] = ([], [])
+    for _ in range(runs):
+        _, ends = infer(case, case.program, image)
+        heard[0].extend(m.tobytes() for m in ends[1].heard)
+        # The last things that the client hears are the logits' truncated shares: it is meant to learn what they say.
+        heard[1].extend(m.tobytes() for m in ends[0].heard[: -len(case.program.outputs)])
+    return tuple(np.frombuffer(b"".join(parts), np.uint8) for parts in heard)  # type: ignore[return-value]
+
+
+def chi_square(data: np.ndarray) -> float:
+    """Standard deviations by which the bytes' counts are off those of uniform bytes."""
+    counts = np.bincount(data, minlength=256)
+    expected = data.size / 256
+    return float((((counts - expected) ** 2 / expected).sum() - 255) / np.sqrt(2 * 255))
+
+
+@pytest.mark.parametrize("image", ["zeros", "ones", "noise"])
+def test_every_message_is_uniform_whatever_the_image(everything: Case, image: str) -> None:
+    rng = np.random.default_rng(3)
+    shape = everything.program.input_shape
+    values = {"zeros": np.zeros(shape), "ones": np.ones(shape), "noise": rng.normal(size=shape)}[image]
+    server, client = messages(everything, np.rint(values / everything.unit), 30)
+    assert server.size > 50_000
+    # Five standard deviations: once in millions of honest runs. A constant or repeated mask is off by thousands.
+    assert abs(chi_square(server)) < 5
+    assert abs(chi_square(client)) < 5
+
+
+def test_the_comparison_would_notice_an_unmasked_message(everything: Case) -> None:
+    image = np.rint(everything.images[0].numpy() / everything.unit)
+    assert abs(chi_square(np.frombuffer(np.tile(image.astype(np.int64), 30).tobytes(), np.uint8))) > 100
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_clear_executor_simulates_the_shares_bit_for_bit(everything: Case, exact: bool) -> None:
+    steps = tuple(s.name for s in everything.program.steps if s.op in ("conv2d", "linear", "avg_pool2d", "mean"))
+    program = replace(everything.program, exact=steps if exact else ())
+    image = np.rint(everything.images[0].numpy() / everything.unit).astype(np.int64)
+    shares: dict[str, np.ndarray] = {}
+    logits, _ = infer(everything, program, image, shares)
+    simulated = run_clear(program, everything.weights, image[None], shares=shares)
+    for got, want in zip(logits, simulated, strict=True):
+        assert (got * everything.unit == want).all()

@@ -47,8 +47,14 @@ class Op:
 class _Machine:
     """One Program made ready to run: weights and masks as tensors, and the source of truncation noise."""
 
-    def __init__(self, program: Program, weights: Weights, noise: np.random.Generator | None) -> None:
-        self.program, self.noise = program, noise
+    def __init__(
+        self,
+        program: Program,
+        weights: Weights,
+        noise: np.random.Generator | None,
+        shares: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        self.program, self.noise, self.shares, self.step = program, noise, shares, ""
         self.fixed = FixedPoint(program.fraction_bits, program.field_bits)
         self.ring, self.bias = ring_products(program, weights), biases(program, weights)
         self.masks = {s.name: _mask(program.keep[s.name], s.shape) for s in program.steps if s.name in program.keep}
@@ -57,6 +63,7 @@ class _Machine:
     def __call__(self, x: Tensor) -> tuple[np.ndarray, ...]:
         values = {self.program.input: x}
         for i, step in enumerate(self.program.steps):
+            self.step = step.name
             inputs = [values[name] for name in step.inputs]
             values[step.name] = OPS[step.op].run(self, step, *inputs)
             for name in set(step.inputs) - set(self.program.outputs):
@@ -65,12 +72,28 @@ class _Machine:
         return tuple(values[name].numpy() for name in self.program.outputs)
 
     def truncate(self, words: Tensor) -> Tensor:
+        if self.shares is not None:
+            return self._as_shares_do(words)
         words = self.fixed.truncate(words)
         if self.noise is None:
             return words
         # Two fair bits less one: -1, 0, +1 with chances 1/4, 1/2, 1/4.
         bits = torch.from_numpy(self.noise.integers(0, 4, size=tuple(words.shape), dtype=np.uint8))
         return words + (bits & 1).long() + (bits >> 1).long() - 1
+
+    def _as_shares_do(self, words: Tensor) -> Tensor:
+        """What truncating the client's noted share and the rest of `words` gives, locally or exactly."""
+        assert self.shares is not None
+        client = self.shares[self.step].view(np.uint64)
+        server = words.numpy().view(np.uint64) - client
+        f, zero = np.uint64(self.fixed.fraction_bits), np.uint64(0)
+        if self.step not in self.program.exact:
+            out = (client >> f) - ((zero - server) >> f)
+        else:
+            offset = client + np.uint64(1 << 62)
+            wrap = (offset >> np.uint64(63)) | (server >> np.uint64(63))
+            out = (offset >> f) + (server >> f) - (wrap << (np.uint64(64) - f)) - (np.uint64(1 << 62) >> f)
+        return torch.from_numpy(out.view(np.int64))
 
 
 def ring_products(program: Program, weights: Weights) -> dict[str, RingProduct]:
@@ -94,17 +117,20 @@ def run_clear(
     images: np.ndarray | Tensor,
     *,
     noise: np.random.Generator | None = None,
+    shares: dict[str, np.ndarray] | None = None,
     batch: int = 256,
 ) -> tuple[np.ndarray, ...]:
     """Logits of every output as float64 [N, *shape], exact modulo 2^64, for `images` [N, *input_shape].
 
     Images are preprocessed floats, or int64 words at scale 2^fraction_bits. `noise` adds -1, 0 or +1 unit
-    (chances 1/4, 1/2, 1/4) to every truncation, as SPU's does. Raises ShoalError on images of another shape or
-    type, and on weights of another program. On one thread a `batch` of 16 fits the caches and is faster.
+    (chances 1/4, 1/2, 1/4) to every truncation, as SPU's does. `shares` holds the client's share, int64 words, of each
+    product that a prepared inference truncated, by step: the result is then that inference's, bit for bit. Raises
+    ShoalError on images of another shape or type, and on weights of another program. On one thread a `batch` of 16
+    fits the caches and is faster.
     """
     weights.check(program)
     words = torch.from_numpy(_words(program, images))
-    machine = _Machine(program, weights, noise)
+    machine = _Machine(program, weights, noise, shares)
     with torch.no_grad():
         parts = [machine(words[i : i + batch]) for i in range(0, len(words), batch)]
     return tuple(machine.fixed.decode(np.concatenate(column)) for column in zip(*parts, strict=True))
