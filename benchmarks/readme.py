@@ -98,9 +98,43 @@ def accuracy_table(body: dict[str, Any]) -> str:
     return table(("", "accuracy, %", "sd", "seeds", "ReLUs", "MACs", "depth"), rows)
 
 
+def phases() -> str:
+    body = result("private_phases")
+    networks, figures = body["networks"], body["figures"]
+    direct_s = next(iter(networks.values()))["direct_s"]
+    head = ("ReLUs", "convs", "online, s", "against direct", "over floor", "one-way latencies", "MB online")
+    head += ("offline, s", "offline + online against direct", "MB on disk, client + server")
+    rows = []
+    for name, row in networks.items():
+        ratios, disk = figures[name], sum(row["disk_bytes"].values())
+        rows.append(
+            (
+                f"{row['relus']:,}",
+                str(row["depth"]),
+                f"{row['online_s']:.3f}",
+                f"{ratios['online_times_faster_than_direct']:.0f}x faster",
+                f"{ratios['online_over_floor']:.1f}x",
+                str(row["latencies"]),
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['offline_s']:.1f}",
+                f"{ratios['offline_and_online_over_direct']:.2f}x",
+                f"{disk / 1e6:.1f}",
+            )
+        )
+    rounds = body["settings"]["rounds"]
+    return f"""**Prepared private inference of ResNet18 shapes** (3x32x32, 100 classes, random weights, two processes,
+TLS on loopback, medians of {rounds} queries; direct: the unreduced network all in SPU, {direct_s:.1f} s in the same
+run): `python benchmarks/private_phases.py --out benchmarks/results/private_phases.json`
+
+{table(head, rows)}
+
+The floor is the same messages without computing plus the float convolutions."""
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "private_direct": direct,
+    "private_phases": phases,
     "training": training,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
