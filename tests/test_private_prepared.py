@@ -103,7 +103,7 @@ def test_two_clients_at_once_mix_nothing(net: Case, certs: dict[str, TLS], addre
 
     def work(i: int) -> None:
         client = Client(net.folder, address, certs["client"], pool=tmp_path / str(i))
-        client.prepare(4, batch=4)  # one after the other: the server has one SPU process
+        client.prepare(4, batch=4)  # one waits for the other: the server has one SPU process
         with client:
             for n in (1, 3):
                 if not right(net, client.query(net.images[:n].numpy()).logits):

@@ -23,7 +23,7 @@ from shoal.private.artifact import load_artifact
 from shoal.private.certs import TLS
 from shoal.private.channel import connect, parse_address, require_tls
 from shoal.private.direct import DirectSession, Result, combined
-from shoal.private.engine import Local, hosts_of, offer_link, require_spu
+from shoal.private.engine import SETUP_SECONDS, Local, hosts_of, offer_link, require_spu
 from shoal.private.engine import threads as threads_for
 from shoal.private.fixed import FixedPoint
 from shoal.private.line import Line, compare
@@ -159,7 +159,9 @@ class Client:
     def _agree(self, line: Line, hello: dict[str, Any], payload: bytes = b"") -> dict[str, Any]:
         """The server's welcome to a session whose terms are the same at both."""
         line.control.send({"type": "hello", "terms": self.local.terms} | hello, payload)
-        welcome = line.from_peer(("welcome",), self.connect_s)
+        welcome = line.from_peer(("welcome", "wait"), self.connect_s)
+        if welcome["type"] == "wait":  # the server's SPU processes are busy; we are in its queue
+            welcome = line.from_peer(("welcome",), SETUP_SECONDS)
         compare(self.local.terms, welcome.get("terms"))
         return welcome
 

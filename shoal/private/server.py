@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,8 @@ from shoal.private.prepared import MAX_LIST, serve_preparation, serve_queries
 from shoal.private.program import Weights
 
 TASKS = ("direct", "prepare", "query")
-ENGINE_WAIT = 10.0
+ENGINE_WAIT = 120.0
+"""Seconds that a client may wait for an SPU process; it leaves the queue by closing the connection."""
 
 
 class Server:
@@ -160,8 +162,7 @@ class Server:
         if task == "query":
             serve_queries(line, self.local, self.prepared, self._pool(line, hello), self.log)
             return
-        if not self._engines.acquire(timeout=ENGINE_WAIT):
-            raise ShoalError("found the server's SPU busy with other clients; need it free; try again later")
+        self._queue(line)
         try:
             if task == "direct":
                 serve_direct(line, self.local, hello, self.log)
@@ -169,6 +170,16 @@ class Server:
                 serve_preparation(line, self.local, hello, self._pool(line, hello), self.pool_bytes)
         finally:
             self._engines.release()
+
+    def _queue(self, line: Line) -> None:
+        """Wait for a free engine, and have the client wait."""
+        if self._engines.acquire(blocking=False):
+            return
+        line.control.send({"type": "wait"})
+        limit = time.monotonic() + ENGINE_WAIT
+        while not self._engines.acquire(timeout=POLL_SECONDS):
+            if self._stopped.is_set() or time.monotonic() > limit or first_ready([line.control], 0) is not None:
+                raise ShoalError("found the server's SPU busy with other clients; need it free; try again later")
 
     def _pool(self, line: Line, hello: dict[str, Any]) -> Pool:
         """The pool of this client: of its certificate and the name that it gives its own."""
