@@ -227,3 +227,30 @@ def test_the_clear_executor_simulates_the_shares_bit_for_bit(everything: Case, e
     simulated = run_clear(program, everything.weights, image[None], shares=shares)
     for got, want in zip(logits, simulated, strict=True):
         assert (got * everything.unit == want).all()
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
+    plan, ends = Plan(everything.program), wires()
+    dealer, image = Dealer(everything.program, everything.weights), everything.images[0].numpy()
+    words = torch.from_numpy(np.rint(image / everything.unit).astype(np.int64))[None]
+    asked: list[int] = []
+
+    def go_on(number: int, logits: torch.Tensor) -> bool:
+        asked.append(number)
+        return not leave
+
+    def work(client: bool) -> list[torch.Tensor]:
+        (half,) = prepare(plan, dealer.engine(client), client, [new_seed()])
+        run = Inference(Prepared(plan, None if client else everything.weights), Side(client, ends[not client], half))
+        return run.run(words, go_on) if client else run.run(None, True)
+
+    logits, none = both(work)
+    clear = run_clear(everything.program, everything.weights, image[None])
+    assert asked == [0]
+    assert none == []
+    assert len(logits) == 1 if leave else 2
+    for got, want in zip(logits, clear, strict=False):
+        assert np.abs(got[0].numpy() * everything.unit - want[0]).max() <= 40 * everything.unit
+    if leave:
+        assert ends[1].traffic.sent + ends[1].traffic.received < plan.online.bytes / 1.5

@@ -7,6 +7,7 @@ truncation and of the end. Values are int64 tensors [1, *shape] of additive shar
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,8 +17,21 @@ from shoal.private.bitslice import pack, unpack
 from shoal.private.clear import OPS, Step, biases, ring_products
 from shoal.private.fixed import FixedPoint
 from shoal.private.plan import LINEAR, Plan
-from shoal.private.program import Weights
+from shoal.private.program import Program, Weights
 from shoal.private.signs import Side, relu
+
+GoOn = Callable[[int, Tensor], bool]
+
+
+def exit_by_exit(program: Program) -> tuple[Step, ...]:
+    """The steps in an order that finishes each output before anything that only later outputs need."""
+    steps, order = {step.name: step for step in program.steps}, dict[str, Step]()
+    for output in program.outputs:
+        wanted = {output}
+        for step in reversed(program.steps):
+            wanted |= set(step.inputs) if step.name in wanted else set()
+        order |= {name: step for name, step in steps.items() if name in wanted and name not in order}
+    return tuple(order.values())
 
 
 class Prepared:
@@ -28,7 +42,8 @@ class Prepared:
         self.fixed = FixedPoint(self.program.fraction_bits, self.program.field_bits)
         self.ring = ring_products(self.program, weights) if weights else {}
         self.bias = biases(self.program, weights) if weights else {}
-        self.last = {name: i for i, step in enumerate(self.program.steps) for name in step.inputs}
+        self.steps = exit_by_exit(self.program)
+        self.last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
 
 
 class Inference:
@@ -40,19 +55,34 @@ class Inference:
         self.relu_s = self.linear_s = 0.0
         self.step: Step | None = None
 
-    def run(self, image: Tensor | None) -> list[Tensor]:
-        """The client's logits of every output, int64 [1, *shape]; an empty list at the server, whose image is None."""
-        program = self.prepared.program
-        zero = torch.zeros((1, *program.input_shape), dtype=torch.int64)
-        values = {program.input: zero if image is None else image}
-        for i, step in enumerate(program.steps):
+    def run(self, image: Tensor | None, early: GoOn | bool = False) -> list[Tensor]:
+        """The client's logits of every output, int64 [1, *shape]; an empty list at the server, whose image is None.
+
+        `early` exits: the client gives a function of an exit's number and logits that says whether to go on, the
+        server True. Each exit but the last is then one more message, which tells the server whether it was taken.
+        """
+        program, logits = self.prepared.program, list[Tensor]()
+        values = {program.input: torch.zeros((1, *program.input_shape), dtype=torch.int64) if image is None else image}
+        for i, step in enumerate(self.prepared.steps):
             self.step, started = step, time.perf_counter()
             values[step.name] = self._value(step, [values[name] for name in step.inputs])
             self._count(step, time.perf_counter() - started)
-            for name in set(step.inputs) - set(program.outputs):
+            for name in (n for n in program.outputs if n == step.name):
+                logits += self._reveal(values[name])
+                if early and name != program.outputs[-1] and not self._goes_on(early, logits):
+                    return logits
+            for name in step.inputs:
                 if self.prepared.last[name] == i:
-                    values.pop(name), self.opened.pop(name, None)
-        return [y for name in program.outputs if (y := self._reveal(values[name])) is not None]
+                    values.pop(name, None), self.opened.pop(name, None)
+        return logits
+
+    def _goes_on(self, early: GoOn | bool, logits: list[Tensor]) -> bool:
+        """The client decides by what it alone sees and sends one word: one latency."""
+        if not callable(early):
+            return bool(self.side.wire.receive(1)[0])
+        decision = early(len(logits) - 1, logits[-1])
+        self.side.wire.send(np.array([decision], np.uint64))
+        return decision
 
     def _count(self, step: Step, seconds: float) -> None:
         if step.op == "relu":
@@ -142,12 +172,12 @@ class Inference:
             both += e * g
         return bit - both
 
-    def _reveal(self, share: Tensor) -> Tensor | None:
-        """The server sends its share, the client adds it: 8 bytes a logit, one latency."""
+    def _reveal(self, share: Tensor) -> list[Tensor]:
+        """The server sends its share, the client adds it: 8 bytes a logit, one latency. Nothing at the server."""
         if not self.side.client:
             self.side.wire.send(_flat(share))
-            return None
-        return share + _shaped(self.side.wire.receive(share.numel()), share.shape)
+            return []
+        return [share + _shaped(self.side.wire.receive(share.numel()), share.shape)]
 
 
 def _flat(words: Tensor) -> np.ndarray:
