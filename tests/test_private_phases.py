@@ -253,4 +253,4 @@ def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
     for got, want in zip(logits, clear, strict=False):
         assert np.abs(got[0].numpy() * everything.unit - want[0]).max() <= 40 * everything.unit
     if leave:
-        assert ends[1].traffic.sent + ends[1].traffic.received < plan.online.bytes / 1.5
+        assert ends[1].traffic.sent + ends[1].traffic.received < plan.online.bytes - 1000
