@@ -258,6 +258,9 @@ def serve(
     pool_gib: Annotated[float, typer.Option(help="GiB of prepared items that each client may have here.")] = 4.0,
     max_clients: Annotated[int, typer.Option(help="Sessions at once; more are refused.")] = 8,
     engines: Annotated[int, typer.Option(help="SPU processes at once (direct queries, preparation).")] = 1,
+    early_exit: Annotated[
+        bool, typer.Option("--early-exit", help="Let clients end at an exit; the server learns which was taken.")
+    ] = False,
     link_port: Annotated[int | None, typer.Option(help="Port of SPU's own connection; a free one.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the address here once listening.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Log as JSON lines.")] = False,
@@ -267,7 +270,7 @@ def serve(
     It serves prepared queries, their preparation, and direct queries alike: the client chooses.
     """
     choices = {"insecure": insecure, "timeout_s": timeout, "pool": pool, "pool_bytes": int(pool_gib * 2**30)}
-    choices |= {"max_clients": max_clients, "engines": engines, "link_port": link_port}
+    choices |= {"max_clients": max_clients, "engines": engines, "link_port": link_port, "early_exit": early_exit}
     deployment.serve(artifact, listen, deployment.tls(cert, key, ca), sessions, ready_file, json, choices)
 
 
@@ -302,6 +305,9 @@ def query(
     images: Annotated[list[Path], typer.Argument(help="Image files; resized to nothing: their size must fit.")],
     mode: Annotated[str, typer.Option(help="prepared (spends what shoal prepare made) or direct.")] = "prepared",
     top_up: Annotated[bool, typer.Option("--top-up", help="Make the items that are missing first.")] = False,
+    exit_above: Annotated[
+        float | None, typer.Option(help="Leave at the first exit that is as sure (0 to 1); the server must allow it.")
+    ] = None,
     connect: Connect = "127.0.0.1:7766",
     cert: Cert = None,
     key: Key = None,
@@ -315,7 +321,7 @@ def query(
     """Run the client's side: ask the server to classify images that it never sees."""
     tls = deployment.tls(cert, key, ca)
     connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
-    body = deployment.query(artifact, images, connection, mode, top_up)
+    body = deployment.query(artifact, images, connection, mode, top_up, exit_above)
     show(body, json, lambda: deployment.query_table(body))
 
 

@@ -122,7 +122,9 @@ def prepare(artifact: Path, connection: Connection, count: int, batch: int) -> d
         client.close()
 
 
-def query(artifact: Path, images: list[Path], connection: Connection, mode: str, top_up: bool) -> dict[str, Any]:
+def query(
+    artifact: Path, images: list[Path], connection: Connection, mode: str, top_up: bool, exit_above: float | None
+) -> dict[str, Any]:
     """Classify image files privately; with `top_up` make the items that are missing first."""
     from shoal.private.program import Program
 
@@ -136,12 +138,14 @@ def query(artifact: Path, images: list[Path], connection: Connection, mode: str,
     with client, counter("images", len(images)) as progress:
         results = []
         for i, image in enumerate(((x / np.float32(255)) - mean) / std):
-            results.append(client.query(image[None]))
+            results.append(client.query(image[None], exit_above=exit_above))
             progress(i + 1, len(images))
         facts = {"mode": mode, "setup_s": client.setup_s, "online_s": sum(r.seconds for r in results)}
     facts |= {k: sum(getattr(r, k) for r in results) for k in ("bytes", "messages", "latencies")}
     names = program.preprocessing.get("class_names")
-    return facts | {"results": [_row(path, r.logits[0], names) for path, r in zip(images, results, strict=True)]}
+    return facts | {
+        "results": [_row(path, r.logits[0], r.taken[0], names) for path, r in zip(images, results, strict=True)]
+    }
 
 
 def _top_up(client: Any, missing: int, allowed: bool) -> None:
@@ -154,9 +158,9 @@ def _top_up(client: Any, missing: int, allowed: bool) -> None:
         client.prepare(missing, progress=progress)
 
 
-def _row(path: Path, logits: np.ndarray, names: list[str] | None) -> dict[str, Any]:
+def _row(path: Path, logits: np.ndarray, taken: int, names: list[str] | None) -> dict[str, Any]:
     best = int(logits.argmax())
-    return {"image": str(path), "class": names[best] if names else best, "logits": logits.tolist()}
+    return {"image": str(path), "class": names[best] if names else best, "exit": taken, "logits": logits.tolist()}
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:

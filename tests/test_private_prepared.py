@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dealing import stock
-from parties import Case, Small, case, seeded, small_mask
+from parties import Case, Everything, Small, case, seeded, small_mask
 from processes import children, gone, in_thread, kill, party, said, serving
 
 from shoal.errors import ShoalError
@@ -241,3 +242,27 @@ def test_nothing_that_the_client_holds_or_hears_has_a_weight(
             data = form.tobytes()
             pieces = [data[i : i + 8] for i in range(0, len(data) - 7, 8)]
             assert not any(piece in held for piece in pieces if piece.strip(b"\0") and piece.strip(b"\xff"))
+
+
+@pytest.mark.private
+def test_early_exits_are_opt_in(certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
+    two = case(seeded(Everything), tmp_path / "net", {"relu": torch.ones(4, 8, 8, dtype=torch.bool)})
+    images = two.images[:3].numpy()
+    stock(two, tmp_path / "c", tmp_path / "s", certs["client"].cert, 8)
+    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", early_exit=True)) as server:
+        with Client(two.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+            whole = client.query(images)
+            sure = 1 / np.exp(whole.exits[0] - whole.exits[0].max(1, keepdims=True)).sum(1)
+            limit = float(np.sort(sure)[1])
+            some = client.query(images, exit_above=limit - 1e-3)
+        assert whole.taken == (1, 1, 1)
+        assert some.taken == tuple(int(s < limit - 1e-3) for s in sure)
+        assert some.bytes < whole.bytes
+        for i, taken in enumerate(some.taken):
+            assert np.isnan(some.exits[1][i]).all() == (taken == 0)
+            assert np.abs(some.logits[i] - whole.exits[taken][i]).max() < 1e-3
+    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
+        client = Client(two.folder, server.address, certs["client"], pool=tmp_path / "c")
+        with client, pytest.raises(ShoalError, match="server's log"):
+            client.query(images[:1], exit_above=0.5)
+        assert any("--early-exit" in e for e in server.errors)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.errors import ShoalError
 from shoal.private.engine import Local, link_as_client, link_as_server, offer_link
 from shoal.private.line import Line, whole
 
@@ -18,7 +19,8 @@ class Result:
 
     `seconds` is the whole query as the client waits for it; `relu_s` and `linear_s` are its parts. `bytes` and
     `messages` count both directions, without framing of SPU's link and TLS. `latencies` are one-way waits in sequence
-    (0: not known, in direct mode). `memory_bytes` is the peak of the client's process that computed, so far.
+    (0: not known, in direct mode). `memory_bytes` is the peak of the client's process that computed, so far. `taken`
+    is the exit that each image left at; `logits` are that exit's, and the exits after it hold NaN.
     """
 
     logits: np.ndarray
@@ -31,6 +33,7 @@ class Result:
     relu_s: float
     linear_s: float
     memory_bytes: int
+    taken: tuple[int, ...]
 
 
 def combined(rows: list[dict[str, Any]], seconds: float, mode: str) -> Result:
@@ -38,7 +41,9 @@ def combined(rows: list[dict[str, Any]], seconds: float, mode: str) -> Result:
     exits = tuple(np.concatenate(parts) for parts in zip(*(row["exits"] for row in rows), strict=True))
     sums = {k: sum(row[k] for row in rows) for k in ("bytes", "messages", "latencies", "relu_s", "linear_s")}
     memory = max(row["memory_bytes"] for row in rows)
-    return Result(exits[-1], exits, seconds, mode, memory_bytes=memory, **sums)
+    taken = tuple(row.get("taken", len(exits) - 1) for row in rows for _ in row["exits"][0])
+    logits = np.stack([exits[k][i] for i, k in enumerate(taken)])
+    return Result(logits, exits, seconds, mode, memory_bytes=memory, taken=taken, **sums)
 
 
 def serve_direct(line: Line, local: Local, hello: dict[str, Any], log: logging.Logger) -> None:
@@ -74,8 +79,10 @@ class DirectSession:
         ready = link_as_client(self.line, self.local, welcome, self.link, "direct", self.batch)
         self.setup = {k: v for k, v in ready.items() if k.endswith("_s")}
 
-    def query(self, images: np.ndarray) -> dict[str, Any]:
-        """The figures and logits of one batch of encoded float32 images."""
+    def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
+        """The figures and logits of one batch of encoded float32 images. Raises ShoalError for `exit_above`."""
+        if exit_above is not None:
+            raise ShoalError("found exit_above in direct mode; need prepared mode for early exits; leave it out")
         self.line.control.send({"type": "query", "batch": len(images)})
         self.line.from_peer(("go",), self.local.timeout_s)
         self.line.order({"type": "query", "batch": len(images)}, images.tobytes())

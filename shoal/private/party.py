@@ -131,8 +131,11 @@ class Client:
         finally:
             line.end({"type": "bye"})
 
-    def query(self, images: np.ndarray) -> Result:
+    def query(self, images: np.ndarray, *, exit_above: float | None = None) -> Result:
         """Logits of normalised float `images` [N, C, H, W], which the server does not see.
+
+        With `exit_above`, an image leaves at the first exit whose largest softmax probability reaches it. The server
+        must allow that, because it learns which exit was taken.
 
         Raises ShoalError for images of another shape, type or range (the session goes on), and when the server
         or its answer fails (the session has ended then).
@@ -144,7 +147,7 @@ class Client:
         started = time.perf_counter()
         with self._ending_on_error(session.line):
             size = session.max_batch
-            rows = [session.query(words[i : i + size]) for i in range(0, len(words), size)]
+            rows = [session.query(words[i : i + size], exit_above) for i in range(0, len(words), size)]
         return combined(rows, time.perf_counter() - started, self.mode)
 
     def _connect(self) -> Line:

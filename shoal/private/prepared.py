@@ -19,7 +19,7 @@ import torch
 from shoal.errors import ShoalError
 from shoal.private.engine import Local, link_as_client, link_as_server
 from shoal.private.line import Line, whole
-from shoal.private.online import Inference, Prepared
+from shoal.private.online import GoOn, Inference, Prepared
 from shoal.private.pool import Pool
 from shoal.private.signs import Side
 from shoal.private.wire import SocketWire
@@ -98,18 +98,25 @@ def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> None:
 # ---------------------------------------------------------------- spending
 
 
-def serve_queries(line: Line, local: Local, prepared: Prepared, pool: Pool, log: logging.Logger) -> None:
-    """The server's side of one session of prepared queries, to its end. The client's list of items is in `line`."""
+def serve_queries(
+    line: Line, local: Local, prepared: Prepared, pool: Pool, log: logging.Logger, early_exit: bool
+) -> None:
+    """The server's side of one session of prepared queries, to its end. The client's list of items is in `line`.
+
+    `early_exit` says whether clients may end an inference at an exit, which the server then learns.
+    """
     theirs = names_of(line.payload)
     mine = pool.everything()
     line.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
     pool.agree(theirs)
     while (message := line.from_peer(("infer", "bye"), local.timeout_s))["type"] == "infer":
-        started = time.perf_counter()
+        started, early = time.perf_counter(), message.get("early") is True
+        if early and not early_exit:
+            raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
         half = pool.claim(message.get("name"))
         line.control.send({"type": "go"})
         wire = SocketWire(line.control, local.timeout_s)
-        Inference(prepared, Side(False, wire, half)).run(None)
+        Inference(prepared, Side(False, wire, half)).run(None, early)
         log.info("inference %.3f s, %d bytes", time.perf_counter() - started, wire.traffic.sent + wire.traffic.received)
 
 
@@ -124,19 +131,30 @@ class PreparedSession:
         self.prepared = Prepared(pool.plan, None)
         self.pool.agree(theirs)
 
-    def query(self, images: np.ndarray) -> dict[str, Any]:
-        """The figures and logits of one image, int64 [1, *shape]."""
+    def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
+        """The figures and logits of one image, int64 [1, *shape]; it ends at an exit as sure as `exit_above`."""
         names = self.pool.names()
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
         half = self.pool.claim(names[0])
-        self.line.control.send({"type": "infer", "name": names[0]})
+        self.line.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
         self.line.from_peer(("go",), self.local.timeout_s)
         wire = SocketWire(self.line.control, self.local.timeout_s)
         run = Inference(self.prepared, Side(True, wire, half))
-        logits = run.run(torch.from_numpy(images))
+        logits = run.run(torch.from_numpy(images), self._unsure(exit_above))
         traffic, fixed = wire.traffic, self.prepared.fixed
         figures: dict[str, Any] = {"bytes": traffic.sent + traffic.received, "messages": traffic.messages}
         figures |= {"latencies": traffic.latencies, "relu_s": run.relu_s, "linear_s": run.linear_s}
         figures["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return figures | {"exits": tuple(fixed.decode(y.numpy()) for y in logits)}
+        exits = [fixed.decode(y.numpy()) for y in logits]
+        absent = [np.full((1, *self.pool.plan.shapes[n]), np.nan) for n in self.pool.plan.program.outputs[len(exits) :]]
+        return figures | {"exits": (*exits, *absent), "taken": len(exits) - 1}
+
+    def _unsure(self, exit_above: float | None) -> GoOn | bool:
+        """Whether an exit's largest softmax probability stays below `exit_above`."""
+
+        def go_on(number: int, logits: torch.Tensor) -> bool:
+            values = self.prepared.fixed.decode(logits.numpy()).ravel()
+            return 1.0 / float(np.exp(values - values.max()).sum()) < float(exit_above or 0)
+
+        return go_on if exit_above is not None else False

@@ -37,7 +37,8 @@ class Server:
     client with a certificate of that authority may query. `tls=None` needs `insecure=True` and a loopback host.
     `timeout_s` limits the wait for the peer within a query and between queries. Prepared items are kept in `pool` (by
     default beside the artifact), at most `pool_bytes` a client. `max_clients` sessions may be open, `engines` of them
-    with an SPU process (direct mode, preparation); more are refused. `link_port` fixes the port of SPU's own
+    with an SPU process (direct mode, preparation); more are refused. `early_exit` lets clients end a
+    prepared query at an exit, which tells the server how sure the network was. `link_port` fixes the port of SPU's own
     connection. `shared_weights` secret-shares the weights with the client in direct mode instead of keeping them:
     twice the work, for comparison only. Raises ShoalError, at once, for a wrong artifact, missing or unusable TLS
     files, a port in use, and where SPU is not installed.
@@ -59,6 +60,7 @@ class Server:
         pool_bytes: int = 4 << 30,
         max_clients: int = 8,
         engines: int = 1,
+        early_exit: bool = False,
     ) -> None:
         host, _ = parse_address(address, "the server's address")
         require_tls(host, tls, insecure, server=True)
@@ -71,7 +73,7 @@ class Server:
         self.plan = Plan(artifact.program)
         self.prepared = Prepared(self.plan, weights)
         self.root = Path(pool) if pool is not None else artifact.folder / "pool"
-        self.pool_bytes, self.max_clients = pool_bytes, max_clients
+        self.pool_bytes, self.max_clients, self.early_exit = pool_bytes, max_clients, early_exit
         self.log = logging.getLogger("shoal.private.server")
         self.errors: list[str] = []
         self.served = 0
@@ -160,7 +162,7 @@ class Server:
 
     def _serve(self, line: Line, task: str, hello: dict[str, Any]) -> None:
         if task == "query":
-            serve_queries(line, self.local, self.prepared, self._pool(line, hello), self.log)
+            serve_queries(line, self.local, self.prepared, self._pool(line, hello), self.log, self.early_exit)
             return
         self._queue(line)
         try:
