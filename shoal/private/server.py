@@ -129,7 +129,9 @@ class Server:
         try:
             line = Line(admit(sock, peer, self.local.tls, MAX_LIST), self._stopped)
             self._sessions[me] = line
-            self.served += self._converse(line)
+            agreed = self._converse(line)
+            with self._guard:
+                self.served += agreed
         except (ShoalError, OSError) as error:
             self._note(error)
         finally:
