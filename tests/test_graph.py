@@ -345,7 +345,8 @@ LEVELS = [
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
     | {"private.pool", "private.emit", "private.maker"},
     {"private.session"},
-    {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"},
+    {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
+    | {"private.network"},
     {"demo", "progress", "__init__"},
     {"deployment", "training"},
     {"commands"},
