@@ -114,10 +114,10 @@ class Relay:
                 while time.perf_counter() < due:
                     await asyncio.sleep(0)
                 if not data:
-                    break
+                    sink.write_eof()  # the other direction may go on
+                    return
                 sink.write(data)
                 await sink.drain()
-        sink.close()
 
 
 async def _read(source: asyncio.StreamReader) -> bytes:
