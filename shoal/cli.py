@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from shoal import bench as measuring
 from shoal import commands, deployment, training
 from shoal.errors import ShoalError
 from shoal.report import comparison_table
@@ -323,6 +324,24 @@ def query(
     connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
     body = deployment.query(artifact, images, connection, mode, top_up, exit_above)
     show(body, json, lambda: deployment.query_table(body))
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="An artifact with both halves.")],
+    network: Annotated[list[str] | None, typer.Option(help="none, lan or wan; repeatable. All if left out.")] = None,
+    rounds: Annotated[int, typer.Option(help="Queries whose median is shown.")] = 5,
+    batch: Annotated[int, typer.Option(help="Items made together.")] = 1,
+    json: Json = False,
+) -> None:
+    """Time prepared queries between two processes here, over a relay that behaves like a LAN or a WAN."""
+    body = measuring.bench(artifact, network or list(measuring.NETWORKS), rounds, batch)
+    head = ["network", "online, s", "bytes", "messages", "one-way latencies"]
+    rows = [
+        [name, f"{row['online_s']:.4f}", f"{row['bytes']:,}", f"{row['messages']:,}", str(row["latencies"])]
+        for name, row in body["networks"].items()
+    ]
+    show(body, json, lambda: grid(f"prepared queries; {body['offline_s']:.2f} s an item offline", head, rows))
 
 
 @app.command()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ from shoal.cost import cost
 from shoal.data import Dataset
 from shoal.errors import ShoalError
 from shoal.graph import Graph
+from shoal.loopback import client_tls, serving
 from shoal.private.artifact import save_artifact
 from shoal.private.deploy import Agreement, clear_agreement, compare, deploy
-from shoal.private.party import TLS, Client, Result
+from shoal.private.party import Client, Result
 from shoal.private.program import Program, Weights
 from shoal.progress import counter
 
@@ -46,52 +44,6 @@ class Private:
     argmax_equal: int
     max_abs_logit_error: float
     error_bound: float
-
-
-def served(artifact: Path, certificates: Path, sessions: int) -> tuple[subprocess.Popen[str], str]:
-    """Start `shoal serve` for so many sessions as a process of its own on loopback; returns it and its address.
-
-    Raises ShoalError when it does not come up.
-    """
-    ready = artifact / "address"
-    ready.unlink(missing_ok=True)
-    tls = [f"--{name}={certificates / f}" for name, f in _files("server").items()]
-    command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
-    process = subprocess.Popen(
-        [*command, "--sessions", str(sessions), "--ready-file", str(ready)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for _ in range(600):
-        if ready.exists() and ready.read_text().endswith("\n"):
-            return process, ready.read_text().strip()
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    process.kill()
-    raise ShoalError(f"found that the server did not start: {(process.stderr.read() if process.stderr else '')[-800:]}")
-
-
-def _files(side: str) -> dict[str, str]:
-    return {"cert": f"{side}.pem", "key": f"{side}.key", "ca": "ca.pem"}
-
-
-def client_tls(certificates: Path) -> TLS:
-    """The client's half of what `shoal certs` made."""
-    return TLS(**{name: certificates / f for name, f in _files("client").items()})
-
-
-@contextlib.contextmanager
-def serving(artifact: Path, certificates: Path, sessions: int) -> Iterator[str]:
-    """The address of a server process that ends after `sessions`."""
-    process, address = served(artifact, certificates, sessions)
-    try:
-        yield address
-        process.wait(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:

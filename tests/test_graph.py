@@ -347,7 +347,8 @@ LEVELS = [
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.network"},
-    {"demo", "progress", "__init__"},
+    {"loopback", "progress", "__init__"},
+    {"demo", "bench"},
     {"deployment", "training"},
     {"commands"},
     {"cli", "__main__"},

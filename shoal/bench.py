@@ -1,0 +1,86 @@
+"""Prepared queries of an artifact between two processes on this machine, over a network of our choice."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.errors import ShoalError
+from shoal.loopback import client_tls, serving
+from shoal.private.certs import make_certificates
+from shoal.private.network import PROFILES, probe, relayed
+from shoal.private.party import Client, Result
+from shoal.progress import counter
+
+NETWORKS = ("none", *PROFILES)
+
+
+def bench(artifact: Path, networks: list[str], rounds: int, batch: int) -> dict[str, Any]:
+    """Medians of `rounds` queries of one image over each of `networks`, after one that is not counted.
+
+    Items are made first, without the network; nothing of the artifact's own pools is used. Raises ShoalError for an
+    unknown network and when the machine is too busy for the relay to keep its promise.
+    """
+    unknown = [name for name in networks if name not in NETWORKS]
+    if unknown or rounds < 1:
+        raise ShoalError(f"found networks {unknown} and {rounds} rounds; need {', '.join(NETWORKS)}, and 1 or more")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
+        make_certificates(folder / "certs")
+        sessions = 1 + len(networks)
+        address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
+        offline = _prepare(artifact, address, folder, len(networks) * (rounds + 1), batch)
+        rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
+    return {"rounds": rounds, "offline_s": offline, "networks": rows}
+
+
+def _client(artifact: Path, address: str, folder: Path) -> Client:
+    return Client(artifact / "client", address, client_tls(folder / "certs"), pool=folder / "client")
+
+
+def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int) -> float:
+    """Seconds an item."""
+    client = _client(artifact, address, folder)
+    begun = time.perf_counter()
+    with counter("items", count) as progress:
+        client.prepare(count, batch=batch, progress=progress)
+    client.close()
+    return (time.perf_counter() - begun) / count
+
+
+def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> dict[str, Any]:
+    if network == "none":
+        return _figures(_queries(artifact, address, folder, rounds))
+    achieved = asdict(probe(PROFILES[network]))
+    with relayed(address, PROFILES[network]) as relay:
+        results = _queries(artifact, relay.address, folder, rounds)
+        # One query more than is counted, the handshake, and TLS go through the relay, too.
+        seen = {"up": relay.counters.up, "down": relay.counters.down}
+    return _figures(results) | {"achieved": achieved, "relay_bytes": seen}
+
+
+def _queries(artifact: Path, address: str, folder: Path, rounds: int) -> list[Result]:
+    shape = (1, *_client_shape(artifact))
+    image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    with _client(artifact, address, folder) as client:
+        return [client.query(image) for _ in range(rounds + 1)][1:]
+
+
+def _client_shape(artifact: Path) -> tuple[int, ...]:
+    from shoal.private.program import Program
+
+    return Program.load(artifact / "client").input_shape
+
+
+def _figures(results: list[Result]) -> dict[str, Any]:
+    first = results[0]
+    seconds = sorted(r.seconds for r in results)
+    figures = {"online_s": statistics.median(seconds), "fastest_s": seconds[0], "slowest_s": seconds[-1]}
+    return figures | {"bytes": first.bytes, "messages": first.messages, "latencies": first.latencies}
