@@ -131,10 +131,28 @@ run): `python benchmarks/private_phases.py --out benchmarks/results/private_phas
 The floor is the same messages without computing plus the float convolutions."""
 
 
+def networks() -> str:
+    body = result("networks")
+    rows = []
+    for name in ("none", "lan", "wan"):
+        old, new = (body[side]["networks"][name] for side in ("baseline", "reduced"))
+        seconds = [f"{row['online_s']:.4f}" for row in (old, new)]
+        rows.append((name, *seconds, f"{old['online_s'] / new['online_s']:.2f}x"))
+    waits = [str(body[side]["networks"]["none"]["latencies"]) for side in ("baseline", "reduced")]
+    rows.append(("one-way latencies", *waits, f"{int(waits[0]) / int(waits[1]):.2f}x"))
+    head = ("online seconds of a prepared query", "baseline", "reduced", "ratio")
+    return f"""**Networks**: the demo's two networks over a relay like a LAN (3 Gbit/s, 0.3 ms there and back) and a WAN
+(400 Mbit/s, 40 ms): `shoal bench runs/demo/baseline --batch 6 --json`, the same for `reduced`; medians of
+{body["baseline"]["rounds"]}.
+
+{table(head, rows)}"""
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "private_direct": direct,
     "private_phases": phases,
+    "networks": networks,
     "training": training,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),

@@ -64,17 +64,17 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("macs", "MACs", "{:,.0f}"),
     ("depth", "conv depth", "{:.0f}"),
     ("params", "parameters", "{:,.0f}"),
-    ("private.setup_s", "private: set-up, s", "{:.2f}"),
-    ("private.online_s", "private: an inference, s", "{:.3f}"),
-    ("private.relu_s", "   of it ReLU, s", "{:.3f}"),
-    ("private.linear_s", "   of it linear, s", "{:.3f}"),
-    ("private.bytes", "private: bytes an inference", "{:,.0f}"),
-    ("private.messages", "private: messages", "{:,.0f}"),
+    ("private.setup_s", "direct: set-up, s", "{:.2f}"),
+    ("private.online_s", "direct: an inference, s", "{:.3f}"),
+    ("private.relu_s", "direct: of it ReLU, s", "{:.3f}"),
+    ("private.linear_s", "direct: of it linear, s", "{:.3f}"),
+    ("private.bytes", "direct: bytes an inference", "{:,.0f}"),
+    ("private.messages", "direct: messages", "{:,.0f}"),
     ("prepared.offline_s", "prepared: offline an inference, s", "{:.3f}"),
     ("prepared.online_s", "prepared: online an inference, s", "{:.4f}"),
     ("prepared.bytes", "prepared: bytes online", "{:,}"),
     ("prepared.messages", "prepared: messages online", "{:,}"),
-    ("private.max_abs_logit_error", "private: largest logit error", "{:.5f}"),
+    ("private.max_abs_logit_error", "direct: largest logit error", "{:.5f}"),
 )
 """(path in a summary's network, label, format)."""
 
@@ -170,13 +170,19 @@ def plot_comparison(summary: Summary, path: Path) -> None:
     for key, label, form in wanted:
         old, new = (look_up(summary[side], key) for side in ("baseline", "reduced"))
         if old and new is not None:
-            shown.append((label.strip().removeprefix("private: "), new / old, form.format(old), form.format(new)))
+            shown.append((label.strip(), new / old, form.format(old), form.format(new)))
     figure, axes = _axes(8.4, 0.42 * len(shown) + 1.6)
     shown.reverse()
     axes.barh([s[0] for s in shown], [1.0] * len(shown), color="#e6ebf1")
     axes.barh([s[0] for s in shown], [s[1] for s in shown], color="#1f5fa8")
     for i, (_, share, before, after) in enumerate(shown):
-        axes.annotate(f"{share:.0%}   {before} to {after}", (1.02, i), va="center", fontsize=8, annotation_clip=False)
+        axes.annotate(
+            f"{share:.0%}   {before} to {after}",
+            (max(1.0, share) + 0.02, i),
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
     axes.set_xlim(0, 1.65)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "baseline"])
     start, end = (summary[side]["accuracy"] for side in ("baseline", "reduced"))
