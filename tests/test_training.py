@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -358,7 +359,8 @@ def test_two_gloo_processes_train_one_model(tmp_path: Path) -> None:
     script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    lines = [json.loads(x.split("RESULT ")[1]) for x in done.stdout.splitlines() if "RESULT" in x]
+    # Both write to one stream, and their lines may run into each other.
+    lines = [json.loads(x) for x in re.findall(r"RESULT (\[[^\]]*\])", done.stdout)]
     assert len(lines) == 2, done.stderr[-2000:]
     assert {line[0] for line in lines} == {0, 1}
     assert lines[0][1] == pytest.approx(lines[1][1], abs=1e-9)
