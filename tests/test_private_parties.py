@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -222,12 +223,12 @@ def test_a_server_that_never_answers(small: Case, spu: None) -> None:
 def test_hostile_bytes_end_their_own_connection_only(small: Case, spu: None) -> None:
     with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
         for data in (b"GET / HTTP/1.1\r\n\r\n", struct.pack(">II", 2, 0) + b"[]", hello({"link": 3}), hello({})):
-            with socket.create_connection(parse_address(server.address, "it")) as sock:
-                with contextlib.suppress(OSError):  # the server may have hung up already
-                    sock.sendall(data)
-                    sock.shutdown(socket.SHUT_WR)
-                    while sock.recv(4096):
-                        pass
+            # The server may have hung up before we are done.
+            with socket.create_connection(parse_address(server.address, "it")) as sock, contextlib.suppress(OSError):
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):
+                    pass
         assert len(server.errors) == 4
 
 
