@@ -56,11 +56,9 @@ def network(model: str, width: float, kept: float, blocks: int) -> Graph:
     return fold(trace(plain.eval(), SHAPE))
 
 
-def open_session(
-    stack: ExitStack, graph: Graph, folder: Path, tls: Any, shared: bool, ot_kind: str, bits: int
-) -> Client:
+def open_session(stack: ExitStack, graph: Graph, folder: Path, tls: Any, shared: bool, ot_kind: str) -> Client:
     """A server thread and a client for `graph`; each side's SPU session is a process."""
-    program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1, fraction_bits=bits)
+    program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
     save_artifact(folder, program, weights, ot_kind=ot_kind)
     server = stack.enter_context(Server(folder, "127.0.0.1:0", tls["server"], shared_weights=shared))
     threading.Thread(target=server.serve, args=(1,), daemon=True).start()
@@ -90,14 +88,15 @@ def alternate(clients: dict[str, Client], graphs: dict[str, Graph], rounds: int)
 def counts(graph: Graph, client: Client) -> dict[str, Any]:
     total, model = cost(graph), spu_cheetah(graph)
     facts = {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")}
+    facts["fraction_bits"] = client.local.artifact.program.fraction_bits
     return facts | {"setup_s": client.setup_s, "predicted_s": model.seconds, "predicted_bytes": model.bytes}
 
 
-def compare(nets: dict[str, tuple[Graph, bool]], rounds: int, tls: Any, ot_kind: str, bits: int) -> dict[str, Any]:
+def compare(nets: dict[str, tuple[Graph, bool]], rounds: int, tls: Any, ot_kind: str) -> dict[str, Any]:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         clients = {
-            name: open_session(stack, g, root / name, tls, shared, ot_kind, bits) for name, (g, shared) in nets.items()
+            name: open_session(stack, g, root / name, tls, shared, ot_kind) for name, (g, shared) in nets.items()
         }
         graphs = {name: g for name, (g, _) in nets.items()}
         rows = alternate(clients, graphs, rounds)
@@ -115,7 +114,6 @@ def main() -> None:
     parser.add_argument("--kept", type=float, default=0.1)
     parser.add_argument("--blocks", type=int, default=4, help="blocks replaced: 4 are ResNet18's S1 and S2")
     parser.add_argument("--ot-kind", choices=OT_KINDS, default=OT_KINDS[0], help="SPU's oblivious transfers")
-    parser.add_argument("--fraction-bits", type=int, default=18, help="the most that compile gives")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small-width", type=float, default=0.25, help="width of the server-owned/shared comparison")
     parser.add_argument("--out", type=Path, required=True)
@@ -123,13 +121,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tls = make_certificates(Path(folder))
         full, less = (network(a.model, a.width, k, b) for k, b in ((1.0, 0), (a.kept, a.blocks)))
-        main_rows = compare(
-            {"baseline": (full, False), "reduced": (less, False)}, a.rounds, tls, a.ot_kind, a.fraction_bits
-        )
+        main_rows = compare({"baseline": (full, False), "reduced": (less, False)}, a.rounds, tls, a.ot_kind)
         small = network(a.model, a.small_width, a.kept, 0)
-        owner_rows = compare(
-            {"server-owned": (small, False), "shared": (small, True)}, a.rounds, tls, a.ot_kind, a.fraction_bits
-        )
+        owner_rows = compare({"server-owned": (small, False), "shared": (small, True)}, a.rounds, tls, a.ot_kind)
     peak = max(row[k] for row in main_rows.values() for k in ("client_peak_bytes", "server_peak_bytes"))
     figures = {
         "kept_relus": ratio(main_rows, "relus", "reduced", "baseline"),

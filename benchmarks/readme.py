@@ -63,7 +63,8 @@ def direct() -> str:
         ("peak memory of a party, GiB", f"{peaks[0]:.2f}", f"{peaks[1]:.2f}"),
     ]
     head = ("", "all ReLUs", f"{ratios['kept_relus']:.1%} of the ReLUs, {settings['blocks']} blocks replaced")
-    command = "python benchmarks/private_direct.py --out benchmarks/results/private_direct.json"
+    out = "benchmarks/results/private_direct.json"
+    command = f"python benchmarks/private_direct.py --rounds {settings['rounds']} --out {out}"
     shared = ratios["linear_server_owned_over_shared"]
     return f"""**Direct private inference of a ResNet18 shape** (3x32x32, 100 classes, random weights, two processes,
 TLS on loopback, means of {settings["rounds"]} alternated queries): `{command}`

@@ -193,7 +193,7 @@ def _find(kind: str, root: Path | None, places: Sequence[str]) -> Path:
             return path
     raise ShoalError(
         f"found no {kind} data at {' or '.join(map(str, roots))}; need {' or '.join(places)} there; "
-        f"{_SOURCES[kind]}, put that under {roots[0]}, or give root= the directory that holds it"
+        f"{_SOURCES[kind]}, put that under {roots[0]}, or give --data-dir (root=) the directory that holds it"
     )
 
 
@@ -233,7 +233,7 @@ def _read_svhn(root: Path | None) -> tuple[Arrays, Arrays]:
 
 def _read_folder(root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
     if root is None:
-        raise ShoalError("found no root at data set folder; need a directory of images by class; give root=")
+        raise ShoalError("found no data set folder; need a directory of images by class; give --data-dir (root=)")
     train, test, classes = readers.read_folder(root, size)
     return (*(_divide(*train, 0.2, seed) if test is None else (train, test)), classes)
 

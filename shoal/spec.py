@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from shoal.branch import add_branches, commit_branches, set_gate
-from shoal.checkpoint import load_state, write_text
+from shoal.checkpoint import write_text
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, keep_exit
-from shoal.graph import load_weights, read_json
+from shoal.graph import read_json
 from shoal.mask import add_masks
 from shoal.models import NAMES, build
 from shoal.sites import find_blocks, relu_sites
@@ -126,13 +126,6 @@ def _finish(model: nn.Module, spec: Spec) -> nn.Module:
     if spec.committed:
         set_gate(model, 1.0)
         model = commit_branches(model)
-    return model
-
-
-def load_model(spec: Spec, path: Path, base: nn.Module | None = None) -> nn.Module:
-    """Assemble `spec` and load the weights at `path`. Raises ShoalError for those of another model."""
-    model = assemble(spec, base)
-    load_state(model, load_weights(path), path)
     return model
 
 

@@ -107,7 +107,7 @@ def test_damaged_data_fail(tmp_path: Path, name: str, damage: Callable[[Path], o
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "folder"])
 def test_missing_data_say_where_to_get_them(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ShoalError, match=f"no {name} data at {tmp_path}; need .*(fetch|install).*root="):
+    with pytest.raises(ShoalError, match=f"no {name} data at {tmp_path}; need .*(fetch|install).*--data-dir"):
         load(name, tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_missing_data_say_where_to_get_them(tmp_path: Path, name: str) -> None:
         ("", {}, "need one of digits, fashion-mnist"),
         ("/nowhere", {}, "'/nowhere' at data set name"),
         (".", {"root": "."}, "no root"),
-        ("folder", {}, "no root at"),
+        ("folder", {}, "no data set folder"),
         ("folder", {"root": "/nowhere"}, "no class folder at /nowhere"),
         ("digits", {"val": 1.0}, "1.0 at val"),
         ("digits", {"val": -0.1}, "-0.1 at val"),

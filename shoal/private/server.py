@@ -116,7 +116,8 @@ class Server:
         try:
             sock, peer = self._listener.accept()
         except OSError as error:
-            self._note(error)
+            if not self._stopped.is_set():  # `__exit__` closes the listener under us
+                self._note(error)
             return
         with self._guard:
             thread = threading.Thread(target=self._session, args=(sock, peer[0]), daemon=True)
