@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -24,6 +25,7 @@ from shoal.private import pool as pool_module
 from shoal.private.offline import prepare
 from shoal.private.plan import Plan
 from shoal.private.pool import Pool, stage
+from shoal.private.prepared import _require_room
 from shoal.private.randomness import Half, new_seed
 
 NAMES = [f"{i:032x}-{i:06d}" for i in range(6)]
@@ -144,13 +146,15 @@ def test_after_agreeing_both_have_the_same_items(
 
 def test_items_in_the_making_survive_an_agreement(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
     pool = Pool(tmp_path, Plan(small.program), True)
-    pool.expect(NAMES[:1])
-    stage(tmp_path, NAMES[0], halves[0], pool.digest, True)
+    with pool.making() as expect:
+        expect(NAMES[:1])
+        stage(tmp_path, NAMES[0], halves[0], pool.digest, True)
+        assert pool.agree([]) == []
+        pool.commit(NAMES[:1])
+        assert pool.agree([]) == NAMES[:1]  # the peer's list may be a moment old
+        with pytest.raises(ShoalError, match="made before"):
+            expect(NAMES[:1])
     assert pool.agree([]) == []
-    pool.commit(NAMES[:1])
-    assert pool.names() == NAMES[:1]
-    with pytest.raises(ShoalError, match="made before"):
-        pool.expect(NAMES[:1])
     pool.close()
 
 
@@ -222,3 +226,13 @@ def test_seeds_do_not_repeat(small: Case) -> None:
         for name in one:
             if one[name].size > 2:
                 assert not np.array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize(("more", "room", "fits"), [(1, 3, True), (2, 3, False), (1, 2, False)])
+def test_room_is_counted_for_every_batch(
+    small: Case, halves: tuple[Half, Half], tmp_path: Path, more: int, room: int, fits: bool
+) -> None:
+    pool = filled(tmp_path, small, halves[0], NAMES[:2])
+    with contextlib.nullcontext() if fits else pytest.raises(ShoalError, match=f"need room for {more} more"):
+        _require_room(pool, more, room)
+    pool.close()

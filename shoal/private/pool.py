@@ -13,7 +13,7 @@ import fcntl
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +77,26 @@ class Pool:
         """Bytes that ready items take on disk."""
         return sum((self.folder / f"{name}{READY}").stat().st_size for name in self.names())
 
-    def expect(self, names: Iterable[str]) -> None:
-        """Items that are being made now: `agree` leaves them alone. Raises ShoalError for names used before."""
-        for name in names:
-            if _checked(name) in self.spent or name in {*self.staged(), *self.names()}:
-                raise ShoalError(f"found item {name} made before; need a fresh name; use another client's folder")
-            self.fresh.add(name)
+    @contextlib.contextmanager
+    def making(self) -> Iterator[Callable[[list[str]], None]]:
+        """What is yielded takes the names of items about to be made; `agree` leaves them alone until the end.
+
+        A peer that opened another session a moment ago does not know of them yet. Raises ShoalError for names that
+        were used before.
+        """
+        mine: set[str] = set()
+
+        def expect(names: list[str]) -> None:
+            for name in names:
+                if _checked(name) in self.spent or name in self.everything():
+                    raise ShoalError(f"found item {name} made before; need a fresh name; use another client's folder")
+            mine.update(names)
+            self.fresh.update(names)
+
+        try:
+            yield expect
+        finally:
+            self.fresh -= mine
 
     def staged(self) -> list[str]:
         """Names of the items that wait for `commit`."""
@@ -93,7 +107,6 @@ class Pool:
         with self._turn:
             for name in names:
                 (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
-                self.fresh.discard(name)
             flush(self.folder)
 
     def agree(self, theirs: Iterable[str]) -> list[str]:

@@ -48,17 +48,25 @@ def payload_of(names: list[str]) -> bytes:
 def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int) -> None:
     """The server's side of one session that makes items, to its end."""
     batch = whole(hello, "batch", local.max_batch)
-    room = most_bytes // max(1, pool.plan.stored_bytes(False))
-    if len(pool.names()) >= room:
-        raise ShoalError(f"found {len(pool.names())} prepared items of at most {room}; need room; query first")
+    # More names than fit a message could not be agreed on.
+    room = min(most_bytes // max(1, pool.plan.stored_bytes(False)), MOST_NAMES)
+    _require_room(pool, 1, room)
     link_as_server(line, local, hello, "prepare", batch)
-    while (message := line.from_peer(("make", "bye"), local.timeout_s))["type"] == "make":
-        names = message.get("names")
-        if not isinstance(names, list) or not 1 <= len(names) <= batch:
-            raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
-        pool.expect(names)
-        line.control.send({"type": "go"})
-        _make(line, local, pool, names)
+    with pool.making() as expect:
+        while (message := line.from_peer(("make", "bye"), local.timeout_s))["type"] == "make":
+            names = message.get("names")
+            if not isinstance(names, list) or not 1 <= len(names) <= batch:
+                raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
+            _require_room(pool, len(names), room)
+            expect(names)
+            line.control.send({"type": "go"})
+            _make(line, local, pool, names)
+
+
+def _require_room(pool: Pool, more: int, room: int) -> None:
+    have = len(pool.names())
+    if have + more > room:
+        raise ShoalError(f"found {have} prepared items of at most {room}; need room for {more} more; query first")
 
 
 def prepare(
@@ -74,16 +82,17 @@ def prepare(
     """The client's side: makes `count` items in batches; what is finished stays whatever happens."""
     link_as_client(line, local, welcome, link, "prepare", batch)
     made = 0
-    while made < count:
-        base, size = secrets.token_hex(16), min(batch, count - made)
-        names = [f"{base}-{i:06d}" for i in range(size)]
-        pool.expect(names)
-        line.control.send({"type": "make", "names": names})
-        line.from_peer(("go",), local.timeout_s)
-        _make(line, local, pool, names)
-        made += size
-        if progress is not None:
-            progress(made, count)
+    with pool.making() as expect:
+        while made < count:
+            base, size = secrets.token_hex(16), min(batch, count - made)
+            names = [f"{base}-{i:06d}" for i in range(size)]
+            expect(names)
+            line.control.send({"type": "make", "names": names})
+            line.from_peer(("go",), local.timeout_s)
+            _make(line, local, pool, names)
+            made += size
+            if progress is not None:
+                progress(made, count)
 
 
 def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> None:
