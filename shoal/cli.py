@@ -223,13 +223,16 @@ def compile_(
     data_dir: DataDir = None,
     fraction_bits: Annotated[int | None, typer.Option(help="Fixed-point fraction bits; chosen if left out.")] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="Compile the network that the run started from.")] = False,
+    max_failure: Annotated[
+        float, typer.Option(help="Most chance of a failed local truncation in one inference; less costs exchanges.")
+    ] = 2.0**-20,
     ot_kind: Annotated[
         str, typer.Option(help="Oblivious transfers: YACL_Ferret (few bytes) or YACL_Softspoken (starts in a second).")
     ] = "YACL_Ferret",
     json: Json = False,
 ) -> None:
     """Fold, calibrate and compile a network; client/ holds no weight, server/ holds them."""
-    body = deployment.compile_run(run, out, data_dir, fraction_bits, teacher, ot_kind)
+    body = deployment.compile_run(run, out, data_dir, teacher, fraction_bits, max_failure, ot_kind)
     show(body, json, lambda: pairs(str(out), body))
 
 
@@ -280,6 +283,9 @@ def prepare(
     artifact: Annotated[Path, typer.Argument(help="The client/ half of an artifact.")],
     count: Annotated[int, typer.Option(help="Items to make: each serves one image, once.")] = 1,
     batch: Annotated[int, typer.Option(help="Items made together; more share SPU's packing and take more memory.")] = 1,
+    packed: Annotated[
+        bool, typer.Option("--packed/--unpacked", help="Few bytes, or less time over a fast network.")
+    ] = True,
     connect: Connect = "127.0.0.1:7766",
     cert: Cert = None,
     key: Key = None,
@@ -296,7 +302,7 @@ def prepare(
     """
     tls = deployment.tls(cert, key, ca)
     connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
-    body = deployment.prepare(artifact, connection, count, batch)
+    body = deployment.prepare(artifact, connection, count, batch, packed)
     show(body, json, lambda: pairs("prepared", body))
 
 

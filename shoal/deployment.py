@@ -23,7 +23,13 @@ from shoal.training import counts, load_data
 
 
 def compile_run(
-    folder: Path, out: Path, data_dir: Path | None, fraction_bits: int | None, teacher: bool, ot_kind: str
+    folder: Path,
+    out: Path,
+    data_dir: Path | None,
+    teacher: bool,
+    fraction_bits: int | None,
+    max_failure: float,
+    ot_kind: str,
 ) -> dict[str, Any]:
     """Write the artifact of a run's network."""
     from shoal.private.artifact import save_artifact
@@ -32,9 +38,10 @@ def compile_run(
     run = Run(folder)
     _, network = run.load_model("teacher" if teacher else "model")
     data = load_data(run.config(), data_dir)
-    graph, program, weights = deploy(network, data, fraction_bits=fraction_bits)
+    graph, program, weights = deploy(network, data, fraction_bits=fraction_bits, max_failure=max_failure)
     save_artifact(out, program, weights, ot_kind=ot_kind)
     facts = {"digest": program.digest(), "fraction_bits": program.fraction_bits, "error_bound": program.error_bound}
+    facts |= {"failure_bound": program.failure_bound, "exact_truncations": len(program.exact)}
     return {"client": str(out / "client"), "server": str(out / "server")} | facts | counts(cost(graph))
 
 
@@ -109,15 +116,16 @@ def _log_to_standard_error(as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def prepare(artifact: Path, connection: Connection, count: int, batch: int) -> dict[str, Any]:
+def prepare(artifact: Path, connection: Connection, count: int, batch: int, packed: bool) -> dict[str, Any]:
     """Make `count` items with the server."""
     if count < 1 or batch < 1:
         raise ShoalError(f"found {count} items in batches of {batch}; need 1 or more of each")
     client = connection.client(artifact)
     try:
         with counter("prepared items", count) as progress:
-            client.prepare(count, batch=batch, progress=progress)
-        return {"made": count, "ready": len(client.pool.names()), "bytes": client.pool.bytes()}
+            made = client.prepare(count, batch=batch, packed=packed, progress=progress)
+        facts = {f"{kind}_{what}": row[what] for kind, row in made.kinds.items() for what in ("seconds", "bytes")}
+        return facts | {"made": count, "ready": len(client.pool.names()), "bytes": client.pool.bytes()}
     finally:
         client.close()
 

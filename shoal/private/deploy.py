@@ -15,11 +15,17 @@ from shoal.graph import Graph
 from shoal.private.clear import run_clear
 from shoal.private.compilation import compile
 from shoal.private.program import Program, Weights
+from shoal.private.truncation import MAX_FAILURE
 from shoal.surgery import trace
 
 
 def deploy(
-    model: nn.Module, data: Dataset, *, calibration: int = 256, fraction_bits: int | None = None
+    model: nn.Module,
+    data: Dataset,
+    *,
+    calibration: int = 256,
+    fraction_bits: int | None = None,
+    max_failure: float = MAX_FAILURE,
 ) -> tuple[Graph, Program, Weights]:
     """The folded float graph of `model`, its public program and the server's weights.
 
@@ -31,7 +37,7 @@ def deploy(
     chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()
     images = data.normalise(data.train.images[chosen])
     facts = {"mean": list(data.mean), "std": list(data.std)}
-    program, weights = compile(graph, images, fraction_bits=fraction_bits, preprocessing=facts)
+    program, weights = compile(graph, images, fraction_bits=fraction_bits, max_failure=max_failure, preprocessing=facts)
     return graph, program, weights
 
 

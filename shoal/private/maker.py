@@ -6,6 +6,7 @@ share of the result. Nothing is opened. Runs in a worker process, as `Session` d
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -47,6 +48,8 @@ class SpuEngine:
         self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
         self.kernels = {k: v for k, v in parameter_shapes(program).items() if k.endswith(".weight")}
         self.codes: dict[tuple[Any, ...], Any] = {}
+        self.runs: list[tuple[str, float]] = []
+        """Of each run of SPU in turn, what it was for and its seconds."""
         for name, shape in self.kernels.items():
             self._own(name, None if arrays is None else layout(arrays[name]), shape, SERVER)
         self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
@@ -90,7 +93,7 @@ class SpuEngine:
         for name, owner in (("x", CLIENT), ("y", SERVER)):
             self._own(name, np.arange(START) if owner == self.rank else None, (START,), owner)
         shapes: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
-        return self._run((function,), lambda x, y: (function(x, y),), shapes, (np.int64, np.int64))
+        return self._run(("template", function), lambda x, y: (function(x, y),), shapes, (np.int64, np.int64))
 
     def _run(
         self, key: tuple[Any, ...], function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], kinds: Any
@@ -98,7 +101,9 @@ class SpuEngine:
         """The result's share of `function` of the variables `shapes`, compiled once for each `key`."""
         if key not in self.codes:
             self.codes[key] = compile_code(function, shapes, ("out",), kinds)
+        begun = time.perf_counter()
         self.runtime.run(self.codes[key])
+        self.runs.append((str(key[0]), time.perf_counter() - begun))
         out = self.runtime.get_var("out")
         self.runtime.del_var("out")
         return out

@@ -11,6 +11,7 @@ import resource
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,25 @@ from shoal.private.wire import SocketWire
 MOST_NAMES, MAX_LIST = 4096, 1 << 18
 Progress = Callable[[int, int], None]
 """Called with (items made, items asked)."""
+
+
+@dataclass
+class Offline:
+    """What making `items` cost: seconds in SPU, and of each kind of product its seconds, bytes both ways and messages.
+
+    Kinds are "product" (linear layers), "and" (bits) and "chosen" (bits times words).
+    """
+
+    items: int = 0
+    seconds: float = 0.0
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, items: int, facts: dict[str, Any]) -> None:
+        """Count one batch by what its SPU process said."""
+        self.items, self.seconds = self.items + items, self.seconds + facts["seconds"]
+        for kind, row in facts["kinds"].items():
+            total = self.kinds.setdefault(kind, dict.fromkeys(row, 0))
+            total |= {name: total[name] + value for name, value in row.items()}
 
 
 def names_of(payload: bytes) -> list[str]:
@@ -78,10 +98,10 @@ def prepare(
     count: int,
     batch: int,
     progress: Progress | None,
-) -> None:
+) -> Offline:
     """The client's side: makes `count` items in batches; what is finished stays whatever happens."""
     link_as_client(line, local, welcome, link, "prepare", batch)
-    made = 0
+    made, cost = 0, Offline()
     with pool.making() as expect:
         while made < count:
             base, size = secrets.token_hex(16), min(batch, count - made)
@@ -89,19 +109,21 @@ def prepare(
             expect(names)
             line.control.send({"type": "make", "names": names})
             line.from_peer(("go",), local.timeout_s)
-            _make(line, local, pool, names)
+            cost.add(size, _make(line, local, pool, names))
             made += size
             if progress is not None:
                 progress(made, count)
+    return cost
 
 
-def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> None:
+def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, Any]:
     """Have the SPU process make and stage items, and commit them when the peer has staged them, too."""
     line.order({"type": "make", "names": names, "pool": str(pool.folder.resolve())})
-    line.from_worker(10 * local.timeout_s)
+    facts, _ = line.from_worker(10 * local.timeout_s)
     line.control.send({"type": "staged"})
     line.from_peer(("staged",), 10 * local.timeout_s)
     pool.commit(names)
+    return facts
 
 
 # ---------------------------------------------------------------- spending

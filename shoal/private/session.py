@@ -174,12 +174,21 @@ class _Prepare(_Linked):
 
         begun, client = time.perf_counter(), self.rank != SERVER
         self.log.read()
+        self.engine.runs.clear()
         halves = prepare(self.plan, self.engine, client, [new_seed() for _ in order["names"]])
         for name, half in zip(order["names"], halves, strict=True):
             stage(Path(order["pool"]), name, half, self.program.digest(), client)
-        lines = self.log.read()
-        facts = {"sent": sum(line[0] for line in lines), "received": sum(line[1] for line in lines)}
-        return facts | {"seconds": time.perf_counter() - begun}, b""
+        return {"seconds": time.perf_counter() - begun, "kinds": self._kinds()}, b""
+
+    def _kinds(self) -> dict[str, dict[str, float]]:
+        """Seconds, bytes and messages of each kind of product."""
+        kinds: dict[str, dict[str, float]] = {}
+        for (kind, seconds), line in zip(self.engine.runs, self.log.read(), strict=True):
+            row = kinds.setdefault(kind, {"seconds": 0.0, "bytes": 0, "messages": 0})
+            row["seconds"] += seconds
+            row["bytes"] += line[0] + line[1]
+            row["messages"] += line[2] + line[3]
+        return kinds
 
 
 SERVER = 0
