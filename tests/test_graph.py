@@ -340,10 +340,10 @@ LEVELS = [
     {"models", "sites", "exits", "train", "cost"},
     {"mask", "branch", "sensitivity", "budget", "distill"},
     {"spec", "fold", "private.certs"},
-    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.compilation"},
+    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
-    | {"private.pool", "private.emit", "private.maker"},
+    | {"private.pool", "private.emit", "private.maker", "private.compilation"},
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.network"},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
-from shoal.private.clear import OPS, run_clear
+from shoal.private.clear import OPS, ring_products, run_clear
 from shoal.private.compilation import compile
 from shoal.private.fixed import FixedPoint, RingConv2d, RingLinear, limbs, peak
 from shoal.private.program import Program, Step, Weights
@@ -298,9 +298,11 @@ def test_unused_nodes_vanish() -> None:
 def test_fraction_bits_are_the_most_that_fit() -> None:
     wide = net()
     most = compile(wide, images())[0]
-    # As many as leave every sign one gate, though up to 18 would fit.
-    assert most.fraction_bits == 16
-    assert max(most.sign_bits.values()) == 20
+    # As many as leave every product one limb; 16 leave every sign one gate, and up to 18 would fit.
+    assert most.fraction_bits == 15
+    for name, product in ring_products(most, compile(wide, images())[1]).items():
+        assert name not in most.exact or product.parts[0][2] << most.exact[name] - 1 <= 1 << 53
+    assert max(compile(wide, images(), fraction_bits=16)[0].sign_bits.values()) == 20
     assert max(compile(wide, images(), fraction_bits=17)[0].sign_bits.values()) == 21
     wide.weights["a.bias"][0] = 200.0  # 200 * 2^16 < 2^24, and the activations (800 with margin) want 14 bits
     assert compile(wide, images())[0].fraction_bits == 14

@@ -14,13 +14,13 @@ from parties import Case, Everything, case, seeded
 
 from shoal.private.bitslice import pack, plane_words, slice_bits, unpack
 from shoal.private.carry import Carry
-from shoal.private.clear import run_clear
+from shoal.private.clear import TRUNCATING, run_clear
 from shoal.private.offline import prepare
 from shoal.private.online import Inference, Prepared
 from shoal.private.plan import Plan, ReluPlan
 from shoal.private.program import Program
 from shoal.private.randomness import expand, new_seed
-from shoal.private.signs import Side, relu, sign
+from shoal.private.signs import ONES, Side, select, sign
 
 COUNTS = (1, 63, 64, 65, 1000)
 SLOW = settings(max_examples=25, deadline=None)
@@ -31,7 +31,7 @@ class Site:
 
     def __init__(self, count: int, bits: int) -> None:
         step = {"name": "r", "op": "relu", "inputs": ["x"], "shape": [count], "attrs": {}}
-        body = {"input_shape": [count], "outputs": ["r"], "exact": [], "steps": [step], "sign_bits": {"r": bits}}
+        body = {"input_shape": [count], "outputs": ["r"], "exact": {}, "steps": [step], "sign_bits": {"r": bits}}
         more = {"version": "", "fraction_bits": 4, "field_bits": 64, "input": "x", "preprocessing": {}}
         program = Program._parse(body | more | {"error_bound": 0.0}, {})
         self.plan = Plan(program)
@@ -42,6 +42,12 @@ class Site:
 
     def side(self, client: bool) -> Side:
         return Side(client, self.wires[not client], self.halves[not client])
+
+
+def relu(site: Site, client: bool, x: np.ndarray) -> np.ndarray:
+    side = site.side(client)
+    positive = sign(side, site.relu, x)
+    return select(side, site.relu, positive ^ ONES if client else positive, x)
 
 
 def shares(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +106,7 @@ def test_signs_and_relus(count: int, bits: int, seed: int) -> None:
     client, server = both(lambda c: sign(site.side(c), site.relu, split[not c]))
     assert (unpack(client ^ server, count) == (values < 0)).all()
     site = Site(count, bits)
-    client, server = both(lambda c: relu(site.side(c), site.relu, split[not c]))
+    client, server = both(lambda c: relu(site, c, split[not c]))
     assert ((client + server).view(np.int64) == np.maximum(values, 0)).all()
 
 
@@ -108,7 +114,7 @@ def test_exchanges_and_bytes_of_a_relu_are_as_stated() -> None:
     for bits in (4, 17, 20, 31):
         site, count = Site(1000, bits), 1000
         split = shares(np.arange(count) % (1 << bits), np.random.default_rng(0))
-        both(lambda c, site=site, split=split: relu(site.side(c), site.relu, split[not c]))  # type: ignore[misc]
+        both(lambda c, site=site, split=split: relu(site, c, split[not c]))  # type: ignore[misc]
         carry = Carry(bits)
         for wire in site.wires:
             assert wire.traffic.latencies == carry.exchanges + 1
@@ -163,16 +169,24 @@ def infer(
     return logits, ends
 
 
+def truncating(program: Program, exact: str) -> Program:
+    """`program` with none of its truncations exact, those that `compile` chose, or all, in a ring of so many bits."""
+    steps = [s.name for s in program.steps if s.op in TRUNCATING]
+    most = max(program.exact.values())
+    table = {"none": {}, "compiled": program.exact}
+    table |= {"wide": dict.fromkeys(steps, 64), "all narrow": dict.fromkeys(steps, most)}
+    return replace(program, exact=table[exact])
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Case:
     mask = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.4
     return case(seeded(Everything), tmp_path_factory.mktemp("everything"), {"relu": mask})
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_network_gives_its_clear_logits(everything: Case, exact: bool) -> None:
-    steps = tuple(s.name for s in everything.program.steps if s.op in ("conv2d", "linear", "avg_pool2d", "mean"))
-    program = replace(everything.program, exact=steps if exact else ())
+@pytest.mark.parametrize("exact", ["none", "compiled", "wide", "all narrow"])
+def test_a_network_gives_its_clear_logits(everything: Case, exact: str) -> None:
+    program = truncating(everything.program, exact)
     images = everything.images[:4].numpy()
     clear = run_clear(everything.program, everything.weights, images)
     unit = everything.unit
@@ -217,10 +231,9 @@ def test_the_comparison_would_notice_an_unmasked_message(everything: Case) -> No
     assert abs(chi_square(np.frombuffer(np.tile(image.astype(np.int64), 30).tobytes(), np.uint8))) > 100
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_the_clear_executor_simulates_the_shares_bit_for_bit(everything: Case, exact: bool) -> None:
-    steps = tuple(s.name for s in everything.program.steps if s.op in ("conv2d", "linear", "avg_pool2d", "mean"))
-    program = replace(everything.program, exact=steps if exact else ())
+@pytest.mark.parametrize("exact", ["none", "compiled", "wide", "all narrow"])
+def test_the_clear_executor_simulates_the_shares_bit_for_bit(everything: Case, exact: str) -> None:
+    program = truncating(everything.program, exact)
     image = np.rint(everything.images[0].numpy() / everything.unit).astype(np.int64)
     shares: dict[str, np.ndarray] = {}
     logits, _ = infer(everything, program, image, shares)

@@ -86,13 +86,14 @@ class _Machine:
         assert self.shares is not None
         client = self.shares[self.step].view(np.uint64)
         server = words.numpy().view(np.uint64) - client
-        f, zero = np.uint64(self.fixed.fraction_bits), np.uint64(0)
-        if self.step not in self.program.exact:
+        f, zero, bits = np.uint64(self.fixed.fraction_bits), np.uint64(0), self.program.exact.get(self.step)
+        if bits is None:
             out = (client >> f) - ((zero - server) >> f)
         else:
-            offset = client + np.uint64(1 << 62)
-            wrap = (offset >> np.uint64(63)) | (server >> np.uint64(63))
-            out = (offset >> f) + (server >> f) - (wrap << (np.uint64(64) - f)) - (np.uint64(1 << 62) >> f)
+            ring, top, offset = np.uint64((1 << bits) - 1), np.uint64(bits - 1), np.uint64(1 << (bits - 2))
+            client, server = (client + offset) & ring, server & ring
+            wrap = (client >> top) | (server >> top)
+            out = (client >> f) + (server >> f) - (wrap << (np.uint64(bits) - f)) - (offset >> f)
         return torch.from_numpy(out.view(np.int64))
 
 

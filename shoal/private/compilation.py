@@ -16,9 +16,10 @@ from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
 from shoal.private.carry import SINGLE_GATE_BITS
 from shoal.private.clear import OPS, TRUNCATING, Step, run_clear
-from shoal.private.fixed import FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
+from shoal.private.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
+from shoal.private.plan import Plan
 from shoal.private.program import VERSION, Program, Weights
-from shoal.private.truncation import MAX_FAILURE, exact_steps, failure_chances, sign_bits
+from shoal.private.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
 
 __all__ = ["compile"]
 
@@ -54,9 +55,9 @@ def compile(
     asked = _preprocessing(preprocessing, shape[0])
     program = Program(VERSION, fixed.fraction_bits, FIELD_BITS, name, shape, steps, outputs, keep, asked, 0.0, ranges)
     chances = failure_chances(steps, parameters, masses, fixed.fraction_bits, margin)
-    exact, bound = exact_steps(chances, max_failure)
     bits = {s.name: sign_bits(ranges[s.inputs[0]] * margin, fixed) for s in steps if s.op == "relu"}
-    program = replace(program, sign_bits=bits, exact=exact, failure_bound=bound)
+    products = {s.name: _product(s, parameters, ranges) * margin for s in steps if s.op in TRUNCATING}
+    program = _truncations(replace(program, sign_bits=bits), chances, products, max_failure)
     weights = Weights({name: fixed.encode(value, name) for name, value in parameters.items()})
     program.check()
     return replace(program, error_bound=_error_bound(graph, program, weights, calibration.detach().cpu())), weights
@@ -192,10 +193,34 @@ def _demands(
             # More bits take one more exchange in every layer of signs, see `shoal.private.carry`.
             found.append(Demand(step.name, what, ranges[step.inputs[0]] * margin, 1, SINGLE_GATE_BITS, 2))
         if step.op in TRUNCATING:
-            bias = parameters.get(f"{step.name}.bias", np.zeros(1))
-            product = (ranges[step.name] + float(np.abs(bias).max(initial=0.0))) * margin
+            product = _product(step, parameters, ranges) * margin
             found.append(Demand(step.name, f"product of {what}", product, 2, 62))
+            # A ring of four times the product, times an output's weights: else it takes more than one limb.
+            weight = np.abs(parameters.get(f"{step.name}.weight", np.zeros((1, 1))))
+            norm = float(weight.reshape(len(weight), -1).sum(1).max())
+            found.append(Demand(step.name, f"exact product of {what}", 4 * product * norm, 3, EXACT_BITS, 3))
     return found
+
+
+def _product(step: Step, parameters: dict[str, np.ndarray], ranges: dict[str, float]) -> float:
+    """The largest magnitude of what a step truncates, which has no bias yet."""
+    bias = parameters.get(f"{step.name}.bias", np.zeros(1))
+    return ranges[step.name] + float(np.abs(bias).max(initial=0.0))
+
+
+def _truncations(
+    program: Program, chances: dict[str, float], products: dict[str, float], max_failure: float
+) -> Program:
+    """Which steps are truncated exactly, and modulo what."""
+    fixed, everywhere = FixedPoint(program.fraction_bits), dict.fromkeys(chances, FIELD_BITS)
+    # A truncation whose wraps go with the next signs costs no exchange.
+    rides = Plan(replace(program, exact=everywhere)).schedule.rides
+    reader = {name: relu for relu, names in rides.items() for name in names}
+    exact, bound = exact_steps(chances, max_failure, reader)
+    rings = {name: ring_bits(products[name], fixed) for name in products if name in exact}
+    for name in rings.keys() & reader.keys():
+        rings[name] = max(rings[name], program.fraction_bits + program.sign_bits[reader[name]] + 1)
+    return replace(program, exact=rings, failure_bound=bound)
 
 
 def _error_bound(graph: Graph, program: Program, weights: Weights, images: Tensor) -> float:

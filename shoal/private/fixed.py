@@ -22,8 +22,9 @@ WIDE_WEIGHT_BITS = 40
 WEIGHT_LIMB_BITS = 16
 
 MOST_BITS, LEAST_BITS = 18, 8
-COMFORT_BITS = 12
-"""Below this many fraction bits, precision is worth more than signs of 20 bits and activations under 2^24."""
+COMFORT_BITS = {1: 12, 2: 12, 3: 14}
+"""Below so many fraction bits precision is worth more than, by softness: activations under 2^24, signs of 20 bits, and
+products in one limb."""
 Words = TypeVar("Words", Any, Tensor)
 """int64 words: a NumPy array or a torch tensor."""
 
@@ -122,7 +123,7 @@ def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
     hard = [d for d in demands if not d.softness]
     if given is None:
         levels = sorted({d.softness for d in demands if d.softness}, reverse=True)
-        ladders = [([d for d in demands if d.softness <= s], COMFORT_BITS) for s in levels] + [(hard, LEAST_BITS)]
+        ladders = [([d for d in demands if d.softness <= s], COMFORT_BITS[s]) for s in levels] + [(hard, LEAST_BITS)]
         fitting = [f for d, least in ladders for f in range(MOST_BITS, least - 1, -1) if all(x.fits(f) for x in d)]
         given = fitting[0] if fitting else LEAST_BITS
     bits = FixedPoint(given).fraction_bits
@@ -151,8 +152,10 @@ class RingProduct:
                 raise ShoalError(f"found {w[0].numel()} weights an output; need fewer than 2^36; split the layer")
             self.parts.append((shift, w.double(), norm))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """int64 result for int64 `x` of the product's shape."""
+    def __call__(self, x: Tensor, ring_bits: int = FIELD_BITS) -> Tensor:
+        """int64 result for int64 `x` of the product's shape, which is right modulo 2^`ring_bits` at least."""
+        if ring_bits < FIELD_BITS:
+            x = x << (FIELD_BITS - ring_bits) >> (FIELD_BITS - ring_bits)
         top, total = peak(x), None
         for weight_shift, w, norm in self.parts:
             for shift, a in limbs(x, EXACT_BITS - norm.bit_length()) if top * norm > 2**EXACT_BITS else [(0, x)]:

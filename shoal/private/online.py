@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.private.bitslice import pack, unpack
 from shoal.private.clear import OPS, Step, biases, ring_products
 from shoal.private.fixed import FixedPoint
-from shoal.private.plan import LINEAR, Plan
-from shoal.private.program import Program, Weights
-from shoal.private.signs import Side, relu
+from shoal.private.lifting import Lift, Names
+from shoal.private.plan import LINEAR, Plan, ReluPlan
+from shoal.private.program import Weights
+from shoal.private.signs import ONES, Rider, Side, select, sign
 
 GoOn = Callable[[int, Tensor], bool]
-
-
-def exit_by_exit(program: Program) -> tuple[Step, ...]:
-    """The steps in an order that finishes each output before anything that only later outputs need."""
-    steps, order = {step.name: step for step in program.steps}, dict[str, Step]()
-    for output in program.outputs:
-        wanted = {output}
-        for step in reversed(program.steps):
-            wanted |= set(step.inputs) if step.name in wanted else set()
-        order |= {name: step for name, step in steps.items() if name in wanted and name not in order}
-    return tuple(order.values())
 
 
 class Prepared:
@@ -42,8 +32,7 @@ class Prepared:
         self.fixed = FixedPoint(self.program.fraction_bits, self.program.field_bits)
         self.ring = ring_products(self.program, weights) if weights else {}
         self.bias = biases(self.program, weights) if weights else {}
-        self.steps = exit_by_exit(self.program)
-        self.last = {name: i for i, step in enumerate(self.steps) for name in step.inputs}
+        self.last = {name: i for i, step in enumerate(plan.steps) for name in step.inputs}
 
 
 class Inference:
@@ -52,6 +41,10 @@ class Inference:
     def __init__(self, prepared: Prepared, side: Side) -> None:
         self.prepared, self.side, self.fixed = prepared, side, prepared.fixed
         self.opened: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.lifts: dict[str, Lift] = {}
+        self.narrow: dict[str, set[str]] = {}
+        """Of values that are shares modulo less than 2^64 so far, the exact truncations that they wait for."""
         self.relu_s = self.linear_s = 0.0
         self.step: Step | None = None
 
@@ -61,20 +54,53 @@ class Inference:
         `early` exits: the client gives a function of an exit's number and logits that says whether to go on, the
         server True. Each exit but the last is then one more message, which tells the server whether it was taken.
         """
-        program, logits = self.prepared.program, list[Tensor]()
-        values = {program.input: torch.zeros((1, *program.input_shape), dtype=torch.int64) if image is None else image}
-        for i, step in enumerate(self.prepared.steps):
-            self.step, started = step, time.perf_counter()
-            values[step.name] = self._value(step, [values[name] for name in step.inputs])
-            self._count(step, time.perf_counter() - started)
+        program, logits, schedule = self.prepared.program, list[Tensor](), self.prepared.plan.schedule
+        start = torch.zeros((1, *program.input_shape), dtype=torch.int64) if image is None else image
+        self.values[program.input] = start
+        for i, step in enumerate(self.prepared.plan.steps):
+            self._run(step, schedule.before.get(step.name, ()))
             for name in (n for n in program.outputs if n == step.name):
-                logits += self._reveal(values[name])
+                self._exchange_wraps(schedule.reveal.get(name, ()))
+                logits += self._reveal(self._whole(name))
                 if early and name != program.outputs[-1] and not self._goes_on(early, logits):
                     return logits
             for name in step.inputs:
                 if self.prepared.last[name] == i:
-                    values.pop(name, None), self.opened.pop(name, None)
+                    self.values.pop(name, None), self.opened.pop(name, None)
         return logits
+
+    def _run(self, step: Step, wraps: Names) -> None:
+        self.step, started = step, time.perf_counter()
+        self._exchange_wraps(wraps)
+        if step.op == "add":
+            self.narrow[step.name] = set().union(*(self.narrow.get(name, set()) for name in step.inputs))
+        elif step.op != "relu":
+            for name in step.inputs:
+                self._whole(name)
+        self.values[step.name] = self._value(step, [self.values[name] for name in step.inputs])
+        self._count(step, time.perf_counter() - started)
+
+    def _exchange_wraps(self, names: Names) -> None:
+        """The wraps of exact truncations that cannot wait for a ReLU's message: one exchange of a bit a value."""
+        if names:
+            self._take_wraps(names, self.side.wire.exchange(self._wraps(names)))
+
+    def _wraps(self, names: Names) -> np.ndarray:
+        return np.concatenate([self.lifts[name].mask(self.side.half[f"{name}.top"]) for name in names])
+
+    def _take_wraps(self, names: Names, theirs: np.ndarray) -> None:
+        for name in names:
+            lift = self.lifts[name]
+            lift.resolve(theirs[: lift.top.size], self.side.half[f"{name}.wrap"])
+            theirs = theirs[lift.top.size :]
+
+    def _whole(self, name: str) -> Tensor:
+        """The value as a share modulo 2^64, all of whose wraps are known."""
+        for waiting in sorted(self.narrow.pop(name, ())):
+            correction = self.lifts[waiting].correction
+            assert correction is not None
+            self.values[name] = self.values[name] + _shaped(correction, self.values[name].shape)
+        return self.values[name]
 
     def _goes_on(self, early: GoOn | bool, logits: list[Tensor]) -> bool:
         """The client decides by what it alone sees and sends one word: one latency."""
@@ -94,7 +120,7 @@ class Inference:
         if step.op in LINEAR:
             return self._linear(step, inputs[0])
         if step.op == "relu":
-            return self._relu(step, inputs[0])
+            return self._relu(step)
         # Everything else is a sum of values at public places: each party does it on its own share.
         return OPS[step.op].run(self, step, *inputs)
 
@@ -104,6 +130,8 @@ class Inference:
         1. The client sends d = x_C - r, 8 bytes a value: one latency, and none where d is known of an earlier reader.
         2. The client's share of W x is its share of W r; the server's is W (x_S + d) and its share of W r.
         3. Truncation; the server adds b.
+
+        Where that is exact, all of it is modulo the power of two that the product fits, and takes fewer limbs.
         """
         prepared, name = self.side.half[f"{step.name}.masked_product"], step.inputs[0]
         if name not in self.opened:
@@ -111,7 +139,8 @@ class Inference:
         share = _shaped(prepared, torch.Size((1, *step.shape)))
         if self.side.client:
             return self.truncate(share)
-        y = self.truncate(self.prepared.ring[step.name](self.opened[name]) + share)
+        bits = self.prepared.program.exact.get(step.name, self.fixed.field_bits)
+        y = self.truncate(self.prepared.ring[step.name](self.opened[name], bits).add_(share))
         return y.add_(self.prepared.bias[step.name].view(-1, *[1] * (y.ndim - 2)))
 
     def _open(self, name: str, x: Tensor) -> Tensor:
@@ -121,56 +150,39 @@ class Inference:
         self.side.wire.send(_flat(x) - self.side.half[f"{name}.mask"].ravel())
         return x
 
-    def _relu(self, step: Step, x: Tensor) -> Tensor:
-        """Kept positions go through `signs.relu`; the others stay as they are."""
-        plan = self.prepared.plan.relus[step.name]
-        flat = _flat(x)
+    def _relu(self, step: Step) -> Tensor:
+        """Kept positions go through `sign` and `select`; the others stay as they are. Wraps ride with the signs."""
+        plan, name = self.prepared.plan.relus[step.name], step.inputs[0]
+        wraps = self.prepared.plan.schedule.rides.get(step.name, ())
+        take, low = partial(self._take_wraps, wraps), _kept(plan, _flat(self.values[name]))
+        positive = sign(self.side, plan, low, Rider(self._wraps(wraps), take) if wraps else None)
+        if self.side.client:
+            positive ^= ONES
+        x = self._whole(name)
+        out = select(self.side, plan, positive, _kept(plan, _flat(x)))
         if plan.positions is None:
-            out = relu(self.side, plan, flat)
-        else:
-            out = flat.copy()
-            out[plan.positions] = relu(self.side, plan, flat[plan.positions])
-        return _shaped(out, x.shape)
+            return _shaped(out, x.shape)
+        whole = _flat(x).copy()
+        whole[plan.positions] = out
+        return _shaped(whole, x.shape)
 
     def truncate(self, words: Tensor) -> Tensor:
-        """Shares of y / 2^f, rounded, for shares of y: locally, or exactly where the program says so."""
-        assert self.step is not None
-        if self.step.name in self.prepared.plan.exact:
-            return self._truncate_exactly(self.step.name, words)
-        return self._shift(words)
+        """Shares of y / 2^f, rounded, for shares of y.
 
-    def _shift(self, words: Tensor) -> Tensor:
-        """Each party alone; wrong by 2^(64-f) with probability abs(y) / 2^64, else by less than one unit."""
-        share = _flat(words)
-        bits = np.uint64(self.fixed.fraction_bits)
-        out = share >> bits if self.side.client else np.uint64(0) - ((np.uint64(0) - share) >> bits)
-        return _shaped(out, words.shape)
-
-    def _truncate_exactly(self, name: str, words: Tensor) -> Tensor:
-        """Never wrong by more than one unit, for abs(y) < 2^62. One exchange of a bit a value each way.
-
-        y + 2^62 is below 2^63, so its shares wrap just when either has its top bit set. That is a + b - a b of the
-        client's bit a and the server's b; a b comes from a prepared product of random bits as `select` does.
+        Locally: each party alone; wrong by 2^(64-f) with probability abs(y) / 2^64, else by less than one unit.
+        Exactly, where the program says so: never wrong by more than one unit, but modulo less than 2^64 until the
+        wraps are exchanged, see `shoal.private.lifting`.
         """
+        assert self.step is not None
+        name, share = self.step.name, _flat(words)
+        if name in self.prepared.program.exact:
+            bits = self.prepared.program.exact[name]
+            lift = self.lifts[name] = Lift(share, bits, self.fixed.fraction_bits, self.side.client)
+            self.narrow[name] = {name}
+            return _shaped(lift.low, words.shape)
         f = np.uint64(self.fixed.fraction_bits)
-        flat = _flat(words) + np.uint64(self.side.client << 62)
-        top, mask = pack(flat >> np.uint64(63)), self.side.half[f"{name}.top"]
-        mine = top ^ mask
-        theirs = self.side.wire.exchange(mine)
-        wrap = self._either(name, unpack(top, flat.size), unpack(mask, flat.size), mine, theirs)
-        out = (flat >> f) - (wrap << (np.uint64(64) - f))
-        out -= np.uint64(self.side.client << 62) >> f
+        out = share >> f if self.side.client else np.uint64(0) - ((np.uint64(0) - share) >> f)
         return _shaped(out, words.shape)
-
-    def _either(self, name: str, bit: np.ndarray, mask: np.ndarray, mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        """Shares of a or b: own bit, less the share of a b = (e + (1 - 2 e) p) (g + (1 - 2 g) q)."""
-        e, g = unpack(mine, bit.size), unpack(theirs, bit.size)
-        one, two = np.uint64(1), np.uint64(2)
-        both = (one - two * e) * (one - two * g) * self.side.half[f"{name}.wrap"]
-        both += g * (one - two * e) * mask
-        if self.side.client:
-            both += e * g
-        return bit - both
 
     def _reveal(self, share: Tensor) -> list[Tensor]:
         """The server sends its share, the client adds it: 8 bytes a logit, one latency. Nothing at the server."""
@@ -178,6 +190,10 @@ class Inference:
             self.side.wire.send(_flat(share))
             return []
         return [share + _shaped(self.side.wire.receive(share.numel()), share.shape)]
+
+
+def _kept(plan: ReluPlan, flat: np.ndarray) -> np.ndarray:
+    return flat if plan.positions is None else flat[plan.positions]
 
 
 def _flat(words: Tensor) -> np.ndarray:

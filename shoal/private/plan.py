@@ -6,7 +6,7 @@ A `Plan` is public and follows from the Program alone, so both parties make the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from shoal.private.bitslice import plane_words
 from shoal.private.carry import Carry
-from shoal.private.clear import TRUNCATING, Shape, Step
+from shoal.private.clear import Shape, Step
+from shoal.private.lifting import Schedule, schedule
 from shoal.private.program import Program
 
 LINEAR = ("conv2d", "linear")
@@ -89,8 +90,24 @@ class Plan:
     @cached_property
     def exact(self) -> dict[str, int]:
         """Values of each step whose result is truncated exactly, with a prepared correlation."""
-        exact = set(self.program.exact)
-        return {s.name: math.prod(s.shape) for s in self.program.steps if s.op in TRUNCATING and s.name in exact}
+        return {s.name: math.prod(s.shape) for s in self.program.steps if s.name in self.program.exact}
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps in an order that finishes each output before anything that only later outputs need."""
+        steps, order = {step.name: step for step in self.program.steps}, dict[str, Step]()
+        for output in self.program.outputs:
+            wanted = {output}
+            for step in reversed(self.program.steps):
+                wanted |= set(step.inputs) if step.name in wanted else set()
+            order |= {name: step for name, step in steps.items() if name in wanted and name not in order}
+        return tuple(order.values())
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """When the wraps of exact truncations are exchanged."""
+        p = self.program
+        return schedule(self.steps, p.outputs, p.exact, p.fraction_bits, p.sign_bits)
 
     def fields(self, client: bool) -> Iterator[Field]:
         """Every array of one party for one inference."""
@@ -108,12 +125,17 @@ class Plan:
         """What one inference exchanges, in closed form (docs/private_inference.md)."""
         outputs = [math.prod(self.shapes[name]) for name in self.program.outputs]
         one_way = [math.prod(shape) for shape in self.masked.values()] + outputs
-        both_ways = [plane_words(count) for count in self.exact.values()]
+        both_ways = [self.wrap_words(names) for names in self.schedule.alone]
         for relu in self.relus.values():
-            both_ways += [relu.carry.monomials * relu.words, relu.words + relu.count]
+            wraps = self.wrap_words(self.schedule.rides.get(relu.name, ()))
+            both_ways += [relu.carry.monomials * relu.words + wraps, relu.words + relu.count]
             both_ways += [sum(g.inputs for g in level) * relu.words for level in relu.carry.levels]
         words, messages = sum(one_way) + 2 * sum(both_ways), len(one_way) + 2 * len(both_ways)
         return Online(8 * words + HEADER_BYTES * messages, messages, len(one_way) + len(both_ways))
+
+    def wrap_words(self, names: Iterable[str]) -> int:
+        """Words of one message with the wraps of these steps."""
+        return sum(plane_words(self.exact[name]) for name in names)
 
     def stored_bytes(self, client: bool) -> int:
         """Bytes of one party's stored arrays for one inference, without seed, names and file header."""

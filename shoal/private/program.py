@@ -21,7 +21,7 @@ from shoal.private.fixed import FIELD_BITS, FixedPoint
 
 __all__ = ["Program", "Step", "Weights"]
 
-VERSION = "shoal-program-2"
+VERSION = "shoal-program-3"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,9 @@ class Program:
     fixed point with truncation noise, over the calibration images. Programs are equal when their digests are.
 
     For inference in two phases: the input of relu step s is below 2^``sign_bits[s]`` units (`margin` times what
-    calibration saw), results of `exact` steps are truncated exactly, all others locally, and `failure_bound` bounds
-    the probability that any local truncation of one inference fails.
+    calibration saw), products of `exact` steps are made modulo 2^``exact[s]``, lie below a quarter of it (by the same
+    `margin`) and are truncated exactly, all others locally, and `failure_bound` bounds the probability that any local
+    truncation of one inference fails.
     """
 
     version: str
@@ -50,7 +51,7 @@ class Program:
     error_bound: float
     ranges: dict[str, float] = field(default_factory=dict)
     sign_bits: dict[str, int] = field(default_factory=dict)
-    exact: tuple[str, ...] = ()
+    exact: dict[str, int] = field(default_factory=dict)
     failure_bound: float = 0.0
 
     def digest(self) -> str:
@@ -98,7 +99,7 @@ class Program:
         steps = tuple(
             Step(s["name"], s["op"], tuple(s["inputs"]), tuple(s["shape"]), dict(s["attrs"])) for s in body["steps"]
         )
-        lists: dict[str, Any] = {k: tuple(body[k]) for k in ("input_shape", "outputs", "exact")}
+        lists: dict[str, Any] = {k: tuple(body[k]) for k in ("input_shape", "outputs")}
         plain = {k: v for k, v in body.items() if k not in ("digest", "steps", *lists)}
         return cls(**plain, **lists, steps=steps, keep=keep)
 
@@ -141,6 +142,8 @@ def _check_phases(program: Program) -> None:
     truncating = {step.name for step in program.steps if step.op in TRUNCATING}
     bits = program.sign_bits
     sound = all(isinstance(b, int) and 1 <= b <= FIELD_BITS - 2 for b in bits.values())
+    least = program.fraction_bits + 2
+    sound = sound and all(isinstance(b, int) and least <= b <= FIELD_BITS for b in program.exact.values())
     if set(bits) - relus or not sound or not set(program.exact) <= truncating:
         raise ShoalError("found sign bits or exact truncations of other steps; need this program's; compile again")
 

@@ -6,14 +6,14 @@ Cost and shape of the circuit are in `shoal.private.carry`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from shoal.private.bitslice import pack, slice_bits, unpack
+from shoal.private.bitslice import slice_bits, unpack
 from shoal.private.carry import Carry, Digit, Gate
 from shoal.private.plan import ReluPlan
 from shoal.private.wire import Wire
@@ -37,6 +37,14 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Rider:
+    """Words of something else that shares a message, and who takes the other party's."""
+
+    mine: np.ndarray
+    take: Callable[[np.ndarray], None]
+
+
+@dataclass(frozen=True)
 class _Indices:
     """A carry circuit's pairs as index arrays, and where each digit's sums begin."""
 
@@ -52,20 +60,10 @@ def _indices(carry: Carry) -> _Indices:
     return _Indices(pairs[:, 0].copy(), pairs[:, 1].copy(), np.cumsum([0, *sizes[:-1]]))
 
 
-def relu(side: Side, plan: ReluPlan, x: np.ndarray) -> np.ndarray:
-    """Shares of max(x, 0) for shares `x` uint64 [n] of values below 2^bits in magnitude.
-
-    1. `sign`: one exchange for the digits and one a level of gates.
-    2. `select`: one exchange.
-    """
-    positive = sign(side, plan, x)
-    if side.client:
-        positive ^= ONES
-    return select(side, plan, positive, x)
-
-
-def sign(side: Side, plan: ReluPlan, x: np.ndarray) -> np.ndarray:
+def sign(side: Side, plan: ReluPlan, x: np.ndarray, rider: Rider | None = None) -> np.ndarray:
     """Boolean shares, one plane [W], of "x < 0" for arithmetic shares `x` uint64 [n].
+
+    `rider` goes with the first message.
 
     1. Both drop all but the low bits + 1 bits: exact shares u (client) and v (server) modulo 2^(bits + 1).
     2. Both mask the monomials of their digits and exchange them: 8 W bytes times `carry.monomials` each way. Each
@@ -74,7 +72,7 @@ def sign(side: Side, plan: ReluPlan, x: np.ndarray) -> np.ndarray:
     4. The sign is the xor of both top bits and the carry.
     """
     carry, planes = plan.carry, slice_bits(x, plan.carry.bits + 1)
-    generate, propagate = _digits(side, plan, planes)
+    generate, propagate = _digits(side, plan, planes, rider)
     products, masks = side.half[f"{plan.name}.products"], side.half[f"{plan.name}.inputs"]
     for level in carry.levels:
         count, made = sum(g.inputs for g in level), sum(g.products for g in level)
@@ -93,12 +91,18 @@ def monomials(digit: Digit, planes: np.ndarray) -> Iterator[np.ndarray]:
     yield from made
 
 
-def _digits(side: Side, plan: ReluPlan, planes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _digits(
+    side: Side, plan: ReluPlan, planes: np.ndarray, rider: Rider | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Shares of each digit's generate and propagate bits, least significant first; one exchange."""
     carry = plan.carry
     own = np.stack([m for digit in carry.digits for m in monomials(digit, planes)])
     masks = side.half[f"{plan.name}.digits"]
-    theirs = side.wire.exchange(own ^ masks).reshape(own.shape)
+    mine = (own ^ masks).ravel()
+    theirs = side.wire.exchange(mine if rider is None else np.concatenate([mine, rider.mine]))
+    if rider is not None:
+        rider.take(theirs[mine.size :])
+    theirs = theirs[: mine.size].reshape(own.shape)
     at = _indices(carry)
     # The client knows its monomials themselves, the server the masks on its own: together A B without ab.
     left, right = (own, theirs) if side.client else (theirs, masks)
@@ -219,4 +223,4 @@ def select(side: Side, plan: ReluPlan, choice: np.ndarray, x: np.ndarray) -> np.
     return out
 
 
-__all__ = ["Arrays", "Side", "gate_inputs", "monomials", "pack", "relu", "select", "sign"]
+__all__ = ["ONES", "Arrays", "Rider", "Side", "gate_inputs", "monomials", "select", "sign"]

@@ -36,20 +36,25 @@ def failure_chances(
     return chances
 
 
-def exact_steps(chances: dict[str, float], max_failure: float) -> tuple[tuple[str, ...], float]:
-    """The fewest steps to truncate exactly so that the others' chances sum to `max_failure` at most, and that sum.
+def exact_steps(chances: dict[str, float], max_failure: float, free: Iterable[str] = ()) -> tuple[set[str], float]:
+    """Steps to truncate exactly so that the others' chances sum to `max_failure` at most, and that sum.
 
-    Raises ShoalError unless `max_failure` lies in [0, 1].
+    The `free` ones are among them anyway, and of the others as few as need be. Raises ShoalError unless `max_failure`
+    lies in [0, 1].
     """
     if not 0 <= max_failure <= 1:
         raise ShoalError(f"found max_failure {max_failure}; need a probability; try 2^-20 = {MAX_FAILURE:.1e}")
-    exact: list[str] = []
-    for name in sorted(chances, key=lambda name: -chances[name]):
-        left = sum(c for n, c in chances.items() if n not in exact)
-        if left <= max_failure:
+    exact = set(free)
+    for name in sorted(chances.keys() - exact, key=lambda name: -chances[name]):
+        if sum(c for n, c in chances.items() if n not in exact) <= max_failure:
             break
-        exact.append(name)
-    return tuple(n for n in chances if n in exact), sum(c for n, c in chances.items() if n not in exact)
+        exact.add(name)
+    return exact, sum(c for n, c in chances.items() if n not in exact)
+
+
+def ring_bits(product: float, fixed: FixedPoint) -> int:
+    """The bits m for which products up to `product` stay below 2^(m-2) at scale 2^2f, roundings included."""
+    return (int(product * fixed.scale**2) + (fixed.scale << 4)).bit_length() + 2
 
 
 def sign_bits(magnitude: float, fixed: FixedPoint) -> int:
