@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from shoal.cost import NETWORKS
 from shoal.errors import ShoalError
 from shoal.loopback import client_tls, serving
 from shoal.private.certs import make_certificates
-from shoal.private.network import PROFILES, probe, relayed
+from shoal.private.network import probe, relayed
 from shoal.private.party import Client, Result
 from shoal.progress import counter
-
-NETWORKS = ("none", *PROFILES)
 
 
 def bench(artifact: Path, networks: list[str], rounds: int, batch: int) -> dict[str, Any]:
@@ -58,8 +57,8 @@ def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int)
 def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> dict[str, Any]:
     if network == "none":
         return _figures(_queries(artifact, address, folder, rounds))
-    achieved = asdict(probe(PROFILES[network]))
-    with relayed(address, PROFILES[network]) as relay:
+    achieved = asdict(probe(NETWORKS[network]))
+    with relayed(address, NETWORKS[network]) as relay:
         results = _queries(artifact, relay.address, folder, rounds)
         # One query more than is counted, the handshake, and TLS go through the relay, too.
         seen = {"up": relay.counters.up, "down": relay.counters.down}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from torch import nn
 
@@ -148,6 +150,18 @@ def delphi(total: Cost) -> PrivateCost:
 
 
 @dataclass(frozen=True)
+class Network:
+    """Bits a second in each direction, and seconds there and back."""
+
+    rate: float = math.inf
+    rtt_s: float = 0.0
+
+
+NETWORKS = {"none": Network(), "lan": Network(3e9, 0.3e-3), "wan": Network(400e6, 40e-3)}
+"""The two networks of Cheetah's and this project's figures, and one that costs nothing."""
+
+
+@dataclass(frozen=True)
 class SpuConstants:
     """Machine constants of the SPU-Cheetah model: seconds a product, an automorphism and a ReLU; link properties.
 
@@ -185,8 +199,9 @@ def _spu_node(graph: Graph, node: Node, row: Row, c: SpuConstants, f: int) -> tu
     trunc = _truncation_bytes(prod(node.shape), f)
     if node.op in ("conv2d", "linear"):
         m, k, n = matmul_shape(graph, node)
-        sent, back, products, automorphisms = cheetah_blocks(m, k, n)
-        return c.product_s * products + c.automorphism_s * automorphisms, sent + back + trunc, 2
+        work = cheetah_blocks(m, k, n)
+        seconds = c.product_s * work.products + c.automorphism_s * work.automorphisms
+        return seconds, work.sent + work.returned + trunc, 2
     return (0.0, trunc, 1) if node.op in ("avg_pool2d", "mean") else (0.0, 0, 0)
 
 
@@ -202,12 +217,25 @@ def matmul_shape(graph: Graph, node: Node) -> tuple[int, int, int]:
     return positions, weight[0].numel(), weight.shape[0]
 
 
-def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> tuple[int, int, int, int]:
-    """(bytes sent, bytes returned, ciphertext products, automorphisms) of one M x K by K x L product at FM64.
+class Blocks(NamedTuple):
+    """Work of one matrix product: bytes sent and returned, ciphertext products, automorphisms.
+
+    Without packing `answers` ciphertexts come back, and no automorphism is needed.
+    """
+
+    sent: int
+    returned: int
+    products: int
+    automorphisms: int
+    answers: int
+
+
+def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> Blocks:
+    """The work of one M x K by K x L product at FM64.
 
     SPU's search over block shapes, with its own price of 1000 a ciphertext, 1 an automorphism, 0.1 a product.
     """
-    best: tuple[float, tuple[int, int, int, int]] | None = None
+    best: tuple[float, Blocks] | None = None
     for d1 in (1 << i for i in range(k.bit_length()) if 1 << i <= k):
         for d0 in range(1, min(degree // d1, m) + 1):
             d2 = min(n, degree // (d0 * d1))
@@ -215,6 +243,6 @@ def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> tuple[int, int
             sent, back, products = min(b0, b2) * b1, -(-b0 * b2 // d1), b0 * b1 * b2
             price = 1000 * (sent + back) + -(-m * n // degree) * d1 + 0.1 * products
             if best is None or price <= best[0]:
-                best = price, (sent * 184_964, back * 254_385, products, back * d1)
+                best = price, Blocks(sent * 184_964, back * 254_385, products, back * d1, b0 * b2)
     assert best is not None
     return best[1]

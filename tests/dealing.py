@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import secrets
 import ssl
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from parties import Case
 
+from shoal.private.certs import fingerprint
 from shoal.private.clear import Step, ring_products
 from shoal.private.offline import prepare
 from shoal.private.plan import Plan
@@ -118,7 +118,7 @@ def both(work: Callable[[bool], T]) -> tuple[T, T]:
 def stock(case: Case, client_root: Path, server_root: Path, certificate: Path, count: int) -> None:
     """Fill the pools of a client (with this certificate) and its server with dealt items: seconds less than SPU."""
     digest, name = case.program.digest(), "0" * 16
-    print_ = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest()[:16]
+    print_ = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
     folders = client_root / digest[:16], server_root / digest[:16] / f"{print_}-{name}"
     plan, dealer = Plan(case.program), Dealer(case.program, case.weights)
     pools = [Pool(folder, plan, client) for folder, client in zip(folders, (CLIENT, SERVER), strict=True)]

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from shoal.cost import NETWORKS, Network
 from shoal.errors import ShoalError
 from shoal.private.channel import parse_address
-from shoal.private.network import PROFILES, Profile, probe, relayed
+from shoal.private.network import probe, relayed
 
 
 def sink(listener: socket.socket, heard: list[bytes]) -> None:
@@ -25,8 +26,8 @@ def connection(address: str) -> socket.socket:
     return socket.create_connection(parse_address(address, "it"), timeout=30)
 
 
-@pytest.mark.parametrize("profile", [Profile(8e6, 0.02), Profile(80e6, 0.1)])
-def test_a_transfer_takes_its_bytes_and_its_way(profile: Profile) -> None:
+@pytest.mark.parametrize("profile", [Network(8e6, 0.02), Network(80e6, 0.1)])
+def test_a_transfer_takes_its_bytes_and_its_way(profile: Network) -> None:
     heard: list[bytes] = []
     data = bytes(range(256)) * 400
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -46,15 +47,15 @@ def test_a_transfer_takes_its_bytes_and_its_way(profile: Profile) -> None:
 
 def test_a_probe_gives_what_the_profile_says_or_refuses() -> None:
     try:
-        found = probe(PROFILES["wan"])
+        found = probe(NETWORKS["wan"])
     except ShoalError as error:
         assert "idle machine" in str(error)  # noqa: PT017 - either is right on a busy machine
     else:
-        assert found.rtt_s >= PROFILES["wan"].rtt_s
+        assert found.rtt_s >= NETWORKS["wan"].rtt_s
 
 
 def test_a_relay_to_nowhere_closes() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with relayed(f"127.0.0.1:{port}", PROFILES["lan"]) as relay, connection(relay.address) as sock:
+    with relayed(f"127.0.0.1:{port}", NETWORKS["lan"]) as relay, connection(relay.address) as sock:
         assert sock.recv(1) == b""

@@ -6,6 +6,7 @@ For real deployments use your own authority; any PEM files that name the hosts w
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
 import os
 from collections.abc import Iterable
@@ -34,6 +35,11 @@ class TLS:
                     f"found no readable TLS {role} at {path}; need a PEM file; "
                     "name the right file or make test certificates with shoal certs (make_certificates)"
                 )
+
+
+def fingerprint(certificate: bytes) -> str:
+    """A name for a certificate in DER: 16 hex digits of its SHA-256."""
+    return hashlib.sha256(certificate).hexdigest()[:16]
 
 
 def make_certificates(

@@ -7,7 +7,6 @@ are limited before anything is read, and nothing but JSON is ever parsed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import ipaddress
 import json
 import select
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.private.certs import TLS
+from shoal.private.certs import TLS, fingerprint
 
 HEADER = struct.Struct(">II")
 MAX_MESSAGE = 1 << 16
@@ -83,7 +82,7 @@ class Channel:
         """A name for the peer's certificate: 16 hex digits of its SHA-256; ``"plain"`` without TLS."""
         if not isinstance(self.sock, ssl.SSLSocket):
             return "plain"
-        return hashlib.sha256(self.sock.getpeercert(True) or b"").hexdigest()[:16]
+        return fingerprint(self.sock.getpeercert(True) or b"")
 
     def close(self) -> None:
         """Close the socket; harmless when it is closed already."""

@@ -45,7 +45,7 @@ def compile(
     when a magnitude does not fit.
     """
     graph = replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()})
-    steps, keep, outputs = _lower(graph)
+    steps, keep, outputs = lower(graph)
     parameters = _parameters(graph, steps)
     ranges, masses = _ranges(graph, [step.name for step in steps], calibration.detach().cpu(), margin)
     fixed = FixedPoint(
@@ -63,8 +63,11 @@ def compile(
     return replace(program, error_bound=_error_bound(graph, program, weights, calibration.detach().cpu())), weights
 
 
-def _lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[str, ...]]:
-    """Steps of the nodes that the outputs need. A ReLU whose mask is empty is the identity and vanishes."""
+def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[str, ...]]:
+    """Steps of the nodes that the outputs need, kept positions, outputs. A ReLU without any is the identity: gone.
+
+    Raises ShoalError, naming the node, for operations without a private form.
+    """
     alias, live = {graph.input.name: graph.input.name}, _live(graph)
     steps: list[Step] = []
     keep: dict[str, np.ndarray] = {}

@@ -48,8 +48,8 @@ class SpuEngine:
         self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
         self.kernels = {k: v for k, v in parameter_shapes(program).items() if k.endswith(".weight")}
         self.codes: dict[tuple[Any, ...], Any] = {}
-        self.runs: list[tuple[str, float]] = []
-        """Of each run of SPU in turn, what it was for and its seconds."""
+        self.runs: list[tuple[str, str, float]] = []
+        """Of each run of SPU in turn: its kind, the step (or the length) that it was for, and its seconds."""
         for name, shape in self.kernels.items():
             self._own(name, None if arrays is None else layout(arrays[name]), shape, SERVER)
         self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
@@ -103,7 +103,7 @@ class SpuEngine:
             self.codes[key] = compile_code(function, shapes, ("out",), kinds)
         begun = time.perf_counter()
         self.runtime.run(self.codes[key])
-        self.runs.append((str(key[0]), time.perf_counter() - begun))
+        self.runs.append((str(key[0]), str(key[1]), time.perf_counter() - begun))
         out = self.runtime.get_var("out")
         self.runtime.del_var("out")
         return out

@@ -14,23 +14,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shoal.cost import Network
 from shoal.errors import ShoalError
 from shoal.private.channel import parse_address
 
 CHUNK = 1 << 16
 PROBE_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Bits a second in each direction, and seconds there and back."""
-
-    rate: float
-    rtt_s: float
-
-
-PROFILES = {"lan": Profile(3e9, 0.3e-3), "wan": Profile(400e6, 40e-3)}
-"""The two networks of Cheetah's and this project's figures."""
 
 
 @dataclass
@@ -47,7 +36,7 @@ class Relay:
     Runs in a thread of its own between `start` and `stop`. Raises ShoalError when the target is absent.
     """
 
-    def __init__(self, target: str, profile: Profile) -> None:
+    def __init__(self, target: str, profile: Network) -> None:
         self.target, self.profile, self.counters = parse_address(target, "the relay's target"), profile, Counters()
         self.address = ""
         self._ready, self._ended = threading.Event(), asyncio.Event()
@@ -127,7 +116,7 @@ async def _read(source: asyncio.StreamReader) -> bytes:
 
 
 @contextlib.contextmanager
-def relayed(target: str, profile: Profile) -> Iterator[Relay]:
+def relayed(target: str, profile: Network) -> Iterator[Relay]:
     """A relay in front of `target` while the context lasts."""
     relay = Relay(target, profile)
     relay.start()
@@ -145,7 +134,7 @@ class Achieved:
     rate: float
 
 
-def probe(profile: Profile, rounds: int = 15) -> Achieved:
+def probe(profile: Network, rounds: int = 15) -> Achieved:
     """Round trips of a byte and a bulk transfer through a relay of `profile`, against an echo on loopback.
 
     Raises ShoalError when they are off by more than a fifth and a millisecond: the machine is too busy to measure on.

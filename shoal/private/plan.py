@@ -14,7 +14,7 @@ import numpy as np
 
 from shoal.private.bitslice import plane_words
 from shoal.private.carry import Carry
-from shoal.private.clear import Shape, Step
+from shoal.private.clear import TRUNCATING, Shape, Step
 from shoal.private.lifting import Schedule, schedule
 from shoal.private.program import Program
 
@@ -70,6 +70,11 @@ class Plan:
     def linear(self) -> tuple[Step, ...]:
         """Steps whose products with a mask the server's weights are prepared for."""
         return tuple(s for s in self.program.steps if s.op in LINEAR)
+
+    @property
+    def truncating(self) -> tuple[Step, ...]:
+        """Steps whose result is a truncated product."""
+        return tuple(s for s in self.program.steps if s.op in TRUNCATING)
 
     @cached_property
     def masked(self) -> dict[str, Shape]:

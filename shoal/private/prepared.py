@@ -10,7 +10,7 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,21 +32,41 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Offline:
-    """What making `items` cost: seconds in SPU, and of each kind of product its seconds, bytes both ways and messages.
+    """What making items cost: of each batch its number of items and what its SPU process said.
 
-    Kinds are "product" (linear layers), "and" (bits) and "chosen" (bits times words).
+    Kinds of products are "product" (linear layers), "and" (bits) and "chosen" (bits times words).
     """
 
-    items: int = 0
-    seconds: float = 0.0
-    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    batches: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
-    def add(self, items: int, facts: dict[str, Any]) -> None:
-        """Count one batch by what its SPU process said."""
-        self.items, self.seconds = self.items + items, self.seconds + facts["seconds"]
-        for kind, row in facts["kinds"].items():
-            total = self.kinds.setdefault(kind, dict.fromkeys(row, 0))
-            total |= {name: total[name] + value for name, value in row.items()}
+    @property
+    def items(self) -> int:
+        """Items made."""
+        return sum(items for items, _ in self.batches)
+
+    @property
+    def later(self) -> Offline:
+        """All but the first batch, in which SPU also makes its keys."""
+        return Offline(self.batches[1:])
+
+    @property
+    def kinds(self) -> dict[str, dict[str, float]]:
+        """Of each kind of product its seconds, bytes both ways and messages, over all batches."""
+        return _sums(facts["kinds"] for _, facts in self.batches)
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """Seconds of each linear layer's product, over all batches."""
+        return _sums({"seconds": facts["steps"]} for _, facts in self.batches)["seconds"]
+
+
+def _sums(tables: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    total: dict[str, dict[str, float]] = {}
+    for table in tables:
+        for key, row in table.items():
+            mine = total.setdefault(key, dict.fromkeys(row, 0.0))
+            mine |= {name: mine[name] + value for name, value in row.items()}
+    return total
 
 
 def names_of(payload: bytes) -> list[str]:
@@ -109,7 +129,7 @@ def prepare(
             expect(names)
             line.control.send({"type": "make", "names": names})
             line.from_peer(("go",), local.timeout_s)
-            cost.add(size, _make(line, local, pool, names))
+            cost.batches.append((size, _make(line, local, pool, names)))
             made += size
             if progress is not None:
                 progress(made, count)

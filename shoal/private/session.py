@@ -178,12 +178,16 @@ class _Prepare(_Linked):
         halves = prepare(self.plan, self.engine, client, [new_seed() for _ in order["names"]])
         for name, half in zip(order["names"], halves, strict=True):
             stage(Path(order["pool"]), name, half, self.program.digest(), client)
-        return {"seconds": time.perf_counter() - begun, "kinds": self._kinds()}, b""
+        steps: dict[str, float] = {}
+        for kind, step, seconds in self.engine.runs:
+            if kind == "product":
+                steps[step] = steps.get(step, 0.0) + seconds
+        return {"seconds": time.perf_counter() - begun, "kinds": self._kinds(), "steps": steps}, b""
 
     def _kinds(self) -> dict[str, dict[str, float]]:
         """Seconds, bytes and messages of each kind of product."""
         kinds: dict[str, dict[str, float]] = {}
-        for (kind, seconds), line in zip(self.engine.runs, self.log.read(), strict=True):
+        for (kind, _, seconds), line in zip(self.engine.runs, self.log.read(), strict=True):
             row = kinds.setdefault(kind, {"seconds": 0.0, "bytes": 0, "messages": 0})
             row["seconds"] += seconds
             row["bytes"] += line[0] + line[1]

@@ -1,0 +1,133 @@
+"""The cost model's forecasts beside measurements: seconds and bytes, offline and online, of ten networks.
+
+    shoal calibrate --out machine.json
+    python benchmarks/cost_model.py --machine machine.json --out benchmarks/results/cost_model.json
+
+Weights are random. Server and client are processes of their own, over mutual TLS on loopback; none of these networks
+was seen in calibration. Offline seconds leave out the first batch, in which SPU makes its keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from private_direct import SHAPE, network
+from private_phases import process, tls_of
+
+from shoal.private.artifact import save_artifact
+from shoal.private.certs import make_certificates
+from shoal.private.compilation import compile
+from shoal.private.cost_model import Machine, plan_of, prepared_cost
+from shoal.private.party import Client
+from shoal.private.plan import Plan
+from shoal.run import environment
+
+matplotlib.use("Agg")
+NETWORKS = (
+    ("resnet18", 0.125, 1.0, 0),
+    ("resnet18", 0.25, 1.0, 0),
+    ("resnet18", 0.25, 0.1, 4),
+    ("resnet18", 0.125, 0.1, 6),
+    ("resnet10", 0.25, 1.0, 0),
+    ("resnet10", 0.5, 1.0, 0),
+    ("resnet10", 0.5, 0.1, 2),
+    ("resnet20", 1.0, 1.0, 0),
+    ("resnet20", 1.0, 0.1, 3),
+    ("resnet32", 0.5, 0.2, 5),
+)
+"""Model, width, share of ReLUs kept, blocks replaced."""
+
+
+def measure(case: tuple[str, float, float, int], folder: Path, certs: Path, a: argparse.Namespace) -> dict[str, Any]:
+    graph, machine = network(*case), Machine.load(a.machine)
+    program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
+    save_artifact(folder, program, weights)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
+    with process("--serve", folder, certs) as address:
+        client = Client(folder, address, tls_of(certs, "client"))
+        made = client.prepare(a.items + 1).later
+        disk = client.pool.bytes() / (a.items + 1) if client.pool else 0
+        with client:
+            results = [client.query(x) for _ in range(a.items + 1)][1:]
+    found = {
+        "offline_s": sum(row["seconds"] for row in made.kinds.values()) / made.items,
+        "offline_bytes": sum(row["bytes"] for row in made.kinds.values()) / made.items,
+        "online_s": statistics.median(r.seconds for r in results),
+        "online_bytes": results[0].bytes,
+        "disk_bytes_of_the_client": disk,
+    }
+    plan = Plan(program)
+    stated = {"offline_s": "offline.seconds", "offline_bytes": "offline.bytes"}
+    stated |= {"online_s": "online.seconds", "online_bytes": "online.bytes"}
+    row = {"network": " ".join(map(str, case)), "measured": found, "stored_bytes": plan.stored_bytes(True)}
+    for name, which in (("forecast", plan), ("forecast_uncompiled", plan_of(graph))):
+        body = asdict(prepared_cost(which, machine))
+        row[name] = {k: body[v.split(".")[0]][v.split(".")[1]] for k, v in stated.items()}
+    return row
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Forecasts against measurements, offline and online; the line is a perfect forecast."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6))
+    for axis, phase in zip(axes, ("offline", "online"), strict=True):
+        measured = np.array([row["measured"][f"{phase}_s"] for row in rows])
+        forecast = np.array([row["forecast"][f"{phase}_s"] for row in rows])
+        ends = [0.7 * min(measured.min(), forecast.min()), 1.4 * max(measured.max(), forecast.max())]
+        axis.plot(ends, ends, color="#888888", linewidth=1)
+        axis.fill_between(ends, [0.8 * e for e in ends], [1.25 * e for e in ends], color="#dddddd", label="20 % off")
+        axis.scatter(measured, forecast, color="#1f5f8b", zorder=3)
+        for row, x, y in zip(rows, measured, forecast, strict=True):
+            name, width, kept, _ = row["network"].split()
+            axis.annotate(
+                f"{name} x{width}, {float(kept):.0%}", (x, y), (5, -9), textcoords="offset points", fontsize=6
+            )
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=f"{phase}, seconds an inference")
+        axis.set(xlabel="measured", ylabel="forecast")
+        axis.legend(loc="upper left", frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def errors(rows: list[dict[str, Any]], forecast: str) -> dict[str, dict[str, float]]:
+    """Forecast over measurement: the median and the extremes over the networks."""
+    table = {}
+    for name in ("offline_s", "offline_bytes", "online_s", "online_bytes"):
+        ratios = [row[forecast][name] / row["measured"][name] for row in rows]
+        table[name] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--machine", type=Path, required=True, help="what shoal calibrate wrote")
+    parser.add_argument("--items", type=int, default=3, help="items and queries that count, after one")
+    parser.add_argument("--plot", type=Path, default=Path("docs/images/cost_model.png"))
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        make_certificates(Path(scratch) / "certs")
+        for i, case in enumerate(NETWORKS):
+            rows.append(measure(case, Path(scratch) / str(i), Path(scratch) / "certs", a))
+            print(json.dumps(rows[-1]), flush=True)
+    body: dict[str, Any] = {"machine": asdict(Machine.load(a.machine)), "items": a.items, "networks": rows}
+    body |= {"forecast_over_measured": {k: errors(rows, k) for k in ("forecast", "forecast_uncompiled")}}
+    print(json.dumps(body["forecast_over_measured"], indent=1))
+    plot(rows, a.plot)
+    if a.out:
+        a.out.write_text(json.dumps(body | {"environment": environment()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

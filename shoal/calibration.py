@@ -1,0 +1,170 @@
+"""Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, under a minute.
+
+Offline and direct seconds come from one small network of differently shaped layers. Online seconds need no SPU: small
+networks are queried with rehearsal items, random words of the right shapes, which take as long as real ones.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+
+from shoal.errors import ShoalError
+from shoal.fold import fold
+from shoal.loopback import client_tls, serving
+from shoal.private.artifact import save_artifact
+from shoal.private.certs import fingerprint, make_certificates
+from shoal.private.compilation import compile
+from shoal.private.cost_model import Machine, chosen_words, homomorphic, linear_values, macs, word_ands
+from shoal.private.party import Client
+from shoal.private.plan import Plan
+from shoal.private.pool import Pool, stage
+from shoal.private.prepared import Offline
+from shoal.private.program import Program
+from shoal.private.randomness import Half, new_seed
+from shoal.surgery import trace
+
+ITEMS, QUERIES = 3, 12
+Say = Callable[[str], None]
+
+
+def _chain(shape: tuple[int, ...], *layers: tuple[int, int]) -> nn.Module:
+    """Convolutions with ReLUs, each (channels, stride), then a mean and ten classes."""
+    parts: list[nn.Module] = []
+    channels = shape[0]
+    for width, stride in layers:
+        parts += [nn.Conv2d(channels, width, 3, stride, 1), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+
+MIXED = ((3, 16, 16), (16, 1), (32, 1), (64, 2), (128, 2))
+REHEARSED = {
+    "deep": ((3, 8, 8), *[(4, 1)] * 14),
+    "deeper and wider": ((3, 8, 8), *[(64, 1)] * 8),
+    "wide": ((3, 32, 32), (64, 1), (64, 2)),
+    "products": ((3, 16, 16), (64, 1), (128, 1), (128, 1), (128, 2)),
+    "late products": ((3, 16, 16), (64, 2), (256, 2), (256, 1), (256, 1)),
+}
+"""Networks whose queries weigh exchanges, values, ReLUs and multiply-adds differently: image, then convolutions."""
+
+
+def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
+    """This machine's constants, and the measurements behind them. Needs SPU; run it on an idle machine."""
+    with tempfile.TemporaryDirectory(prefix="shoal-") as scratch:
+        folder = Path(scratch)
+        make_certificates(folder / "certs")
+        say("preparing with SPU")
+        plan = _compiled(folder / "mixed", *MIXED)
+        offline, relu_s = _with_spu(folder, plan)
+        queries = {}
+        for name, layout in REHEARSED.items():
+            say(f"querying: {name}")
+            queries[name] = _rehearsed(folder, name, layout)
+    constants = _offline_constants(plan, offline) | _online_constants(list(queries.values()))
+    machine = Machine(**constants, direct_relu_s=relu_s)
+    return machine, {"offline": offline.kinds | {"steps": offline.steps}, "queries": queries}
+
+
+def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, int]) -> Plan:
+    torch.manual_seed(0)
+    graph = fold(trace(_chain(shape, *layers).eval(), shape))
+    program, weights = compile(graph, torch.rand(8, *shape) * 2 - 1)
+    save_artifact(folder, program, weights)
+    return Plan(program)
+
+
+def _image(program: Program) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (1, *program.input_shape)).astype(np.float32)
+
+
+def _with_spu(folder: Path, plan: Plan) -> tuple[Offline, float]:
+    """What making items cost, after one that is not counted, and the seconds of a ReLU all in SPU."""
+    artifact, tls = folder / "mixed", client_tls(folder / "certs")
+    with serving(artifact, folder / "certs", 2, folder / "spu") as address:
+        client = Client(artifact / "client", address, tls)
+        made = client.prepare(ITEMS + 1).later
+        client.close()
+        with Client(artifact / "client", address, tls, mode="direct") as direct:
+            relu_s = min(direct.query(_image(plan.program)).relu_s for _ in range(2))
+    return made, relu_s / sum(relu.count for relu in plan.relus.values())
+
+
+def _rehearsed(folder: Path, name: str, layout: tuple[tuple[int, ...], ...]) -> dict[str, float]:
+    """Median seconds of a query of one network, and what it is made of."""
+    artifact, certs = folder / name, folder / "certs"
+    plan = _compiled(artifact, *layout)  # type: ignore[arg-type]
+    pools = artifact / "client-pool", artifact / "server-pool"
+    stock(plan, pools, certs / "client.pem", QUERIES)
+    with (
+        serving(artifact, certs, 1, pools[1]) as address,
+        Client(artifact / "client", address, client_tls(certs), pool=pools[0]) as client,
+    ):
+        seconds = [client.query(_image(plan.program)).seconds for _ in range(QUERIES)]
+    return work(plan) | {"seconds": statistics.median(seconds[2:])}
+
+
+def work(plan: Plan) -> dict[str, float]:
+    """What the online seconds of a query are made of, by the names of the constants that price it."""
+    relus = sum(relu.count for relu in plan.relus.values())
+    counts: dict[str, float] = {"query_s": 1, "exchange_s": plan.online.latencies, "mac_s": macs(plan)}
+    return counts | {"relu_s": float(relus), "value_s": float(linear_values(plan))}
+
+
+def stock(plan: Plan, roots: tuple[Path, Path], certificate: Path, count: int) -> None:
+    """Fill a client's and its server's pools with rehearsal items, whose queries give nonsense in the usual time."""
+    digest, name = plan.program.digest(), "0" * 16
+    owner = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
+    folders = roots[0] / digest[:16], roots[1] / digest[:16] / f"{owner}-{name}"
+    for folder, client in zip(folders, (True, False), strict=True):
+        Pool(folder, plan, client).close()
+    (roots[0] / "client-id").write_text(name)
+    for i in range(count):
+        item = f"{secrets.token_hex(16)}-{i:06d}"
+        for folder, client in zip(folders, (True, False), strict=True):
+            stage(folder, item, _noise(plan, client), digest, client)
+            (folder / f"{item}.staged").rename(folder / f"{item}.item")
+
+
+def _noise(plan: Plan, client: bool) -> Half:
+    fields = list(plan.fields(client))
+    generator = np.random.default_rng(0)
+    stored = {f.name: generator.integers(0, 2**64, f.shape, np.uint64) for f in fields if not f.seeded}
+    return Half(new_seed(), stored, fields)
+
+
+def _offline_constants(plan: Plan, made: Offline) -> dict[str, float]:
+    """Seconds of products and automorphisms by least squares over the layers; the other kinds by division."""
+    work = [homomorphic(plan, step) for step in plan.linear]
+    seconds = np.array([made.steps[step.name] for step in plan.linear]) / made.items
+    products, automorphisms, run = _fit([[w.products, w.automorphisms, 1.0] for w in work], seconds)
+    found = {"product_s": products, "automorphism_s": automorphisms, "run_s": run}
+    found["and_s"] = made.kinds["and"]["seconds"] / made.items / word_ands(plan)
+    return found | {"chosen_s": made.kinds["chosen"]["seconds"] / made.items / chosen_words(plan)}
+
+
+def _online_constants(rows: list[dict[str, float]]) -> dict[str, float]:
+    names = [name for name in rows[0] if name != "seconds"]
+    table, seconds = [[row[name] for name in names] for row in rows], np.array([row["seconds"] for row in rows])
+    return dict(zip(names, _fit(table, seconds), strict=True))
+
+
+def _fit(table: list[list[float]], seconds: np.ndarray) -> list[float]:
+    """Constants of zero or more with the least sum of squared relative errors."""
+    a = np.asarray(table, np.float64) / seconds[:, None]
+    # Columns of one size: multiply-adds are counted in hundreds of millions, exchanges in tens.
+    size = np.maximum(a.max(0), 1e-300)
+    found, _ = nnls(a / size, np.ones(len(seconds)))
+    if not found.any():
+        raise ShoalError("found measurements that fit no machine; need an idle one; calibrate again")
+    return [float(v) for v in found / size]

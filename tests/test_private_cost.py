@@ -1,0 +1,111 @@
+"""The cost model of prepared inference: exact where it can be, and monotonic where it forecasts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from parties import Everything, case, seeded
+
+from shoal.calibration import _fit, stock
+from shoal.cost import NETWORKS, Network
+from shoal.errors import ShoalError
+from shoal.fold import fold
+from shoal.graph import Graph
+from shoal.models import build
+from shoal.private.certs import make_certificates
+from shoal.private.compilation import compile
+from shoal.private.cost_model import Machine, direct_cost, homomorphic, plan_of, prepared_cost
+from shoal.private.plan import Plan
+from shoal.private.pool import Pool
+from shoal.surgery import trace
+
+SHAPE = (3, 16, 16)
+NAMES = ("resnet10", "resnet20", "wrn-16-4")
+
+
+def folded(name: str, width: float) -> Graph:
+    torch.manual_seed(0)
+    return fold(trace(build(name, 10, width=width).eval(), SHAPE))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_before_compilation_is_that_after_it_but_for_bits(name: str) -> None:
+    graph = folded(name, 0.25)
+    program, _ = compile(graph, torch.rand(8, *SHAPE) * 2 - 1)
+    guessed, compiled = plan_of(graph), Plan(program)
+    assert [s.name for s in guessed.steps] == [s.name for s in compiled.steps]
+    assert {n: r.count for n, r in guessed.relus.items()} == {n: r.count for n, r in compiled.relus.items()}
+    assert guessed.schedule.rides == compiled.schedule.rides
+    for phase in ("offline", "online"):
+        a, b = (getattr(prepared_cost(plan), phase) for plan in (guessed, compiled))
+        assert 0.8 < a.bytes / b.bytes < 1.25
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_less_work_is_never_dearer(name: str) -> None:
+    wide, narrow = plan_of(folded(name, 0.5)), plan_of(folded(name, 0.25))
+    for network in NETWORKS.values():
+        big, small = (prepared_cost(plan, network=network) for plan in (wide, narrow))
+        assert small.offline.seconds < big.offline.seconds
+        assert small.online.seconds < big.online.seconds
+        assert small.disk_bytes < big.disk_bytes
+    slow, fast = (prepared_cost(wide, network=Network(rate, 0.01)) for rate in (1e6, 1e9))
+    assert slow.online.seconds > fast.online.seconds
+    assert slow.offline.seconds > fast.offline.seconds
+
+
+def test_a_batch_shares_automorphisms_and_unpacked_needs_none() -> None:
+    plan = plan_of(folded("resnet10", 1.0))
+    for step in plan.linear:
+        alone, shared, loose = (homomorphic(plan, step, *how) for how in ((1,), (16,), (1, False)))
+        assert shared.automorphisms <= alone.automorphisms
+        assert loose.automorphisms == 0
+        assert loose.products == alone.products
+    tight, spread = (prepared_cost(plan, packed=p).offline for p in (True, False))
+    assert spread.bytes > 5 * tight.bytes
+    assert spread.seconds < tight.seconds
+
+
+def test_network_seconds_are_the_latencies_and_the_bytes() -> None:
+    plan, machine = plan_of(folded("resnet10", 0.25)), Machine()
+    here, there = (prepared_cost(plan, machine, network).online for network in (Network(), Network(8e6, 0.1)))
+    assert there.seconds - here.seconds == pytest.approx(plan.online.latencies * 0.05 + plan.online.bytes / 2 / 1e6)
+
+
+def test_the_direct_mode_is_priced_by_the_same_machine() -> None:
+    graph, machine = folded("resnet10", 0.25), Machine()
+    assert direct_cost(graph, replace(machine, product_s=1.0)).seconds > direct_cost(graph, machine).seconds
+    assert direct_cost(graph, machine, NETWORKS["wan"]).seconds > direct_cost(graph, machine).seconds
+
+
+def test_a_fit_finds_the_constants_that_made_the_seconds() -> None:
+    table = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e2, 1e6, 1e9])
+    true = torch.tensor([3e-3, 2e-4, 1e-7, 1e-10])
+    found = _fit(table.tolist(), (table.double() @ true.double()).numpy())
+    assert found == pytest.approx(true.tolist(), rel=1e-4)
+
+
+def test_constants_survive_the_disk_and_strangers_do_not(tmp_path: Path) -> None:
+    machine = Machine(product_s=1.5)
+    machine.save(tmp_path / "machine.json")
+    assert Machine.load(tmp_path / "machine.json") == machine
+    for bad in ({}, [], asdict(machine) | {"and_s": "fast"}, asdict(machine) | {"and_s": -1.0}):
+        (tmp_path / "bad.json").write_text(json.dumps(bad))
+        with pytest.raises(ShoalError, match="need what shoal calibrate wrote"):
+            Machine.load(tmp_path / "bad.json")
+
+
+def test_rehearsal_items_are_as_large_as_real_ones(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    made = case(seeded(Everything), tmp_path / "artifact", {})
+    make_certificates(tmp_path / "certs")
+    plan = Plan(made.program)
+    stock(plan, (tmp_path / "c", tmp_path / "s"), tmp_path / "certs" / "client.pem", 3)
+    pool = Pool(tmp_path / "c" / made.program.digest()[:16], plan, True)
+    assert len(pool.names()) == 3
+    assert pool.bytes() / 3 == pytest.approx(plan.stored_bytes(True), abs=4096)
+    pool.close()
