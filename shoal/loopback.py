@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shoal.errors import ShoalError
@@ -14,17 +14,18 @@ from shoal.private.certs import TLS
 
 
 def served(
-    artifact: Path, certificates: Path, sessions: int, pool: Path | None = None
+    artifact: Path, certificates: Path, sessions: int, pool: Path | None = None, flags: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start `shoal serve` for so many sessions as a process of its own on loopback; returns it and its address.
 
-    `pool` is where its prepared items go, beside the artifact if None. Raises ShoalError when it does not come up.
+    `pool` is where its prepared items go, beside the artifact if None; `flags` are further options. Raises ShoalError
+    when it does not come up.
     """
     ready = artifact / "address"
     ready.unlink(missing_ok=True)
     tls = [f"--{name}={certificates / f}" for name, f in _files("server").items()]
     command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
-    command += [] if pool is None else ["--pool", str(pool)]
+    command += [*flags] if pool is None else [*flags, "--pool", str(pool)]
     log = artifact / "server.log"
     with log.open("w") as sink:  # a pipe that nobody reads would stop a server that logs much
         process = subprocess.Popen(
@@ -52,9 +53,11 @@ def client_tls(certificates: Path) -> TLS:
 
 
 @contextlib.contextmanager
-def serving(artifact: Path, certificates: Path, sessions: int, pool: Path | None = None) -> Iterator[str]:
+def serving(
+    artifact: Path, certificates: Path, sessions: int, pool: Path | None = None, flags: Sequence[str] = ()
+) -> Iterator[str]:
     """The address of a server process that ends after `sessions`."""
-    process, address = served(artifact, certificates, sessions, pool)
+    process, address = served(artifact, certificates, sessions, pool, flags)
     try:
         yield address
         process.wait(timeout=60)
