@@ -18,14 +18,18 @@ from shoal.loopback import client_tls, serving
 from shoal.private.certs import make_certificates
 from shoal.private.network import probe, relayed
 from shoal.private.party import Client, Result
+from shoal.private.plan import Plan
+from shoal.private.program import Program
 from shoal.progress import counter
+from shoal.rehearsal import stock
 
 
-def bench(artifact: Path, networks: list[str], rounds: int, batch: int) -> dict[str, Any]:
+def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> dict[str, Any]:
     """Medians of `rounds` queries of one image over each of `networks`, after one that is not counted.
 
-    Items are made first, without the network; nothing of the artifact's own pools is used. Raises ShoalError for an
-    unknown network and when the machine is too busy for the relay to keep its promise.
+    Items are made first, without the network, or with `rehearse` random words take their place and nothing is made;
+    nothing of the artifact's own pools is used. Raises ShoalError for an unknown network and when the machine is too
+    busy for the relay to keep its promise.
     """
     unknown = [name for name in networks if name not in NETWORKS]
     if unknown or rounds < 1:
@@ -33,9 +37,12 @@ def bench(artifact: Path, networks: list[str], rounds: int, batch: int) -> dict[
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
         make_certificates(folder / "certs")
-        sessions = 1 + len(networks)
+        sessions, count = len(networks) + (not rehearse), len(networks) * (rounds + 1)
+        if rehearse:
+            plan = Plan(Program.load(artifact / "client"))
+            stock(plan, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
-        offline = _prepare(artifact, address, folder, len(networks) * (rounds + 1), batch)
+        offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
     return {"rounds": rounds, "offline_s": offline, "networks": rows}
 
@@ -73,8 +80,6 @@ def _queries(artifact: Path, address: str, folder: Path, rounds: int) -> list[Re
 
 
 def _client_shape(artifact: Path) -> tuple[int, ...]:
-    from shoal.private.program import Program
-
     return Program.load(artifact / "client").input_shape
 
 

@@ -6,8 +6,6 @@ networks are queried with rehearsal items, random words of the right shapes, whi
 
 from __future__ import annotations
 
-import secrets
-import ssl
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -23,15 +21,14 @@ from shoal.errors import ShoalError
 from shoal.fold import fold
 from shoal.loopback import client_tls, serving
 from shoal.private.artifact import save_artifact
-from shoal.private.certs import fingerprint, make_certificates
+from shoal.private.certs import make_certificates
 from shoal.private.compilation import compile
 from shoal.private.cost_model import Machine, chosen_words, homomorphic, linear_values, macs, word_ands
 from shoal.private.party import Client
 from shoal.private.plan import Plan
-from shoal.private.pool import Pool, stage
 from shoal.private.prepared import Offline
 from shoal.private.program import Program
-from shoal.private.randomness import Half, new_seed
+from shoal.rehearsal import stock
 from shoal.surgery import trace
 
 ITEMS, QUERIES = 3, 12
@@ -119,28 +116,6 @@ def work(plan: Plan) -> dict[str, float]:
     relus = sum(relu.count for relu in plan.relus.values())
     counts: dict[str, float] = {"query_s": 1, "exchange_s": plan.online.latencies, "mac_s": macs(plan)}
     return counts | {"relu_s": float(relus), "value_s": float(linear_values(plan))}
-
-
-def stock(plan: Plan, roots: tuple[Path, Path], certificate: Path, count: int) -> None:
-    """Fill a client's and its server's pools with rehearsal items, whose queries give nonsense in the usual time."""
-    digest, name = plan.program.digest(), "0" * 16
-    owner = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
-    folders = roots[0] / digest[:16], roots[1] / digest[:16] / f"{owner}-{name}"
-    for folder, client in zip(folders, (True, False), strict=True):
-        Pool(folder, plan, client).close()
-    (roots[0] / "client-id").write_text(name)
-    for i in range(count):
-        item = f"{secrets.token_hex(16)}-{i:06d}"
-        for folder, client in zip(folders, (True, False), strict=True):
-            stage(folder, item, _noise(plan, client), digest, client)
-            (folder / f"{item}.staged").rename(folder / f"{item}.item")
-
-
-def _noise(plan: Plan, client: bool) -> Half:
-    fields = list(plan.fields(client))
-    generator = np.random.default_rng(0)
-    stored = {f.name: generator.integers(0, 2**64, f.shape, np.uint64) for f in fields if not f.seeded}
-    return Half(new_seed(), stored, fields)
 
 
 def _offline_constants(plan: Plan, made: Offline) -> dict[str, float]:

@@ -347,7 +347,7 @@ LEVELS = [
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.network"},
-    {"loopback", "progress", "__init__"},
+    {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training"},
     {"commands"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from parties import Everything, case, seeded
 
-from shoal.calibration import _fit, stock
+from shoal.calibration import _fit
 from shoal.cost import NETWORKS, Network
 from shoal.errors import ShoalError
 from shoal.fold import fold
@@ -21,6 +21,7 @@ from shoal.private.compilation import compile
 from shoal.private.cost_model import Machine, direct_cost, homomorphic, plan_of, prepared_cost
 from shoal.private.plan import Plan
 from shoal.private.pool import Pool
+from shoal.rehearsal import stock
 from shoal.surgery import trace
 
 SHAPE = (3, 16, 16)
