@@ -33,10 +33,10 @@ STEPS = ("claim", "claimed", "told", *(f"message {k}" for k in range(TURNS)), "d
 
 
 @contextlib.contextmanager
-def forked(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseProcess, Connection]]:
-    """`work(pipe, *arguments)` in a process of its own, and this end of the pipe."""
+def forked(work: Callable[..., None], *arguments: Any, **more: Any) -> Iterator[tuple[BaseProcess, Connection]]:
+    """`work(pipe, *arguments, **more)` in a process of its own, and this end of the pipe."""
     mine, theirs = FORKS.Pipe()
-    process = FORKS.Process(target=_run, args=(work, theirs, *arguments), daemon=True)
+    process = FORKS.Process(target=_run, args=(work, theirs, *arguments), kwargs=more, daemon=True)
     process.start()
     theirs.close()
     try:
@@ -47,10 +47,10 @@ def forked(work: Callable[..., None], *arguments: Any) -> Iterator[tuple[BasePro
         mine.close()
 
 
-def _run(work: Callable[..., None], *arguments: Any) -> None:
+def _run(work: Callable[..., None], *arguments: Any, **more: Any) -> None:
     logging.disable(logging.CRITICAL)  # a session that breaks is what these tests are about
     torch.set_num_threads(1)
-    work(*arguments)
+    work(*arguments, **more)
 
 
 def heard(pipe: Connection, seconds: float = 30.0) -> Any:

@@ -45,7 +45,8 @@ class Tampering(Relay):
 @pytest.fixture
 def site(small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> Iterator[tuple[Server, tuple[Path, Path]]]:
     folders = stock(small, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2 * TURNS + 2)
-    with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
+    own = Server(small.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", timeout_s=10)
+    with in_thread(own) as server:
         yield server, folders
 
 
@@ -71,7 +72,7 @@ def test_a_tampered_tls_record_ends_the_session_and_burns_one_item(
             relay.armed = way
         return real(wire, mine, words)
 
-    with Client(small.folder, relay.address, certs["client"], pool=tmp_path / "c") as client:
+    with Client(small.folder, relay.address, certs["client"], pool=tmp_path / "c", timeout_s=10) as client:
         assert right(small, client.query(image).logits)
         monkeypatch.setattr(SocketWire, "_both", arming)
         begun = time.monotonic()
