@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-SECONDS = float(os.environ.get("SHOAL_CROWD_SECONDS", "5"))
+SECONDS = float(os.environ.get("SHOAL_CROWD_SECONDS", "4"))
 """For longer there is the script itself, benchmarks/private_soak.py."""
 CLIENTS = 8
 

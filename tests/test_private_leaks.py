@@ -36,7 +36,7 @@ def kernels(net: Case) -> dict[str, np.ndarray]:
 
 
 def encoded(net: Case, image: np.ndarray) -> dict[str, np.ndarray]:
-    return {"int64": np.rint(image.astype(np.float64) / net.unit).astype(np.int64), "float32": image}
+    return {"image int64": np.rint(image.astype(np.float64) / net.unit).astype(np.int64), "image float32": image}
 
 
 def live(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, image: np.ndarray, make: int) -> None:
@@ -69,8 +69,9 @@ def live(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, ima
 def test_a_client_holds_no_weight_and_a_server_no_image(
     small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None, make: int
 ) -> None:
-    weights, image = Secrets(forms := kernels(small)), small.images[:1].numpy()
-    images = Secrets(encoded(small, image))
+    forms, image = kernels(small), small.images[:1].numpy()
+    images = encoded(small, image)
+    secrets = Secrets(forms | images)
     folder = copytree(small.folder / "client", tmp_path / "client", ignore=lambda *_: ["pool"])
     if not make:
         stock(small, folder / "pool", tmp_path / "s", certs["client"].cert, 2)
@@ -80,25 +81,22 @@ def test_a_client_holds_no_weight_and_a_server_no_image(
             for _ in range(make):
                 assert heard(pipe, 120) == "made"
                 (near,), (far,) = (children(int(p.pid or 0)) for p in (client, server))
-                assert weights.within_process(near) == set()  # the client's SPU process
-                assert weights.within_process(far)
-                assert images.within_process(near) == images.within_process(far) == set()
+                assert secrets.within_process(near) == set()  # the client's SPU process
+                assert set() != secrets.within_process(far) <= set(forms)  # the server's
                 pipe.send("go on")
             logits, received = heard(pipe)
             assert np.abs(np.stack(logits) - small.truth(1)).max() <= 12 * small.unit
             assert len(received) > 5_000
             disk = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-            assert weights.within(received) == weights.within(disk) == set()
-            assert weights.within_process(client.pid) == set()
-            assert images.within_process(server.pid) == set()
-            # The same search finds what is there.
-            assert images.within_process(client.pid) == {"int64", "float32"}
-            assert weights.within_process(server.pid)
+            assert secrets.within(received) == secrets.within(disk) == set()
+            # The same search finds in each process what is its own.
+            assert secrets.within_process(client.pid) == set(images)
+            assert secrets.within_process(server.pid) <= set(forms)
             np.savez(tmp_path / "forms.npz", **forms)  # type: ignore[arg-type]
             pipe.send(small.folder / "server")
             pipe.send(tmp_path / "forms.npz")
             assert heard(pipe) > len(forms)
-            assert weights.within_process(client.pid) == set(forms)
+            assert secrets.within_process(client.pid) == set(forms | images)
 
 
 def test_the_search_finds_a_run_at_any_offset(small: Case) -> None:

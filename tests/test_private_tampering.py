@@ -66,9 +66,10 @@ def test_a_tampered_tls_record_ends_the_session_and_burns_one_item(
     relay, real = Tampering(server.address, FAST), SocketWire._both
     relay.start()
 
+    peer = "the server" if way == "up" else "the client"  # whom the sender speaks to
+
     def arming(wire: SocketWire, mine: np.ndarray | None, words: int) -> np.ndarray:
-        sends, hears = mine is not None, words > 0
-        if wire.channel.name.startswith("the server") and wire.turn >= turn and (sends if way == "up" else hears):
+        if wire.turn == turn and mine is not None and wire.channel.name.startswith(peer):
             relay.armed = way
         return real(wire, mine, words)
 
