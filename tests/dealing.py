@@ -115,19 +115,36 @@ def both(work: Callable[[bool], T]) -> tuple[T, T]:
         return client.result(120), server.result(120)
 
 
-def stock(case: Case, client_root: Path, server_root: Path, certificate: Path, count: int) -> None:
-    """Fill the pools of a client (with this certificate) and its server with dealt items: seconds less than SPU."""
-    digest, name = case.program.digest(), "0" * 16
+def folders(
+    case: Case, client_root: Path, server_root: Path, certificate: Path, name: str = "0" * 16
+) -> tuple[Path, Path]:
+    """Where a client of this certificate and own name keeps its items, and its server the other halves."""
+    digest = case.program.digest()[:16]
     print_ = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
-    folders = client_root / digest[:16], server_root / digest[:16] / f"{print_}-{name}"
-    plan, dealer = Plan(case.program), Dealer(case.program, case.weights)
-    pools = [Pool(folder, plan, client) for folder, client in zip(folders, (CLIENT, SERVER), strict=True)]
+    found = client_root / digest, server_root / digest / f"{print_}-{name}"
+    for folder in found:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (client_root / "client-id").write_text(name)
-    for i in range(count):
-        item = f"{secrets.token_hex(16)}-{i:06d}"
-        halves = both(lambda client: prepare(plan, dealer.engine(client), client, [new_seed()])[0])
-        for pool, half in zip(pools, halves, strict=True):
-            stage(pool.folder, item, half, digest, pool.client)
-            pool.commit([item])
-    for pool in pools:
+    return found
+
+
+def deal(case: Case, where: tuple[Path, Path], count: int) -> list[str]:
+    """Stage dealt items in both folders, together, which costs a millisecond each; ready when the two next agree."""
+    plan, dealer, digest = Plan(case.program), Dealer(case.program, case.weights), case.program.digest()
+    names = [f"{secrets.token_hex(16)}-{i:06d}" for i in range(count)]
+    made = both(lambda client: prepare(plan, dealer.engine(client), client, [new_seed() for _ in names]))
+    for folder, halves, client in zip(where, made, (CLIENT, SERVER), strict=True):
+        for name, half in zip(names, halves, strict=True):
+            stage(folder, name, half, digest, client)
+    return names
+
+
+def stock(case: Case, client_root: Path, server_root: Path, certificate: Path, count: int) -> tuple[Path, Path]:
+    """Fill the pools of a client (with this certificate) and its server with dealt items; returns their folders."""
+    where = folders(case, client_root, server_root, certificate)
+    names = deal(case, where, count)
+    for folder, client in zip(where, (CLIENT, SERVER), strict=True):
+        pool = Pool(folder, Plan(case.program), client)
+        pool.commit(names)
         pool.close()
+    return where

@@ -228,11 +228,14 @@ def test_seeds_do_not_repeat(small: Case) -> None:
                 assert not np.array_equal(one[name], two[name])
 
 
+@pytest.mark.parametrize("staged", [0, 1, 2])
 @pytest.mark.parametrize(("more", "room", "fits"), [(1, 3, True), (2, 3, False), (1, 2, False)])
 def test_room_is_counted_for_every_batch(
-    small: Case, halves: tuple[Half, Half], tmp_path: Path, more: int, room: int, fits: bool
+    small: Case, halves: tuple[Half, Half], tmp_path: Path, more: int, room: int, fits: bool, staged: int
 ) -> None:
-    pool = filled(tmp_path, small, halves[0], NAMES[:2])
+    pool = filled(tmp_path, small, halves[0], NAMES[: 2 - staged])
+    for name in NAMES[2 - staged : 2]:  # left by a session that broke off; the disk holds them all the same
+        stage(tmp_path, name, halves[0], pool.digest, True)
     with contextlib.nullcontext() if fits else pytest.raises(ShoalError, match=f"need room for {more} more"):
         _require_room(pool, more, room)
     pool.close()

@@ -43,9 +43,14 @@ class Pool:
         self._lock, self._turn = self._hold(), threading.RLock()
         self.fresh: set[str] = set()
         ledger = self.folder / LEDGER
-        self.spent = set(ledger.read_text().split()) if ledger.exists() else set()
-        for path in self.folder.glob(f"*{CLAIMED}"):
-            self._spend(path)
+        try:
+            self.spent = set(ledger.read_text().split()) if ledger.exists() else set()
+            for path in self.folder.glob(f"*{CLAIMED}"):
+                self._spend(path)
+            self._sweep()
+        except BaseException:
+            self.close()  # this process may try again
+            raise
 
     def _hold(self) -> int:
         handle = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
@@ -58,6 +63,11 @@ class Pool:
             ) from error
         return handle
 
+    def _sweep(self) -> None:
+        """Remove what a crash left half written; nobody may be writing now."""
+        for path in self.folder.glob(".*"):
+            path.unlink()
+
     def close(self) -> None:
         """Let go of the folder."""
         with contextlib.suppress(OSError):
@@ -65,8 +75,12 @@ class Pool:
 
     def names(self) -> list[str]:
         """Names of the items that are ready, oldest first."""
-        ready = [path for path in self.folder.glob(f"*{READY}") if NAME.fullmatch(path.stem)]
-        return sorted((path.stem for path in ready), key=lambda name: (self._age(name), name))
+        return sorted(self._kept(READY), key=lambda name: (self._age(name), name))
+
+    def _kept(self, kind: str) -> list[str]:
+        """Names on disk that may be used; a spent one is a copy that somebody put back."""
+        found = [path.stem for path in self.folder.glob(f"*{kind}")]
+        return [name for name in found if NAME.fullmatch(name) and name not in self.spent]
 
     def _age(self, name: str) -> int:
         with contextlib.suppress(OSError):
@@ -100,7 +114,7 @@ class Pool:
 
     def staged(self) -> list[str]:
         """Names of the items that wait for `commit`."""
-        return sorted(path.stem for path in self.folder.glob(f"*{STAGED}") if NAME.fullmatch(path.stem))
+        return sorted(self._kept(STAGED))
 
     def commit(self, names: Iterable[str]) -> None:
         """Count these staged items as ready: the peer has them too."""
@@ -112,11 +126,13 @@ class Pool:
     def agree(self, theirs: Iterable[str]) -> list[str]:
         """Keep only what the peer has, too, staged or ready, in either's name; returns what is ready now."""
         with self._turn:
-            common = {_checked(name) for name in theirs} & set(self.everything()) - self.spent
+            common = {_checked(name) for name in theirs} & set(self.everything())
             self.commit(name for name in self.staged() if name in common - self.fresh)
             for path in [*self.folder.glob(f"*{STAGED}"), *self.folder.glob(f"*{READY}")]:
                 if path.stem not in common | self.fresh:
                     path.unlink()
+            if not self.fresh:
+                self._sweep()
             flush(self.folder)
             return self.names()
 
@@ -159,27 +175,35 @@ class Pool:
     def _spend(self, path: Path) -> None:
         """Enter the name, then destroy the file; both are on disk when this returns."""
         self.spent.add(path.stem)
-        handle = os.open(self.folder / LEDGER, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        with os.fdopen(handle, "a") as ledger:
-            ledger.write(f"{path.stem}\n")
-            ledger.flush()
-            os.fsync(handle)
-        path.unlink(missing_ok=True)
-        flush(self.folder)
+        try:
+            handle = os.open(self.folder / LEDGER, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+            with os.fdopen(handle, "a") as ledger:
+                # A name that a crash or a full disk cut short must not run into this one.
+                ledger.write(f"\n{path.stem}\n")
+                ledger.flush()
+                os.fsync(handle)
+            path.unlink(missing_ok=True)
+            flush(self.folder)
+        except OSError as error:
+            raise ShoalError(
+                f"found no way to enter item {path.stem} as used at {self.folder} ({error}); need room; free it"
+            ) from error
 
 
 def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> None:
     """Write an item that does not count yet. Raises ShoalError when the disk is full; finished items stay."""
-    path = folder / f"{_checked(name)}{STAGED}"
+    # The peer may have staged its half already, so a part of this one must not bear the item's name.
+    path, scratch = folder / f"{_checked(name)}{STAGED}", folder / f".{name}.tmp"
     arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
     try:
-        path.touch(0o600)
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path, _facts(name, digest, client))
+        scratch.touch(0o600)
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, _facts(name, digest, client))
         # The writer may have exchanged the file for one with the usual mode.
-        path.chmod(0o600)
-        flush(path)
+        scratch.chmod(0o600)
+        flush(scratch)
+        scratch.rename(path)
     except (OSError, SafetensorError) as error:
-        path.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise ShoalError(f"found no room to keep prepared items at {folder} ({error}); need some; free it") from error
 
 

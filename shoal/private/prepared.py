@@ -104,7 +104,8 @@ def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Poo
 
 
 def _require_room(pool: Pool, more: int, room: int) -> None:
-    have = len(pool.names())
+    # Those that a crash left staged are on disk, too.
+    have = len(pool.everything())
     if have + more > room:
         raise ShoalError(f"found {have} prepared items of at most {room}; need room for {more} more; query first")
 
