@@ -1,9 +1,9 @@
-"""The offline phase of a ResNet18 shape by batch and packing: seconds and bytes an item, by kind of product.
+"""The offline phase of a ResNet18 shape by batch: seconds and bytes an item, by kind of product.
 
     python benchmarks/private_offline.py --out benchmarks/results/private_offline.json
 
-Batches share SPU's packing of answers; without packing nothing is shared, and nothing has to be packed. Weights are
-random. Server and client are processes of their own, over mutual TLS on loopback.
+Batches share SPU's packing of answers. Weights are random. Server and client are processes of their own, over mutual
+TLS on loopback.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from shoal.private.party import Client
 from shoal.run import environment
 
 
-def measure(folder: Path, certificates: Path, batch: int, packed: bool, least: int) -> dict[str, Any]:
+def measure(folder: Path, certificates: Path, batch: int, least: int) -> dict[str, Any]:
     """One session that makes whole batches, `least` items or more."""
     count = batch * -(-least // batch)
     with process("--serve", folder, certificates) as address:
-        client = Client(folder, address, tls_of(certificates, "client"), pool=folder / f"pool-{batch}-{packed}")
+        client = Client(folder, address, tls_of(certificates, "client"), pool=folder / f"pool-{batch}")
         begun = time.perf_counter()
-        made = client.prepare(count, batch=batch, packed=packed)
+        made = client.prepare(count, batch=batch)
         seconds = time.perf_counter() - begun
         client.close()
     kinds = {kind: {k: v / count for k, v in row.items()} for kind, row in made.kinds.items()}
-    return {"batch": batch, "packed": packed, "items": count, "seconds": seconds / count, "kinds": kinds}
+    return {"batch": batch, "items": count, "seconds": seconds / count, "kinds": kinds}
 
 
 def main() -> None:
@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--relus", type=int, default=557_056)
     parser.add_argument("--blocks", type=int, default=0)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--packing", type=int, nargs="+", default=[1, 0], help="1: packed answers, 0: unpacked")
     parser.add_argument("--least", type=int, default=4, help="items to make at least")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
@@ -55,8 +54,8 @@ def main() -> None:
         graph = sized(a.relus, a.blocks, "resnet18")
         program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
         save_artifact(folder / "artifact", program, weights)
-        for packed, batch in [(bool(p), b) for p in a.packing for b in a.batches]:
-            rows.append(measure(folder / "artifact", folder / "certs", batch, packed, a.least))
+        for batch in a.batches:
+            rows.append(measure(folder / "artifact", folder / "certs", batch, a.least))
             print(json.dumps(rows[-1]), flush=True)
     settings = {k: v for k, v in vars(a).items() if k != "out"}
     if a.out:

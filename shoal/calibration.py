@@ -31,7 +31,7 @@ from shoal.private.program import Program
 from shoal.rehearsal import stock
 from shoal.surgery import trace
 
-ITEMS, QUERIES = 3, 12
+ITEMS, QUERIES = 2, 12
 Say = Callable[[str], None]
 
 
@@ -45,7 +45,7 @@ def _chain(shape: tuple[int, ...], *layers: tuple[int, int]) -> nn.Module:
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-MIXED = ((3, 16, 16), (16, 1), (32, 1), (64, 2), (128, 2))
+MIXED = ((3, 16, 16), (16, 1), (128, 1), (128, 1), (128, 2), (128, 2))
 REHEARSED = {
     "deep": ((3, 8, 8), *[(4, 1)] * 14),
     "deeper and wider": ((3, 8, 8), *[(64, 1)] * 8),

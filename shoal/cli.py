@@ -283,9 +283,6 @@ def prepare(
     artifact: Annotated[Path, typer.Argument(help="The client/ half of an artifact.")],
     count: Annotated[int, typer.Option(help="Items to make: each serves one image, once.")] = 1,
     batch: Annotated[int, typer.Option(help="Items made together; more share SPU's packing and take more memory.")] = 1,
-    packed: Annotated[
-        bool, typer.Option("--packed/--unpacked", help="Few bytes, or less time over a fast network.")
-    ] = True,
     connect: Connect = "127.0.0.1:7766",
     cert: Cert = None,
     key: Key = None,
@@ -302,7 +299,7 @@ def prepare(
     """
     tls = deployment.tls(cert, key, ca)
     connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
-    body = deployment.prepare(artifact, connection, count, batch, packed)
+    body = deployment.prepare(artifact, connection, count, batch)
     show(body, json, lambda: pairs("prepared", body))
 
 

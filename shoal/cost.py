@@ -217,11 +217,12 @@ def matmul_shape(graph: Graph, node: Node) -> tuple[int, int, int]:
     return positions, weight[0].numel(), weight.shape[0]
 
 
-class Blocks(NamedTuple):
-    """Work of one matrix product: bytes sent and returned, ciphertext products, automorphisms.
+ANSWER_BYTES = 127_436
+"""A ciphertext that comes back alone."""
 
-    Without packing `answers` ciphertexts come back, and no automorphism is needed.
-    """
+
+class Blocks(NamedTuple):
+    """Work of one matrix product: bytes sent and returned, ciphertext products, automorphisms that pack `answers`."""
 
     sent: int
     returned: int
@@ -245,4 +246,5 @@ def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> Blocks:
             if best is None or price <= best[0]:
                 best = price, Blocks(sent * 184_964, back * 254_385, products, back * d1, b0 * b2)
     assert best is not None
-    return best[1]
+    # There is nothing to pack a single answer with.
+    return best[1]._replace(returned=ANSWER_BYTES, automorphisms=0) if best[1].answers == 1 else best[1]

@@ -116,14 +116,14 @@ def _log_to_standard_error(as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def prepare(artifact: Path, connection: Connection, count: int, batch: int, packed: bool) -> dict[str, Any]:
+def prepare(artifact: Path, connection: Connection, count: int, batch: int) -> dict[str, Any]:
     """Make `count` items with the server."""
     if count < 1 or batch < 1:
         raise ShoalError(f"found {count} items in batches of {batch}; need 1 or more of each")
     client = connection.client(artifact)
     try:
         with counter("prepared items", count) as progress:
-            made = client.prepare(count, batch=batch, packed=packed, progress=progress)
+            made = client.prepare(count, batch=batch, progress=progress)
         facts = {f"{kind}_{what}": row[what] for kind, row in made.kinds.items() for what in ("seconds", "bytes")}
         return facts | {"made": count, "ready": len(client.pool.names()), "bytes": client.pool.bytes()}
     finally:

@@ -22,8 +22,8 @@ from shoal.private.plan import Plan
 from shoal.private.program import VERSION, Program, Step
 from shoal.private.segments import parameter_shapes
 
-AND_BYTES, CHOSEN_BYTES, UNPACKED_BYTES = 32.0, 16.25, 131_000
-"""Both ways: of the AND of a word of 64 bits, and of a bit times a word; of one unpacked answer (SPU 0.9.5, FM64)."""
+AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
+"""Both ways, of the AND of a word of 64 bits, and of a bit times a word (SPU 0.9.5, FM64)."""
 REFILL_BYTES, REFILL = 740_000, 10_500_000
 """Ferret: bytes and correlated transfers of one refill. An AND of a bit takes one transfer in each direction."""
 NARROW_BITS = 40
@@ -95,12 +95,12 @@ def plan_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Plan:
 
 
 def prepared_cost(
-    plan: Plan, machine: Machine | None = None, network: Network | None = None, batch: int = 1, packed: bool = True
+    plan: Plan, machine: Machine | None = None, network: Network | None = None, batch: int = 1
 ) -> PreparedCost:
     """Forecast of one inference of `plan`, its item made in a batch of `batch`."""
     machine, network = machine or Machine(), network or Network()
     disk = plan.stored_bytes(True) + plan.stored_bytes(False)
-    return PreparedCost(_offline(plan, machine, network, batch, packed), _online(plan, machine, network), disk)
+    return PreparedCost(_offline(plan, machine, network, batch), _online(plan, machine, network), disk)
 
 
 def direct_cost(graph: Graph, machine: Machine | None = None, network: Network | None = None) -> PrivateCost:
@@ -125,7 +125,7 @@ class Products:
     bytes: float
 
 
-def homomorphic(plan: Plan, step: Step, batch: int = 1, packed: bool = True) -> Products:
+def homomorphic(plan: Plan, step: Step, batch: int = 1) -> Products:
     """SPU's work for one linear step, a share of a batch's."""
     kernel = parameter_shapes(plan.program)[f"{step.name}.weight"]
     groups = step.attrs.get("groups", 1)
@@ -135,8 +135,6 @@ def homomorphic(plan: Plan, step: Step, batch: int = 1, packed: bool = True) -> 
         return Products(0.0, 0.0, CHOSEN_BYTES * math.prod(step.shape))
     work = cheetah_blocks(rows, math.prod(kernel[:-1]), kernel[-1] // groups)
     share = groups / batch
-    if not packed:
-        return Products(share * work.products, 0.0, share * (work.sent + UNPACKED_BYTES * work.answers))
     return Products(share * work.products, share * work.automorphisms, share * (work.sent + work.returned))
 
 
@@ -155,8 +153,8 @@ def runs(plan: Plan) -> int:
     return len(plan.linear) + (5 if plan.relus else 0) + (1 if plan.relus or plan.exact else 0)
 
 
-def _offline(plan: Plan, m: Machine, network: Network, batch: int, packed: bool) -> PrivateCost:
-    work = [homomorphic(plan, step, batch, packed) for step in plan.linear]
+def _offline(plan: Plan, m: Machine, network: Network, batch: int) -> PrivateCost:
+    work = [homomorphic(plan, step, batch) for step in plan.linear]
     ands, chosen = word_ands(plan), chosen_words(plan)
     size = sum(w.bytes for w in work) + AND_BYTES * ands + CHOSEN_BYTES * chosen
     size += 2 * REFILL_BYTES * (64 * ands + chosen) / REFILL

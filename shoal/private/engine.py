@@ -60,7 +60,6 @@ def link_as_server(line: Line, local: Local, hello: dict[str, Any], task: str, b
         "session": secrets.token_hex(16),
         "shared_weights": local.shared_weights,
         "threads": min(whole(hello, "threads", 1024), local.threads),
-        "packed": hello.get("packed") is not False,
     }
     welcome = {"type": "welcome", "terms": local.terms, "link_port": link_port, "max_batch": local.max_batch}
     line.control.send(welcome | agreed)
@@ -87,7 +86,6 @@ def link_as_client(
         "session": session,
         "shared_weights": shared,
         "threads": min(whole(welcome, "threads", 1024), local.threads),
-        "packed": welcome.get("packed") is not False,
     }
     bind = f"0.0.0.0:{port}" if local.link else link
     hosts = (f"{hosts_of(line.control)[1]}:{whole(welcome, 'link_port', 65535)}", bind)
@@ -113,7 +111,7 @@ def _start_order(
     """What the SPU process needs to know to begin."""
     terms = local.artifact.terms
     settings = {k: terms[k] for k in ("field_bits", "fraction_bits", "ot_kind")}
-    settings |= {k: agreed[k] for k in ("shared_weights", "threads", "packed")} | {
+    settings |= {k: agreed[k] for k in ("shared_weights", "threads")} | {
         "timeout_s": local.timeout_s,
         "link_s": 30.0,
     }

@@ -115,11 +115,10 @@ class Client:
         if self.pool is not None:
             self.pool.close()
 
-    def prepare(self, count: int, *, batch: int = 1, packed: bool = True, progress: Progress | None = None) -> Offline:
+    def prepare(self, count: int, *, batch: int = 1, progress: Progress | None = None) -> Offline:
         """Make `count` items with the server, `batch` at a time, on a connection of its own; what is made stays.
 
-        Without `packed`, SPU's answers are not packed into fewer ciphertexts: less time and many more bytes, for fast
-        networks. May run in a thread beside queries. Raises ShoalError in direct mode and when the server's room is
+        May run in a thread beside queries. Raises ShoalError in direct mode and when the server's room is
         used up.
         """
         if self.pool is None:
@@ -128,7 +127,6 @@ class Client:
         try:
             link = offer_link(line.control, self.local)
             hello = {"task": "prepare", "client": self._name(), "link": link, "threads": self.local.threads}
-            hello["packed"] = packed
             welcome = self._agree(line, hello | {"batch": min(batch, count)})
             return prepare(line, self.local, welcome, link, self.pool, count, min(batch, count), progress)
         finally:

@@ -52,7 +52,6 @@ class Settings:
     threads: int
     timeout_s: float
     link_s: float
-    packed: bool = True
 
     def runtime_config(self) -> Any:
         """SPU's own configuration."""
@@ -62,7 +61,7 @@ class Settings:
             "field": FIELDS[self.field_bits],
             "fxp_fraction_bits": self.fraction_bits,
             "max_concurrency": self.threads,
-            "cheetah_2pc_config": {"ot_kind": self.ot_kind, "disable_matmul_pack": not self.packed},
+            "cheetah_2pc_config": {"ot_kind": self.ot_kind},
             "experimental_enable_colocated_optimization": not self.shared_weights,
             "enable_pphlo_profile": True,
         }
