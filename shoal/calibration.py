@@ -35,17 +35,17 @@ ITEMS, QUERIES = 2, 12
 Say = Callable[[str], None]
 
 
-def _chain(shape: tuple[int, ...], *layers: tuple[int, int]) -> nn.Module:
-    """Convolutions with ReLUs, each (channels, stride), then a mean and ten classes."""
+def _chain(shape: tuple[int, ...], *layers: tuple[int, ...]) -> nn.Module:
+    """Convolutions with ReLUs, each (channels, stride) or (channels, stride, 0 for no ReLU); a mean; ten classes."""
     parts: list[nn.Module] = []
     channels = shape[0]
-    for width, stride in layers:
-        parts += [nn.Conv2d(channels, width, 3, stride, 1), nn.ReLU()]
+    for width, stride, *relu in layers:
+        parts += [nn.Conv2d(channels, width, 3, stride, 1), nn.ReLU() if relu != [0] else nn.Identity()]
         channels = width
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-MIXED = ((3, 16, 16), (16, 1), (128, 1), (128, 1), (128, 2), (128, 2))
+MIXED = ((3, 16, 16), (16, 1), (128, 1, 0), (128, 1, 0), (128, 2), (128, 2))
 REHEARSED = {
     "deep": ((3, 8, 8), *[(4, 1)] * 14),
     "deeper and wider": ((3, 8, 8), *[(64, 1)] * 8),
@@ -73,7 +73,7 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
     return machine, {"offline": offline.kinds | {"steps": offline.steps}, "queries": queries}
 
 
-def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, int]) -> Plan:
+def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, ...]) -> Plan:
     torch.manual_seed(0)
     graph = fold(trace(_chain(shape, *layers).eval(), shape))
     program, weights = compile(graph, torch.rand(8, *shape) * 2 - 1)
@@ -100,7 +100,7 @@ def _with_spu(folder: Path, plan: Plan) -> tuple[Offline, float]:
 def _rehearsed(folder: Path, name: str, layout: tuple[tuple[int, ...], ...]) -> dict[str, float]:
     """Median seconds of a query of one network, and what it is made of."""
     artifact, certs = folder / name, folder / "certs"
-    plan = _compiled(artifact, *layout)  # type: ignore[arg-type]
+    plan = _compiled(artifact, *layout)
     pools = artifact / "client-pool", artifact / "server-pool"
     stock(plan, pools, certs / "client.pem", QUERIES)
     with (
