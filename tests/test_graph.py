@@ -351,6 +351,8 @@ LEVELS = [
     {"demo", "bench", "calibration"},
     {"deployment", "training"},
     {"commands"},
+    {"options"},
+    {"private_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""
