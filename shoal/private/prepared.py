@@ -104,7 +104,7 @@ def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Poo
 
 
 def _require_room(pool: Pool, more: int, room: int) -> None:
-    # Those that a crash left staged are on disk, too.
+    # Staged items are on disk, too, whether a crash left them or a client that went before they were committed.
     have = len(pool.everything())
     if have + more > room:
         raise ShoalError(f"found {have} prepared items of at most {room}; need room for {more} more; query first")
@@ -138,12 +138,18 @@ def prepare(
 
 
 def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, Any]:
-    """Have the SPU process make and stage items, and commit them when the peer has staged them, too."""
+    """Have the SPU process make and stage items, and commit them when the peer has staged them, too.
+
+    The server commits first: an item that the client sees is there at the server, even for a query at that moment.
+    """
     line.order({"type": "make", "names": names, "pool": str(pool.folder.resolve())})
     facts, _ = line.from_worker(10 * local.timeout_s)
-    line.control.send({"type": "staged"})
+    if pool.client:
+        line.control.send({"type": "staged"})
     line.from_peer(("staged",), 10 * local.timeout_s)
     pool.commit(names)
+    if not pool.client:
+        line.control.send({"type": "staged"})
     return facts
 
 
