@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal import bench as measuring
-from shoal import deployment
+from shoal import deployment, serving
 from shoal.options import DataDir, Json, grid, pairs, show
 
 Cert = Annotated[Path | None, typer.Option(help="This party's certificate (PEM).")]
@@ -64,12 +64,20 @@ def serve(
     timeout: Timeout = 120.0,
     pool: Annotated[Path | None, typer.Option(help="Where prepared items are kept; beside the artifact.")] = None,
     pool_gib: Annotated[float, typer.Option(help="GiB of prepared items that each client may have here.")] = 4.0,
+    max_pools: Annotated[int, typer.Option(help="Pools that each certificate may have here.")] = 64,
     max_clients: Annotated[int, typer.Option(help="Sessions at once; more are refused.")] = 8,
     engines: Annotated[int, typer.Option(help="SPU processes at once (direct queries, preparation).")] = 1,
     early_exit: Annotated[
         bool, typer.Option("--early-exit", help="Let clients end at an exit; the server learns which was taken.")
     ] = False,
     link_port: Annotated[int | None, typer.Option(help="Port of SPU's own connection; a free one.")] = None,
+    grace: Annotated[
+        float, typer.Option(help="Seconds for queries in progress after SIGTERM or Ctrl-C; a second one ends at once.")
+    ] = 5.0,
+    metrics: Annotated[Path | None, typer.Option(help="Write figures here as JSON, every 5 seconds.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Show figures to Prometheus at 127.0.0.1:PORT/metrics; 0 takes a free one.")
+    ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the address here once listening.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Log as JSON lines.")] = False,
 ) -> None:
@@ -79,7 +87,9 @@ def serve(
     """
     choices = {"insecure": insecure, "timeout_s": timeout, "pool": pool, "pool_bytes": int(pool_gib * 2**30)}
     choices |= {"max_clients": max_clients, "engines": engines, "link_port": link_port, "early_exit": early_exit}
-    deployment.serve(artifact, listen, deployment.tls(cert, key, ca), sessions, ready_file, json, choices)
+    choices["max_pools"] = max_pools
+    operation = serving.Operation(sessions, grace, metrics, metrics_port, ready_file, json)
+    serving.serve(artifact, listen, deployment.tls(cert, key, ca), operation, choices)
 
 
 def prepare(

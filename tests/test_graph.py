@@ -346,10 +346,11 @@ LEVELS = [
     | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"},
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
+    | {"private.metrics", "private.pools", "private.journal", "private.monitor"}
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training"},
+    {"deployment", "training", "serving"},
     {"commands"},
     {"options"},
     {"private_cli"},

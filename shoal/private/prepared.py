@@ -6,7 +6,6 @@ which destroys it, before anything that depends on it is sent.
 
 from __future__ import annotations
 
-import logging
 import resource
 import secrets
 import time
@@ -18,8 +17,9 @@ import numpy as np
 import torch
 
 from shoal.errors import ShoalError
+from shoal.private.direct import Answered
 from shoal.private.engine import Local, link_as_client, link_as_server
-from shoal.private.line import Line, whole
+from shoal.private.line import Line, RefusedError, whole
 from shoal.private.online import GoOn, Inference, Prepared
 from shoal.private.pool import Pool
 from shoal.private.signs import Side
@@ -28,6 +28,8 @@ from shoal.private.wire import SocketWire
 MOST_NAMES, MAX_LIST = 4096, 1 << 18
 Progress = Callable[[int, int], None]
 """Called with (items made, items asked)."""
+Made = Callable[[int, int, int], None]
+"""Called by the server for each finished batch with its items, and the bytes that SPU sent and received for it."""
 
 
 @dataclass
@@ -85,7 +87,7 @@ def payload_of(names: list[str]) -> bytes:
 # ---------------------------------------------------------------- making
 
 
-def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int) -> None:
+def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int, made: Made) -> None:
     """The server's side of one session that makes items, to its end."""
     batch = whole(hello, "batch", local.max_batch)
     # More names than fit a message could not be agreed on.
@@ -93,21 +95,24 @@ def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Poo
     _require_room(pool, 1, room)
     link_as_server(line, local, hello, "prepare", batch)
     with pool.making() as expect:
-        while (message := line.from_peer(("make", "bye"), local.timeout_s))["type"] == "make":
+        while (message := line.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
             names = message.get("names")
             if not isinstance(names, list) or not 1 <= len(names) <= batch:
                 raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
             _require_room(pool, len(names), room)
             expect(names)
             line.control.send({"type": "go"})
-            _make(line, local, pool, names)
+            facts = _make(line, local, pool, names)
+            made(len(names), facts["sent"], facts["received"])
 
 
 def _require_room(pool: Pool, more: int, room: int) -> None:
     # Staged items are on disk, too, whether a crash left them or a client that went before they were committed.
     have = len(pool.everything())
     if have + more > room:
-        raise ShoalError(f"found {have} prepared items of at most {room}; need room for {more} more; query first")
+        raise RefusedError(
+            f"found {have} prepared items of at most {room}; need room for {more} more; query first", "room"
+        )
 
 
 def prepare(
@@ -157,7 +162,7 @@ def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, A
 
 
 def serve_queries(
-    line: Line, local: Local, prepared: Prepared, pool: Pool, log: logging.Logger, early_exit: bool
+    line: Line, local: Local, prepared: Prepared, pool: Pool, answered: Answered, early_exit: bool
 ) -> None:
     """The server's side of one session of prepared queries, to its end. The client's list of items is in `line`.
 
@@ -167,7 +172,7 @@ def serve_queries(
     mine = pool.everything()
     line.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
     pool.agree(theirs)
-    while (message := line.from_peer(("infer", "bye"), local.timeout_s))["type"] == "infer":
+    while (message := line.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
         if early and not early_exit:
             raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
@@ -175,7 +180,7 @@ def serve_queries(
         line.control.send({"type": "go"})
         wire = SocketWire(line.control, local.timeout_s)
         Inference(prepared, Side(False, wire, half)).run(None, early)
-        log.info("inference %.3f s, %d bytes", time.perf_counter() - started, wire.traffic.sent + wire.traffic.received)
+        answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
 
 
 class PreparedSession:
@@ -191,6 +196,7 @@ class PreparedSession:
 
     def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
         """The figures and logits of one image, int64 [1, *shape]; it ends at an exit as sure as `exit_above`."""
+        self.line.check()  # a session that the server ended should not cost an item
         names = self.pool.names()
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
