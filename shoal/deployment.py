@@ -70,16 +70,17 @@ class Connection:
     client_address: str | None
     pool: Path | None
 
-    def client(self, artifact: Path, mode: str = "prepared") -> Any:
-        """A Client of `artifact`, not open yet."""
+    def client(self, artifact: Path, mode: str = "prepared", **more: Any) -> Any:
+        """A Client of `artifact`, not open yet. Its pool may be waited for as long as the peer."""
         from shoal.private.party import Client
 
         choices: dict[str, Any] = {
             "insecure": self.insecure,
             "timeout_s": self.timeout_s,
             "client_address": self.client_address,
+            "pool_wait_s": self.timeout_s,
         }
-        return Client(artifact, self.address, self.tls, mode=mode, pool=self.pool, **choices)
+        return Client(artifact, self.address, self.tls, mode=mode, pool=self.pool, **(choices | more))
 
 
 def prepare(artifact: Path, connection: Connection, count: int, batch: int) -> dict[str, Any]:

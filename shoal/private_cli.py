@@ -9,6 +9,7 @@ import typer
 
 from shoal import bench as measuring
 from shoal import deployment, serving
+from shoal.errors import ShoalError
 from shoal.options import DataDir, Json, grid, pairs, show
 
 Cert = Annotated[Path | None, typer.Option(help="This party's certificate (PEM).")]
@@ -96,6 +97,9 @@ def prepare(
     artifact: Annotated[Path, typer.Argument(help="The client/ half of an artifact.")],
     count: Annotated[int, typer.Option(help="Items to make: each serves one image, once.")] = 1,
     batch: Annotated[int, typer.Option(help="Items made together; more share SPU's packing and take more memory.")] = 1,
+    keep: Annotated[
+        int | None, typer.Option(help="Stay, and make items whenever fewer than this are ready; until stopped.")
+    ] = None,
     connect: Connect = "127.0.0.1:7766",
     cert: Cert = None,
     key: Key = None,
@@ -108,10 +112,16 @@ def prepare(
 ) -> None:
     """Make randomness with the server, ahead of time, for queries that are then mostly waiting for messages.
 
-    What is finished stays if this is stopped; run it again for the rest.
+    What is finished stays if this is stopped; run it again for the rest. With --keep, failures are logged and tried
+    again, and queries from the same pool get their turn between batches.
     """
     tls = deployment.tls(cert, key, ca)
     connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
+    if keep is not None and count != 1:
+        raise ShoalError(f"found --count {count} and --keep {keep}; need one of them; leave out --count to stay")
+    if keep is not None:
+        serving.keep(artifact, connection, keep, batch, json)
+        return
     body = deployment.prepare(artifact, connection, count, batch)
     show(body, json, lambda: pairs("prepared", body))
 

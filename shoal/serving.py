@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ from types import FrameType
 from typing import Any
 
 from shoal.checkpoint import write_text
+from shoal.deployment import Connection
+from shoal.errors import ShoalError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CONNECT_SECONDS = 3.0
+"""How long one attempt to keep a pool filled waits for the server; the next comes later."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,56 @@ def _ending(stop: Callable[[float], None], grace_s: float) -> Iterator[None]:
         os.close(into)
         watcher.join()
         os.close(out)
+
+
+def keep(artifact: Path, connection: Connection, items: int, batch: int, as_json: bool) -> None:
+    """Have `items` ready until SIGTERM or Ctrl-C: whatever is missing is made, `batch` at a time.
+
+    The pool is let go between batches when another process waits for it. Raises ShoalError at once for what waiting
+    does not mend (a wrong artifact, unusable TLS files); later failures are logged and tried again.
+    """
+    from shoal.private.pool import ready_names
+    from shoal.private.prepared import MOST_NAMES
+    from shoal.private.refill import POLL_SECONDS, Backoff
+
+    if not 1 <= items <= MOST_NAMES or batch < 1:
+        raise ShoalError(f"found {items} items to keep in batches of {batch}; need 1 to {MOST_NAMES} and 1 or more")
+    log_to_standard_error(as_json)
+    client = connection.client(artifact)
+    folder, backoff = client.pool.folder, Backoff()
+    client.close()
+    logging.info("keeping %d items ready at %s", items, folder)
+    with contextlib.suppress(KeyboardInterrupt), _interrupted_by_sigterm():
+        while True:
+            wait = POLL_SECONDS
+            try:
+                if len(ready_names(folder)) < items:
+                    _top_up(artifact, connection, items, batch)
+                    backoff.failures = 0
+            except (ShoalError, OSError) as error:
+                wait = backoff.failed(error)
+            time.sleep(wait)
+    logging.info("ended")
+
+
+def _top_up(artifact: Path, connection: Connection, items: int, batch: int) -> None:
+    client = connection.client(artifact, pool_wait_s=0.0, connect_s=CONNECT_SECONDS)
+    try:
+        made = client.top_up(items, lambda: not client.pool.wanted(), batch=batch)
+        ready = len(client.pool.names())
+        logging.info("%d items made, %d ready", made, ready, extra={"facts": {"made": made, "ready": ready}})
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: a batch in the making is dropped, and what is finished stays."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class JsonLines(logging.Formatter):

@@ -126,7 +126,7 @@ class Line:
     def end(self, farewell: dict[str, Any] | None = None) -> None:
         """Say `farewell` if the peer still listens, end the SPU process, close the connection."""
         if farewell is not None:
-            with contextlib.suppress(ShoalError):
+            with contextlib.suppress(ShoalError, OSError):  # a server that ends may have closed it already
                 self.control.send(farewell)
         if self.worker is not None:
             self.worker.end()

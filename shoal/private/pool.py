@@ -169,7 +169,7 @@ class Pool:
             try:
                 path.rename(taken)
             except OSError as error:
-                raise ShoalError(f"found no item {name} at {self.folder}; need one; prepare more") from error
+                raise ShoalError(f"found no item {name} ready; need one; prepare more") from error
             try:
                 return self._read(taken, name)
             finally:
@@ -203,6 +203,11 @@ class Pool:
             raise ShoalError(
                 f"found no way to enter item {path.stem} as used at {self.folder} ({error}); need room; free it"
             ) from error
+
+
+def ready_names(folder: Path) -> list[str]:
+    """Names of the items that are ready in a pool's folder, which another process may hold."""
+    return [path.stem for path in folder.glob(f"*{READY}") if NAME.fullmatch(path.stem)]
 
 
 def _opened(path: Path) -> int:

@@ -22,6 +22,7 @@ from shoal.private.engine import Local, link_as_client, link_as_server
 from shoal.private.line import Line, RefusedError, whole
 from shoal.private.online import GoOn, Inference, Prepared
 from shoal.private.pool import Pool
+from shoal.private.refill import Proceed
 from shoal.private.signs import Side
 from shoal.private.wire import SocketWire
 
@@ -124,12 +125,13 @@ def prepare(
     count: int,
     batch: int,
     progress: Progress | None,
+    proceed: Proceed | None,
 ) -> Offline:
-    """The client's side: makes `count` items in batches; what is finished stays whatever happens."""
+    """The client's side: makes `count` items in batches, asking `proceed` between two; what is finished stays."""
     link_as_client(line, local, welcome, link, "prepare", batch)
     made, cost = 0, Offline()
     with pool.making() as expect:
-        while made < count:
+        while made < count and (not made or proceed is None or proceed()):
             base, size = secrets.token_hex(16), min(batch, count - made)
             names = [f"{base}-{i:06d}" for i in range(size)]
             expect(names)
@@ -188,11 +190,9 @@ class PreparedSession:
 
     max_batch = 1
 
-    def __init__(self, line: Line, local: Local, pool: Pool, theirs: list[str]) -> None:
-        """`theirs` are the items that the server says it has."""
+    def __init__(self, line: Line, local: Local, pool: Pool) -> None:
         self.line, self.local, self.pool = line, local, pool
         self.prepared = Prepared(pool.plan, None)
-        self.pool.agree(theirs)
 
     def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
         """The figures and logits of one image, int64 [1, *shape]; it ends at an exit as sure as `exit_above`."""

@@ -174,18 +174,18 @@ class Server:
 
     def _session(self, sock: socket.socket, peer: str) -> None:
         """One client, from its TLS handshake to its end."""
-        me = threading.current_thread()
+        me, agreed = threading.current_thread(), False
         try:
             line = Line(admit(sock, peer, self.local.tls, MAX_LIST), self._stopped, self._closing)
-            self._sessions[me] = line
-            agreed = self._converse(line)
-            with self._guard:
-                self.served += agreed
         except (ShoalError, OSError) as error:
             self.journal.failed("tls", error)
+        else:
+            self._sessions[me] = line
+            agreed = self._converse(line)
         finally:
             self.metrics.connected(-1)
             with self._guard:
+                self.served += agreed
                 del self._sessions[me]
 
     def _converse(self, line: Line) -> bool:

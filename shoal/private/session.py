@@ -163,6 +163,8 @@ class _Prepare(_Linked):
         from shoal.private.maker import SpuEngine
         from shoal.private.plan import Plan
 
+        # Queries wait for answers, items do not: whatever else runs here comes first.
+        os.nice(10)
         super().__init__(order)
         begun = time.perf_counter()
         self.plan = Plan(self.program)
