@@ -162,6 +162,9 @@ def test_items_in_the_making_survive_an_agreement(small: Case, halves: tuple[Hal
 def test_files_are_the_owners_alone(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
     pool = filled(tmp_path / "pool", small, halves[0], NAMES[:1])
     pool.claim(NAMES[0])
+    pool.close()
+    (tmp_path / "pool" / ".tmpAbCdEf").write_bytes(b"half an item")
+    pool = Pool(tmp_path / "pool", pool.plan, True)
     filled_again = [*(tmp_path / "pool").iterdir()]
     assert stat.S_IMODE((tmp_path / "pool").stat().st_mode) == 0o700
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in filled_again)

@@ -159,6 +159,7 @@ class Server:
             sock, peer = self._listener.accept()
         except OSError as error:  # the client is gone again, or there are too many open files
             self.journal.failed("accept", error)
+            time.sleep(POLL_SECONDS)
             return
         if len(self._sessions) >= self.max_clients + UNGREETED:
             sock.close()

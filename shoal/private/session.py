@@ -160,11 +160,11 @@ class _Prepare(_Linked):
     """Makes and stages prepared items."""
 
     def __init__(self, order: dict[str, Any]) -> None:
+        # Queries wait for answers, items do not: whatever else runs here comes first.
+        os.nice(10)
         from shoal.private.maker import SpuEngine
         from shoal.private.plan import Plan
 
-        # Queries wait for answers, items do not: whatever else runs here comes first.
-        os.nice(10)
         super().__init__(order)
         begun = time.perf_counter()
         self.plan = Plan(self.program)
