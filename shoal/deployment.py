@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,6 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from shoal.checkpoint import write_text
 from shoal.cost import cost
 from shoal.errors import ShoalError
 from shoal.progress import counter
@@ -75,45 +70,17 @@ class Connection:
     client_address: str | None
     pool: Path | None
 
-    def client(self, artifact: Path, mode: str = "prepared") -> Any:
-        """A Client of `artifact`, not open yet."""
+    def client(self, artifact: Path, mode: str = "prepared", **more: Any) -> Any:
+        """A Client of `artifact`, not open yet. Its pool may be waited for as long as the peer."""
         from shoal.private.party import Client
 
         choices: dict[str, Any] = {
             "insecure": self.insecure,
             "timeout_s": self.timeout_s,
             "client_address": self.client_address,
+            "pool_wait_s": self.timeout_s,
         }
-        return Client(artifact, self.address, self.tls, mode=mode, pool=self.pool, **choices)
-
-
-def serve(
-    artifact: Path, listen: str, tls: Any, sessions: int | None, ready: Path | None, as_json: bool, choices: Any
-) -> None:
-    """Serve sessions until stopped."""
-    from shoal.private.party import Server
-
-    with Server(artifact, listen, tls, **choices) as server:
-        if ready is not None:
-            write_text(ready, server.address + "\n")
-        _log_to_standard_error(as_json)
-        logging.info("serving %s at %s", artifact, server.address)
-        with suppress(KeyboardInterrupt):  # Ctrl-C is how a server is meant to end
-            server.serve(sessions)
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Time, level and message."""
-        return json.dumps({"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()})
-
-
-def _log_to_standard_error(as_json: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+        return Client(artifact, self.address, self.tls, mode=mode, pool=self.pool, **(choices | more))
 
 
 def prepare(artifact: Path, connection: Connection, count: int, batch: int) -> dict[str, Any]:

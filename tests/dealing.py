@@ -139,9 +139,11 @@ def deal(case: Case, where: tuple[Path, Path], count: int) -> list[str]:
     return names
 
 
-def stock(case: Case, client_root: Path, server_root: Path, certificate: Path, count: int) -> tuple[Path, Path]:
+def stock(
+    case: Case, client_root: Path, server_root: Path, certificate: Path, count: int, name: str = "0" * 16
+) -> tuple[Path, Path]:
     """Fill the pools of a client (with this certificate) and its server with dealt items; returns their folders."""
-    where = folders(case, client_root, server_root, certificate)
+    where = folders(case, client_root, server_root, certificate, name)
     names = deal(case, where, count)
     for folder, client in zip(where, (CLIENT, SERVER), strict=True):
         pool = Pool(folder, Plan(case.program), client)

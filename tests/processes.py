@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shoal.private.certs import TLS
@@ -84,3 +84,25 @@ def gone(pid: int, seconds: float = 15.0) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
+    limit = time.monotonic() + seconds
+    while not holds() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return holds()
+
+
+@contextlib.contextmanager
+def shoal(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """The command line as a process; what it logs is in its `stderr`."""
+    command, environment = [sys.executable, "-m", "shoal", *map(str, words)], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def tls_words(tls: TLS) -> list[object]:
+    return ["--cert", tls.cert, "--key", tls.key, "--ca", tls.ca]

@@ -340,17 +340,21 @@ LEVELS = [
     {"models", "sites", "exits", "train", "cost"},
     {"mask", "branch", "sensitivity", "budget", "distill"},
     {"spec", "fold", "private.certs"},
-    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"},
+    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
+    | {"private.images"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
     | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"},
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
+    | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training"},
+    {"deployment", "training", "serving"},
     {"commands"},
+    {"options"},
+    {"private_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,9 @@ def test_items_in_the_making_survive_an_agreement(small: Case, halves: tuple[Hal
 def test_files_are_the_owners_alone(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
     pool = filled(tmp_path / "pool", small, halves[0], NAMES[:1])
     pool.claim(NAMES[0])
+    pool.close()
+    (tmp_path / "pool" / ".tmpAbCdEf").write_bytes(b"half an item")
+    pool = Pool(tmp_path / "pool", pool.plan, True)
     filled_again = [*(tmp_path / "pool").iterdir()]
     assert stat.S_IMODE((tmp_path / "pool").stat().st_mode) == 0o700
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in filled_again)
@@ -206,15 +210,26 @@ from shoal.errors import ShoalError
 from shoal.private.plan import Plan
 from shoal.private.pool import Pool
 from shoal.private.program import Program
+plan = Plan(Program.load({str(small.folder / "client")!r}))
 try:
-    Pool({str(tmp_path)!r}, Plan(Program.load({str(small.folder / "client")!r})), True)
+    Pool({str(tmp_path)!r}, plan, True)
 except ShoalError as error:
-    print(error)
+    print(error, flush=True)
+Pool({str(tmp_path)!r}, plan, True, wait_s=60)
+print("mine", flush=True)
 """
     command = [sys.executable, "-c", code]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
-    assert "in use by another process" in out
-    pool.close()
+    assert not pool.wanted()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as other:
+        assert other.stdout is not None
+        assert "in use by another process" in other.stdout.readline()
+        limit = time.monotonic() + 20
+        while not pool.wanted() and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert pool.wanted()
+        pool.close()
+        pool.close()  # twice does no harm
+        assert other.stdout.readline() == "mine\n"
 
 
 def test_seeds_do_not_repeat(small: Case) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from shoal.errors import ShoalError
 from shoal.private.engine import Local, link_as_client, link_as_server, offer_link
 from shoal.private.line import Line, whole
+
+Answered = Callable[[float, int, int], None]
+"""Called by the server for each answered query with its seconds, and the bytes it sent and received for it."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,19 @@ def combined(rows: list[dict[str, Any]], seconds: float, mode: str) -> Result:
     return Result(logits, exits, seconds, mode, memory_bytes=memory, taken=taken, **sums)
 
 
-def serve_direct(line: Line, local: Local, hello: dict[str, Any], log: logging.Logger) -> None:
+def serve_direct(line: Line, local: Local, hello: dict[str, Any], answered: Answered) -> None:
     """The server's side of one direct session, to its end."""
     batch = whole(hello, "batch", local.max_batch)
     link_as_server(line, local, hello, "direct", batch)
-    while (message := line.from_peer(("query", "bye"), local.timeout_s))["type"] == "query":
+    while (message := line.next_order(("query", "bye"), local.timeout_s))["type"] == "query":
+        started = time.perf_counter()
         batch = whole(message, "batch", local.max_batch)
         line.order({"type": "query", "batch": batch})
         line.control.send({"type": "go"})
         # SPU's own limit comes first where it waits for the peer; a long computation may take several of them.
         done, _ = line.from_worker(10 * local.timeout_s)
-        log.info("batch %d: linear %.3f s, relu %.3f s", batch, done["linear_s"], done["relu_s"])
         line.control.send({"type": "done", "memory": done["memory"]})
+        answered(time.perf_counter() - started, done["sent"], done["received"])
 
 
 class DirectSession:

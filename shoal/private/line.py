@@ -15,11 +15,35 @@ from shoal.private.session import Worker
 POLL_SECONDS = 0.25
 
 
-class Line:
-    """A control channel and, once there is one, the SPU process: whatever ends first ends the session."""
+class RefusedError(ShoalError):
+    """The server's no to a client that did nothing wrong; `reason` is one word for the operator's figures."""
 
-    def __init__(self, control: Channel, stopped: threading.Event) -> None:
-        self.control, self.stopped = control, stopped
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoppedError(ShoalError):
+    """This side ended the session."""
+
+
+class TimedOutError(ShoalError):
+    """The peer or the SPU process did not answer in time."""
+
+
+class EngineError(ShoalError):
+    """The SPU process died, or says that it failed."""
+
+
+class Line:
+    """A control channel and, once there is one, the SPU process: whatever ends first ends the session.
+
+    `stopped` ends it at once, `closing` as soon as it waits for the peer's `next_order`.
+    """
+
+    def __init__(self, control: Channel, stopped: threading.Event, closing: threading.Event | None = None) -> None:
+        self.control, self.stopped, self.closing = control, stopped, closing or stopped
+        self.idle = False
         self.worker: Worker | None = None
         self.inbox: list[tuple[dict[str, Any], bytes]] = []
         self.payload = b""
@@ -43,6 +67,18 @@ class Line:
             raise ShoalError(f"found message {message['type'][:40]!r} from {self.control.name}; need {kinds[0]!r}")
         return message
 
+    def next_order(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """`from_peer` between two pieces of work, where a party that closes may end the session."""
+        self.idle = True
+        message = self.from_peer(kinds, seconds)
+        self.idle = False
+        return message
+
+    def check(self) -> None:
+        """Raise what the peer said since, if it ended the session: for one who is about to ask for more."""
+        while self.control.pending() or first_ready([self.control], 0) is not None:
+            self._keep(*self.control.receive())
+
     def from_worker(self, seconds: float) -> tuple[dict[str, Any], bytes]:
         """The SPU process's next message; the peer's, meanwhile, are kept."""
         limit = time.monotonic() + seconds
@@ -53,10 +89,10 @@ class Line:
 
     def _step(self, limit: float) -> tuple[dict[str, Any], bytes] | None:
         """Wait a moment for either side; returns the SPU process's message, keeps the peer's."""
-        if self.stopped.is_set():
-            raise ShoalError("found the session stopped from this side; need it open; connect again")
+        if self.stopped.is_set() or (self.idle and self.closing.is_set()):
+            raise StoppedError("found the session stopped from this side; need it open; connect again")
         if time.monotonic() > limit:
-            raise ShoalError(f"found no answer from {self.control.name} in time; need a live peer; raise timeout_s")
+            raise TimedOutError(f"found no answer from {self.control.name} in time; need a live peer; raise timeout_s")
         ends = [self.control] if self.worker is None else [self.worker.channel, self.control]
         ready = first_ready(ends, POLL_SECONDS)
         if ready is None:
@@ -79,18 +115,18 @@ class Line:
             message, payload = self.worker.channel.receive()
         except ClosedError as error:
             tail = self.worker.log_tail()
-            raise ShoalError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
+            raise EngineError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
         if message["type"] == "error":
             # When the peer died, SPU and the control connection tell at the same time; the latter tells why.
             if first_ready([self.control], POLL_SECONDS):
                 self._keep(*self.control.receive())
-            raise ShoalError(message["message"])
+            raise EngineError(message["message"])
         return message, payload
 
     def end(self, farewell: dict[str, Any] | None = None) -> None:
         """Say `farewell` if the peer still listens, end the SPU process, close the connection."""
         if farewell is not None:
-            with contextlib.suppress(ShoalError):
+            with contextlib.suppress(ShoalError, OSError):  # a server that ends may have closed it already
                 self.control.send(farewell)
         if self.worker is not None:
             self.worker.end()

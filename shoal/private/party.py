@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,11 +26,21 @@ from shoal.private.channel import connect, parse_address, require_tls
 from shoal.private.direct import DirectSession, Result, combined
 from shoal.private.engine import SETUP_SECONDS, Local, hosts_of, offer_link, require_spu
 from shoal.private.engine import threads as threads_for
-from shoal.private.fixed import FixedPoint
+from shoal.private.images import encoded
 from shoal.private.line import Line, compare
 from shoal.private.plan import Plan
 from shoal.private.pool import Pool
-from shoal.private.prepared import MAX_LIST, Offline, PreparedSession, Progress, names_of, payload_of, prepare
+from shoal.private.prepared import (
+    MAX_LIST,
+    MOST_NAMES,
+    Offline,
+    PreparedSession,
+    Progress,
+    names_of,
+    payload_of,
+    prepare,
+)
+from shoal.private.refill import Proceed, Refill
 from shoal.private.server import Server
 
 __all__ = ["TLS", "Client", "Result", "Server"]
@@ -44,9 +55,14 @@ class Client:
     image, kept in `pool` (by default beside the artifact; one process at a time); "direct" runs all of it in SPU on
     demand. SPU's own connection goes both ways: the server must reach this machine too, at the address it connected
     from and a free port, or at `client_address` ``"host:port"`` where that is not so (all interfaces then listen on
-    that port). `connect_s` limits the wait for the server, `timeout_s` the wait within a query. `batch` is the size to
-    compile at setup in direct mode; others are compiled when first used. Raises ShoalError for a wrong artifact,
-    missing TLS, a pool in use, and where SPU is not installed.
+    that port). `connect_s` limits the wait for the server, `timeout_s` the wait within a query, `pool_wait_s` that for
+    another process to let go of the pool. `batch` is the size to compile at setup in direct mode; others are compiled
+    when first used.
+
+    With `keep`, a thread has that many items ready while the client is open, `batch` at a time: it begins none while a
+    query runs, and a query that finds none waits for one. Its last failure is in `refill_error`; it tries again.
+
+    Raises ShoalError for a wrong artifact, missing TLS, a pool in use, and where SPU is not installed.
     """
 
     def __init__(
@@ -63,9 +79,13 @@ class Client:
         client_address: str | None = None,
         batch: int = 1,
         threads: int | None = None,
+        pool_wait_s: float = 0.0,
+        keep: int = 0,
     ) -> None:
         if mode not in MODES:
             raise ShoalError(f"found mode {mode!r}; need one of {', '.join(MODES)}")
+        if keep and (mode != "prepared" or not 0 < keep <= MOST_NAMES):
+            raise ShoalError(f"found keep={keep} in mode {mode!r}; need prepared mode and 1 to {MOST_NAMES} items")
         host, _ = parse_address(address, "the server's address")
         require_tls(host, tls, insecure)
         artifact = load_artifact(artifact_dir, "client")
@@ -74,7 +94,10 @@ class Client:
         self.address, self.connect_s, self.batch, self.mode = address, connect_s, batch, mode
         self.setup_s, self.setup = 0.0, dict[str, float]()
         self.root = Path(pool) if pool is not None else artifact.folder / "pool"
-        self.pool = Pool(self.root / terms["digest"][:16], Plan(artifact.program), True) if mode == "prepared" else None
+        plan, folder = Plan(artifact.program), self.root / terms["digest"][:16]
+        self.pool = Pool(folder, plan, True, pool_wait_s) if mode == "prepared" else None
+        self.keep, self._making = keep, threading.Lock()
+        self._refill: Refill | None = None
         self._session: DirectSession | PreparedSession | None = None
         self._stopped = threading.Event()
 
@@ -96,6 +119,7 @@ class Client:
         Raises ShoalError when the server is absent, refuses, or does not fit.
         """
         started = time.perf_counter()
+        self._stopped.clear()
         line = self._connect()
         with self._ending_on_error(line):
             if self.pool is None:
@@ -103,32 +127,81 @@ class Client:
                 direct.open(self._agree(line, direct.hello()))
                 self.setup, self._session = direct.setup, direct
             else:
-                self._agree(line, {"task": "query", "client": self._name()}, payload_of(self.pool.everything()))
-                self._session = PreparedSession(line, self.local, self.pool, names_of(line.payload))
+                self._meet(line, self.pool)
+                self._session = PreparedSession(line, self.local, self.pool)
         self.setup_s = time.perf_counter() - started
+        if self.keep and self._refill is None:
+            top_up = partial(self.top_up, self.keep, batch=self.batch)
+            self._refill = Refill(self.keep, self._ready, top_up)
+            self._refill.start()
+
+    def _meet(self, line: Line, pool: Pool) -> None:
+        """Agree on a session of queries and on the items that both have."""
+        self._agree(line, {"task": "query", "client": self._name()}, payload_of(pool.everything()))
+        pool.agree(names_of(line.payload))
+
+    def _ready(self) -> int:
+        return len(self.pool.names()) if self.pool is not None else 0
+
+    @property
+    def refill_error(self) -> ShoalError | None:
+        """Why the thread of `keep` could make no items the last time that it tried; None if it could."""
+        return None if self._refill is None else self._refill.error
 
     def close(self) -> None:
-        """Say goodbye and end this side; harmless when it has ended already."""
+        """Say goodbye and end this side, a batch in the making too; harmless when it has ended already."""
+        if self._refill is not None:
+            self._stopped.set()
+            self._refill.close()
         if self._session is not None:
             self._session.line.end({"type": "bye"})
             self._session = None
         if self.pool is not None:
             self.pool.close()
 
-    def prepare(self, count: int, *, batch: int = 1, progress: Progress | None = None) -> Offline:
+    def prepare(
+        self,
+        count: int,
+        *,
+        batch: int = 1,
+        progress: Progress | None = None,
+        proceed: Proceed | None = None,
+    ) -> Offline:
         """Make `count` items with the server, `batch` at a time, on a connection of its own; what is made stays.
 
-        May run in a thread beside queries. Raises ShoalError in direct mode and when the server's room is
-        used up.
+        May run in a thread beside queries. `proceed` is asked between two batches and may end it early.
+        Raises ShoalError in direct mode and when the server's room is used up.
         """
+        with self._making:
+            return self._prepare(self._own_pool(), count, min(batch, count), progress, proceed)
+
+    def top_up(self, keep: int, proceed: Proceed | None = None, *, batch: int = 1) -> int:
+        """Compare items with the server's, and make those missing of `keep`; returns how many were made.
+
+        What a failure left with one party alone goes. Otherwise as `prepare`.
+        """
+        pool, line = self._own_pool(), self._connect()
+        try:
+            self._meet(line, pool)
+        finally:
+            line.end({"type": "bye"})
+        missing = keep - len(pool.names())
+        return self.prepare(missing, batch=batch, proceed=proceed).items if missing > 0 else 0
+
+    def _own_pool(self) -> Pool:
         if self.pool is None:
             raise ShoalError("found mode 'direct'; need 'prepared' to make items; open another client")
+        return self.pool
+
+    def _prepare(
+        self, pool: Pool, count: int, batch: int, progress: Progress | None, proceed: Proceed | None
+    ) -> Offline:
         line = self._connect()
         try:
             link = offer_link(line.control, self.local)
             hello = {"task": "prepare", "client": self._name(), "link": link, "threads": self.local.threads}
-            welcome = self._agree(line, hello | {"batch": min(batch, count)})
-            return prepare(line, self.local, welcome, link, self.pool, count, min(batch, count), progress)
+            welcome = self._agree(line, hello | {"batch": batch})
+            return prepare(line, self.local, welcome, link, pool, count, batch, progress, proceed)
         finally:
             line.end({"type": "bye"})
 
@@ -141,14 +214,18 @@ class Client:
         Raises ShoalError for images of another shape, type or range (the session goes on), and when the server
         or its answer fails (the session has ended then).
         """
-        words = self._encoded(images)
+        words = encoded(self.local.artifact.program, images, rounded=self.mode == "direct")
         session = self._session
         if session is None:
             raise ShoalError("found no open session; need one; use `with Client(...) as client` and query inside")
         started = time.perf_counter()
-        with self._ending_on_error(session.line):
-            size = session.max_batch
-            rows = [session.query(words[i : i + size], exit_above) for i in range(0, len(words), size)]
+        quiet = contextlib.nullcontext() if self._refill is None else self._refill.paused()
+        with quiet, self._ending_on_error(session.line):
+            size, rows = session.max_batch, []
+            for i in range(0, len(words), size):
+                if self._refill is not None and not self._ready():
+                    self._refill.await_item(self.local.timeout_s)
+                rows.append(session.query(words[i : i + size], exit_above))
         return combined(rows, time.perf_counter() - started, self.mode)
 
     def _connect(self) -> Line:
@@ -188,20 +265,3 @@ class Client:
             line.end({"type": "bye"})
             self._session = None
             raise
-
-    def _encoded(self, images: np.ndarray) -> np.ndarray:
-        """Images as int64 words; in direct mode as float32 rounded to them, so that SPU's encoding is exact."""
-        shape, program = self.local.artifact.program.input_shape, self.local.artifact.program
-        array = np.asarray(images)
-        if array.shape[1:] != shape or not len(array) or array.dtype.kind != "f":
-            raise ShoalError(
-                f"found {array.dtype} images of shape {array.shape}; need float [N, {', '.join(map(str, shape))}] "
-                "with N >= 1; resize and normalise them as the artifact's preprocessing says"
-            )
-        words = FixedPoint(program.fraction_bits).encode(array, "the images")
-        if np.abs(words).max() >= 1 << 24:
-            limit = 2 ** (24 - program.fraction_bits)
-            raise ShoalError(f"found image values of {limit} or more; need less; normalise the images")
-        if self.mode == "prepared":
-            return words
-        return np.ascontiguousarray(words.astype(np.float64) / 2**program.fraction_bits, np.float32)

@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,21 +27,24 @@ from shoal.private.randomness import Half
 
 NAME = re.compile(r"[0-9a-f]{32}-[0-9]{6}")
 READY, STAGED, CLAIMED, LEDGER, SEED = ".item", ".staged", ".claimed", "spent", "seed"
+LOCK_POLL = 0.05
 
 
 class Pool:
     """One party's items for one program and one peer, in `folder`.
 
     `spent` are the names that were ever claimed here. Opening it burns what a crash left claimed; items that were
-    staged and not committed wait for `agree`. Raises ShoalError when another process holds the folder.
+    staged and not committed wait for `agree`. Raises ShoalError when another process holds the folder for longer than
+    `wait_s` seconds.
     """
 
-    def __init__(self, folder: Path | str, plan: Plan, client: bool) -> None:
+    def __init__(self, folder: Path | str, plan: Plan, client: bool, wait_s: float = 0.0) -> None:
         self.folder, self.plan, self.client = Path(folder), plan, client
         self.digest = plan.program.digest()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        self._lock, self._turn = self._hold(), threading.RLock()
+        self._turn = threading.RLock()
+        self._lock: int | None = self._hold(wait_s)
         self.fresh: set[str] = set()
         ledger = self.folder / LEDGER
         try:
@@ -52,15 +56,19 @@ class Pool:
             self.close()  # this process may try again
             raise
 
-    def _hold(self) -> int:
-        handle = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise ShoalError(
-                f"found the pool {self.folder} in use by another process; need it alone; give each client its own"
-            ) from error
+    def _hold(self, wait_s: float) -> int:
+        """The lock, once it is free. Whoever waits shares the folder's second lock, so that `wanted` can tell."""
+        handle, limit = _opened(self.folder / "lock"), time.monotonic() + wait_s
+        with contextlib.closing(os.fdopen(_opened(self.folder / "wanted"), "wb")) as wanted:
+            fcntl.flock(wanted, fcntl.LOCK_SH)
+            while not _locked(handle):
+                if time.monotonic() >= limit:
+                    os.close(handle)
+                    raise ShoalError(
+                        f"found the pool {self.folder} in use by another process; need it alone; give each client "
+                        "its own"
+                    )
+                time.sleep(LOCK_POLL)
         return handle
 
     def _sweep(self) -> None:
@@ -68,10 +76,17 @@ class Pool:
         for path in self.folder.glob(".*"):
             path.unlink()
 
+    def wanted(self) -> bool:
+        """Whether another process waits for this pool: one that only refills it should let go."""
+        with contextlib.closing(os.fdopen(_opened(self.folder / "wanted"), "wb")) as file:
+            return not _locked(file.fileno())
+
     def close(self) -> None:
-        """Let go of the folder."""
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
+        """Let go of the folder; harmless when that was done before."""
+        with self._turn:
+            if self._lock is not None:
+                os.close(self._lock)  # once only: the number may belong to another file by then
+            self._lock = None
 
     def names(self) -> list[str]:
         """Names of the items that are ready, oldest first."""
@@ -154,7 +169,7 @@ class Pool:
             try:
                 path.rename(taken)
             except OSError as error:
-                raise ShoalError(f"found no item {name} at {self.folder}; need one; prepare more") from error
+                raise ShoalError(f"found no item {name} ready; need one; prepare more") from error
             try:
                 return self._read(taken, name)
             finally:
@@ -188,6 +203,24 @@ class Pool:
             raise ShoalError(
                 f"found no way to enter item {path.stem} as used at {self.folder} ({error}); need room; free it"
             ) from error
+
+
+def ready_names(folder: Path) -> list[str]:
+    """Names of the items that are ready in a pool's folder, which another process may hold."""
+    return [path.stem for path in folder.glob(f"*{READY}") if NAME.fullmatch(path.stem)]
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+
+
+def _locked(handle: int) -> bool:
+    """Whether this file could be locked at once."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> None:

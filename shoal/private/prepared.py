@@ -6,7 +6,6 @@ which destroys it, before anything that depends on it is sent.
 
 from __future__ import annotations
 
-import logging
 import resource
 import secrets
 import time
@@ -18,16 +17,20 @@ import numpy as np
 import torch
 
 from shoal.errors import ShoalError
+from shoal.private.direct import Answered
 from shoal.private.engine import Local, link_as_client, link_as_server
-from shoal.private.line import Line, whole
+from shoal.private.line import Line, RefusedError, whole
 from shoal.private.online import GoOn, Inference, Prepared
 from shoal.private.pool import Pool
+from shoal.private.refill import Proceed
 from shoal.private.signs import Side
 from shoal.private.wire import SocketWire
 
 MOST_NAMES, MAX_LIST = 4096, 1 << 18
 Progress = Callable[[int, int], None]
 """Called with (items made, items asked)."""
+Made = Callable[[int, int, int], None]
+"""Called by the server for each finished batch with its items, and the bytes that SPU sent and received for it."""
 
 
 @dataclass
@@ -85,7 +88,7 @@ def payload_of(names: list[str]) -> bytes:
 # ---------------------------------------------------------------- making
 
 
-def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int) -> None:
+def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int, made: Made) -> None:
     """The server's side of one session that makes items, to its end."""
     batch = whole(hello, "batch", local.max_batch)
     # More names than fit a message could not be agreed on.
@@ -93,21 +96,24 @@ def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Poo
     _require_room(pool, 1, room)
     link_as_server(line, local, hello, "prepare", batch)
     with pool.making() as expect:
-        while (message := line.from_peer(("make", "bye"), local.timeout_s))["type"] == "make":
+        while (message := line.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
             names = message.get("names")
             if not isinstance(names, list) or not 1 <= len(names) <= batch:
                 raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
             _require_room(pool, len(names), room)
             expect(names)
             line.control.send({"type": "go"})
-            _make(line, local, pool, names)
+            facts = _make(line, local, pool, names)
+            made(len(names), facts["sent"], facts["received"])
 
 
 def _require_room(pool: Pool, more: int, room: int) -> None:
-    # Those that a crash left staged are on disk, too.
+    # Staged items are on disk, too, whether a crash left them or a client that went before they were committed.
     have = len(pool.everything())
     if have + more > room:
-        raise ShoalError(f"found {have} prepared items of at most {room}; need room for {more} more; query first")
+        raise RefusedError(
+            f"found {have} prepared items of at most {room}; need room for {more} more; query first", "room"
+        )
 
 
 def prepare(
@@ -119,12 +125,13 @@ def prepare(
     count: int,
     batch: int,
     progress: Progress | None,
+    proceed: Proceed | None,
 ) -> Offline:
-    """The client's side: makes `count` items in batches; what is finished stays whatever happens."""
+    """The client's side: makes `count` items in batches, asking `proceed` between two; what is finished stays."""
     link_as_client(line, local, welcome, link, "prepare", batch)
     made, cost = 0, Offline()
     with pool.making() as expect:
-        while made < count:
+        while made < count and (not made or proceed is None or proceed()):
             base, size = secrets.token_hex(16), min(batch, count - made)
             names = [f"{base}-{i:06d}" for i in range(size)]
             expect(names)
@@ -138,12 +145,18 @@ def prepare(
 
 
 def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, Any]:
-    """Have the SPU process make and stage items, and commit them when the peer has staged them, too."""
+    """Have the SPU process make and stage items, and commit them when the peer has staged them, too.
+
+    The server commits first: an item that the client sees is there at the server, even for a query at that moment.
+    """
     line.order({"type": "make", "names": names, "pool": str(pool.folder.resolve())})
     facts, _ = line.from_worker(10 * local.timeout_s)
-    line.control.send({"type": "staged"})
+    if pool.client:
+        line.control.send({"type": "staged"})
     line.from_peer(("staged",), 10 * local.timeout_s)
     pool.commit(names)
+    if not pool.client:
+        line.control.send({"type": "staged"})
     return facts
 
 
@@ -151,7 +164,7 @@ def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, A
 
 
 def serve_queries(
-    line: Line, local: Local, prepared: Prepared, pool: Pool, log: logging.Logger, early_exit: bool
+    line: Line, local: Local, prepared: Prepared, pool: Pool, answered: Answered, early_exit: bool
 ) -> None:
     """The server's side of one session of prepared queries, to its end. The client's list of items is in `line`.
 
@@ -161,7 +174,7 @@ def serve_queries(
     mine = pool.everything()
     line.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
     pool.agree(theirs)
-    while (message := line.from_peer(("infer", "bye"), local.timeout_s))["type"] == "infer":
+    while (message := line.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
         if early and not early_exit:
             raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
@@ -169,7 +182,7 @@ def serve_queries(
         line.control.send({"type": "go"})
         wire = SocketWire(line.control, local.timeout_s)
         Inference(prepared, Side(False, wire, half)).run(None, early)
-        log.info("inference %.3f s, %d bytes", time.perf_counter() - started, wire.traffic.sent + wire.traffic.received)
+        answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
 
 
 class PreparedSession:
@@ -177,14 +190,13 @@ class PreparedSession:
 
     max_batch = 1
 
-    def __init__(self, line: Line, local: Local, pool: Pool, theirs: list[str]) -> None:
-        """`theirs` are the items that the server says it has."""
+    def __init__(self, line: Line, local: Local, pool: Pool) -> None:
         self.line, self.local, self.pool = line, local, pool
         self.prepared = Prepared(pool.plan, None)
-        self.pool.agree(theirs)
 
     def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
         """The figures and logits of one image, int64 [1, *shape]; it ends at an exit as sure as `exit_above`."""
+        self.line.check()  # a session that the server ended should not cost an item
         names = self.pool.names()
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")

@@ -12,6 +12,7 @@ import queue
 import resource
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def main() -> None:
     """Entry point of the child process; its one argument is the number of the inherited socket."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), "the parent", MAX_PAYLOAD)
     orders: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
+    # Ctrl-C reaches the whole foreground; the parent decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_read_orders, args=(channel, orders), daemon=True).start()
     try:
         _work(channel, orders)
@@ -157,6 +160,8 @@ class _Prepare(_Linked):
     """Makes and stages prepared items."""
 
     def __init__(self, order: dict[str, Any]) -> None:
+        # Queries wait for answers, items do not: whatever else runs here comes first.
+        os.nice(10)
         from shoal.private.maker import SpuEngine
         from shoal.private.plan import Plan
 
@@ -182,12 +187,15 @@ class _Prepare(_Linked):
         for kind, step, seconds in self.engine.runs:
             if kind == "product":
                 steps[step] = steps.get(step, 0.0) + seconds
-        return {"seconds": time.perf_counter() - begun, "kinds": self._kinds(), "steps": steps}, b""
+        lines = self.log.read()
+        traffic = {"sent": sum(line[0] for line in lines), "received": sum(line[1] for line in lines)}
+        facts = {"seconds": time.perf_counter() - begun, "kinds": self._kinds(lines), "steps": steps}
+        return facts | traffic, b""
 
-    def _kinds(self) -> dict[str, dict[str, float]]:
+    def _kinds(self, lines: list[tuple[int, int, int, int]]) -> dict[str, dict[str, float]]:
         """Seconds, bytes and messages of each kind of product."""
         kinds: dict[str, dict[str, float]] = {}
-        for (kind, _, seconds), line in zip(self.engine.runs, self.log.read(), strict=True):
+        for (kind, _, seconds), line in zip(self.engine.runs, lines, strict=True):
             row = kinds.setdefault(kind, {"seconds": 0.0, "bytes": 0, "messages": 0})
             row["seconds"] += seconds
             row["bytes"] += line[0] + line[1]

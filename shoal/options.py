@@ -1,0 +1,46 @@
+"""What the command line's parts share: options, and how results are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shoal import commands
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies in its published layout.")]
+
+
+def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:
+    """Print `body` as JSON, or what `table` makes of it; under torchrun only the first process speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        sys.stdout.write(commands.dump(body) + "\n")
+    else:
+        Console().print(table())
+
+
+def grid(title: str, head: list[str], rows: list[list[str]]) -> Table:
+    """A table; every column but the first is right-aligned."""
+    table = Table(title=title, header_style="bold")
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def pairs(title: str, body: dict[str, Any]) -> Table:
+    """Plain values of `body`, a row each."""
+    rows = [
+        [k, f"{v:,.4g}" if isinstance(v, float) else str(v)] for k, v in body.items() if not isinstance(v, (dict, list))
+    ]
+    return grid(title, ["", ""], rows)

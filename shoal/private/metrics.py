@@ -1,0 +1,130 @@
+"""What a server counts for its operator. No image, weight, seed or item; clients by a short hash only."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Upper ends, in seconds, of a query's histogram; one more bucket takes the rest."""
+SESSIONS, QUERIES, REFUSALS, FAILURES = "sessions", "queries", "refusals", "failures"
+
+
+def short_name(client: str) -> str:
+    """A client as logs and metrics name it: 8 hex digits of a hash of its certificate and its pool's own name."""
+    return hashlib.sha256(client.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One client's pool: items ready, and bytes of the whole pool on disk."""
+
+    items: int
+    bytes: int
+
+
+@dataclass
+class Histogram:
+    """Seconds of queries: how many fell into each bucket, and their sum."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    sum: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one query."""
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.sum += seconds
+
+    def body(self) -> dict[str, Any]:
+        """Count, sum, and queries up to each bucket's end, as Prometheus counts them."""
+        upto = {str(end): sum(self.counts[: i + 1]) for i, end in enumerate(BUCKETS)}
+        return {"count": sum(self.counts), "sum": self.sum, "upto": upto}
+
+
+class Metrics:
+    """Counters of one server; any thread may count and read. `levels` gives the pools' levels by short name."""
+
+    def __init__(self, levels: Callable[[], dict[str, Level]]) -> None:
+        self.levels = levels
+        self._guard, self._begun = threading.Lock(), time.monotonic()
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in (SESSIONS, QUERIES, REFUSALS, FAILURES)}
+        self._bytes: dict[str, Counter[str]] = {}
+        self._seconds: dict[str, Histogram] = {}
+        self._open = self._made = 0
+
+    def count(self, name: str, kind: str) -> None:
+        """One more of `name`: a session by task, a refusal by reason, or a failure by kind."""
+        with self._guard:
+            self._counts[name][kind] += 1
+
+    def connected(self, change: int) -> None:
+        """A connection came (1) or went (-1)."""
+        with self._guard:
+            self._open += change
+
+    def answered(self, mode: str, seconds: float, sent: int, received: int) -> None:
+        """One query was answered in full, in `mode` "prepared" or "direct"."""
+        with self._guard:
+            self._counts[QUERIES][mode] += 1
+            self._seconds.setdefault(mode, Histogram()).add(seconds)
+            self._traffic(mode, sent, received)
+
+    def made(self, items: int, sent: int, received: int) -> None:
+        """A batch of prepared items is finished at both parties."""
+        with self._guard:
+            self._made += items
+            self._traffic("prepare", sent, received)
+
+    def _traffic(self, task: str, sent: int, received: int) -> None:
+        self._bytes.setdefault(task, Counter()).update({"sent": sent, "received": received})
+
+    def snapshot(self) -> dict[str, Any]:
+        """All figures as plain values, fit for JSON. Seconds and bytes; counters since the server began."""
+        levels = self.levels()
+        with self._guard:
+            body: dict[str, Any] = {"uptime_s": time.monotonic() - self._begun, "sessions_open": self._open}
+            body |= {name: dict(counts) for name, counts in self._counts.items()}
+            body |= {"items_made": self._made, "bytes": {task: dict(both) for task, both in self._bytes.items()}}
+            body |= {"query_seconds": {mode: h.body() for mode, h in self._seconds.items()}}
+        pools = {client: {"items": level.items, "bytes": level.bytes} for client, level in sorted(levels.items())}
+        return body | {"pools": pools, "disk_bytes": sum(level.bytes for level in levels.values())}
+
+
+def exposition(body: dict[str, Any]) -> str:
+    """A snapshot in Prometheus' text format."""
+    lines: list[str] = []
+
+    def family(name: str, kind: str, help_: str, samples: dict[str, float]) -> None:
+        lines.extend([f"# HELP shoal_{name} {help_}", f"# TYPE shoal_{name} {kind}"])
+        lines.extend(f"shoal_{name}{labels} {value}" for labels, value in samples.items())
+
+    family("uptime_seconds", "gauge", "Seconds since the server began.", {"": body["uptime_s"]})
+    family("sessions_open", "gauge", "Connections open now.", {"": body["sessions_open"]})
+    for name, label, help_ in (
+        (SESSIONS, "task", "Sessions that began, by task."),
+        (QUERIES, "mode", "Queries answered in full."),
+        (REFUSALS, "reason", "Sessions or batches refused for want of room."),
+        (FAILURES, "kind", "Sessions that failed."),
+    ):
+        family(f"{name}_total", "counter", help_, {f'{{{label}="{k}"}}': v for k, v in body[name].items()})
+    family("items_made_total", "counter", "Prepared items made.", {"": body["items_made"]})
+    traffic = {f'{{task="{t}",direction="{d}"}}': v for t, both in body["bytes"].items() for d, v in both.items()}
+    family("bytes_total", "counter", "Bytes of queries and preparation, as this server sees them.", traffic)
+    family("query_seconds", "histogram", "Seconds of answered queries.", {})
+    lines.extend(line for mode, h in body["query_seconds"].items() for line in _histogram(mode, h))
+    pools = body["pools"].items()
+    family("pool_items", "gauge", "Items ready, by client.", {f'{{client="{c}"}}': p["items"] for c, p in pools})
+    family("pool_bytes", "gauge", "Bytes on disk, by client.", {f'{{client="{c}"}}': p["bytes"] for c, p in pools})
+    return "\n".join(lines) + "\n"
+
+
+def _histogram(mode: str, body: dict[str, Any]) -> list[str]:
+    ends = body["upto"] | {"+Inf": body["count"]}
+    lines = [f'shoal_query_seconds_bucket{{mode="{mode}",le="{end}"}} {count}' for end, count in ends.items()]
+    return [*lines, *(f'shoal_query_seconds_{k}{{mode="{mode}"}} {body[k]}' for k in ("sum", "count"))]
