@@ -29,7 +29,8 @@ FORKS.set_forkserver_preload(["numpy", "torch", "shoal.private.party"])
 TURNS = 10
 """Messages of the small network one after the other: three linear layers, two of ReLUs, the logits."""
 STEPS = ("claim", "claimed", "told", *(f"message {k}" for k in range(TURNS)), "done")
-"""Of one inference at either party: before and after its claim, its "infer" or "go", its messages, the end."""
+"""Of one inference at either party: before and after its claim, its "infer" (before the claim) or "go" (after), its
+messages, the end."""
 
 
 @contextlib.contextmanager

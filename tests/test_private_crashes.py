@@ -117,9 +117,9 @@ def test_a_client_dies_at_any_step(lasting: tuple[Site, Server], step: str) -> N
     assert "found the client at 127.0.0.1 " in error
     assert any(word in error for word in GONE.split("|"))
     # On disk, before anything is cleaned up: what was claimed is gone for good.
-    assert burned(mine, item.stem) == (step != "claim")
-    assert burned(theirs, item.stem) == (step not in ("claim", "claimed"))
-    if step != "claim":
+    assert burned(mine, item.stem) == (step not in ("told", "claim"))
+    assert burned(theirs, item.stem)  # the client tells before it claims
+    if burned(mine, item.stem):
         item.write_bytes(copy)  # somebody puts a backup back
     site.next_session_is_right(alive.address)
     assert item.stem not in ready(mine) + ready(theirs)

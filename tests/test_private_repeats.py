@@ -29,7 +29,7 @@ def draw(pipe: Connection, folder: Path, pool: Path) -> None:
     """Say 200 seeds, and the names that a preparation without SPU gives its 20 items."""
     prepared.link_as_client = prepared._make = lambda *_: None  # type: ignore[assignment,misc]
     line = Mock()
-    prepared.prepare(line, Mock(), {}, "", Pool(pool, Plan(Program.load(folder)), CLIENT), 20, 7, None)
+    prepared.prepare(line, Mock(), {}, "", Pool(pool, Plan(Program.load(folder)), CLIENT), 20, 7, None, None)
     names = [name for call in line.control.send.call_args_list for name in call.args[0]["names"]]
     pipe.send(([new_seed() for _ in range(200)], names))
 

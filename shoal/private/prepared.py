@@ -200,8 +200,9 @@ class PreparedSession:
         names = self.pool.names()
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
-        half = self.pool.claim(names[0])
+        # The request says nothing but the item's name, so both sides claim it at the same time.
         self.line.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
+        half = self.pool.claim(names[0])
         self.line.from_peer(("go",), self.local.timeout_s)
         wire = SocketWire(self.line.control, self.local.timeout_s)
         run = Inference(self.prepared, Side(True, wire, half))
