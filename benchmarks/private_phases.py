@@ -180,12 +180,12 @@ def facts(graph: Graph, plan: Plan) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--relus", type=int, nargs="+", default=[557_056, 49_600, 24_900])
+    parser.add_argument("--relus", type=int, nargs="+", default=[557_056, 49_600, 24_900, 24_900])
     parser.add_argument(
-        "--blocks", type=int, default=3, help="blocks replaced in all but the first; 3: 14 convolutions"
+        "--blocks", type=int, nargs="+", default=[0, 3, 3, 7], help="blocks replaced in each; 3: 14 convolutions, 7: 10"
     )
     parser.add_argument("--fraction-bits", type=int)
-    parser.add_argument("--batch", type=int, default=1, help="items made together")
+    parser.add_argument("--batch", type=int, default=7, help="items made together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--direct-rounds", type=int, default=3)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
@@ -197,9 +197,11 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         make_certificates(Path(folder) / "certs")
-        for i, relus in enumerate(a.relus):
-            graph = sized(relus, 0 if i == 0 else a.blocks, a.model)
-            rows[str(relus)] = row = measure(graph, Path(folder) / str(i), Path(folder) / "certs", a, i == 0)
+        for i, (relus, blocks) in enumerate(zip(a.relus, a.blocks, strict=True)):
+            graph = sized(relus, blocks, a.model)
+            rows[f"{relus}" if blocks < 7 else f"{relus}, {blocks} blocks replaced"] = row = measure(
+                graph, Path(folder) / str(i), Path(folder) / "certs", a, i == 0
+            )
             print(json.dumps(row), flush=True)
     write(a, rows)
 

@@ -180,6 +180,8 @@ for name, command in (
     ("prepare", private_cli.prepare),
     ("query", private_cli.query),
     ("bench", private_cli.bench),
+    ("calibrate", private_cli.calibrate),
+    ("cost", private_cli.cost),
 ):
     app.command(name)(command)
 

@@ -352,7 +352,7 @@ LEVELS = [
     {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training", "serving"},
-    {"commands"},
+    {"commands", "costing"},
     {"options"},
     {"private_cli"},
     {"cli", "__main__"},
