@@ -104,7 +104,7 @@ def run_parties(folder: Path, a: argparse.Namespace) -> None:
 def compare(name: str, i: int, phases: dict[str, Any], a: argparse.Namespace) -> dict[str, Any]:
     """The figures of all three for the network that `private_phases.json` has under `name`."""
     settings, row = phases["settings"], phases["networks"][name]
-    graph = sized(int(name), settings["blocks"] if i else 0, settings["model"])
+    graph = sized(settings["relus"][i], settings["blocks"][i], settings["model"])
     if (relus := cost(graph).relus) != row["relus"]:
         sys.exit(f"found {relus} ReLUs, but {row['relus']} in {OURS}; need the same; run private_phases.py again")
     keys = ("relus", "depth", "online_s", "offline_s", "bytes", "latencies", "logit_error")

@@ -1,4 +1,5 @@
-"""Write the README's figures from `benchmarks/results/`, between their markers; `--check` only says whether they agree.
+"""Write the figures of the README and docs/results.md from `benchmarks/results/`, between their markers; `--check` only
+says whether they agree.
 
     python benchmarks/readme.py
 
@@ -169,20 +170,66 @@ their machine, online phase only; line: {line["intercept_s"]:.3f} s + {line["us_
 
 
 def networks() -> str:
-    body = result("networks")
-    rows = []
-    for name in ("none", "lan", "wan"):
-        old, new = (body[side]["networks"][name] for side in ("baseline", "reduced"))
-        seconds = [f"{row['online_s']:.4f}" for row in (old, new)]
-        rows.append((name, *seconds, f"{old['online_s'] / new['online_s']:.2f}x"))
-    waits = [str(body[side]["networks"]["none"]["latencies"]) for side in ("baseline", "reduced")]
-    rows.append(("one-way latencies", *waits, f"{int(waits[0]) / int(waits[1]):.2f}x"))
-    head = ("online seconds of a prepared query", "baseline", "reduced", "ratio")
-    return f"""**Networks**: the demo's two networks over a relay like a LAN (3 Gbit/s, 0.3 ms there and back) and a WAN
-(400 Mbit/s, 40 ms): `shoal bench runs/demo/baseline --batch 6 --json`, the same for `reduced`; medians of
-{body["baseline"]["rounds"]}.
+    body = result("private_networks")
+    head = ("", "ReLUs", "convs", "waits", "MB", "no network, s", "LAN, s", "WAN, s", "WAN against all ReLUs")
+    first, rows = next(iter(body["networks"].values()))["networks"]["wan"]["online_s"], []
+    for name, row in body["networks"].items():
+        none, lan, wan = (row["networks"][k] for k in ("none", "lan", "wan"))
+        seconds = [f"{network['online_s']:.3f}" for network in (none, lan, wan)]
+        counts = (f"{row['relus']:,}", str(row["depth"]), str(none["latencies"]), f"{none['bytes'] / 1e6:.1f}")
+        rows.append((name, *counts, *seconds, f"{first / wan['online_s']:.2f}x faster"))
+    direct = next(iter(body["networks"].values()))["networks"]
+    forecast = ", ".join(f"{direct[k]['direct_forecast_s']:.0f}" for k in ("none", "lan", "wan"))
+    achieved = {k: direct[k]["achieved"] for k in ("lan", "wan")}
+    given = "; ".join(f"{k}: {v['rtt_s'] * 1e3:.2f} ms, {v['rate'] / 1e6:.0f} Mbit/s" for k, v in achieved.items())
+    return f"""**Networks**: ResNet18 shapes over a relay like a LAN (3 Gbit/s, 0.3 ms there and back) and a WAN
+(400 Mbit/s, 40 ms), medians of {body["rounds"]} prepared queries with rehearsal items; waits are one-way latencies:
+`python benchmarks/private_networks.py --machine machine.json --out benchmarks/results/private_networks.json`
 
-{table(head, rows)}"""
+{table(head, rows)}
+
+Achieved by the relay before measuring: {given}. Direct mode was not measured over networks; the cost model's forecasts
+for the unreduced one are {forecast} s."""
+
+
+def cost_model() -> str:
+    body = result("cost_model")
+    rows = []
+    for name, title in (("forecast", "compiled"), ("forecast_uncompiled", "before compiling")):
+        for key, row in body["forecast_over_measured"][name].items():
+            ends = (f"{row['median']:.2f}", f"{row['least']:.2f}", f"{row['most']:.2f}")
+            rows.append((f"{title}: {key.replace('_s', ' seconds').replace('_bytes', ' bytes')}", *ends))
+    count = len(body["networks"])
+    return f"""**Cost model**: forecast over measurement for {count} networks that calibration did not see:
+`shoal calibrate --out machine.json`, `python benchmarks/cost_model.py --machine machine.json --out
+benchmarks/results/cost_model.json`
+
+{table(("forecast / measured", "median", "least", "most"), rows)}"""
+
+
+def images() -> str:
+    body = result("private_images")
+    whole, rows = body["test_set"], []
+    for name in ("to the end", "early exit"):
+        row = body[name]
+        taken = ", ".join(f"{v} at exit {int(k) + 1}" for k, v in sorted(row["exits_taken"].items()))
+        equal = f"{row['argmax_equal']} of {row['images']}"
+        figures = (f"{row['online_s'] * 1e3:.1f}", f"{row['latencies']:.1f}", f"{row['bytes'] / 1e3:.0f}")
+        rows.append((name, equal, f"{row['max_abs_logit_error']:.5f}", f"{row['accuracy']:.2f}", *figures, taken))
+    head = ("", "argmax as plaintext", "largest error", "accuracy, %", "mean ms", "waits", "kB", "exits taken")
+    clear = whole["clear"]
+    alone = ", ".join(f"{whole[f'exit_{i}_accuracy']:.2f}" for i in range(len(whole["exits_taken"])))
+    settings = body["settings"]
+    return f"""**Many images, and early exit in private**: resnet10 x {settings["width"]} with three exits, trained on
+digits (seed {settings["seed"]}), {settings["images"]} test images from prepared randomness in two
+processes; the threshold {body["threshold"]} was chosen on the validation split (at most 0.2 points lost there):
+`python benchmarks/private_images.py --out benchmarks/results/private_images.json`
+
+{table(head, rows)}
+
+Stated bound of the error: {body["to the end"]["error_bound"]:.5f}. The whole test set in the clear executor: argmax
+equal on {clear["argmax_equal"]} of {clear["images"]}, largest error {clear["max_abs_logit_error"]:.5f}; accuracy of
+the exits alone {alone} %, leaving early {whole["leaving_accuracy"]:.2f} %."""
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -190,33 +237,41 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "private_direct": direct,
     "private_phases": phases,
     "private_others": others,
-    "networks": networks,
+    "private_networks": networks,
+    "cost_model": cost_model,
+    "private_images": images,
     "training": training,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
 }
 
 
-def filled(text: str) -> str:
+PAGES = ("README.md", "docs/results.md")
+
+
+def filled(texts: dict[str, str]) -> dict[str, str]:
+    """The pages with every section's figures; each section stands on one of them."""
+    out = dict(texts)
     for name, write in SECTIONS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            sys.exit(f"found no markers of {name!r} in the README; need <!-- {name} --> ... <!-- end -->")
+        found = [page for page, text in out.items() if pattern.search(text)]
+        if len(found) != 1:
+            sys.exit(f"found the markers of {name!r} on {found}; need <!-- {name} --> ... <!-- end --> on one page")
         body = write()
-        text = pattern.sub(lambda m, body=body: m[1] + body + m[2], text)  # type: ignore[misc]
-    return text
+        out[found[0]] = pattern.sub(lambda m, body=body: m[1] + body + m[2], out[found[0]])  # type: ignore[misc]
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when the README is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a page is stale")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text()
+    before = {page: (ROOT / page).read_text() for page in PAGES}
     after = filled(before)
     if arguments.check:
-        sys.exit(0 if before == after else "found figures in the README unlike benchmarks/results; run this script")
-    path.write_text(after)
+        sys.exit(0 if before == after else "found figures on a page unlike benchmarks/results; run this script")
+    for page, text in after.items():
+        (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":
