@@ -42,10 +42,11 @@ class Operation:
 
 def serve(artifact: Path, listen: str, tls: Any, operation: Operation, choices: dict[str, Any]) -> None:
     """Serve sessions until SIGTERM or Ctrl-C, then end in order. `choices` are the Server's own."""
+    from shoal.private.engine import BACKGROUND
     from shoal.private.monitor import Monitor
     from shoal.private.party import Server
 
-    server = Server(artifact, listen, tls, **choices)
+    server = Server(artifact, listen, tls, nice=BACKGROUND, **choices)
     # The server ends first, so that the last figures are those of its end.
     with Monitor(server.metrics.snapshot, operation.metrics, operation.metrics_port) as monitor, server:
         log_to_standard_error(operation.json)

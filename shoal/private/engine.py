@@ -18,11 +18,16 @@ from shoal.private.line import Line, whole
 
 SERVER, CLIENT = 0, 1
 SETUP_SECONDS = 300.0
+BACKGROUND = 10
+"""What is added to the niceness of an SPU process that makes items while others wait for answers."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """What one party brings to all its sessions. `link` is its own end of SPU's connection, None for a free one."""
+    """What one party brings to all its sessions. `link` is its own end of SPU's connection, None for a free one.
+
+    `nice` is added to the niceness of SPU processes that make items.
+    """
 
     artifact: Artifact
     terms: dict[str, Any]
@@ -32,6 +37,7 @@ class Local:
     link: str | None
     max_batch: int = 128
     shared_weights: bool = False
+    nice: int = 0
 
 
 def require_spu() -> dict[str, str]:
@@ -117,4 +123,5 @@ def _start_order(
     }
     files = None if local.tls is None else {k: str(Path(v).resolve()) for k, v in asdict(local.tls).items()}
     start = {"folder": str(local.artifact.folder.resolve()), "rank": rank, "hosts": hosts, "task": task}
+    start["nice"] = local.nice
     return start | {"session": agreed["session"], "settings": settings, "batch": batch, "tls": files}

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from shoal.private.artifact import load_artifact
 from shoal.private.certs import TLS
 from shoal.private.channel import connect, parse_address, require_tls
 from shoal.private.direct import DirectSession, Result, combined
-from shoal.private.engine import SETUP_SECONDS, Local, hosts_of, offer_link, require_spu
+from shoal.private.engine import BACKGROUND, SETUP_SECONDS, Local, hosts_of, offer_link, require_spu
 from shoal.private.engine import threads as threads_for
 from shoal.private.images import encoded
 from shoal.private.line import Line, compare
@@ -173,20 +174,23 @@ class Client:
         Raises ShoalError in direct mode and when the server's room is used up.
         """
         with self._making:
-            return self._prepare(self._own_pool(), count, min(batch, count), progress, proceed)
+            return self._prepare(self.local, self._own_pool(), count, min(batch, count), progress, proceed)
 
     def top_up(self, keep: int, proceed: Proceed | None = None, *, batch: int = 1) -> int:
         """Compare items with the server's, and make those missing of `keep`; returns how many were made.
 
-        What a failure left with one party alone goes. Otherwise as `prepare`.
+        What a failure left with one party alone goes. The SPU process runs at low priority; otherwise as `prepare`.
         """
         pool, line = self._own_pool(), self._connect()
         try:
             self._meet(line, pool)
         finally:
             line.end({"type": "bye"})
-        missing = keep - len(pool.names())
-        return self.prepare(missing, batch=batch, proceed=proceed).items if missing > 0 else 0
+        missing, background = keep - len(pool.names()), replace(self.local, nice=BACKGROUND)
+        if missing <= 0:
+            return 0
+        with self._making:
+            return self._prepare(background, pool, missing, min(batch, missing), None, proceed).items
 
     def _own_pool(self) -> Pool:
         if self.pool is None:
@@ -194,14 +198,14 @@ class Client:
         return self.pool
 
     def _prepare(
-        self, pool: Pool, count: int, batch: int, progress: Progress | None, proceed: Proceed | None
+        self, local: Local, pool: Pool, count: int, batch: int, progress: Progress | None, proceed: Proceed | None
     ) -> Offline:
         line = self._connect()
         try:
-            link = offer_link(line.control, self.local)
-            hello = {"task": "prepare", "client": self._name(), "link": link, "threads": self.local.threads}
+            link = offer_link(line.control, local)
+            hello = {"task": "prepare", "client": self._name(), "link": link, "threads": local.threads}
             welcome = self._agree(line, hello | {"batch": batch})
-            return prepare(line, self.local, welcome, link, pool, count, batch, progress, proceed)
+            return prepare(line, local, welcome, link, pool, count, batch, progress, proceed)
         finally:
             line.end({"type": "bye"})
 

@@ -125,7 +125,7 @@ def prepare(
     count: int,
     batch: int,
     progress: Progress | None,
-    proceed: Proceed | None,
+    proceed: Proceed | None = None,
 ) -> Offline:
     """The client's side: makes `count` items in batches, asking `proceed` between two; what is finished stays."""
     link_as_client(line, local, welcome, link, "prepare", batch)

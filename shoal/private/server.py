@@ -45,8 +45,9 @@ class Server:
     be open, `engines` of them with an SPU process (direct mode, preparation); more are refused. `early_exit` lets
     clients end a prepared query at an exit, which tells the server how sure the network was. `link_port` fixes the
     port of SPU's own connection. `shared_weights` secret-shares the weights with the client in direct mode instead of
-    keeping them: twice the work, for comparison only. `metrics` counts what happens. Raises ShoalError, at once, for a
-    wrong artifact, missing or unusable TLS files, a port in use, and where SPU is not installed.
+    keeping them: twice the work, for comparison only. `nice` is added to the niceness of processes that make items, so
+    that queries come first. `metrics` counts what happens. Raises ShoalError, at once, for a wrong artifact, missing or
+    unusable TLS files, a port in use, and where SPU is not installed.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Server:
         max_clients: int = 8,
         engines: int = 1,
         early_exit: bool = False,
+        nice: int = 0,
     ) -> None:
         host, _ = parse_address(address, "the server's address")
         require_tls(host, tls, insecure, server=True)
@@ -75,7 +77,7 @@ class Server:
         weights.check(artifact.program)
         terms, link = artifact.terms | require_spu(), None if link_port is None else f"{host}:{link_port}"
         count = threads_for(threads)
-        self.local = Local(artifact, terms, tls, timeout_s, count, link, max_batch, shared_weights)
+        self.local = Local(artifact, terms, tls, timeout_s, count, link, max_batch, shared_weights, nice)
         self.plan = Plan(artifact.program)
         self.prepared = Prepared(self.plan, weights)
         root = Path(pool) if pool is not None else artifact.folder / "pool"

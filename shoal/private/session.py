@@ -161,7 +161,7 @@ class _Prepare(_Linked):
 
     def __init__(self, order: dict[str, Any]) -> None:
         # Queries wait for answers, items do not: whatever else runs here comes first.
-        os.nice(10)
+        os.nice(order["nice"])
         from shoal.private.maker import SpuEngine
         from shoal.private.plan import Plan
 
