@@ -159,6 +159,16 @@ def test_items_in_the_making_survive_an_agreement(small: Case, halves: tuple[Hal
     pool.close()
 
 
+def test_an_item_asked_for_survives_an_agreement(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
+    pool = filled(tmp_path, small, halves[0], NAMES[:2])
+    with pool.asking(NAMES[1]):
+        assert pool.agree(NAMES[:1]) == NAMES[:2]  # the server claimed its half a moment ago
+        pool.claim(NAMES[1])
+        assert pool.listed() == [NAMES[1], NAMES[0]]  # and here it may not have, yet
+    assert pool.listed() == NAMES[:1]
+    pool.close()
+
+
 def test_files_are_the_owners_alone(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
     pool = filled(tmp_path / "pool", small, halves[0], NAMES[:1])
     pool.claim(NAMES[0])

@@ -138,7 +138,7 @@ class Client:
 
     def _meet(self, line: Line, pool: Pool) -> None:
         """Agree on a session of queries and on the items that both have."""
-        self._agree(line, {"task": "query", "client": self._name()}, payload_of(pool.everything()))
+        self._agree(line, {"task": "query", "client": self._name()}, payload_of(pool.listed()))
         pool.agree(names_of(line.payload))
 
     def _ready(self) -> int:

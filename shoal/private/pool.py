@@ -46,6 +46,7 @@ class Pool:
         self._turn = threading.RLock()
         self._lock: int | None = self._hold(wait_s)
         self.fresh: set[str] = set()
+        self.asked: set[str] = set()
         ledger = self.folder / LEDGER
         try:
             self.spent = set(ledger.read_text().split()) if ledger.exists() else set()
@@ -127,6 +128,20 @@ class Pool:
         finally:
             self.fresh -= mine
 
+    @contextlib.contextmanager
+    def asking(self, name: str) -> Iterator[None]:
+        """For as long as only one of the parties may have claimed `name`, an agreement beside it leaves both halves."""
+        self.asked.add(name)
+        try:
+            yield
+        finally:
+            self.asked.discard(name)
+
+    def listed(self) -> list[str]:
+        """What to tell the peer for an agreement: everything, and what is being asked for, first."""
+        asked = list(self.asked)
+        return [*asked, *(name for name in self.everything() if name not in asked)]
+
     def staged(self) -> list[str]:
         """Names of the items that wait for `commit`."""
         return sorted(self._kept(STAGED))
@@ -144,7 +159,7 @@ class Pool:
             common = {_checked(name) for name in theirs} & set(self.everything())
             self.commit(name for name in self.staged() if name in common - self.fresh)
             for path in [*self.folder.glob(f"*{STAGED}"), *self.folder.glob(f"*{READY}")]:
-                if path.stem not in common | self.fresh:
+                if path.stem not in common | self.fresh | self.asked:
                     path.unlink()
             if not self.fresh:
                 self._sweep()

@@ -201,9 +201,10 @@ class PreparedSession:
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
         # The request says nothing but the item's name, so both sides claim it at the same time.
-        self.line.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
-        half = self.pool.claim(names[0])
-        self.line.from_peer(("go",), self.local.timeout_s)
+        with self.pool.asking(names[0]):
+            self.line.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
+            half = self.pool.claim(names[0])
+            self.line.from_peer(("go",), self.local.timeout_s)
         wire = SocketWire(self.line.control, self.local.timeout_s)
         run = Inference(self.prepared, Side(True, wire, half))
         logits = run.run(torch.from_numpy(images), self._unsure(exit_above))
