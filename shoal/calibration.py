@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def _chain(shape: tuple[int, ...], *layers: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-MIXED = ((3, 16, 16), (16, 1), (128, 1, 0), (128, 1, 0), (128, 2), (128, 2))
+MIXED = ((3, 16, 16), (16, 1), (64, 1, 0), (64, 1, 0), (128, 2), (128, 2))
 REHEARSED = {
     "deep": ((3, 8, 8), *[(4, 1)] * 14),
     "deeper and wider": ((3, 8, 8), *[(64, 1)] * 8),
@@ -64,10 +66,14 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
         say("preparing with SPU")
         plan = _compiled(folder / "mixed", *MIXED)
         offline, relu_s = _with_spu(folder, plan)
-        queries = {}
-        for name, layout in REHEARSED.items():
-            say(f"querying: {name}")
-            queries[name] = _rehearsed(folder, name, layout)
+        plans = {name: _stocked(folder, name, layout) for name, layout in REHEARSED.items()}
+        with ExitStack() as stack, ThreadPoolExecutor(len(plans)) as starting:
+            say("starting servers")
+            # At once: most of a start is imports, and all of them wait before the first query.
+            waits = {name: starting.submit(_serving, stack, folder, name) for name in plans}
+            addresses = {name: wait.result() for name, wait in waits.items()}
+            say("querying")
+            queries = {name: _timed(folder, name, plan, addresses[name]) for name, plan in plans.items()}
     constants = _offline_constants(plan, offline) | _online_constants(list(queries.values()))
     machine = Machine(**constants, direct_relu_s=relu_s)
     return machine, {"offline": offline.kinds | {"steps": offline.steps}, "queries": queries}
@@ -97,16 +103,21 @@ def _with_spu(folder: Path, plan: Plan) -> tuple[Offline, float]:
     return made, relu_s / sum(relu.count for relu in plan.relus.values())
 
 
-def _rehearsed(folder: Path, name: str, layout: tuple[tuple[int, ...], ...]) -> dict[str, float]:
+def _stocked(folder: Path, name: str, layout: tuple[tuple[int, ...], ...]) -> Plan:
+    """The plan of one network, with rehearsal items for its queries at both sides."""
+    plan = _compiled(folder / name, *layout)
+    stock(plan, (folder / name / "mine", folder / name / "theirs"), folder / "certs" / "client.pem", QUERIES)
+    return plan
+
+
+def _serving(stack: ExitStack, folder: Path, name: str) -> str:
+    return stack.enter_context(serving(folder / name, folder / "certs", 1, folder / name / "theirs"))
+
+
+def _timed(folder: Path, name: str, plan: Plan, address: str) -> dict[str, float]:
     """Median seconds of a query of one network, and what it is made of."""
-    artifact, certs = folder / name, folder / "certs"
-    plan = _compiled(artifact, *layout)
-    pools = artifact / "client-pool", artifact / "server-pool"
-    stock(plan, pools, certs / "client.pem", QUERIES)
-    with (
-        serving(artifact, certs, 1, pools[1]) as address,
-        Client(artifact / "client", address, client_tls(certs), pool=pools[0]) as client,
-    ):
+    tls, pool = client_tls(folder / "certs"), folder / name / "mine"
+    with Client(folder / name / "client", address, tls, pool=pool) as client:
         seconds = [client.query(_image(plan.program)).seconds for _ in range(QUERIES)]
     return work(plan) | {"seconds": statistics.median(seconds[2:])}
 
