@@ -338,7 +338,7 @@ LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "train", "cost"},
-    {"mask", "branch", "sensitivity", "budget", "distill"},
+    {"mask", "branch", "dropping", "sensitivity", "budget", "distill"},
     {"spec", "fold", "private.certs"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images"},

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from torch import nn
 
 from shoal.errors import ShoalError
-from shoal.models import resnet, small, wide_resnet
+from shoal.models import mobilenet, resnet, small, vgg, wide_resnet
 
 __all__ = ["NAMES", "build", "list_models"]
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = resnet.BUILDERS | wide_resnet.BUILDERS | small.BUILDERS
+_BUILDERS: dict[str, Callable[..., nn.Module]] = (
+    resnet.BUILDERS | wide_resnet.BUILDERS | vgg.BUILDERS | mobilenet.BUILDERS | small.BUILDERS
+)
 
 NAMES: tuple[str, ...] = tuple(_BUILDERS)
 """Every name that `build` knows."""
