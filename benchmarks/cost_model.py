@@ -23,12 +23,14 @@ import torch
 from private_direct import SHAPE, network
 from private_phases import process, tls_of
 
+from shoal.graph import Graph
 from shoal.private.artifact import save_artifact
 from shoal.private.certs import make_certificates
 from shoal.private.compilation import compile
 from shoal.private.cost_model import Machine, plan_of, prepared_cost
 from shoal.private.party import Client
 from shoal.private.plan import Plan
+from shoal.private.program import Program, Weights
 from shoal.run import environment
 
 matplotlib.use("Agg")
@@ -47,17 +49,16 @@ NETWORKS = (
 """Model, width, share of ReLUs kept, blocks replaced."""
 
 
-def measure(case: tuple[str, float, float, int], folder: Path, certs: Path, a: argparse.Namespace) -> dict[str, Any]:
-    graph, machine = network(*case), Machine.load(a.machine)
-    program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
+def measure(case: tuple[str, float, float, int], folder: Path, certs: Path, items: int) -> dict[str, Any]:
+    program, weights = compiled(network(*case))
     save_artifact(folder, program, weights)
     x = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
     with process("--serve", folder, certs) as address:
         client = Client(folder, address, tls_of(certs, "client"))
-        made = client.prepare(a.items + 1).later
-        disk = client.pool.bytes() / (a.items + 1) if client.pool else 0
+        made = client.prepare(items + 1).later
+        disk = client.pool.bytes() / (items + 1) if client.pool else 0
         with client:
-            results = [client.query(x) for _ in range(a.items + 1)][1:]
+            results = [client.query(x) for _ in range(items + 1)][1:]
     found = {
         "offline_s": sum(row["seconds"] for row in made.kinds.values()) / made.items,
         "offline_bytes": sum(row["bytes"] for row in made.kinds.values()) / made.items,
@@ -65,14 +66,32 @@ def measure(case: tuple[str, float, float, int], folder: Path, certs: Path, a: a
         "online_bytes": results[0].bytes,
         "disk_bytes_of_the_client": disk,
     }
-    plan = Plan(program)
-    stated = {"offline_s": "offline.seconds", "offline_bytes": "offline.bytes"}
-    stated |= {"online_s": "online.seconds", "online_bytes": "online.bytes"}
-    row = {"network": " ".join(map(str, case)), "measured": found, "stored_bytes": plan.stored_bytes(True)}
-    for name, which in (("forecast", plan), ("forecast_uncompiled", plan_of(graph))):
-        body = asdict(prepared_cost(which, machine))
-        row[name] = {k: body[v.split(".")[0]][v.split(".")[1]] for k, v in stated.items()}
+    return {"network": " ".join(map(str, case)), "measured": found, "stored_bytes": Plan(program).stored_bytes(True)}
+
+
+def compiled(graph: Graph) -> tuple[Program, Weights]:
+    torch.manual_seed(0)
+    return compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
+
+
+def forecasts(graph: Graph, machine: Machine) -> dict[str, Any]:
+    """Of the compiled network, and of its graph alone."""
+    row = {}
+    for name, plan in (("forecast", Plan(compiled(graph)[0])), ("forecast_uncompiled", plan_of(graph))):
+        cost = prepared_cost(plan, machine)
+        row[name] = {"offline_s": cost.offline.seconds, "offline_bytes": cost.offline.bytes}
+        row[name] |= {"online_s": cost.online.seconds, "online_bytes": cost.online.bytes}
     return row
+
+
+def measured(a: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        make_certificates(Path(scratch) / "certs")
+        for i, case in enumerate(NETWORKS):
+            rows.append(measure(case, Path(scratch) / str(i), Path(scratch) / "certs", a.items))
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -112,15 +131,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", type=Path, required=True, help="what shoal calibrate wrote")
     parser.add_argument("--items", type=int, default=3, help="items and queries that count, after one")
+    parser.add_argument("--again", type=Path, help="forecast anew what this result file measured; measure nothing")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/cost_model.png"))
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        make_certificates(Path(scratch) / "certs")
-        for i, case in enumerate(NETWORKS):
-            rows.append(measure(case, Path(scratch) / str(i), Path(scratch) / "certs", a))
-            print(json.dumps(rows[-1]), flush=True)
+    rows = measured(a) if a.again is None else json.loads(a.again.read_text())["networks"]
+    rows = [row | forecasts(network(*case), Machine.load(a.machine)) for row, case in zip(rows, NETWORKS, strict=True)]
     body: dict[str, Any] = {"machine": asdict(Machine.load(a.machine)), "items": a.items, "networks": rows}
     body |= {"forecast_over_measured": {k: errors(rows, k) for k in ("forecast", "forecast_uncompiled")}}
     print(json.dumps(body["forecast_over_measured"], indent=1))

@@ -25,7 +25,7 @@ from shoal.loopback import client_tls, serving
 from shoal.private.artifact import save_artifact
 from shoal.private.certs import make_certificates
 from shoal.private.compilation import compile
-from shoal.private.cost_model import Machine, chosen_words, homomorphic, linear_values, macs, word_ands
+from shoal.private.cost_model import Machine, chosen_words, homomorphic, linear_values, macs, weights, word_ands
 from shoal.private.party import Client
 from shoal.private.plan import Plan
 from shoal.private.prepared import Offline
@@ -53,7 +53,8 @@ REHEARSED = {
     "deeper and wider": ((3, 8, 8), *[(64, 1)] * 8),
     "wide": ((3, 32, 32), (64, 1), (64, 2)),
     "products": ((3, 16, 16), (64, 1), (128, 1), (128, 1), (128, 2)),
-    "late products": ((3, 16, 16), (64, 2), (256, 2), (256, 1), (256, 1)),
+    "large products": ((3, 32, 32), (64, 1), (64, 1), (64, 1), (64, 1)),
+    "many weights": ((3, 8, 8), (256, 1), (512, 2), (512, 1), (512, 1)),
 }
 """Networks whose queries weigh exchanges, values, ReLUs and multiply-adds differently: image, then convolutions."""
 
@@ -126,6 +127,7 @@ def work(plan: Plan) -> dict[str, float]:
     """What the online seconds of a query are made of, by the names of the constants that price it."""
     relus = sum(relu.count for relu in plan.relus.values())
     counts: dict[str, float] = {"query_s": 1, "exchange_s": plan.online.latencies, "mac_s": macs(plan)}
+    counts |= {"weight_s": weights(plan)}
     return counts | {"relu_s": float(relus), "value_s": float(linear_values(plan))}
 
 

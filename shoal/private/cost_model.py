@@ -16,7 +16,7 @@ from shoal.cost import Network, PrivateCost, SpuConstants, cheetah_blocks, spu_c
 from shoal.errors import ShoalError
 from shoal.graph import Graph, read_json
 from shoal.private.compilation import lower
-from shoal.private.fixed import FIELD_BITS
+from shoal.private.fixed import EXACT_BITS, FIELD_BITS
 from shoal.private.lifting import schedule
 from shoal.private.plan import Plan
 from shoal.private.program import VERSION, Program, Step
@@ -26,8 +26,8 @@ AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
 """Both ways, of the AND of a word of 64 bits, and of a bit times a word (SPU 0.9.5, FM64)."""
 REFILL_BYTES, REFILL = 740_000, 10_500_000
 """Ferret: bytes and correlated transfers of one refill. An AND of a bit takes one transfer in each direction."""
-NARROW_BITS = 40
-"""A ring that one limb is taken to be enough for."""
+NARROW_BITS = 36
+"""The ring that a product is taken to need where it is truncated exactly."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Machine:
     """Seconds of one unit of work between two parties like those that `shoal calibrate` measured.
 
     Offline: a ciphertext product, an automorphism, an AND of one word, a bit times a word, a run of SPU. Online: an
-    exchange without a network, a float64 multiply-add, a kept ReLU, a value through a linear layer, an inference.
+    exchange without a network, a float64 multiply-add, a weight read, a kept ReLU, a value through a linear layer, an
+    inference.
     Direct: a ReLU. The defaults are two cores that both parties share, over TLS on loopback.
     """
 
@@ -45,7 +46,8 @@ class Machine:
     chosen_s: float = 1e-6
     run_s: float = 5e-3
     exchange_s: float = 0.25e-3
-    mac_s: float = 0.9e-10
+    mac_s: float = 0.5e-10
+    weight_s: float = 1.5e-9
     relu_s: float = 0.07e-6
     value_s: float = 0.06e-6
     query_s: float = 4e-3
@@ -167,7 +169,7 @@ def _offline(plan: Plan, m: Machine, network: Network, batch: int) -> PrivateCos
 
 def _online(plan: Plan, m: Machine, network: Network) -> PrivateCost:
     online = plan.online
-    seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(plan)
+    seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(plan) + m.weight_s * weights(plan)
     seconds += m.relu_s * sum(relu.count for relu in plan.relus.values()) + m.value_s * linear_values(plan)
     # Simultaneous exchanges: each direction carries about half.
     way = 8 * online.bytes / 2 / network.rate + online.latencies * network.rtt_s / 2
@@ -175,14 +177,25 @@ def _online(plan: Plan, m: Machine, network: Network) -> PrivateCost:
 
 
 def macs(plan: Plan) -> int:
-    """float64 multiply-adds of the linear layers: three limbs where the ring is wide."""
+    """float64 multiply-adds of the linear layers, over all limbs."""
+    return sum(_limbs(plan, step) * math.prod(shape) * math.prod(step.shape[1:]) for step, shape in _kernels(plan))
+
+
+def weights(plan: Plan) -> int:
+    """Weights that the linear layers read, over all limbs: late layers use each for few positions."""
+    return sum(_limbs(plan, step) * math.prod(shape) for step, shape in _kernels(plan))
+
+
+def _kernels(plan: Plan) -> list[tuple[Step, tuple[int, ...]]]:
     shapes = parameter_shapes(plan.program)
-    total = 0
-    for step in plan.linear:
-        kernel = shapes[f"{step.name}.weight"]
-        limbs = 1 if plan.program.exact.get(step.name, FIELD_BITS) <= NARROW_BITS else 3
-        total += limbs * math.prod(kernel) * math.prod(step.shape[1:])
-    return total
+    return [(step, shapes[f"{step.name}.weight"]) for step in plan.linear]
+
+
+def _limbs(plan: Plan, step: Step) -> int:
+    """Limbs of a ring product, for weights like those that a network begins with: of size 1 / sqrt(terms)."""
+    terms = math.prod(parameter_shapes(plan.program)[f"{step.name}.weight"][:-1])
+    room = EXACT_BITS - plan.program.fraction_bits - math.ceil(math.log2(terms) / 2)
+    return max(1, -(-(plan.program.exact.get(step.name, FIELD_BITS) - 1) // room))
 
 
 def linear_values(plan: Plan) -> int:
