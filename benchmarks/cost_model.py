@@ -106,16 +106,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.plot(ends, ends, color="#888888", linewidth=1)
         axis.fill_between(ends, [0.8 * e for e in ends], [1.25 * e for e in ends], color="#dddddd", label="20 % off")
         axis.scatter(measured, forecast, color="#1f5f8b", zorder=3)
-        for row, x, y in zip(rows, measured, forecast, strict=True):
-            name, width, kept, _ = row["network"].split()
-            axis.annotate(
-                f"{name} x{width}, {float(kept):.0%}", (x, y), (5, -9), textcoords="offset points", fontsize=6
-            )
+        for i, (x, y) in enumerate(zip(measured, forecast, strict=True)):
+            axis.annotate(str(i + 1), (x, y), (6, -3), textcoords="offset points", fontsize=8)
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=f"{phase}, seconds an inference")
         axis.set(xlabel="measured", ylabel="forecast")
         axis.legend(loc="upper left", frameon=False, fontsize=8)
-    figure.tight_layout()
+    names = [f"{i + 1} {_label(row['network'])}" for i, row in enumerate(rows)]
+    figure.text(0.5, 0.01, "\n".join("     ".join(names[i : i + 3]) for i in (0, 3, 6)), ha="center", fontsize=8)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(path, dpi=150)
+
+
+def _label(network: str) -> str:
+    name, width, kept, _ = network.split()
+    return f"{name} x {width}, {float(kept):.0%} of the ReLUs"
 
 
 def errors(rows: list[dict[str, Any]], forecast: str) -> dict[str, dict[str, float]]:
