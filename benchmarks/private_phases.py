@@ -35,6 +35,7 @@ from shoal.private.party import Client, Server
 from shoal.private.plan import Plan
 from shoal.private.wire import SocketWire
 from shoal.run import environment
+from shoal.serving import share_cores
 
 
 def sized(relus: int, blocks: int, model: str) -> Graph:
@@ -73,6 +74,7 @@ def process(*arguments: object) -> Iterator[str]:
 
 def serve(folder: str, certificates: str) -> None:
     tls = tls_of(Path(certificates), "server")
+    share_cores()
     with Server(folder, "127.0.0.1:0", tls, engines=2) as server:
         print(server.address, flush=True)
         server.serve()

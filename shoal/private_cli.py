@@ -72,6 +72,7 @@ def serve(
         bool, typer.Option("--early-exit", help="Let clients end at an exit; the server learns which was taken.")
     ] = False,
     link_port: Annotated[int | None, typer.Option(help="Port of SPU's own connection; a free one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a query's plain products; half of the cores.")] = None,
     grace: Annotated[
         float, typer.Option(help="Seconds for queries in progress after SIGTERM or Ctrl-C; a second one ends at once.")
     ] = 5.0,
@@ -89,7 +90,7 @@ def serve(
     choices = {"insecure": insecure, "timeout_s": timeout, "pool": pool, "pool_bytes": int(pool_gib * 2**30)}
     choices |= {"max_clients": max_clients, "engines": engines, "link_port": link_port, "early_exit": early_exit}
     choices["max_pools"] = max_pools
-    operation = serving.Operation(sessions, grace, metrics, metrics_port, ready_file, json)
+    operation = serving.Operation(sessions, grace, metrics, metrics_port, ready_file, json, threads)
     serving.serve(artifact, listen, deployment.tls(cert, key, ca), operation, choices)
 
 

@@ -29,7 +29,8 @@ CONNECT_SECONDS = 3.0
 class Operation:
     """How a server is run: `grace_s` seconds for queries in progress when it is asked to end, figures and logs.
 
-    `sessions` ends it after so many; `ready` is a file that gets the address once it listens.
+    `sessions` ends it after so many; `ready` is a file that gets the address once it listens; `threads` are those of
+    a query's plain products, see `share_cores`.
     """
 
     sessions: int | None = None
@@ -38,6 +39,20 @@ class Operation:
     metrics_port: int | None = None
     ready: Path | None = None
     json: bool = False
+    threads: int | None = None
+
+
+def share_cores(threads: int | None = None) -> None:
+    """Let this process compute plain products with `threads`, half of its cores if None.
+
+    Threads that wait for the next product spin: with one a core they slow down who shares the machine, be it another
+    session or the other party. Raises ShoalError for less than 1.
+    """
+    import torch
+
+    if threads is not None and threads < 1:
+        raise ShoalError(f"found {threads} threads; need 1 or more; leave --threads out for half of the cores")
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
 
 
 def serve(artifact: Path, listen: str, tls: Any, operation: Operation, choices: dict[str, Any]) -> None:
@@ -46,6 +61,7 @@ def serve(artifact: Path, listen: str, tls: Any, operation: Operation, choices: 
     from shoal.private.monitor import Monitor
     from shoal.private.party import Server
 
+    share_cores(operation.threads)
     server = Server(artifact, listen, tls, nice=BACKGROUND, **choices)
     # The server ends first, so that the last figures are those of its end.
     with Monitor(server.metrics.snapshot, operation.metrics, operation.metrics_port) as monitor, server:
