@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,22 @@ def branched_blocks(blocks: Sequence[Block], budget: Budget, d_th: float) -> tup
         if budget.ratio(block.name) < d_th and not overlaps:
             chosen.append(block)
     return tuple(chosen)
+
+
+def named_blocks(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Block, ...]:
+    """The blocks of these names (inner ReLU sites), in execution order.
+
+    Raises ShoalError for a name that is no block, and for two blocks that share a convolution.
+    """
+    known = {block.name: block for block in blocks}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ShoalError(f"found no replaceable block {missing[0]!r}; need some of {', '.join(known) or 'none at all'}")
+    chosen = tuple(block for block in blocks if block.name in names)
+    for one, next_ in itertools.pairwise(chosen):
+        if set(one.convs) & set(next_.convs):
+            raise ShoalError(f"found blocks {one.name} and {next_.name} with a shared convolution; need one of them")
+    return chosen
 
 
 def _shallow_conv(block: Block) -> nn.Conv2d:

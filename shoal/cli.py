@@ -122,6 +122,9 @@ def reduce(
     gates: Annotated[
         bool, typer.Option("--gates/--no-gates", help="Replace low-budget blocks by one convolution.")
     ] = True,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="A block to gate, by its inner ReLU site (repeat it), instead of --d-th.")
+    ] = None,
     exit: Annotated[bool, typer.Option("--exit/--no-exit", help="Train an auxiliary classifier (AKD).")] = True,
     keep: Annotated[str, typer.Option(help="The classifier to deploy: final or auxiliary.")] = "final",
     masks: Annotated[str, typer.Option(help="senet, or random as an ablation at equal budget.")] = "senet",
@@ -143,7 +146,7 @@ def reduce(
     """
     shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
-    choices |= {"ramp": ramp, "budget": budget}
+    choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None}
     body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
     show(body, json, lambda: comparison_table(body))
 

@@ -21,7 +21,6 @@ from shoal.progress import bars
 from shoal.recipes import shallow
 from shoal.report import gated_macs, plot_budget, plot_comparison, plot_curves
 from shoal.run import Run, environment, own_network, summary_writer
-from shoal.sites import relu_sites
 from shoal.spec import Spec
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, join
@@ -171,7 +170,7 @@ def reduce(
     config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
     plan = _stages(_preset(preset), epochs)
     data = load_data(config, data_dir, shared.device)
-    shallow.check_options(options, plan, relu_sites(network, spec.shape))  # before anything is written
+    shallow.check_options(options, plan, network, spec.shape)  # before anything is written
     run = Run.create(shared.out, config, shared.resume)
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])

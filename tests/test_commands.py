@@ -101,6 +101,7 @@ def test_bad_input_gets_one_sentence_and_nothing_is_lost(runs: Path, tmp_path: P
         (("reduce", teacher, "--budget", "-5", "--out", out), "budget of -5"),
         (("reduce", teacher, "--budget", "99999999", "--out", out), "budget of 99,999,999"),
         (("reduce", teacher, "--budget", "500", "--masks", "best", "--out", out), "masks 'best'"),
+        (("reduce", teacher, "--budget", "500", "--gate", "relu1", "--out", out), "no replaceable block 'relu1'"),
         (("reduce", teacher, "--budget", "500", "--recipe", "deep", "--out", out), "recipe 'deep'"),
         (("reduce", teacher, "--budget", "500", "--epochs", "1,1,1", "--out", out), "gates open at 1"),
         (("reduce", str(tmp_path), "--budget", "500", "--out", out), "no finished network"),

@@ -11,7 +11,7 @@ import torch
 from conftest import randomise
 from torch import nn
 
-from shoal.branch import GatedBranch, add_branches, branched_blocks, commit_branches, set_gate
+from shoal.branch import GatedBranch, add_branches, branched_blocks, commit_branches, named_blocks, set_gate
 from shoal.budget import allocate
 from shoal.cost import cheetah_blocks, cost, count, delphi, matmul_shape, spu_cheetah
 from shoal.errors import ShoalError
@@ -86,6 +86,18 @@ def test_every_law_of_surgery(case: tuple[nn.Module, tuple[int, ...]]) -> None:
     again = fold(graph)
     assert again.nodes == graph.nodes
     assert all(torch.equal(again.weights[k], w) for k, w in graph.weights.items())
+
+
+def test_blocks_by_name() -> None:
+    blocks = find_blocks(build("resnet10", 5), (3, 16, 16))
+    names = [block.name for block in blocks]
+    assert [b.name for b in named_blocks(blocks, (names[2], names[0]))] == [names[0], names[2]]
+    with pytest.raises(ShoalError, match="found no replaceable block 'other'; need some of layer1"):
+        named_blocks(blocks, (names[0], "other"))
+    plain = nn.Sequential(*[m for _ in range(3) for m in (nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())])
+    runs = find_blocks(nn.Sequential(nn.ReLU(), *plain, nn.Conv2d(1, 1, 3, padding=1)), SHAPE)
+    with pytest.raises(ShoalError, match="with a shared convolution"):
+        named_blocks(runs, [b.name for b in runs])
 
 
 def test_round_trip_is_bit_equal(residual: nn.Module, tmp_path: Path) -> None:

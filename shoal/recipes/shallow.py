@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.branch import branched_blocks, commit_branches, set_gate
+from shoal.branch import branched_blocks, commit_branches, named_blocks, set_gate
 from shoal.budget import Budget, allocate
 from shoal.data import Dataset
 from shoal.distill import Objective, Term, cross_entropy, kd, pram
@@ -19,7 +19,7 @@ from shoal.exits import default_exit_point, keep_exit
 from shoal.mask import DifferenceLearner, check_budget, masked_sites, random_masks
 from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
-from shoal.sites import ReluSite, find_blocks, relu_sites
+from shoal.sites import Block, ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble, committed
 from shoal.train import Clock, History, Schedule, Settings, fit, ramp
 
@@ -107,6 +107,8 @@ class Options:
     budget: int
     d_th: float = 0.05
     gates: bool = True
+    gated: tuple[str, ...] | None = None
+    """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
     ramp: str = "linear"
     exit: bool = True
     keep: str = "final"
@@ -211,8 +213,8 @@ def reduce(
     options, and StoppedError when the settings' time ran out.
     """
     check_teacher(spec)
+    check_options(options, preset, teacher, spec.shape)
     sites = relu_sites(teacher, spec.shape)
-    check_options(options, preset, sites)
     stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
     eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
     budget = allocate(sites, eta, options.budget)
@@ -230,8 +232,10 @@ def check_teacher(spec: Spec) -> None:
         )
 
 
-def check_options(options: Options, preset: Preset, sites: tuple[ReluSite, ...]) -> None:
-    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants."""
+def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
+    sites = relu_sites(teacher, shape)
+    named_blocks(find_blocks(teacher, shape), options.gated or ())
     known = {
         "keep": ("final", "auxiliary"),
         "masks": ("senet", "random"),
@@ -347,7 +351,7 @@ def _finetune(
 ) -> tuple[Spec, nn.Module]:
     """Stage 3: frozen masks, gated branches, auxiliary classifier, KL + CE + PRAM; then one plain network."""
     spec = masked.spec
-    blocks = branched_blocks(find_blocks(masked.model, spec.shape), budget, options.d_th) if options.gates else ()
+    blocks = _gated(find_blocks(masked.model, spec.shape), budget, options)
     exits = (default_exit_point(masked.model, spec.shape),) if options.exit else ()
     spec = replace(spec, branches=tuple(b.name for b in blocks), keep_skip=options.keep_skip, exits=exits)
     torch.manual_seed(stages.settings.seed + 3)
@@ -361,6 +365,14 @@ def _finetune(
     final = committed(spec, kept)
     set_gate(model, 1.0)
     return final, _cut(final, model).eval()
+
+
+def _gated(blocks: tuple[Block, ...], budget: Budget, options: Options) -> tuple[Block, ...]:
+    if not options.gates:
+        return ()
+    if options.gated is not None:
+        return named_blocks(blocks, options.gated)
+    return branched_blocks(blocks, budget, options.d_th)
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:
