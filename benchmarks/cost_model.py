@@ -1,10 +1,11 @@
-"""The cost model's forecasts beside measurements: seconds and bytes, offline and online, of ten networks.
+"""The cost model's forecasts beside measurements: seconds and bytes, offline, online and direct, of ten networks.
 
     shoal calibrate --out machine.json
     python benchmarks/cost_model.py --machine machine.json --out benchmarks/results/cost_model.json
 
 Weights are random. Server and client are processes of their own, over mutual TLS on loopback; none of these networks
-was seen in calibration. Offline seconds leave out the first batch, in which SPU makes its keys.
+was seen in calibration. Offline seconds leave out the first batch, in which SPU makes its keys; online seconds are
+those of rehearsal queries; direct seconds leave out the first query, in which SPU compiles.
 """
 
 from __future__ import annotations
@@ -23,18 +24,21 @@ import torch
 from private_direct import SHAPE, network
 from private_phases import process, tls_of
 
+from shoal.bench import bench
 from shoal.graph import Graph
 from shoal.private.artifact import save_artifact
 from shoal.private.certs import make_certificates
 from shoal.private.compilation import compile
-from shoal.private.cost_model import Machine, plan_of, prepared_cost
+from shoal.private.cost_model import Machine, direct_cost, plan_of, prepared_cost
 from shoal.private.party import Client
 from shoal.private.plan import Plan
+from shoal.private.prepared import Offline
 from shoal.private.program import Program, Weights
 from shoal.run import environment
 
 matplotlib.use("Agg")
-NETWORKS = (
+Case = tuple[str, float, float, int]
+NETWORKS: tuple[Case, ...] = (
     ("resnet18", 0.125, 1.0, 0),
     ("resnet18", 0.25, 1.0, 0),
     ("resnet18", 0.25, 0.1, 4),
@@ -49,24 +53,41 @@ NETWORKS = (
 """Model, width, share of ReLUs kept, blocks replaced."""
 
 
-def measure(case: tuple[str, float, float, int], folder: Path, certs: Path, items: int) -> dict[str, Any]:
+def measure(case: Case, phases: list[str], folder: Path, certs: Path, items: int) -> dict[str, Any]:
+    """The phases asked for, of one network, compiled."""
     program, weights = compiled(network(*case))
     save_artifact(folder, program, weights)
-    x = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
-    with process("--serve", folder, certs) as address:
-        client = Client(folder, address, tls_of(certs, "client"))
+    row = {"network": " ".join(map(str, case)), "stored_bytes": Plan(program).stored_bytes(True), "measured": {}}
+    for phase in phases:
+        row["measured"] |= PHASES[phase](folder, certs, items)
+    return row
+
+
+def offline(folder: Path, certs: Path, items: int) -> dict[str, float]:
+    with process("--serve", folder, certs) as address, Client(folder, address, tls_of(certs, "client")) as client:
         made = client.prepare(items + 1).later
         disk = client.pool.bytes() / (items + 1) if client.pool else 0
-        with client:
-            results = [client.query(x) for _ in range(items + 1)][1:]
-    found = {
-        "offline_s": sum(row["seconds"] for row in made.kinds.values()) / made.items,
-        "offline_bytes": sum(row["bytes"] for row in made.kinds.values()) / made.items,
-        "online_s": statistics.median(r.seconds for r in results),
-        "online_bytes": results[0].bytes,
-        "disk_bytes_of_the_client": disk,
-    }
-    return {"network": " ".join(map(str, case)), "measured": found, "stored_bytes": Plan(program).stored_bytes(True)}
+    found = {f"offline_{unit}": _total(made, unit) for unit in ("seconds", "bytes")}
+    return {"offline_s": found["offline_seconds"], "offline_bytes": found["offline_bytes"], "disk_bytes": disk}
+
+
+def _total(made: Offline, unit: str) -> float:
+    return sum(row[unit] for row in made.kinds.values()) / made.items
+
+
+def online(folder: Path, certs: Path, items: int) -> dict[str, float]:
+    found = bench(folder, ["none"], 8 * items, 1, rehearse=True)["networks"]["none"]
+    return {"online_s": found["online_s"], "online_bytes": found["bytes"]}
+
+
+def direct(folder: Path, certs: Path, items: int) -> dict[str, float]:
+    x, tls = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32), tls_of(certs, "client")
+    with process("--serve", folder, certs) as address, Client(folder, address, tls, mode="direct") as client:
+        results = [client.query(x) for _ in range(items)][1:]
+    return {"direct_s": statistics.median(r.seconds for r in results), "direct_bytes": results[0].bytes}
+
+
+PHASES = {"offline": offline, "online": online, "direct": direct}
 
 
 def compiled(graph: Graph) -> tuple[Program, Weights]:
@@ -76,30 +97,34 @@ def compiled(graph: Graph) -> tuple[Program, Weights]:
 
 def forecasts(graph: Graph, machine: Machine) -> dict[str, Any]:
     """Of the compiled network, and of its graph alone."""
-    row = {}
+    row, whole = {}, direct_cost(graph, machine)
     for name, plan in (("forecast", Plan(compiled(graph)[0])), ("forecast_uncompiled", plan_of(graph))):
         cost = prepared_cost(plan, machine)
         row[name] = {"offline_s": cost.offline.seconds, "offline_bytes": cost.offline.bytes}
         row[name] |= {"online_s": cost.online.seconds, "online_bytes": cost.online.bytes}
+        row[name] |= {"direct_s": whole.seconds, "direct_bytes": whole.bytes}
     return row
 
 
 def measured(a: argparse.Namespace) -> list[dict[str, Any]]:
+    """What was measured before, with the phases asked for measured anew."""
+    before = json.loads(a.again.read_text())["networks"] if a.again else [{"measured": {}} for _ in NETWORKS]
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         make_certificates(Path(scratch) / "certs")
-        for i, case in enumerate(NETWORKS):
-            rows.append(measure(case, Path(scratch) / str(i), Path(scratch) / "certs", a.items))
+        for i, (case, old) in enumerate(zip(NETWORKS, before, strict=True)):
+            row = measure(case, a.phases, Path(scratch) / str(i), Path(scratch) / "certs", a.items)
+            rows.append(row | {"measured": old["measured"] | row["measured"]})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Forecasts against measurements, offline and online; the line is a perfect forecast."""
+    """Forecasts against measurements; the line is a perfect forecast."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6))
-    for axis, phase in zip(axes, ("offline", "online"), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8))
+    for axis, phase in zip(axes, PHASES, strict=True):
         measured = np.array([row["measured"][f"{phase}_s"] for row in rows])
         forecast = np.array([row["forecast"][f"{phase}_s"] for row in rows])
         ends = [0.7 * min(measured.min(), forecast.min()), 1.4 * max(measured.max(), forecast.max())]
@@ -112,7 +137,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(xlabel="measured", ylabel="forecast")
         axis.legend(loc="upper left", frameon=False, fontsize=8)
     names = [f"{i + 1} {_label(row['network'])}" for i, row in enumerate(rows)]
-    figure.text(0.5, 0.01, "\n".join("     ".join(names[i : i + 3]) for i in (0, 3, 6)), ha="center", fontsize=8)
+    lines = ["     ".join(names[i : i + 4]) for i in range(0, len(names), 4)]
+    figure.text(0.5, 0.01, "\n".join(lines), ha="center", fontsize=8)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(path, dpi=150)
 
@@ -125,7 +151,7 @@ def _label(network: str) -> str:
 def errors(rows: list[dict[str, Any]], forecast: str) -> dict[str, dict[str, float]]:
     """Forecast over measurement: the median and the extremes over the networks."""
     table = {}
-    for name in ("offline_s", "offline_bytes", "online_s", "online_bytes"):
+    for name in (f"{phase}_{unit}" for phase in PHASES for unit in ("s", "bytes")):
         ratios = [row[forecast][name] / row["measured"][name] for row in rows]
         table[name] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
     return table
@@ -135,12 +161,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", type=Path, required=True, help="what shoal calibrate wrote")
     parser.add_argument("--items", type=int, default=3, help="items and queries that count, after one")
-    parser.add_argument("--again", type=Path, help="forecast anew what this result file measured; measure nothing")
+    parser.add_argument("--again", type=Path, help="a result file with phases that are not measured anew")
+    parser.add_argument("--phases", nargs="*", choices=PHASES, default=list(PHASES), help="phases to measure")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/cost_model.png"))
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
-    rows = measured(a) if a.again is None else json.loads(a.again.read_text())["networks"]
-    rows = [row | forecasts(network(*case), Machine.load(a.machine)) for row, case in zip(rows, NETWORKS, strict=True)]
+    rows = [
+        row | forecasts(network(*case), Machine.load(a.machine))
+        for row, case in zip(measured(a), NETWORKS, strict=True)
+    ]
     body: dict[str, Any] = {"machine": asdict(Machine.load(a.machine)), "items": a.items, "networks": rows}
     body |= {"forecast_over_measured": {k: errors(rows, k) for k in ("forecast", "forecast_uncompiled")}}
     print(json.dumps(body["forecast_over_measured"], indent=1))

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from parties import Everything, case, seeded
@@ -84,8 +85,16 @@ def test_the_direct_mode_is_priced_by_the_same_machine() -> None:
 def test_a_fit_finds_the_constants_that_made_the_seconds() -> None:
     table = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e2, 1e6, 1e9])
     true = torch.tensor([3e-3, 2e-4, 1e-7, 1e-10])
-    found = _fit(table.tolist(), (table.double() @ true.double()).numpy())
-    assert found == pytest.approx(true.tolist(), rel=1e-4)
+    seconds = (table.double() @ true.double()).numpy()
+    # Constants in the usual proportions, on a machine of another speed, are found whatever is typical.
+    assert _fit(table.tolist(), seconds, (5 * true).tolist()) == pytest.approx(true.tolist(), rel=1e-4)
+    odd = _fit(table.tolist(), seconds, (true * torch.tensor([1.0, 2.0, 1.0, 0.5])).tolist())
+    assert (table.double().numpy() @ odd / seconds) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_fit_leaves_what_the_networks_do_not_tell_apart_typical() -> None:
+    found = _fit([[1.0, 2.0], [2.0, 4.0]], np.array([8.0, 16.0]), [1.0, 0.5])
+    assert found == pytest.approx([4.0, 2.0])
 
 
 def test_constants_survive_the_disk_and_strangers_do_not(tmp_path: Path) -> None:

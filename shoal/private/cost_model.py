@@ -41,10 +41,10 @@ class Machine:
     """
 
     product_s: float = 0.33e-3
-    automorphism_s: float = 1.48e-3
-    and_s: float = 8e-6
-    chosen_s: float = 1e-6
-    run_s: float = 5e-3
+    automorphism_s: float = 1.4e-3
+    and_s: float = 15e-6
+    chosen_s: float = 1.6e-6
+    run_s: float = 0.07
     exchange_s: float = 0.25e-3
     mac_s: float = 0.5e-10
     weight_s: float = 1.5e-9
