@@ -22,6 +22,7 @@ from shoal.private.plan import Plan
 from shoal.private.program import Program
 from shoal.progress import counter
 from shoal.rehearsal import stock
+from shoal.run import Run
 
 
 def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> dict[str, Any]:
@@ -45,6 +46,19 @@ def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse
         offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
     return {"rounds": rounds, "offline_s": offline, "networks": rows}
+
+
+def record(folder: Path, artifact: Path, body: dict[str, Any]) -> None:
+    """Put measured figures into a run's summary, beside its plan. Raises ShoalError for another network's artifact."""
+    run = Run(folder)
+    if not run.has("summary.json"):
+        raise ShoalError(f"found no summary at {folder}; need a run of shoal reduce that ended; resume it")
+    summary, program = run.read_json("summary.json"), Program.load(artifact / "client")
+    kept, relus = sum(relu.count for relu in Plan(program).relus.values()), summary["reduced"]["relus"]
+    if kept != relus:
+        raise ShoalError(f"found {kept:,} ReLUs in {artifact} and {relus:,} in {folder}; need that run's artifact")
+    summary["reduced"].setdefault("private", {})["networks"] = body["networks"]
+    run.write_json("summary.json", summary)
 
 
 def _client(artifact: Path, address: str, folder: Path) -> Client:

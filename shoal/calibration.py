@@ -33,7 +33,7 @@ from shoal.private.program import Program
 from shoal.rehearsal import stock
 from shoal.surgery import trace
 
-ITEMS, QUERIES, WARM = 2, 30, 6
+ITEMS, QUERIES, WARM = 1, 30, 6
 TRUST = 0.05
 """In fits: a constant that is off its share of the machine's speed by 1 weighs as much as seconds off by 5 %."""
 Say = Callable[[str], None]

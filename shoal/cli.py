@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from shoal import commands, private_cli, training
+from shoal import commands, cost_cli, private_cli, training
 from shoal.errors import ShoalError
 from shoal.options import DataDir, Json, grid, pairs, show
 from shoal.report import comparison_table
@@ -25,6 +25,8 @@ A first tour (each command explains itself with --help):
   shoal train resnet18 --data cifar100 --data-dir DATA --out runs/teacher
 
   shoal reduce runs/teacher --budget 49600 --preset paper --out runs/reduced
+
+  shoal plan runs/teacher --target 0.5s --network lan --out plan.json     or a target in seconds, before training
 
   shoal compile runs/reduced --out artifact; shoal certs certs
 
@@ -114,8 +116,9 @@ def train(
 @app.command()
 def reduce(
     teacher: Annotated[Path, typer.Argument(help="A run folder of `shoal train`.")],
-    budget: Annotated[int, typer.Option(help="ReLUs to keep in the whole network.")],
     out: Out,
+    budget: Annotated[int | None, typer.Option(help="ReLUs to keep in the whole network.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="What shoal plan wrote: budget, gates and classifier.")] = None,
     recipe: Annotated[str, typer.Option(help="shallow: Making Models Shallow Again.")] = "shallow",
     preset: Preset = "quick",
     d_th: Annotated[float, typer.Option("--d-th", help="Gate blocks whose assigned ratio is below this.")] = 0.05,
@@ -142,12 +145,15 @@ def reduce(
 ) -> None:
     """Reduce a trained network to a ReLU budget by sensitivity, learned masks, gated branches and an exit.
 
-    Prints the baseline beside the reduced network, and the MACs by both accountings of replaced blocks.
+    Instead of --budget, --plan takes what shoal plan chose for seconds, bytes or ReLUs. Prints the baseline beside the
+    reduced network, and the MACs by both accountings of replaced blocks.
     """
+    if (budget is None) == (plan is None):
+        raise ShoalError("found --budget and --plan, or neither; need one of them; --budget 50000, or shoal plan first")
     shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None}
-    body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
+    body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared, plan)
     show(body, json, lambda: comparison_table(body))
 
 
@@ -182,9 +188,10 @@ for name, command in (
     ("serve", private_cli.serve),
     ("prepare", private_cli.prepare),
     ("query", private_cli.query),
-    ("bench", private_cli.bench),
-    ("calibrate", private_cli.calibrate),
-    ("cost", private_cli.cost),
+    ("bench", cost_cli.bench),
+    ("calibrate", cost_cli.calibrate),
+    ("cost", cost_cli.cost),
+    ("plan", cost_cli.plan),
 ):
     app.command(name)(command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -231,6 +232,7 @@ class Blocks(NamedTuple):
     answers: int
 
 
+@lru_cache(maxsize=4096)
 def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> Blocks:
     """The work of one M x K by K x L product at FM64.
 

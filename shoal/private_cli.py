@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from shoal import bench as measuring
-from shoal import costing, deployment, serving
+from shoal import deployment, serving
 from shoal.errors import ShoalError
-from shoal.options import DataDir, Json, grid, pairs, show
+from shoal.options import DataDir, Json, pairs, show
 
 Cert = Annotated[Path | None, typer.Option(help="This party's certificate (PEM).")]
 Key = Annotated[Path | None, typer.Option(help="This party's private key (PEM).")]
@@ -150,56 +149,3 @@ def query(
     connection = deployment.Connection(connect, tls, insecure, timeout, client_address, pool)
     body = deployment.query(artifact, images, connection, mode, top_up, exit_above)
     show(body, json, lambda: deployment.query_table(body))
-
-
-def bench(
-    artifact: Annotated[Path, typer.Argument(help="An artifact with both halves.")],
-    network: Annotated[list[str] | None, typer.Option(help="none, lan or wan; repeatable. All if left out.")] = None,
-    rounds: Annotated[int, typer.Option(help="Queries whose median is shown.")] = 5,
-    batch: Annotated[int, typer.Option(help="Items made together.")] = 1,
-    rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Make no items: random words, real seconds, no logits.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Time prepared queries between two processes here, over a relay that behaves like a LAN or a WAN."""
-    body = measuring.bench(artifact, network or list(measuring.NETWORKS), rounds, batch, rehearse)
-    head = ["network", "online, s", "bytes", "messages", "one-way latencies"]
-    rows = [
-        [name, f"{row['online_s']:.4f}", f"{row['bytes']:,}", f"{row['messages']:,}", str(row["latencies"])]
-        for name, row in body["networks"].items()
-    ]
-    made = "rehearsed" if rehearse else f"{body['offline_s']:.2f} s an item offline"
-    show(body, json, lambda: grid(f"prepared queries; {made}", head, rows))
-
-
-def calibrate(
-    out: Annotated[Path, typer.Option(help="Where to write the constants, for shoal cost --machine.")] = Path(
-        "machine.json"
-    ),
-    json: Json = False,
-) -> None:
-    """Measure what products, ReLUs and exchanges take on this machine, idle: under a minute, two processes, SPU."""
-    body = costing.calibrate(out)
-    show(body, json, lambda: pairs(str(out), {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in body.items()}))
-
-
-def cost(
-    target: Annotated[str, typer.Argument(help="A run folder, a zoo name, or package.module:callable.")],
-    machine: Annotated[Path | None, typer.Option(help="Constants that shoal calibrate wrote.")] = None,
-    batch: Annotated[int, typer.Option(help="Items made together.")] = 1,
-    input: Annotated[str, typer.Option(help="Image size of a named network, channels x height x width.")] = "3x32x32",
-    classes: Annotated[int, typer.Option(help="Number of classes of a named network.")] = 10,
-    width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
-    resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
-    json: Json = False,
-) -> None:
-    """Forecast a private inference, direct, offline and online, here and over a LAN and a WAN, before compiling.
-
-    Without --machine the constants are those of two cores that both parties share. Bytes and exchanges are exact but
-    for the signs' width, which compile finds out.
-    """
-    graph = costing.network_of(target, input, classes, width, resolution)
-    body = costing.forecast(graph, costing.machine_at(machine), batch)
-    title = f"{target}: {body['relus']:,} ReLUs, {body['macs']:,} MACs, depth {body['depth']}"
-    show(body, json, lambda: grid(title, costing.HEAD, costing.table_rows(body)))

@@ -47,3 +47,10 @@ def bars(epochs: dict[str, int]) -> Iterator[StageBars]:
     """Bars for stages with the given numbers of epochs."""
     with Progress(*_columns("batches"), console=Console(stderr=True)) as progress:
         yield StageBars(progress, epochs)
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done; what is yielded is called with it."""
+    with Console(stderr=True).status("") as line:
+        yield lambda text: line.update(text)

@@ -142,6 +142,20 @@ def conv_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
 
 
+def magnitude_densities(model: nn.Module, density: float = 0.1) -> dict[str, float]:
+    """eta_theta estimated without training: each convolution's share of the network's largest weights.
+
+    `density` of all weights count as large. Cheaper and coarser than `DynamicRewiring`: for planning, not in the paper.
+    """
+    weights = {name: weight.detach().abs().flatten().float() for name, weight in conv_weights(model).items()}
+    if not weights:
+        raise ShoalError("found no convolution to measure sensitivity on; need at least one before a ReLU")
+    everything = torch.cat(list(weights.values()))
+    count = max(1, round(density * everything.numel()))
+    least = everything.kthvalue(everything.numel() - count + 1).values
+    return {name: float((weight >= least).float().mean()) for name, weight in weights.items()}
+
+
 def pruning_sensitivity(densities: Mapping[str, float], sites: Sequence[ReluSite]) -> dict[str, float]:
     """eta_alpha = 1 - eta_theta for every site (shallow eq. 1), from the densities of the convolutions before them.
 

@@ -17,6 +17,7 @@ from shoal.cost import cost
 from shoal.data import Dataset, load
 from shoal.errors import ShoalError
 from shoal.graph import read_json
+from shoal.plans import read as read_plan
 from shoal.progress import bars
 from shoal.recipes import shallow
 from shoal.report import gated_macs, plot_budget, plot_comparison, plot_curves
@@ -154,8 +155,9 @@ def reduce(
     data_dir: Path | None,
     epochs: str | None,
     shared: Shared,
+    planned: Path | None = None,
 ) -> dict[str, Any]:
-    """Reduce the network of a teacher's run into a run folder of its own."""
+    """Reduce the network of a teacher's run into a run folder of its own, by options or by a plan's."""
     if recipe != "shallow":
         raise ShoalError(f"found recipe {recipe!r}; need 'shallow'")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -165,19 +167,28 @@ def reduce(
     spec, network = source.load_model()
     shallow.check_teacher(spec)
     origin = source.config()
-    options = shallow.Options(**choices, sensitivity=_given(sensitivity))
+    chosen = read_plan(planned) if planned else None
+    if chosen is not None:
+        chosen.check(spec)
+        choices |= chosen.choices()
+    options = shallow.Options(**choices, sensitivity=given_sensitivity(sensitivity))
     config = {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")}
     config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
+    config |= {"plan": planned} if planned else {}
     plan = _stages(_preset(preset), epochs)
     data = load_data(config, data_dir, shared.device)
     shallow.check_options(options, plan, network, spec.shape)  # before anything is written
     run = Run.create(shared.out, config, shared.resume)
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])
-    return _reduce(run, spec, network, data, options, plan, settings, shared.tensorboard)
+    summary = _reduce(run, spec, network, data, options, plan, settings, shared.tensorboard)
+    if chosen is not None:
+        summary["reduced"]["plan"] = chosen.outcome(run.load_model()[1])
+        run.write_json("summary.json", summary)
+    return summary
 
 
-def _given(path: Path | None) -> dict[str, float] | None:
+def given_sensitivity(path: Path | None) -> dict[str, float] | None:
     """The sensitivities in a JSON file. Raises ShoalError unless they are numbers by name."""
     if path is None:
         return None

@@ -38,7 +38,20 @@ def test_count_takes_a_users_own_callable() -> None:
 
 
 def test_help_teaches() -> None:
-    for command in ("", "count", "train", "reduce", "evaluate", "report", "compile", "certs", "serve", "query", "demo"):
+    for command in (
+        "",
+        "count",
+        "train",
+        "reduce",
+        "evaluate",
+        "report",
+        "compile",
+        "certs",
+        "serve",
+        "query",
+        "plan",
+        "demo",
+    ):
         assert len(call(*filter(None, (command, "--help")))) > 200
 
 

@@ -356,7 +356,8 @@ LEVELS = [
     | {"private.images"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
-    | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"},
+    | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"}
+    | {"target", "planner", "plans"},
     {"private.session"},
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
@@ -364,9 +365,9 @@ LEVELS = [
     {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training", "serving"},
-    {"commands", "costing"},
+    {"commands", "costing", "planning"},
     {"options"},
-    {"private_cli"},
+    {"private_cli", "cost_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""
