@@ -122,6 +122,7 @@ def measured(a: argparse.Namespace) -> list[dict[str, Any]]:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Forecasts against measurements; the line is a perfect forecast."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.8))
     for axis, phase in zip(axes, PHASES, strict=True):
@@ -135,6 +136,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axis.annotate(str(i + 1), (x, y), (6, -3), textcoords="offset points", fontsize=8)
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=f"{phase}, seconds an inference")
         axis.set(xlabel="measured", ylabel="forecast")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            side.set_major_formatter(FormatStrFormatter("%g"))
+            side.set_minor_locator(NullLocator())
         axis.legend(loc="upper left", frameon=False, fontsize=8)
     names = [f"{i + 1} {_label(row['network'])}" for i, row in enumerate(rows)]
     lines = ["     ".join(names[i : i + 4]) for i in range(0, len(names), 4)]
@@ -153,7 +158,9 @@ def errors(rows: list[dict[str, Any]], forecast: str) -> dict[str, dict[str, flo
     table = {}
     for name in (f"{phase}_{unit}" for phase in PHASES for unit in ("s", "bytes")):
         ratios = [row[forecast][name] / row["measured"][name] for row in rows]
+        off = [abs(ratio - 1) for ratio in ratios]
         table[name] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+        table[name] |= {"median_error": statistics.median(off), "worst_error": max(off)}
     return table
 
 

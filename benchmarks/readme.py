@@ -156,7 +156,7 @@ def others() -> str:
         )
     error = max(row["crypten"]["logit_error"] for row in body["networks"].values())
     line, settings = body["published_fit"], body["settings"]
-    return f"""**Beside others**: the same three networks in CrypTen 0.4.1, and DELPHI's published online latencies by
+    return f"""**Beside others**: the same networks in CrypTen 0.4.1, and DELPHI's published online latencies by
 ReLU count: `python benchmarks/private_others.py --out benchmarks/results/private_others.json`
 
 {table(head, rows)}
@@ -197,14 +197,15 @@ def cost_model() -> str:
     rows = []
     for name, title in (("forecast", "compiled"), ("forecast_uncompiled", "before compiling")):
         for key, row in body["forecast_over_measured"][name].items():
-            ends = (f"{row['median']:.2f}", f"{row['least']:.2f}", f"{row['most']:.2f}")
+            ends = [f"{row[k]:.2f}" for k in ("median", "least", "most")]
+            ends += [f"{row[k]:.0%}" for k in ("median_error", "worst_error")]
             rows.append((f"{title}: {key.replace('_s', ' seconds').replace('_bytes', ' bytes')}", *ends))
     count = len(body["networks"])
     return f"""**Cost model**: forecast over measurement for {count} networks that calibration did not see:
 `shoal calibrate --out machine.json`, `python benchmarks/cost_model.py --machine machine.json --out
 benchmarks/results/cost_model.json`
 
-{table(("forecast / measured", "median", "least", "most"), rows)}"""
+{table(("forecast / measured", "median", "least", "most", "median error", "worst"), rows)}"""
 
 
 def images() -> str:

@@ -1,4 +1,4 @@
-"""Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, under a minute.
+"""Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, about a minute.
 
 Offline and direct seconds come from one small network of differently shaped layers. Online seconds need no SPU: small
 networks are queried with rehearsal items, random words of the right shapes, which take as long as real ones.
@@ -34,8 +34,8 @@ from shoal.rehearsal import stock
 from shoal.surgery import trace
 
 ITEMS, QUERIES, WARM = 1, 30, 6
-TRUST = 0.05
-"""In fits: a constant that is off its share of the machine's speed by 1 weighs as much as seconds off by 5 %."""
+TRUST = 0.1
+"""In fits: a constant that is off its share of the machine's speed by 1 weighs as much as seconds off by 10 %."""
 Say = Callable[[str], None]
 
 
@@ -74,9 +74,9 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
             say("starting servers")
             # At once: most of a start is imports, and all of them wait before the first query.
             waits = {name: starting.submit(_serving, stack, folder, name) for name in plans}
-            addresses = {name: wait.result() for name, wait in waits.items()}
+            servers = {name: wait.result() for name, wait in waits.items()}
             say("querying")
-            queries = {name: _timed(folder, name, plan, addresses[name]) for name, plan in plans.items()}
+            queries = {name: _timed(folder, name, plan, *servers[name]) for name, plan in plans.items()}
     constants = _offline_constants(plan, offline) | _online_constants(list(queries.values()))
     machine = Machine(**constants, direct_relu_s=relu_s)
     return machine, {"offline": offline.kinds | {"steps": offline.steps}, "queries": queries}
@@ -113,15 +113,21 @@ def _stocked(folder: Path, name: str, layout: tuple[tuple[int, ...], ...]) -> Pl
     return plan
 
 
-def _serving(stack: ExitStack, folder: Path, name: str) -> str:
-    return stack.enter_context(serving(folder / name, folder / "certs", 1, folder / name / "theirs"))
+def _serving(stack: ExitStack, folder: Path, name: str) -> tuple[ExitStack, str]:
+    """A server of its own, which ends with what is returned, and its address."""
+    own = stack.enter_context(ExitStack())
+    return own, own.enter_context(serving(folder / name, folder / "certs", 1, folder / name / "theirs"))
 
 
-def _timed(folder: Path, name: str, plan: Plan, address: str) -> dict[str, float]:
-    """Median seconds of a query of one network, and what it is made of."""
+def _timed(folder: Path, name: str, plan: Plan, server: ExitStack, address: str) -> dict[str, float]:
+    """Median seconds of a query of one network, and what it is made of; its server has ended when this returns.
+
+    A process that ends takes a core for most of a second, which the next network's queries must not feel.
+    """
     tls, pool = client_tls(folder / "certs"), folder / name / "mine"
     with Client(folder / name / "client", address, tls, pool=pool) as client:
         seconds = [client.query(_image(plan.program)).seconds for _ in range(QUERIES)]
+    server.close()
     return work(plan) | {"seconds": statistics.median(seconds[WARM:])}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dealing import stock
 from parties import Case, Small, case, seeded, small_mask
 from processes import eventually, in_thread, shoal, tls_words
@@ -29,7 +30,7 @@ from shoal.private.monitor import Monitor
 from shoal.private.party import Client, Server
 from shoal.private.plan import Plan
 from shoal.private.wire import SocketWire
-from shoal.serving import JsonLines
+from shoal.serving import JsonLines, share_cores
 
 UNITS = 12
 
@@ -204,6 +205,17 @@ def test_a_server_ends_in_order(
     assert last["queries"] == ({"prepared": 1} if answered else {})
     assert last["failures"] == ({} if answered else {"stopped": 1})
     assert last["sessions_open"] == 0
+
+
+def test_a_server_leaves_cores_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, threads in ((1, 1), (2, 1), (3, 1), (8, 4), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        share_cores()
+        assert torch.get_num_threads() == threads
+    share_cores(3)
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ShoalError, match="found 0 threads; need 1 or more"):
+        share_cores(0)
 
 
 def outcome(client: Client, net: Case) -> object:

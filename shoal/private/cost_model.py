@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,12 @@ class Machine:
     and_s: float = 15e-6
     chosen_s: float = 1.6e-6
     run_s: float = 0.07
-    exchange_s: float = 0.25e-3
+    exchange_s: float = 0.36e-3
     mac_s: float = 0.5e-10
-    weight_s: float = 1.5e-9
-    relu_s: float = 0.07e-6
-    value_s: float = 0.06e-6
-    query_s: float = 4e-3
+    weight_s: float = 3e-9
+    relu_s: float = 0.13e-6
+    value_s: float = 0.01e-6
+    query_s: float = 4.5e-3
     direct_relu_s: float = 12.2e-6
 
     def save(self, path: Path) -> None:
@@ -115,7 +115,9 @@ def direct_cost(graph: Graph, machine: Machine | None = None, network: Network |
         bytes_per_s=network.rate / 8,
         rtt_s=network.rtt_s,
     )
-    return spu_cheetah(graph, constants)
+    spent = spu_cheetah(graph, constants)
+    calls = sum(node.op in ("conv2d", "linear") for node in graph.nodes)
+    return replace(spent, seconds=spent.seconds + machine.run_s * calls)
 
 
 @dataclass(frozen=True)
