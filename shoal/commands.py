@@ -11,13 +11,14 @@ from rich.table import Table
 
 from shoal.cost import cost
 from shoal.errors import ShoalError
+from shoal.figures import counts, figures
 from shoal.report import collect, plot_curves, write_csv
 from shoal.run import Run, own_network
 from shoal.sites import relu_sites
 from shoal.spec import Spec
 from shoal.surgery import trace
 from shoal.train import Settings
-from shoal.training import counts, figures, load_data
+from shoal.training import load_data
 
 
 def dump(body: Any) -> str:
