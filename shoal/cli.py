@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shoal import commands, cost_cli, grid_reduction, private_cli, training
 from shoal.errors import ShoalError
-from shoal.options import DataDir, Json, grid, pairs, show
+from shoal.options import DataDir, Json, pairs, show
 from shoal.report import comparison_table
 
 HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
@@ -65,26 +65,19 @@ def count(
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
     resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
+    design: Annotated[
+        str | None, typer.Option(help="A DeepReDuce design of it, by the stages that keep ReLUs: S2RT+S3-a0.5-r0.5.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
 
-    MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path.
+    MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path. With --design
+    also convolutions and MACs after folding, which is exact, and merged as the paper counts. S2RT is a stage with
+    every other ReLU layer; -a0.5 half the channels, -r0.5 half the resolution, -one one block in each stage.
     """
-    body = commands.count(model, input, classes, width, resolution)
-    head = [
-        f"{body['relus']:,} ReLUs",
-        f"{body['macs']:,} MACs",
-        f"depth {body['depth']}",
-        f"{body['params']:,} parameters",
-    ]
-    rows = [
-        [s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"])]
-        for s in body["sites"]
-    ]
-    show(
-        body, json, lambda: grid(f"{model}: {', '.join(head)}", ["ReLU site", "shape", "ReLUs", "stage", "block"], rows)
-    )
+    body = commands.count(model, input, classes, width, resolution, design)
+    show(body, json, lambda: commands.count_table(model, body))
     for name in body["unknown"]:
         Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
 

@@ -96,8 +96,8 @@ def test_merged_costs_by_hand() -> None:
 
 def test_depthwise_pairs_are_not_merged_where_that_costs_more() -> None:
     plain = count(base("mobilenetv1"), CIFAR)
-    design = Design(thinned=(1, 2, 3, 4, 5))
-    assert merged("mobilenetv1", design, BLOCKS) == Merged(27, plain.macs)
+    # The stem takes in the depthwise convolution behind it: one 3x3 of 3 to 32 channels. No other pair gets cheaper.
+    assert merged("mobilenetv1", Design(thinned=(1, 2, 3, 4, 5)), BLOCKS) == Merged(26, plain.macs - 9 * 32 * 1024)
 
 
 @pytest.mark.parametrize("merging", [UNMERGED, STAGES, BLOCKS, TABLE_8])
