@@ -44,7 +44,7 @@ def count(
     """Counts of a zoo or a user's network, or of a DeepReDuce design of it, then with its linear runs merged."""
     shape = parse_shape(size)
     spec = Spec(model, classes, shape, width, resolution)
-    network, merging = own_network(spec), {}
+    network, merging = own_network(spec), dict[str, Any]()
     if design is not None:
         network, merging = _designed(spec, network, design)
     total = cost(trace(network, shape))

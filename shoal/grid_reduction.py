@@ -100,21 +100,19 @@ def front_table(summary: dict[str, Any]) -> Table:
     """All designs by falling ReLU count; the front's are marked, the chosen one doubly."""
     title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}: chosen {summary['design']}"
     table = Table(title=title, header_style="bold")
-    heads = ("design", "front", "ReLUs", "validation, %", "test, %", "convs", "as the paper", "MACs", "as the paper")
-    for i, name in enumerate(heads):
-        table.add_column(name, justify="right" if i > 1 else "left")
+    for i, name in enumerate(("design", "", "ReLUs", "val %", "test %", "convs", "M MACs")):
+        table.add_column(name, justify="right" if i > 1 else "left", no_wrap=True)
     baseline = summary["baseline"]
     table.add_row("all ReLUs", "", *_cells(baseline, baseline["accuracy"]))
     for row in sorted(summary["designs"], key=lambda row: -row["relus"]):
         mark = "*" * (row["front"] + (row["name"] == summary["design"]))
         table.add_row(row["name"], mark, *_cells(row, row["test"]))
-    table.caption = "convs and MACs (linear layers' included): after folding, which is exact; and as the paper merges"
+    table.caption = "*: on the front, **: chosen; convs and MACs after folding (and as the paper merges)"
     return table
 
 
 def _cells(row: dict[str, Any], test: float) -> tuple[str, ...]:
     folded, paper = row["merging"]["folded"], row["merging"]["paper"]
-    accuracy = (f"{row['validation']:.2f}", f"{test:.2f}")
-    convs = (str(folded["convs"]), str(paper["convs"]))
-    macs = (f"{folded['macs'] + folded['linear_macs']:,}", f"{paper['macs']:,}")
-    return (f"{row['relus']:,}", *accuracy, convs[0], convs[1], *macs)
+    macs = (folded["macs"] + folded["linear_macs"]) / 1e6
+    counts = (f"{folded['convs']} ({paper['convs']})", f"{macs:.2f} ({paper['macs'] / 1e6:.2f})")
+    return (f"{row['relus']:,}", f"{row['validation']:.2f}", f"{test:.2f}", *counts)

@@ -155,6 +155,7 @@ def check_sources(budget: int | None, planned: Path | None, designs: str | None)
 
 def reduce(
     teacher: Path,
+    recipe: str,
     preset: str,
     choices: dict[str, Any],
     sensitivity: Path | None,
