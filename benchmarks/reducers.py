@@ -27,6 +27,7 @@ from shoal.recipes import shallow
 from shoal.run import Run, environment
 from shoal.sites import relu_sites
 from shoal.spec import Spec
+from shoal.stages import train_teacher
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
 
@@ -60,7 +61,7 @@ def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict
     folder = Path(a.work) / f"{a.data}-{seed}"
     run = Run(folder)
     resume = replace(settings, resume=True)
-    teacher, _ = shallow.train_teacher(spec, data, plan.teacher, resume, run=run)
+    teacher, _ = train_teacher(spec, data, plan.teacher, resume, run=run)
     if f"teacher/{seed}" not in done:
         save(f"teacher/{seed}", result_of(teacher, data, settings))
     if f"baseline/{seed}" not in done:

@@ -12,11 +12,12 @@ from shoal.graph import Graph, Node
 from shoal.mask import MaskedReLU, add_masks
 from shoal.models import build
 from shoal.outputs import Outputs, forward
-from shoal.recipes.shallow import Options, reduce, train_teacher
+from shoal.recipes.shallow import Options, reduce
 from shoal.run import Run
 from shoal.sensitivity import pruning_sensitivity
 from shoal.sites import ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble
+from shoal.stages import train_teacher
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
 

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from shoal import commands, cost_cli, private_cli, training
+from shoal import commands, cost_cli, grid_reduction, private_cli, training
 from shoal.errors import ShoalError
-from shoal.options import DataDir, Json, grid, pairs, show
+from shoal.options import DataDir, Json, pairs, show
 from shoal.report import comparison_table
 
 HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
@@ -47,7 +47,13 @@ MaxSeconds = Annotated[
     float | None, typer.Option(help="Stop at a checkpoint before this many seconds, all stages together.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")]
-Preset = Annotated[str, typer.Option(help="Schedules and losses: quick, paper or reference-code.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="Schedules and losses: quick, paper or reference-code; to train a teacher for deepreduce, "
+        "deepreduce-paper or deepreduce-paper-cifar10; with --recipe deepreduce quick, paper or paper-cifar10."
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events (extra).")]
 
@@ -59,26 +65,19 @@ def count(
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
     resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
+    design: Annotated[
+        str | None, typer.Option(help="A DeepReDuce design of it, by the stages that keep ReLUs: S2RT+S3-a0.5-r0.5.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
 
-    MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path.
+    MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path. With --design
+    also convolutions and MACs after folding, which is exact, and merged as the paper counts. S2RT is a stage with
+    every other ReLU layer; -a0.5 half the channels, -r0.5 half the resolution, -one one block in each stage.
     """
-    body = commands.count(model, input, classes, width, resolution)
-    head = [
-        f"{body['relus']:,} ReLUs",
-        f"{body['macs']:,} MACs",
-        f"depth {body['depth']}",
-        f"{body['params']:,} parameters",
-    ]
-    rows = [
-        [s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"])]
-        for s in body["sites"]
-    ]
-    show(
-        body, json, lambda: grid(f"{model}: {', '.join(head)}", ["ReLU site", "shape", "ReLUs", "stage", "block"], rows)
-    )
+    body = commands.count(model, input, classes, width, resolution, design)
+    show(body, json, lambda: commands.count_table(model, body))
     for name in body["unknown"]:
         Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
 
@@ -117,9 +116,17 @@ def train(
 def reduce(
     teacher: Annotated[Path, typer.Argument(help="A run folder of `shoal train`.")],
     out: Out,
-    budget: Annotated[int | None, typer.Option(help="ReLUs to keep in the whole network.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="ReLUs to keep in the whole network; deepreduce: to choose a design by, at most.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="What shoal plan wrote: budget, gates and classifier.")] = None,
-    recipe: Annotated[str, typer.Option(help="shallow: Making Models Shallow Again.")] = "shallow",
+    recipe: Annotated[
+        str, typer.Option(help="shallow: Making Models Shallow Again; deepreduce: DeepReDuce's grid of designs.")
+    ] = "shallow",
+    designs: Annotated[
+        str | None,
+        typer.Option(help="deepreduce: only these, by place in the grid or name, such as 1-5,8,S2RT+S3-a0.5-r0.5."),
+    ] = None,
     preset: Preset = "quick",
     d_th: Annotated[float, typer.Option("--d-th", help="Gate blocks whose assigned ratio is below this.")] = 0.05,
     gates: Annotated[
@@ -135,7 +142,10 @@ def reduce(
     ramp: Annotated[str, typer.Option(help="How gates open: linear or cosine.")] = "linear",
     sensitivity: Annotated[Path | None, typer.Option(help="JSON {site: value} instead of stage 1.")] = None,
     data_dir: DataDir = None,
-    epochs: Annotated[str | None, typer.Option(help="sensitivity,mask,finetune instead of the preset's.")] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option(help="Instead of the preset's: sensitivity,mask,finetune; deepreduce: criticality,design."),
+    ] = None,
     device: Device = "cpu",
     precision: Precision = "fp32",
     max_seconds: MaxSeconds = None,
@@ -143,16 +153,26 @@ def reduce(
     tensorboard: TensorBoard = False,
     json: Json = False,
 ) -> None:
-    """Reduce a trained network to a ReLU budget by sensitivity, learned masks, gated branches and an exit.
+    """Reduce a trained network to a ReLU budget: learned masks and gated branches, or a grid of thinner designs.
 
-    Instead of --budget, --plan takes what shoal plan chose for seconds, bytes or ReLUs. Prints the baseline beside the
-    reduced network, and the MACs by both accountings of replaced blocks.
+    --recipe shallow (the default): sensitivity, learned masks, gated branches and an exit. Instead of --budget, --plan
+    takes what shoal plan chose for seconds, bytes or ReLUs. Prints the baseline beside the reduced network, and the
+    MACs by both accountings of replaced blocks.
+
+    --recipe deepreduce: measures how critical each stage's ReLUs are, then trains 5 (D - 1) designs by distillation:
+    whole stages culled, every other ReLU layer left out, half the channels, half the resolution. Each design is a run
+    in OUT/designs, and OUT/front.json and front.png hold the Pareto front of ReLUs against validation accuracy. OUT
+    itself is the design with most validation accuracy at or below --budget. --resume goes on after a kill, and
+    trains further --designs or chooses by another --budget.
     """
-    if (budget is None) == (plan is None):
-        raise ShoalError("found --budget and --plan, or neither; need one of them; --budget 50000, or shoal plan first")
     shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None}
+    if recipe == "deepreduce":
+        grid_reduction.check_unused({**choices, "sensitivity": sensitivity, "plan": plan})
+        body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)
+        return show(body, json, lambda: grid_reduction.front_table(body))
+    training.check_sources(budget, plan, designs)
     body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared, plan)
     show(body, json, lambda: comparison_table(body))
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import nn
 
 from shoal.cost import cost
+from shoal.design_space import DesignSpace
+from shoal.designs import parse
 from shoal.errors import ShoalError
+from shoal.figures import accountings, counts, figures
 from shoal.report import collect, plot_curves, write_csv
 from shoal.run import Run, own_network
 from shoal.sites import relu_sites
-from shoal.spec import Spec
+from shoal.spec import Spec, assemble
 from shoal.surgery import trace
 from shoal.train import Settings
-from shoal.training import counts, figures, load_data
+from shoal.training import load_data
 
 
 def dump(body: Any) -> str:
@@ -34,16 +38,43 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return c, h, w
 
 
-def count(model: str, size: str, classes: int, width: float, resolution: float) -> dict[str, Any]:
-    """Counts of a zoo or a user's network."""
+def count(
+    model: str, size: str, classes: int, width: float, resolution: float, design: str | None = None
+) -> dict[str, Any]:
+    """Counts of a zoo or a user's network, or of a DeepReDuce design of it, then with its linear runs merged."""
     shape = parse_shape(size)
-    network = own_network(Spec(model, classes, shape, width, resolution))
+    spec = Spec(model, classes, shape, width, resolution)
+    network, merging = own_network(spec), dict[str, Any]()
+    if design is not None:
+        network, merging = _designed(spec, network, design)
     total = cost(trace(network, shape))
     sites = [
         {"name": s.name, "shape": s.shape, "relus": s.relus, "stage": s.stage, "block": s.block}
         for s in relu_sites(network, shape)
     ]
-    return counts(total) | {"unknown": total.unknown, "sites": sites}
+    return counts(total) | {"unknown": total.unknown, "sites": sites} | merging
+
+
+def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The design's network, and its convolutions and MACs by all three accountings."""
+    space = DesignSpace(spec, full)
+    own = space.plan(parse(design, space.stages)).spec
+    network, whole = (assemble(s, space.base(s)) for s in (own, replace(own, dropped=())))
+    return network, {"merging": accountings(own, network, whole)}
+
+
+def count_table(model: str, body: dict[str, Any]) -> Table:
+    """Every ReLU site under the totals; below, a design's linear runs merged."""
+    head = f"{body['relus']:,} ReLUs, {body['macs']:,} MACs, depth {body['depth']}, {body['params']:,} parameters"
+    table = Table(title=f"{model}: {head}", header_style="bold")
+    for i, name in enumerate(("ReLU site", "shape", "ReLUs", "stage", "block")):
+        table.add_column(name, justify="right" if i else "left")
+    for s in body["sites"]:
+        table.add_row(s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"]))
+    rows = body.get("merging", {}).items()
+    merged = [f"{k}: {r['convs']} convs, {r['macs'] + r.get('linear_macs', 0):,} MACs" for k, r in rows]
+    table.caption = "\n".join(merged) or None
+    return table
 
 
 def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]:

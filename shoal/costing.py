@@ -9,13 +9,13 @@ from typing import Any
 from shoal.commands import parse_shape
 from shoal.cost import NETWORKS, PrivateCost, cost, delphi
 from shoal.errors import ShoalError
+from shoal.figures import counts
 from shoal.fold import fold
 from shoal.graph import Graph
 from shoal.private.cost_model import Machine, direct_cost, plan_of, prepared_cost
 from shoal.run import Run, own_network
 from shoal.spec import Spec
 from shoal.surgery import trace
-from shoal.training import counts
 
 HEAD = ["", "direct s", "MB", "offline s", "MB", "online s", "MB", "waits", "DELPHI s"]
 

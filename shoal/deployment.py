@@ -12,9 +12,10 @@ from rich.table import Table
 
 from shoal.cost import cost
 from shoal.errors import ShoalError
+from shoal.figures import counts
 from shoal.progress import counter
 from shoal.run import Run
-from shoal.training import counts, load_data
+from shoal.training import load_data
 
 
 def compile_run(

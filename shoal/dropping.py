@@ -32,12 +32,16 @@ def thinned(sites: Sequence[ReluSite], stages: Collection[int]) -> tuple[str, ..
     return tuple(names)
 
 
+def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
+    return traced.get_submodule(str(node.target))
+
+
 def drop_relus(model: nn.Module, names: Iterable[str]) -> fx.GraphModule:
     """A copy of `model` without these ReLUs. Raises ShoalError for a name that is no ReLU site."""
-    wanted = list(names)
+    wanted = list(dict.fromkeys(names))
 
     def remove(traced: fx.GraphModule) -> None:
-        calls = module_calls(traced)
+        calls = {name: node for name, node in module_calls(traced).items() if is_relu_site(_module(traced, node))}
         missing = [name for name in wanted if name not in calls]
         if missing:
             raise ShoalError(f"found no ReLU {missing[0]!r}; need a name that relu_sites gives")
@@ -47,10 +51,6 @@ def drop_relus(model: nn.Module, names: Iterable[str]) -> fx.GraphModule:
             traced.graph.erase_node(node)
 
     return edit(model, remove)
-
-
-def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
-    return traced.get_submodule(str(node.target))
 
 
 def spare_blocks(model: nn.Module, shape: tuple[int, ...], stages: Collection[int]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from shoal.cost import cost
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
+from shoal.linear_tail import merge_linear_tail
 
 
 def fold(graph: Graph) -> Graph:
@@ -19,9 +20,9 @@ def fold(graph: Graph) -> Graph:
 
     Folds batch norms into convolutions, turns those that have none before them into per-channel affine
     convolutions, drops ReLUs that keep nothing, and merges convolutions with nothing between them where that is
-    exact and does not raise the MACs.
+    exact and does not raise the MACs. What follows the last ReLU becomes one linear layer where that has fewer.
     """
-    for step in (fold_batchnorm, drop_dead_relus, _merge_where_cheaper):
+    for step in (fold_batchnorm, drop_dead_relus, _merge_where_cheaper, merge_linear_tail):
         graph = step(graph)
     return graph
 

@@ -13,14 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class StageBars:
     """One bar a stage, stepping by batches; `listen` is what recipes call."""
 
-    def __init__(self, progress: Progress, epochs: dict[str, int]) -> None:
-        self.progress, self.epochs = progress, epochs
+    def __init__(self, progress: Progress, epochs: dict[str, int], other: int = 1) -> None:
+        self.progress, self.epochs, self.other = progress, epochs, other
         self.tasks: dict[str, Any] = {}
 
     def listen(self, stage: str, epoch: int, step: int, steps: int) -> None:
         """Move the bar of `stage` to batch `step` of `epoch`."""
         if stage not in self.tasks:
-            self.tasks[stage] = self.progress.add_task(stage, total=self.epochs.get(stage, 1) * steps)
+            self.tasks[stage] = self.progress.add_task(stage, total=self.epochs.get(stage, self.other) * steps)
         self.progress.update(self.tasks[stage], completed=epoch * steps + step + 1)
 
 
@@ -43,10 +43,10 @@ def counter(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def bars(epochs: dict[str, int]) -> Iterator[StageBars]:
-    """Bars for stages with the given numbers of epochs."""
+def bars(epochs: dict[str, int], other: int = 1) -> Iterator[StageBars]:
+    """Bars for stages with the given numbers of epochs; stages that are not named have `other` epochs."""
     with Progress(*_columns("batches"), console=Console(stderr=True)) as progress:
-        yield StageBars(progress, epochs)
+        yield StageBars(progress, epochs, other)
 
 
 @contextmanager

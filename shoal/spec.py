@@ -14,6 +14,7 @@ from torch import nn
 
 from shoal.branch import add_branches, commit_branches, set_gate
 from shoal.checkpoint import write_text
+from shoal.dropping import drop_blocks, drop_relus
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, keep_exit
 from shoal.graph import read_json
@@ -25,14 +26,18 @@ from shoal.surgery import normalise
 GIVEN = "given"
 """The base of a Spec whose module the caller holds in memory."""
 
+NAMED = ("dropped_blocks", "dropped", "masked", "branches", "exits")
+"""The fields of a Spec that name sites."""
+
 
 @dataclass(frozen=True)
 class Spec:
     """A base network and the surgery on it, in the order in which `assemble` does it.
 
     `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
-    masks fix. `masked`, `branches` and `exits` name ReLU sites; `kept_exit` cuts to one classifier and `committed`
-    says that gated blocks have been replaced.
+    masks fix. Blocks go first (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`)
+    of what is left; then `masked`, `branches` and `exits` name ReLU sites; `kept_exit` cuts to one classifier and
+    `committed` says that gated blocks have been replaced.
     """
 
     base: str
@@ -46,6 +51,13 @@ class Spec:
     exits: tuple[str, ...] = ()
     kept_exit: int | None = None
     committed: bool = False
+    dropped_blocks: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether any surgery has been done on the base network."""
+        return any(getattr(self, name) for name in NAMED)
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -58,8 +70,15 @@ class Spec:
         known = {f.name for f in fields(cls)}
         if not isinstance(body, dict) or not {"base", "classes", "shape"} <= set(body) <= known:
             raise ShoalError(f"found no network spec at {path}; need a spec.json that shoal wrote")
+        bad = [k for k in NAMED if not _is_names(body.get(k, []))]
+        if bad:
+            raise ShoalError(f"found no list of names at {bad[0]!r} in {path}; need a spec.json that shoal wrote")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
         return cls(**values)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def base_model(spec: Spec) -> nn.Module:
@@ -86,7 +105,14 @@ def _import(reference: str) -> Any:
 def _call(factory: Any, spec: Spec) -> nn.Module:
     # A user's factory may or may not take the number of classes.
     takes = inspect.signature(factory).parameters
-    arguments = {"classes": spec.classes, "num_classes": spec.classes}
+    scales = {k: v for k, v in (("width", spec.width), ("resolution", spec.resolution)) if v != 1.0}
+    missing = [name for name in scales if name not in takes]
+    if missing:
+        raise ShoalError(
+            f"found {missing[0]} {scales[missing[0]]:g} for {spec.base}; need a function that takes `{missing[0]}`; "
+            "add that argument, or leave the network at its own size"
+        )
+    arguments: dict[str, Any] = {"classes": spec.classes, "num_classes": spec.classes, **scales}
     model = factory(**{k: v for k, v in arguments.items() if k in takes})
     if not isinstance(model, nn.Module):
         raise ShoalError(f"found that {spec.base} gives a {type(model).__name__}; need a torch.nn.Module")
@@ -96,9 +122,13 @@ def _call(factory: Any, spec: Spec) -> nn.Module:
 def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     """The network that `spec` describes, freshly initialised (or on `base`, which is left untouched).
 
-    Raises ShoalError when a named site or block is not in the base network.
+    Raises ShoalError when a named site or block is not in the base network, or has been dropped before.
     """
     model: nn.Module = normalise(base if base is not None else base_model(spec))
+    if spec.dropped_blocks:
+        model = drop_blocks(model, spec.shape, spec.dropped_blocks)
+    if spec.dropped:
+        model = drop_relus(model, spec.dropped)
     if spec.masked:
         shapes = {site.name: site.shape for site in relu_sites(model, spec.shape)}
         _check_names(spec.masked, shapes)

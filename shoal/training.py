@@ -13,19 +13,19 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from shoal.cost import cost
 from shoal.data import Dataset, load
 from shoal.errors import ShoalError
+from shoal.figures import figures
 from shoal.graph import read_json
 from shoal.plans import read as read_plan
 from shoal.progress import bars
-from shoal.recipes import shallow
+from shoal.recipes import deepreduce, shallow
 from shoal.report import gated_macs, plot_budget, plot_comparison, plot_curves
 from shoal.run import Run, environment, own_network, summary_writer
 from shoal.spec import Spec
+from shoal.stages import check_teacher, train_teacher
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, join
-from shoal.train import evaluate as judge
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,6 @@ class Shared:
             run.check_free()
 
 
-def counts(total: Any) -> dict[str, Any]:
-    """The totals of a `cost` that tables show."""
-    return {k: getattr(total, k) for k in ("relus", "macs", "depth", "params", "linear_macs", "relu_layers")}
-
-
 def load_data(config: dict[str, Any], data_dir: Path | None, device: str = "cpu") -> Dataset:
     """The data set of a run's configuration, under `data_dir` or where it lay."""
     root = data_dir if data_dir is not None else config.get("data_dir")
@@ -91,7 +86,7 @@ def train(
     }
     config |= {"preset": preset, "epochs": epochs, "model": model, "width": width, "resolution": resolution}
     shared.check()
-    schedule = _longer(_preset(preset).teacher, epochs)
+    schedule = longer(_teacher_schedule(preset), epochs)
     dataset = load_data(config, data_dir, shared.device)
     spec = Spec(model, dataset.classes, dataset.shape, width, resolution)
     check_network(spec)  # before anything is written
@@ -100,7 +95,7 @@ def train(
     if size > 1:
         torch.distributed.barrier()
     with bars({"teacher": schedule.epochs}) as shown:
-        network, history = shallow.train_teacher(
+        network, history = train_teacher(
             spec, dataset, schedule, shared.settings(), run=run, listen=shown.listen, tensorboard=shared.tensorboard
         )
     if rank == 0:
@@ -124,13 +119,23 @@ def check_network(spec: Spec) -> None:
         )
 
 
+def _teacher_schedule(preset: str) -> Schedule:
+    """How a recipe's preset trains the teacher; those of deepreduce go by ``deepreduce-`` and their name."""
+    own = {f"deepreduce-{name}": make for name, make in deepreduce.PRESETS.items() if name != "quick"}
+    if preset in own:
+        return own[preset]().teacher
+    if preset not in shallow.PRESETS:
+        raise ShoalError(f"found preset {preset!r}; need one of {', '.join([*shallow.PRESETS, *own])}")
+    return shallow.PRESETS[preset]().teacher
+
+
 def _preset(name: str) -> shallow.Preset:
     if name not in shallow.PRESETS:
         raise ShoalError(f"found preset {name!r}; need one of {', '.join(shallow.PRESETS)}")
     return shallow.PRESETS[name]()
 
 
-def _longer(schedule: Schedule, epochs: int | None) -> Schedule:
+def longer(schedule: Schedule, epochs: int | None) -> Schedule:
     """The schedule over another number of epochs, its drops moved in proportion."""
     if epochs is None:
         return schedule
@@ -140,10 +145,12 @@ def _longer(schedule: Schedule, epochs: int | None) -> Schedule:
     return replace(schedule, epochs=epochs, milestones=tuple(max(1, round(m * part)) for m in schedule.milestones))
 
 
-def figures(network: nn.Module, data: Dataset, spec: Spec, settings: Settings) -> dict[str, Any]:
-    """Test accuracy and counts."""
-    accuracy = judge(network, data, data.test, settings)[-1]
-    return {"accuracy": accuracy} | counts(cost(trace(network, spec.shape)))
+def check_sources(budget: int | None, planned: Path | None, designs: str | None) -> None:
+    """Raise ShoalError unless the shallow recipe is told its budget once, and nothing of another recipe."""
+    if (budget is None) == (planned is None):
+        raise ShoalError("found --budget and --plan, or neither; need one of them; --budget 50000, or shoal plan first")
+    if designs is not None:
+        raise ShoalError("found designs for recipe shallow; need --recipe deepreduce for them; or leave them out")
 
 
 def reduce(
@@ -159,13 +166,13 @@ def reduce(
 ) -> dict[str, Any]:
     """Reduce the network of a teacher's run into a run folder of its own, by options or by a plan's."""
     if recipe != "shallow":
-        raise ShoalError(f"found recipe {recipe!r}; need 'shallow'")
+        raise ShoalError(f"found recipe {recipe!r}; need 'shallow' or 'deepreduce'")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ShoalError("found reduce under torchrun; need one process; use torchrun for shoal train")
     shared.check()
     source = Run(teacher)
     spec, network = source.load_model()
-    shallow.check_teacher(spec)
+    check_teacher(spec)
     origin = source.config()
     chosen = read_plan(planned) if planned else None
     if chosen is not None:
@@ -207,7 +214,7 @@ def _stages(plan: shallow.Preset, epochs: str | None) -> shallow.Preset:
         raise ShoalError(f"found --epochs {epochs!r}; need three numbers: sensitivity,mask,finetune")
     a, b, c = (int(p) for p in parts)
     plans = (plan.sensitivity, plan.mask, plan.finetune)
-    s, m, f = (_longer(stage, n) for stage, n in zip(plans, (a, b, c), strict=True))
+    s, m, f = (longer(stage, n) for stage, n in zip(plans, (a, b, c), strict=True))
     return replace(plan, sensitivity=s, mask=m, finetune=f)
 
 
@@ -300,7 +307,7 @@ def _reduced_digits(out: Path, settings: Settings) -> tuple[Run, Dataset, dict[s
     run = Run.create(out, {"command": "demo", "data": "digits", "seed": settings.seed, "options": DEMO, "preset": plan})
     _say(f"training an all-ReLU {spec.base} (width {spec.width}) on digits")
     with bars({"teacher": plan.teacher.epochs}) as shown:
-        teacher, _ = shallow.train_teacher(spec, data, plan.teacher, settings, run=run, listen=shown.listen)
+        teacher, _ = train_teacher(spec, data, plan.teacher, settings, run=run, listen=shown.listen)
     run.save_model(spec, teacher, "teacher")
     _say(f"reducing it to {DEMO.budget:,} ReLUs: sensitivity, masks, gated branches and auxiliary classifier")
     return run, data, _reduce(run, spec, teacher, data, DEMO, plan, settings)

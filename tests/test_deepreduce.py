@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from shoal.cost import count
+from shoal.designs import Design, apply, criticality, grid
 from shoal.dropping import culled, drop_blocks, drop_relus, spare_blocks, thinned
 from shoal.errors import ShoalError
 from shoal.models import build
-from shoal.recipes.deepreduce import Design, apply, criticality, grid
 from shoal.sites import relu_sites
 
 CIFAR, TINY = (3, 32, 32), (3, 64, 64)

@@ -350,11 +350,13 @@ LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "train", "cost"},
-    {"mask", "branch", "dropping", "sensitivity", "budget", "distill"},
+    {"mask", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"},
     {"spec", "fold", "private.certs"},
+    {"designs", "figures"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
+    | {"stages", "design_space", "design_training"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
     | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"}
     | {"target", "planner", "plans"},
@@ -364,7 +366,7 @@ LEVELS = [
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving"},
+    {"deployment", "training", "serving", "grid_reduction"},
     {"commands", "costing", "planning"},
     {"options"},
     {"private_cli", "cost_cli"},

@@ -1,70 +1,122 @@
-"""DeepReDuce (Jha et al., ICML'21): which networks its three steps give, and how critical each stage's ReLUs are.
-
-Culling drops whole stages' ReLUs, the stem's with the first; thinning drops every other ReLU of what is left; reshaping
-scales channels and feature maps. Training the grid by distillation is not here yet.
-"""
+"""DeepReDuce (Jha et al., ICML'21): criticality, the grid of designs trained by distillation, their Pareto front."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
-from shoal.dropping import culled, drop_blocks, drop_relus, spare_blocks, thinned
+from shoal.data import Dataset
+from shoal.design_space import DesignSpace
+from shoal.design_training import Preset, Trainer
 from shoal.errors import ShoalError
-from shoal.sites import ReluSite, relu_sites
+from shoal.front import Point, check_budget, choose, pareto, plot_front
+from shoal.run import Run
+from shoal.spec import Spec
+from shoal.stages import Listener, Stages, check_teacher
+from shoal.train import Schedule, Settings
 
-WEIGHT = 0.07
-"""Equation 1's w."""
+
+def quick(teacher: int = 12, criticality: int = 4, design: int = 8, batch: int = 64) -> Preset:
+    """Short cosine schedules for small data; networks as wide as the teacher begin with its weights."""
+
+    def cosine(epochs: int, lr: float) -> Schedule:
+        return Schedule(epochs, lr, kind="cosine", warmup=0.5, batch_size=batch)
+
+    plans = (cosine(teacher, 0.1), cosine(criticality, 0.05), cosine(design, 0.05))
+    return Preset(*plans, student_from_teacher=True)
+
+
+def paper() -> Preset:
+    """Section 4 for CIFAR-100 and TinyImageNet: every network from scratch for 120 epochs."""
+    step = Schedule(120, 0.1, (30, 60, 90), weight_decay=4e-4)
+    return Preset(step, step, step)
+
+
+def paper_cifar10() -> Preset:
+    """Section 4 for CIFAR-10: 150 epochs by a cosine."""
+    cosine = Schedule(150, 0.1, kind="cosine", weight_decay=4e-4)
+    return Preset(cosine, cosine, cosine)
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {"quick": quick, "paper": paper, "paper-cifar10": paper_cifar10}
 
 
 @dataclass(frozen=True)
-class Design:
-    """One network: stages without ReLUs, stages with every other one, reshaping, one block a stage that has ReLUs.
+class Options:
+    """The ReLUs that the chosen network may have, and the designs to train: all of the grid when none is named.
 
-    `width` is the paper's alpha, `resolution` its rho; both belong to how the base network is built.
+    A design is a place in the grid (``3``, ``2-5``, from 1) or a name such as ``S2RT+S3-a0.5`` (`Design.name`).
     """
 
-    culled: tuple[int, ...] = ()
-    thinned: tuple[int, ...] = ()
-    width: float = 1.0
-    resolution: float = 1.0
-    one_block: bool = False
+    budget: int | None = None
+    designs: tuple[str, ...] = ()
 
 
-def apply(design: Design, model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """`model`, built at the design's width and resolution, without the ReLUs and blocks that the design drops."""
-    kept = {site.stage for site in relu_sites(model, shape)} - {0, *design.culled}
-    if design.one_block:
-        model = drop_blocks(model, shape, spare_blocks(model, shape, kept))
-    sites = relu_sites(model, shape)
-    return drop_relus(model, culled(sites, design.culled) + thinned(sites, set(design.thinned) & kept))
+@dataclass(frozen=True)
+class Result:
+    """All trained designs, the baseline trained as long, and the design that the budget chooses."""
+
+    points: tuple[Point, ...]
+    baseline: Point
+    chosen: Point
 
 
-def criticality(accuracy: Mapping[int, float], sites: Sequence[ReluSite], weight: float = WEIGHT) -> dict[int, float]:
-    """Equation 1 for each stage: (Acc[S_k] - min Acc) / (thousands of ReLUs of S_k)^w, in percent.
+def reduce(
+    spec: Spec,
+    teacher: nn.Module,
+    data: Dataset,
+    options: Options,
+    preset: Preset,
+    settings: Settings,
+    *,
+    run: Run,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> Result:
+    """Train designs of `teacher` (the network of `spec`, trained), each in a run of its own below `run`.
 
-    `accuracy` holds the accuracies, in percent, of networks with the ReLUs of one stage only, trained by distillation.
-    The paper's Table 3 counts ReLUs in thousands. Raises ShoalError for a stage without ReLUs.
+    Writes `criticality.json`, `front.json` and `front.png`; what has ended is read back, not repeated. The front holds
+    all designs that the run has, from earlier calls too. Raises ShoalError for impossible options, and StoppedError
+    when the settings' time ran out.
     """
-    relus = {stage: sum(s.relus for s in sites if s.stage == stage) for stage in accuracy}
-    empty = [stage for stage, count in relus.items() if not count]
-    if empty or not accuracy:
-        raise ShoalError(f"found accuracies of stages {sorted(accuracy)}; need stages that have ReLUs; mend the list")
-    least = min(accuracy.values())
-    return {k: (a - least) / (relus[k] / 1000) ** weight for k, a in accuracy.items()}
+    check_options(options, spec, teacher)
+    space = DesignSpace(spec, teacher)
+    trainer = Trainer(space, preset, Stages(data, settings, run, listen, tensorboard), run)
+    wanted = space.wanted(options.designs, trainer.criticality)
+    check_budget(options.budget, [planned.relus for planned in wanted])
+    baseline = _point("baseline", trainer.baseline())
+    for planned in wanted:
+        trainer.design(planned)
+    points = trained_points(run)
+    _save_front(run, points, baseline)
+    return Result(points, baseline, choose(points, options.budget))
 
 
-def grid(critical: Mapping[int, float]) -> tuple[Design, ...]:
-    """The 5 (D - 1) designs of section 3.5: stages culled one more each time, the least critical first, never the last.
+def check_options(options: Options, spec: Spec, teacher: nn.Module) -> None:
+    """Raise ShoalError, before any training, for a reduced teacher, impossible designs and a budget below all."""
+    check_teacher(spec)
+    DesignSpace(spec, teacher).check(options.designs, options.budget)
 
-    Each as it is, thinned, and thinned with half the channels, half the resolution, and both.
-    """
-    order, designs = sorted(critical, key=lambda stage: critical[stage]), list[Design]()
-    for count in range(1, len(order)):
-        gone, left = tuple(sorted(order[:count])), tuple(sorted(order[count:]))
-        plain, thin = Design(gone), Design(gone, left)
-        reshaped = [replace(thin, width=w, resolution=r) for w, r in ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))]
-        designs += [plain, thin, *reshaped]
-    return tuple(designs)
+
+def trained_points(run: Run) -> tuple[Point, ...]:
+    """The designs that have been trained below `run`, by name."""
+    folders = sorted(path.parent for path in (run.folder / "designs").glob("*/figures.json"))
+    return tuple(_point(folder.name, Run(folder).read_json("figures.json")) for folder in folders)
+
+
+def _point(name: str, body: Any) -> Point:
+    body = body if isinstance(body, dict) else {}
+    values = [body.get(key) for key in ("relus", "validation", "accuracy")]
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise ShoalError(f"found no figures of {name}; need figures.json as shoal wrote it; delete it to train again")
+    return Point(name, *values)
+
+
+def _save_front(run: Run, points: Sequence[Point], baseline: Point) -> None:
+    best = [point.name for point in pareto(points)]
+    body = {"selected_on": "val", "baseline": baseline, "designs": points, "front": best}
+    run.write_json("front.json", body | {"designs": [asdict(point) for point in points]})
+    plot_front(points, baseline, run.folder / "front.png")

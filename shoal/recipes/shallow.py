@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shoal.branch import branched_blocks, commit_branches, named_blocks, set_gate
 from shoal.budget import Budget, allocate
@@ -21,10 +19,8 @@ from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import Block, ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble, committed
-from shoal.train import Clock, History, Schedule, Settings, fit, ramp
-
-Listener = Callable[[str, int, int, int], None]
-"""Called with (stage, epoch, step, steps)."""
+from shoal.stages import Listener, Stages, check_teacher, fresh
+from shoal.train import History, Schedule, Settings, ramp
 
 
 @dataclass(frozen=True)
@@ -131,70 +127,6 @@ class Result:
     histories: dict[str, History]
 
 
-class StoppedError(ShoalError):
-    """Time ran out at a checkpoint; resume goes on from it."""
-
-
-class _Stages:
-    """The data, settings and run folder that every stage of one reduction shares."""
-
-    def __init__(
-        self, data: Dataset, settings: Settings, run: Run | None, listen: Listener | None, tensorboard: bool = False
-    ) -> None:
-        self.data, self.settings, self.run, self.listen = data, settings, run, listen
-        self.tensorboard, self.clock = tensorboard, Clock(settings.max_seconds)
-        self.histories: dict[str, History] = {}
-
-    def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
-        """`fit` one stage with its checkpoint, log and progress; a finished stage is loaded, not repeated."""
-        settings = replace(self.settings, **more.pop("settings", {}))
-        run, listen = self.run, self.listen
-        history = fit(
-            model,
-            self.data,
-            objective,
-            schedule,
-            settings=settings,
-            checkpoint=run.checkpoint(stage) if run else None,
-            report=run.recorder(stage, self.tensorboard) if run else None,
-            progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
-            clock=self.clock,
-            **more,
-        )
-        self.histories[stage] = history
-        if history.stopped:
-            raise StoppedError(
-                f"found that the time is up in stage {stage!r}; all epochs that have ended are kept; need more time; "
-                "run again with --resume (Settings.resume)"
-            )
-        return history
-
-    def some_images(self, most: int = 10_000, batch: int = 256) -> Iterator[Tensor]:
-        """Normalised training images in batches, evenly spread over the set."""
-        images = self.data.train.images
-        chosen = images[torch.linspace(0, len(images) - 1, min(most, len(images))).long().to(images.device)]
-        return (self.data.normalise(part) for part in chosen.split(batch))
-
-
-def train_teacher(
-    spec: Spec,
-    data: Dataset,
-    schedule: Schedule,
-    settings: Settings,
-    *,
-    run: Run | None = None,
-    base: nn.Module | None = None,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
-) -> tuple[nn.Module, History]:
-    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained."""
-    torch.manual_seed(settings.seed)
-    model = assemble(spec, base)
-    stages = _Stages(data, settings, run, listen, tensorboard)
-    history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)
-    return model, history
-
-
 def reduce(
     spec: Spec,
     teacher: nn.Module,
@@ -215,21 +147,12 @@ def reduce(
     check_teacher(spec)
     check_options(options, preset, teacher, spec.shape)
     sites = relu_sites(teacher, spec.shape)
-    stages = _Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
+    stages = Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
     eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
     budget = allocate(sites, eta, options.budget)
     masked = _search_masks(stages, spec, teacher, sites, budget, options, preset)
     final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset)
     return Result(final_spec, model, budget, sites, eta, stages.histories)
-
-
-def check_teacher(spec: Spec) -> None:
-    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no reduction has been done."""
-    if spec.masked or spec.branches or spec.exits:
-        raise ShoalError(
-            "found a network that has been reduced already; need the all-ReLU network that it came from; "
-            "reduce that one to the new budget"
-        )
 
 
 def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:
@@ -265,14 +188,14 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
 
 
 def _sensitivity(
-    stages: _Stages, spec: Spec, teacher: nn.Module, sites: tuple[ReluSite, ...], options: Options, preset: Preset
+    stages: Stages, spec: Spec, teacher: nn.Module, sites: tuple[ReluSite, ...], options: Options, preset: Preset
 ) -> dict[str, float]:
     """Stage 1: train sparsely from scratch and read the densities (eq. 1)."""
     run = stages.run
     if run and run.has("sensitivity.json"):
         return dict(run.read_json("sensitivity.json"))
     torch.manual_seed(stages.settings.seed + 1)
-    sparse = _fresh(teacher)
+    sparse = fresh(teacher)
     epochs = preset.sensitivity.epochs
     often = max(1, -(-preset.rewirings // epochs))
     rewiring = DynamicRewiring(sparse, epochs, options.density, seed=stages.settings.seed, per_epoch=often)
@@ -283,15 +206,6 @@ def _sensitivity(
     return eta
 
 
-def _fresh(model: nn.Module) -> nn.Module:
-    """A copy of `model` with its parameters drawn again by each layer's own rule."""
-    fresh = copy.deepcopy(model).train()
-    for module in fresh.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # type: ignore[operator]
-    return fresh
-
-
 @dataclass
 class _Masked:
     spec: Spec
@@ -299,7 +213,7 @@ class _Masked:
 
 
 def _search_masks(
-    stages: _Stages,
+    stages: Stages,
     spec: Spec,
     teacher: nn.Module,
     sites: tuple[ReluSite, ...],
@@ -310,7 +224,7 @@ def _search_masks(
     """Stage 2: learn where the ReLUs go, with CE + KD; `random` keeps the first draw, at equal budget and epochs."""
     spec = replace(spec, masked=tuple(site.name for site in sites))
     torch.manual_seed(stages.settings.seed + 2)
-    model = assemble(spec, teacher if preset.student_from_teacher else _fresh(teacher))
+    model = assemble(spec, teacher if preset.student_from_teacher else fresh(teacher))
     seed, learned = stages.settings.seed, options.masks == "senet"
     start = random_masks(budget, sites, torch.Generator().manual_seed(seed), options.granularity)
     for name, module in masked_sites(model).items():
@@ -341,7 +255,7 @@ class _GateRamp:
 
 
 def _finetune(
-    stages: _Stages,
+    stages: Stages,
     masked: _Masked,
     teacher: nn.Module,
     sites: tuple[ReluSite, ...],

@@ -1,0 +1,118 @@
+"""What the recipes' training stages share: one run, one clock, one log; and the teacher that they begin with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.data import Dataset
+from shoal.distill import Objective, cross_entropy
+from shoal.errors import ShoalError
+from shoal.run import Run
+from shoal.spec import Spec, assemble
+from shoal.train import Clock, History, Schedule, Settings, fit
+
+Listener = Callable[[str, int, int, int], None]
+"""Called with (stage, epoch, step, steps)."""
+
+
+class StoppedError(ShoalError):
+    """Time ran out at a checkpoint; resume goes on from it."""
+
+
+class Stages:
+    """The data, settings, clock and run folder that every stage of one reduction shares."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        settings: Settings,
+        run: Run | None,
+        listen: Listener | None = None,
+        tensorboard: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self.data, self.settings, self.run, self.listen = data, settings, run, listen
+        self.tensorboard, self.clock = tensorboard, clock or Clock(settings.max_seconds)
+        self.histories: dict[str, History] = {}
+
+    def at(self, run: Run, label: str) -> Stages:
+        """The same with another run folder, under the same clock; `listen` hears of its stages as `label`."""
+        listen = self.listen
+        heard = (lambda _, epoch, step, steps: listen(label, epoch, step, steps)) if listen else None
+        return Stages(self.data, self.settings, run, heard, self.tensorboard, self.clock)
+
+    def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
+        """`fit` one stage with its checkpoint, log and progress; a finished stage is loaded, not repeated.
+
+        Raises StoppedError when the time is up.
+        """
+        settings = replace(self.settings, **more.pop("settings", {}))
+        run, listen = self.run, self.listen
+        history = fit(
+            model,
+            self.data,
+            objective,
+            schedule,
+            settings=settings,
+            checkpoint=run.checkpoint(stage) if run else None,
+            report=run.recorder(stage, self.tensorboard) if run else None,
+            progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
+            clock=self.clock,
+            **more,
+        )
+        self.histories[stage] = history
+        if history.stopped:
+            raise StoppedError(
+                f"found that the time is up in stage {stage!r}; all epochs that have ended are kept; need more time; "
+                "run again with --resume (Settings.resume)"
+            )
+        return history
+
+    def some_images(self, most: int = 10_000, batch: int = 256) -> Iterator[Tensor]:
+        """Normalised training images in batches, evenly spread over the set."""
+        images = self.data.train.images
+        chosen = images[torch.linspace(0, len(images) - 1, min(most, len(images))).long().to(images.device)]
+        return (self.data.normalise(part) for part in chosen.split(batch))
+
+
+def train_teacher(
+    spec: Spec,
+    data: Dataset,
+    schedule: Schedule,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    base: nn.Module | None = None,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> tuple[nn.Module, History]:
+    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained."""
+    torch.manual_seed(settings.seed)
+    model = assemble(spec, base)
+    stages = Stages(data, settings, run, listen, tensorboard)
+    history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)
+    return model, history
+
+
+def check_teacher(spec: Spec) -> None:
+    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no reduction has been done."""
+    if spec.is_reduced:
+        raise ShoalError(
+            "found a network that has been reduced already; need the all-ReLU network that it came from; "
+            "reduce that one to the new budget"
+        )
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """A copy of `model` with its parameters drawn again by each layer's own rule."""
+    drawn = copy.deepcopy(model).train()
+    for module in drawn.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+    return drawn
