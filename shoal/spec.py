@@ -19,6 +19,7 @@ from shoal.exits import add_exits, keep_exit
 from shoal.graph import read_json
 from shoal.mask import add_masks
 from shoal.models import NAMES, build
+from shoal.quadratic import add_quadratics
 from shoal.sites import find_blocks, relu_sites
 from shoal.surgery import normalise
 
@@ -31,7 +32,8 @@ class Spec:
     """A base network and the surgery on it, in the order in which `assemble` does it.
 
     `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
-    masks fix. `masked`, `branches` and `exits` name ReLU sites; `kept_exit` cuts to one classifier and `committed`
+    masks fix. `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no ReLU,
+    ``identity`` or ``quadratic``; `kept_exit` cuts to one classifier and `committed`
     says that gated blocks have been replaced.
     """
 
@@ -46,6 +48,7 @@ class Spec:
     exits: tuple[str, ...] = ()
     kept_exit: int | None = None
     committed: bool = False
+    rest: str = "identity"
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -102,7 +105,8 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     if spec.masked:
         shapes = {site.name: site.shape for site in relu_sites(model, spec.shape)}
         _check_names(spec.masked, shapes)
-        model = add_masks(model, {name: torch.ones(shapes[name], dtype=torch.bool) for name in spec.masked})
+        masks = {name: torch.ones(shapes[name], dtype=torch.bool) for name in spec.masked}
+        model = add_quadratics(model, masks) if spec.rest == "quadratic" else add_masks(model, masks)
     if spec.branches:
         blocks = {block.name: block for block in find_blocks(model, spec.shape)}
         _check_names(spec.branches, blocks)

@@ -60,7 +60,9 @@ class Shared:
 
 def counts(total: Any) -> dict[str, Any]:
     """The totals of a `cost` that tables show."""
-    return {k: getattr(total, k) for k in ("relus", "macs", "depth", "params", "linear_macs", "relu_layers")}
+    return {
+        k: getattr(total, k) for k in ("relus", "quadratics", "macs", "depth", "params", "linear_macs", "relu_layers")
+    }
 
 
 def load_data(config: dict[str, Any], data_dir: Path | None, device: str = "cpu") -> Dataset:
