@@ -1,9 +1,11 @@
-"""SENet masks against random masks at equal budget, gated branches on and off: mean and spread over seeds.
+"""Learners of masks against each other at equal budget, data, epochs and seeds, gated branches on and off.
 
     python benchmarks/reducers.py --data fashion-mnist --seeds 0 1 2 --out benchmarks/results/fashion_mnist.json
+    python benchmarks/reducers.py --masks senet snl autorep --parts 8 16 32 --gates off --out reducers.json
 
 Everything is chosen on the validation split; test accuracy is reported. The baseline is the teacher trained on for as
-many epochs as stages 2 and 3 take together. Finished cells are read back from the result file, so a killed run goes on.
+many epochs as stages 2 and 3 take together. Teacher and stage 1 are shared among cells; `seconds` are those of epochs
+in stages 2 and 3, and a Pareto plot lies beside the result. Finished cells are read back, so a killed run goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import argparse
 import copy
 import json
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from shoal.cost import cost
 from shoal.data import Dataset, load
 from shoal.distill import Objective, cross_entropy
 from shoal.fold import fold
+from shoal.learners import LEARNERS
 from shoal.recipes import shallow
 from shoal.run import Run, environment
 from shoal.sites import relu_sites
@@ -30,6 +32,8 @@ from shoal.spec import Spec
 from shoal.stages import train_teacher
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
+
+GATES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
 def schedule(epochs: int, lr: float, batch: int, drop: tuple[int, ...] = ()) -> Schedule:
@@ -51,7 +55,8 @@ def preset(a: argparse.Namespace) -> shallow.Preset:
 def result_of(model: Any, data: Dataset, settings: Settings) -> dict[str, Any]:
     total = cost(fold(trace(model, data.shape)))
     accuracy = evaluate(model, data, data.test, settings)[-1]
-    return {"accuracy": accuracy, "relus": total.relus, "macs": total.macs, "depth": total.depth}
+    counts = {"relus": total.relus, "quadratics": total.quadratics, "macs": total.macs, "depth": total.depth}
+    return {"accuracy": accuracy} | counts
 
 
 def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict[str, Any]) -> None:
@@ -71,8 +76,8 @@ def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict
         save(f"baseline/{seed}", result_of(longer, data, settings))
     total = sum(site.relus for site in relu_sites(teacher, data.shape))
     for part in a.parts:
-        for masks in ("senet", "random"):
-            for gates in (False, True):
+        for masks in a.masks:
+            for gates in GATES[a.gates]:
                 name = f"1/{part}/{masks}/{'gates' if gates else 'no gates'}/{seed}"
                 if name not in done:
                     options = shallow.Options(total // part, d_th=a.d_th, gates=gates, exit=False, masks=masks)
@@ -88,15 +93,15 @@ def cell(
     shared = run.folder / "sensitivity.json"
     if shared.exists():
         options = replace(options, sensitivity=json.loads(shared.read_text()))
-    begun = time.monotonic()
     stale = list((own.folder / "stages").glob("finetune.*"))
     for path in stale:
         path.unlink()
     result = shallow.reduce(spec, teacher, data, options, plan, settings, run=own)
-    if not shared.exists():
+    if result.sensitivity and not shared.exists():
         shared.write_text(json.dumps(result.sensitivity))
     row = result_of(result.model, data, Settings(seed=settings.seed))
-    row |= {"replaced": list(result.spec.branches), "budget": options.budget, "seconds": time.monotonic() - begun}
+    spent = sum(epoch["seconds"] for stage in ("mask", "finetune") for epoch in result.histories[stage].rows)
+    row |= {"replaced": list(result.spec.branches), "budget": options.budget, "seconds": spent}
     save(name, row)
 
 
@@ -111,8 +116,32 @@ def table(done: dict[str, Any]) -> dict[str, Any]:
         spread = statistics.stdev(values) if len(values) > 1 else None
         last = rows[-1]
         summary[kind] = {"accuracy_mean": statistics.mean(values), "accuracy_sd": spread, "runs": len(rows)}
-        summary[kind] |= {k: last[k] for k in ("relus", "macs", "depth")}
+        summary[kind] |= {k: last.get(k) for k in ("relus", "quadratics", "macs", "depth")}
+        seconds = [row["seconds"] for row in rows if "seconds" in row]
+        summary[kind]["seconds_mean"] = statistics.mean(seconds) if seconds else None
     return summary
+
+
+def plot(summary: dict[str, Any], path: Path) -> None:
+    """Accuracy against ReLUs, a line a learner, with the spread over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for kind, row in summary.items():
+        lines.setdefault(kind.split("/", 2)[-1], []).append(row)
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for label, rows in sorted(lines.items()):
+        rows = sorted(rows, key=lambda row: row["relus"])
+        x, y = [row["relus"] for row in rows], [row["accuracy_mean"] for row in rows]
+        axes.errorbar(x, y, [row["accuracy_sd"] or 0.0 for row in rows], marker="o", capsize=3, label=label)
+    axes.set(xscale="log", xlabel="ReLUs an image", ylabel="test accuracy, %")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -123,6 +152,8 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--resolution", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--masks", nargs="+", choices=LEARNERS, default=["senet", "random"])
+    parser.add_argument("--gates", choices=GATES, default="both")
     parser.add_argument("--parts", type=int, nargs="+", default=[8, 32])
     parser.add_argument(
         "--epochs", type=int, nargs=4, default=[5, 1, 2, 4], metavar=("TEACHER", "SENS", "MASK", "FINE")
@@ -147,6 +178,7 @@ def main() -> None:
         body.update(settings=facts, environment=environment(), table=table(done), cells=done)
         a.out.parent.mkdir(parents=True, exist_ok=True)
         a.out.write_text(json.dumps(body, indent=1) + "\n")
+        plot(body["table"], a.out.with_suffix(".png"))
         print(f"{name}: {row['accuracy']:.2f} %, {row['relus']:,} ReLUs, {row['macs']:,} MACs", flush=True)
 
     for seed in a.seeds:

@@ -1,4 +1,4 @@
-"""What masks and the loop cost: a masked training step against a plain one, and `fit` against a bare loop.
+"""What masks and the loop cost: a step of a search of masks against a plain one, and `fit` against a bare loop.
 
     python benchmarks/training_overhead.py --out benchmarks/results/training_overhead.json
 
@@ -8,11 +8,14 @@ Both sides alternate in one run, so the ratio holds when the machine's speed dri
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,34 +23,50 @@ from torch import Tensor, nn
 
 from shoal.budget import allocate
 from shoal.data import Dataset, Split, augment_batch
-from shoal.distill import Objective, cross_entropy
-from shoal.mask import add_masks, random_masks
+from shoal.distill import Objective, cross_entropy, kd
+from shoal.learners import LEARNERS, Problem, Search
 from shoal.models import build
+from shoal.optimiser import parameter_groups
+from shoal.outputs import forward
 from shoal.run import environment
 from shoal.sites import relu_sites
 from shoal.surgery import normalise
 from shoal.train import Schedule, Settings, evaluate, fit
 
 SHAPE = (3, 32, 32)
+STEPS = 1000
+"""Steps an epoch that the searches are told of: many more than are timed, so that none comes to its end."""
 
 
-def step_of(model: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+def step_of(
+    model: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, search: Search | None = None
+) -> Callable[[], None]:
+    """One optimiser step with the teacher's forward pass, and with all that a search adds to it."""
     model.train().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(parameter_groups(model, 5e-4), 0.01, 0.9)
+    hooks = search.hooks if search else ()
+    objective = Objective((cross_entropy(0.5), kd(0.5), *(search.terms if search else ())))
+    taps = tuple(dict.fromkeys([*objective.taps, *(tap for hook in hooks for tap in hook.taps)]))
+    moments = itertools.count()
+    call(hooks, "on_epoch_start", model, 0)
 
     def step() -> None:
+        call(hooks, "on_step", model, next(moments) / STEPS)
         with torch.no_grad():
-            taught = teacher(x)
-        logits = model(x)
-        soft = F.kl_div(
-            F.log_softmax(logits / 4, 1), F.log_softmax(taught / 4, 1), log_target=True, reduction="batchmean"
-        )
-        loss = 0.5 * F.cross_entropy(logits, y) + 0.5 * 16 * soft
+            taught = forward(teacher, x, taps)
+        student = forward(model, x, taps)
+        loss, _ = objective(student, taught, y)
+        call(hooks, "on_batch", student, taught)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
 
     return step
+
+
+def call(hooks: Sequence[Any], name: str, *arguments: Any) -> None:
+    for hook in hooks:
+        getattr(hook, name, lambda *_: None)(*arguments)
 
 
 def alternate(first: Callable[[], None], second: Callable[[], None], count: int) -> dict[str, float]:
@@ -67,16 +86,23 @@ def alternate(first: Callable[[], None], second: Callable[[], None], count: int)
     return {"ratio": ratio, "first_s": a, "second_s": b, "pairs": count}
 
 
-def masked_step(width: float, batch: int, count: int) -> dict[str, float]:
+def network(width: float) -> nn.Module:
+    return build("resnet18", 100, width=width)
+
+
+def search_step(masks: str, width: float, batch: int, count: int) -> dict[str, float]:
+    """A step of one learner's search at a tenth of the ReLUs against a plain step, teacher forward in both."""
     torch.manual_seed(0)
-    plain = normalise(build("resnet18", 100, width=width))
+    plain, teacher = normalise(network(width)), network(width).eval()
+    x, y = torch.randn(batch, *SHAPE), torch.randint(0, 100, (batch,))
     sites = relu_sites(plain, SHAPE)
-    budget = allocate(sites, {s.name: 1.0 for s in sites}, sum(s.relus for s in sites) // 10)
-    masked = add_masks(plain, random_masks(budget, sites, torch.Generator().manual_seed(0)))
-    teacher = build("resnet18", 100, width=width).eval().to(memory_format=torch.channels_last)
-    x = torch.randn(batch, *SHAPE).to(memory_format=torch.channels_last)
-    y = torch.randint(0, 100, (batch,))
-    return alternate(step_of(masked, teacher, x, y), step_of(plain, teacher, x, y), count)
+    share = partial(allocate, sites, {s.name: 1.0 for s in sites})
+    total, plan = sum(s.relus for s in sites) // 10, Schedule(4, 0.01, batch_size=batch)
+    search = LEARNERS[masks](
+        Problem(plain, teacher, sites, SHAPE, total, plan, STEPS, 0, lambda: iter([(x, y)]), share)
+    )
+    x, teacher = x.to(memory_format=torch.channels_last), teacher.to(memory_format=torch.channels_last)
+    return alternate(step_of(search.model, teacher, x, y, search), step_of(plain, teacher, x, y), count)
 
 
 def synthetic(count: int) -> Dataset:
@@ -121,6 +147,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--masks", nargs="+", choices=LEARNERS, default=["senet", "snl", "autorep-linear", "autorep"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
@@ -128,7 +155,8 @@ def main() -> None:
     body = {
         "settings": {k: v for k, v in vars(a).items() if k != "out"},
         "environment": environment(),
-        "masked_step_over_plain_step": masked_step(a.width, a.batch, a.pairs),
+        "masked_step_over_plain_step": search_step("random", a.width, a.batch, a.pairs),
+        "search_step_over_plain_step": {m: search_step(m, a.width, a.batch, a.pairs) for m in a.masks},
         "fit_over_bare_loop": loop(a.width, a.batch, a.pairs, 10 * a.batch),
     }
     a.out.parent.mkdir(parents=True, exist_ok=True)

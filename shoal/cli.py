@@ -11,6 +11,7 @@ from rich.console import Console
 
 from shoal import commands, cost_cli, grid_reduction, private_cli, training
 from shoal.errors import ShoalError
+from shoal.learners import SUMMARIES
 from shoal.options import DataDir, Json, pairs, show
 from shoal.report import comparison_table
 
@@ -36,6 +37,8 @@ A first tour (each command explains itself with --help):
 
   shoal query artifact/client IMAGE.png --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
 """
+
+MASKS = "How positions are chosen: " + "; ".join(f"{name}: {what}" for name, what in SUMMARIES.items()) + "."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -135,9 +138,13 @@ def reduce(
     gate: Annotated[
         list[str] | None, typer.Option(help="A block to gate, by its inner ReLU site (repeat it), instead of --d-th.")
     ] = None,
+    gate_limit: Annotated[
+        float | None,
+        typer.Option(help="Gate what brings MACs to this part at the least loss of accuracy, instead of --d-th."),
+    ] = None,
     exit: Annotated[bool, typer.Option("--exit/--no-exit", help="Train an auxiliary classifier (AKD).")] = True,
     keep: Annotated[str, typer.Option(help="The classifier to deploy: final or auxiliary.")] = "final",
-    masks: Annotated[str, typer.Option(help="senet, or random as an ablation at equal budget.")] = "senet",
+    masks: Annotated[str, typer.Option(help=MASKS)] = "senet",
     granularity: Annotated[str, typer.Option(help="pixel or channel.")] = "pixel",
     ramp: Annotated[str, typer.Option(help="How gates open: linear or cosine.")] = "linear",
     sensitivity: Annotated[Path | None, typer.Option(help="JSON {site: value} instead of stage 1.")] = None,
@@ -167,7 +174,7 @@ def reduce(
     """
     shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
-    choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None}
+    choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None, "gate_limit": gate_limit}
     if recipe == "deepreduce":
         grid_reduction.check_unused({**choices, "sensitivity": sensitivity, "plan": plan})
         body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)

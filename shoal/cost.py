@@ -26,6 +26,7 @@ class Row:
     relus: int = 0
     macs: int = 0
     linear_macs: int = 0
+    quadratics: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Cost:
     """Exact counts for one image.
 
     `macs` are those of convolutions (1x1 shortcuts included), the papers' convention; `linear_macs` those of linear
-    layers. `depth` is the number of convolutions on the longest path, so shortcuts do not count. `params` counts every
-    parameter once, those of unknown operations too. `unknown` names operations without a formula: their other costs
-    are missing from the totals and never taken as zero silently.
+    layers. `quadratics` are values that are squared, each a product of two secrets. `depth` is the number of
+    convolutions on the longest path, so shortcuts do not count. `params` counts every parameter once, those of unknown
+    operations too. `unknown` names operations without a formula: their other costs are missing from the totals and
+    never taken as zero silently.
     """
 
     rows: tuple[Row, ...]
@@ -59,6 +61,11 @@ class Cost:
         return sum(row.linear_macs for row in self.rows)
 
     @property
+    def quadratics(self) -> int:
+        """Squares of values."""
+        return sum(row.quadratics for row in self.rows)
+
+    @property
     def relu_layers(self) -> int:
         """Layers with at least one ReLU: what rounds are paid for."""
         return sum(row.relus > 0 for row in self.rows)
@@ -67,6 +74,11 @@ class Cost:
 def _relus(graph: Graph, node: Node) -> dict[str, int]:
     mask = graph.weights.get(f"{node.name}.mask")
     return {"relus": prod(node.shape) if mask is None else int(mask.sum())}
+
+
+def _quadratics(graph: Graph, node: Node) -> dict[str, int]:
+    kept = int(graph.weights[f"{node.name}.mask"].sum())
+    return {"relus": kept, "quadratics": prod(node.shape) - kept}
 
 
 def _conv(graph: Graph, node: Node) -> dict[str, int]:
@@ -86,6 +98,7 @@ COUNTERS: dict[str, Callable[[Graph, Node], dict[str, int]]] = {
     "conv2d": _conv,
     "linear": _linear,
     "relu": _relus,
+    "quadratic": _quadratics,
     **dict.fromkeys(
         ("input", "batch_norm", "add", "avg_pool2d", "mean", "flatten", "concat", "subsample", "pad"), _free
     ),
@@ -145,8 +158,14 @@ class PrivateCost:
 def delphi(total: Cost) -> PrivateCost:
     """DELPHI's online phase: 0.319 s + 18.56 us a ReLU (least squares over deepreduce's Tables 4 and 5).
 
-    About 2 kB and two one-way messages a ReLU layer; ReLU count alone misses the tables by up to 30 %.
+    About 2 kB and two one-way messages a ReLU layer; ReLU count alone misses the tables by up to 30 %. Raises
+    ShoalError for quadratics, of which those tables have none.
     """
+    if total.quadratics:
+        raise ShoalError(
+            f"found {total.quadratics:,} quadratics; need ReLUs and linear layers alone, as in the tables that "
+            "the model was fitted to; use spu_cheetah"
+        )
     return PrivateCost(0.319 + 18.56e-6 * total.relus, 2048 * total.relus, 1.0 * total.relu_layers)
 
 
@@ -174,6 +193,9 @@ class SpuConstants:
     relu_s: float = 12.2e-6
     relu_bytes: float = 98.5
     """A ReLU at FM64 with Ferret's oblivious transfers, which `compile` chooses; Softspoken's take 860."""
+    value_product_s: float = 3.5e-6
+    product_bytes: float = 216.0
+    """A product of two secret values at FM64, both ways; the seconds are of one, too."""
     bytes_per_s: float = 1.0e9
     rtt_s: float = 0.5e-3
 
@@ -195,15 +217,24 @@ def spu_cheetah(graph: Graph, constants: SpuConstants | None = None, fraction_bi
 
 
 def _spu_node(graph: Graph, node: Node, row: Row, c: SpuConstants, f: int) -> tuple[float, int, float]:
-    if row.relus:
-        return c.relu_s * row.relus, int(c.relu_bytes * row.relus), 11
     trunc = _truncation_bytes(prod(node.shape), f)
+    if node.op == "quadratic":
+        # (a x + b) x + c is two products, each truncated; a is the server's own secret, the values both parties'.
+        relu, products = _relu_price(row, c), 2 * row.quadratics
+        size = int(c.product_bytes * products) + 2 * trunc
+        return relu[0] + c.value_product_s * products, relu[1] + size, relu[2] + 4
+    if row.relus:
+        return _relu_price(row, c)
     if node.op in ("conv2d", "linear"):
         m, k, n = matmul_shape(graph, node)
         work = cheetah_blocks(m, k, n)
         seconds = c.product_s * work.products + c.automorphism_s * work.automorphisms
         return seconds, work.sent + work.returned + trunc, 2
     return (0.0, trunc, 1) if node.op in ("avg_pool2d", "mean") else (0.0, 0, 0)
+
+
+def _relu_price(row: Row, c: SpuConstants) -> tuple[float, int, float]:
+    return c.relu_s * row.relus, int(c.relu_bytes * row.relus), 11 if row.relus else 0
 
 
 def _truncation_bytes(elements: int, f: int) -> int:

@@ -17,7 +17,8 @@ from shoal.train import Settings, evaluate
 
 def counts(total: Cost) -> dict[str, int]:
     """The totals of a `cost` that tables show."""
-    return {k: getattr(total, k) for k in ("relus", "macs", "depth", "params", "linear_macs", "relu_layers")}
+    names = ("relus", "quadratics", "macs", "depth", "params", "linear_macs", "relu_layers")
+    return {name: getattr(total, name) for name in names}
 
 
 def figures(network: nn.Module, data: Dataset, spec: Spec, settings: Settings) -> dict[str, Any]:

@@ -242,6 +242,12 @@ def masked_relu(x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.relu(x) if mask is None else torch.where(mask, torch.relu(x), x)
 
 
+def quadratic_relu(x: Tensor, mask: Tensor, square: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """ReLU where `mask` ([C, H, W] bool) is true, elsewhere square x^2 + slope x + offset, coefficients [C]."""
+    a, b, c = (v.reshape(-1, *(1,) * (mask.dim() - 1)) for v in (square, slope, offset))
+    return torch.where(mask, torch.relu(x), (a * x + b) * x + c)
+
+
 def _batch_norm(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
     return F.batch_norm(x, p["mean"], p["var"], p.get("weight"), p.get("bias"), False, 0.0, a["eps"])
 
@@ -255,6 +261,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "batch_norm": _batch_norm,
     "linear": lambda p, a, x: F.linear(x, p["weight"], p.get("bias")),
     "relu": lambda p, a, x: masked_relu(x, p.get("mask")),
+    "quadratic": lambda p, a, x: quadratic_relu(x, p["mask"], p["square"], p["slope"], p["offset"]),
     "add": lambda p, a, x, y: x + y,
     "avg_pool2d": lambda p, a, x: F.avg_pool2d(x, a["kernel"], a["stride"]),
     "max_pool2d": lambda p, a, x: F.max_pool2d(x, a["kernel"], a["stride"], a["padding"]),

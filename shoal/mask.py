@@ -1,15 +1,15 @@
-"""Partial ReLU layers: a ReLU at the kept positions, the identity elsewhere; and how positions are learned."""
+"""Partial ReLU layers: a ReLU at the kept positions, the identity elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from shoal.budget import Budget
 from shoal.errors import ShoalError
-from shoal.outputs import Outputs, forward, unwrap
+from shoal.outputs import unwrap
 from shoal.sites import ReluSite, is_relu_site
 from shoal.surgery import Lowered, replace
 
@@ -46,14 +46,18 @@ class MaskedReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to the same shape; ShoalError when [C, H, W] is not the mask's."""
+        self.check(x)
+        if self.watched:
+            self.seen = x.detach()
+        return torch.clamp(x, min=self.floor.to(x.dtype))
+
+    def check(self, x: Tensor) -> None:
+        """Raise ShoalError unless [C, H, W] is the mask's."""
         if x.shape[1:] != self.mask.shape:
             raise ShoalError(
                 f"found an activation of shape {tuple(x.shape[1:])} at a mask of shape {tuple(self.mask.shape)}; "
                 "need the input size that the masks were learned for"
             )
-        if self.watched:
-            self.seen = x.detach()
-        return torch.clamp(x, min=self.floor.to(x.dtype))
 
     def to_node(self) -> Lowered:
         """A `relu` node with its mask."""
@@ -78,17 +82,48 @@ def top_k(score: Tensor, count: int, granularity: str = "pixel") -> Tensor:
 
     With granularity ``channel`` whole channels are taken by their mean score, the last one filled by pixel.
     """
+    _check_granularity(granularity)
     if granularity == "channel" and score.dim() == 3:  # a value of a linear layer is a channel by itself
         rank = score.mean((1, 2)).argsort(descending=True, stable=True).argsort(stable=True)
         span = float(score.max() - score.min()) + 1.0
         score = score - rank.to(score)[:, None, None] * 2 * span
-    elif granularity not in ("pixel", "channel"):
-        raise ShoalError(f"found granularity {granularity!r}; need 'pixel' or 'channel'")
     # A stable sort gives exactly `count` ones whatever ties there are.
     order = score.flatten().argsort(descending=True, stable=True)
     mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
     mask[order[:count]] = True
     return mask.view(score.shape)
+
+
+def global_top_k(scores: Mapping[str, Tensor], total: int, granularity: str = "pixel") -> dict[str, Tensor]:
+    """Bool masks with exactly `total` ones in all, at the highest scores of all sites together ([C, H, W] by site).
+
+    With granularity ``channel`` whole channels are taken by their mean score, the last one filled by pixel. Of equal
+    scores the earlier site's come first; positions of score minus infinity come last and in no channel's mean.
+    """
+    _check_granularity(granularity)
+    flat = torch.cat([s.flatten() for s in scores.values()])
+    order = flat.argsort(descending=True, stable=True)
+    if granularity == "channel":
+        means = [_channel_means(s) for s in scores.values()]
+        rank = torch.cat(means).argsort(descending=True, stable=True).argsort(stable=True)
+        sizes = [s[0].numel() for s in scores.values() for _ in range(len(s))]
+        order = order[rank.repeat_interleave(torch.tensor(sizes, device=rank.device))[order].argsort(stable=True)]
+        order = order[flat[order].isneginf().to(torch.uint8).argsort(stable=True)]
+    kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    kept[order[:total]] = True
+    parts = kept.split([s.numel() for s in scores.values()])
+    return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
+
+
+def _channel_means(score: Tensor) -> Tensor:
+    """Mean of each channel's scores above minus infinity, [C]; minus infinity where there is none."""
+    rows = score.flatten(1) if score.dim() == 3 else score[:, None]
+    return rows.where(~rows.isneginf(), torch.nan).nanmean(1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+
+
+def _check_granularity(granularity: str) -> None:
+    if granularity not in ("pixel", "channel"):
+        raise ShoalError(f"found granularity {granularity!r}; need 'pixel' or 'channel'; choose one")
 
 
 def add_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -112,72 +147,3 @@ def check_budget(model: nn.Module, budget: Budget) -> None:
         kept = int(module.mask.sum())
         if kept != budget.counts[name]:
             raise ShoalError(f"found {kept} ReLUs kept at {name}; need {budget.counts[name]}")
-
-
-SCORES = ("counterfactual", "published")
-
-
-class DifferenceLearner:
-    """SENet's mask search: per site the top-k positions of |teacher - student|, summed over an epoch.
-
-    The published score compares activations after the student's masked ReLU. A kept position is then close to the
-    teacher and loses its place, so that nearly all positions change in every epoch. The `counterfactual` score
-    compares the teacher's activation with what the student's would be without a ReLU, kept or not: each position is
-    judged alike, and masks settle.
-
-    A hook of `fit`: masks found in one epoch hold in the next. `fit` evaluates and keeps the best weights before it
-    calls `on_epoch_end`, so a kept checkpoint holds the masks that it was trained and judged with.
-    """
-
-    def __init__(self, budget: Budget, granularity: str = "pixel", score: str = "counterfactual") -> None:
-        if score not in SCORES:
-            raise ShoalError(f"found score {score!r}; need one of {', '.join(SCORES)}")
-        self.budget, self.granularity, self.score = budget, granularity, score
-        self.taps = tuple(budget.counts)
-        self.sums: dict[str, Tensor] = {}
-        self.modules: dict[str, MaskedReLU] = {}
-
-    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
-        """Have the sites keep their inputs, where the score needs them."""
-        self.modules = masked_sites(model)
-        for module in self.modules.values():
-            module.watched = self.score == "counterfactual"
-
-    def on_batch(self, student: Outputs, teacher: Outputs | None) -> None:
-        """Add one batch's absolute differences. Raises ShoalError without a teacher."""
-        if teacher is None:
-            raise ShoalError("found no teacher; need an all-ReLU network to learn masks from")
-        with torch.no_grad():
-            for name in self.taps:
-                module = self.modules[name]
-                own = module.seen if module.watched else student.taps[name]
-                gap = (teacher.taps[name].float() - own.float()).abs().sum(0)
-                self.sums[name] = self.sums[name].add_(gap) if name in self.sums else gap
-
-    def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """Install the masks for the next epoch; returns `mask_change`, the normalised Hamming distance."""
-        changed = 0
-        for name, module in masked_sites(model).items():
-            new = top_k(_reduced(self.sums[name]), self.budget.counts[name], self.granularity)
-            changed += int((new != module.mask).sum())
-            module.set_mask(new)
-            module.watched, module.seen = False, torch.empty(0)
-        self.sums = {}
-        return {"mask_change": changed / (2 * self.budget.total)}
-
-    def look(self, model: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Install masks by one pass over normalised images, without training: where the search begins."""
-        modes = model.training, teacher.training
-        model.eval(), teacher.eval()
-        self.on_epoch_start(model, -1)
-        with torch.no_grad():
-            for x in batches:
-                self.on_batch(forward(model, x, self.taps), forward(teacher, x, self.taps))
-        self.on_epoch_end(model, -1)
-        model.train(modes[0]), teacher.train(modes[1])
-
-
-def _reduced(tensor: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-    return tensor

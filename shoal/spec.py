@@ -20,6 +20,7 @@ from shoal.exits import add_exits, keep_exit
 from shoal.graph import read_json
 from shoal.mask import add_masks
 from shoal.models import NAMES, build
+from shoal.quadratic import add_quadratics
 from shoal.sites import find_blocks, relu_sites
 from shoal.surgery import normalise
 
@@ -36,8 +37,9 @@ class Spec:
 
     `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
     masks fix. Blocks go first (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`)
-    of what is left; then `masked`, `branches` and `exits` name ReLU sites; `kept_exit` cuts to one classifier and
-    `committed` says that gated blocks have been replaced.
+    of what is left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they
+    have no ReLU, ``identity`` or ``quadratic``; `kept_exit` cuts to one classifier and `committed` says that gated
+    blocks have been replaced.
     """
 
     base: str
@@ -53,6 +55,7 @@ class Spec:
     committed: bool = False
     dropped_blocks: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    rest: str = "identity"
 
     @property
     def is_reduced(self) -> bool:
@@ -132,7 +135,8 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     if spec.masked:
         shapes = {site.name: site.shape for site in relu_sites(model, spec.shape)}
         _check_names(spec.masked, shapes)
-        model = add_masks(model, {name: torch.ones(shapes[name], dtype=torch.bool) for name in spec.masked})
+        masks = {name: torch.ones(shapes[name], dtype=torch.bool) for name in spec.masked}
+        model = add_quadratics(model, masks) if spec.rest == "quadratic" else add_masks(model, masks)
     if spec.branches:
         blocks = {block.name: block for block in find_blocks(model, spec.shape)}
         _check_names(spec.branches, blocks)

@@ -74,11 +74,11 @@ class Stages:
             )
         return history
 
-    def some_images(self, most: int = 10_000, batch: int = 256) -> Iterator[Tensor]:
-        """Normalised training images in batches, evenly spread over the set."""
-        images = self.data.train.images
-        chosen = images[torch.linspace(0, len(images) - 1, min(most, len(images))).long().to(images.device)]
-        return (self.data.normalise(part) for part in chosen.split(batch))
+    def some_batches(self, most: int = 10_000, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised training images with labels in batches, evenly spread over the set."""
+        split, device = self.data.train, self.settings.device
+        chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).long().to(split.images.device).split(batch)
+        return ((self.data.normalise(split.images[c].to(device)), split.labels[c].to(device)) for c in chosen)
 
 
 def train_teacher(

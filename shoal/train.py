@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shoal.checkpoint import Checkpoint
 from shoal.data import Dataset, Split, augment_batch
 from shoal.errors import ShoalError
+from shoal.optimiser import parameter_groups
 from shoal.outputs import Outputs, forward, unwrap
 
 PRECISIONS = ("fp32", "bf16")
@@ -261,10 +262,9 @@ class _Loop:
         wanted = [*taps, *getattr(objective, "taps", ()), *(t for h in hooks for t in getattr(h, "taps", ()))]
         self.taps = tuple(dict.fromkeys(wanted))
         self.optimiser = torch.optim.SGD(
-            self.inner.parameters(),
+            parameter_groups(self.inner, schedule.weight_decay),
             schedule.lr,
             schedule.momentum,
-            weight_decay=schedule.weight_decay,
             nesterov=schedule.nesterov,
         )
         self.history = History()
@@ -326,7 +326,7 @@ class _Loop:
         steps = max(1, len(self.data.train) // self.schedule.batch_size)
         for step, (x, y) in enumerate(self._batches(epoch)):
             for group in self.optimiser.param_groups:
-                group["lr"] = self.schedule.rate(epoch + step / steps)
+                group["lr"] = self.schedule.rate(epoch + step / steps) * group["multiplier"]
             self._call("on_step", self.inner, epoch + step / steps)
             for name, value in self._step(x, y).items():
                 totals[name] = totals[name] + value if name in totals else value

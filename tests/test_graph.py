@@ -349,10 +349,10 @@ def test_forms_that_the_graph_does_not_have_are_unknown_not_wrong(name: str) -> 
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
     | {"private.fixed", "private.carry", "private.bitslice"},
-    {"models", "sites", "exits", "train", "cost"},
-    {"mask", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"},
-    {"spec", "fold", "private.certs"},
-    {"designs", "figures"},
+    {"models", "sites", "exits", "optimiser", "train", "cost"},
+    {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"},
+    {"learners", "spec", "fold", "private.certs"},
+    {"designs", "figures", "depth"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}

@@ -25,7 +25,8 @@ from shoal.checkpoint import Checkpoint, load_state, write_tensors
 from shoal.distill import Objective, cross_entropy, kd, kl_divergence, pram
 from shoal.errors import ShoalError
 from shoal.graph import load_weights
-from shoal.mask import DifferenceLearner, add_masks, check_budget, masked_sites, random_masks
+from shoal.learners.senet import DifferenceLearner
+from shoal.mask import add_masks, check_budget, masked_sites, random_masks
 from shoal.outputs import Outputs, forward
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import ReluSite, relu_sites

@@ -94,6 +94,7 @@ def _live(graph: Graph) -> set[str]:
 
 INSTEAD = {
     "batch_norm": "a graph without batch normalisation; fold it into the convolutions first (shoal.fold)",
+    "quadratic": "the identity where there is no ReLU; reduce with --masks autorep-linear",
     "max_pool2d": "average pooling, which compares nothing; exchange the layer for nn.AvgPool2d and finetune",
 }
 

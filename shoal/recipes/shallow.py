@@ -4,96 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from shoal.branch import branched_blocks, commit_branches, named_blocks, set_gate
 from shoal.budget import Budget, allocate
+from shoal.cost import cost
 from shoal.data import Dataset
+from shoal.depth import choose_blocks, gated_graph, importances
 from shoal.distill import Objective, Term, cross_entropy, kd, pram
 from shoal.errors import ShoalError
 from shoal.exits import default_exit_point, keep_exit
-from shoal.mask import DifferenceLearner, check_budget, masked_sites, random_masks
+from shoal.graph import Graph
+from shoal.learners import LEARNERS, Problem, kept
+from shoal.mask import masked_sites
+from shoal.recipes.presets import PRESETS, Preset, paper, quick, reference_code
 from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import Block, ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble, committed
 from shoal.stages import Listener, Stages, check_teacher, fresh
-from shoal.train import History, Schedule, Settings, ramp
+from shoal.train import History, Schedule, Settings, evaluate, ramp
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Schedules and loss weights of the three stages."""
-
-    teacher: Schedule
-    sensitivity: Schedule
-    mask: Schedule
-    finetune: Schedule
-    mask_ce: float = 0.5
-    mask_kd: float = 0.5
-    kd_weight: float = 0.9
-    temperature: float = 4.0
-    beta: float = 1000.0
-    pram_form: str = "paper"
-    pram_sites: str = "all"
-    select: str = "val"
-    student_from_teacher: bool = True
-    mask_score: str = "counterfactual"
-    rewirings: int = 0
-    """Rewirings in stage 1 at least; an epoch has one or as many as that takes."""
-
-    @property
-    def begins_learned(self) -> bool:
-        """Whether the mask search begins with masks that the teacher gives, and not with random ones."""
-        return self.student_from_teacher and self.mask_score == "counterfactual"
-
-
-def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int = 16, batch: int = 64) -> Preset:
-    """Short cosine schedules for small data; masks search from the teacher's weights."""
-
-    def cosine(epochs: int, lr: float, drop: tuple[int, ...] = ()) -> Schedule:
-        return Schedule(epochs, lr, drop, kind="cosine", warmup=0.5, batch_size=batch)
-
-    return Preset(
-        cosine(teacher, 0.1),
-        cosine(sensitivity, 0.05),
-        cosine(mask, 0.02),
-        cosine(finetune, 0.03, (max(1, finetune // 3),)),
-        beta=1.0,
-        rewirings=16,
-    )
-
-
-def paper() -> Preset:
-    """shallow section 5.1, with SENet's stages 1 and 2 as its authors' follow-up code has them."""
-    decay = (150, 180, 210)
-    return Preset(
-        Schedule(240, 0.05, decay),
-        Schedule(30, 0.05, decay),
-        Schedule(150, 0.05, decay),
-        Schedule(180, 0.01, (90, 140, 160)),
-        student_from_teacher=False,
-        mask_score="published",
-    )
-
-
-def reference_code() -> Preset:
-    """What the SENet group's public code does where it differs from the papers (see docs/papers/shallow.md).
-
-    Attention-transfer PRAM over the four stage outputs, 240 fine-tuning epochs, and the test set for selection.
-    """
-    return replace(
-        paper(),
-        finetune=Schedule(240, 0.01, (150, 180, 210)),
-        pram_form="attention-transfer",
-        pram_sites="stages",
-        select="test",
-    )
-
-
-PRESETS: dict[str, Callable[[], Preset]] = {"quick": quick, "paper": paper, "reference-code": reference_code}
+__all__ = [
+    "PRESETS", "Options", "Preset", "Result", "check_options", "paper", "quick", "reduce", "reference_code",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,10 +42,13 @@ class Options:
     gates: bool = True
     gated: tuple[str, ...] | None = None
     """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
+    gate_limit: float | None = None
+    """Gate, instead, what brings the MACs down to this part of the network's at the least loss (`shoal.depth`)."""
     ramp: str = "linear"
     exit: bool = True
     keep: str = "final"
     masks: str = "senet"
+    """A name of `LEARNERS`."""
     granularity: str = "pixel"
     density: float = 0.1
     keep_skip: bool = True
@@ -148,9 +88,11 @@ def reduce(
     check_options(options, preset, teacher, spec.shape)
     sites = relu_sites(teacher, spec.shape)
     stages = Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
-    eta = options.sensitivity or _sensitivity(stages, spec, teacher, sites, options, preset)
-    budget = allocate(sites, eta, options.budget)
-    masked = _search_masks(stages, spec, teacher, sites, budget, options, preset)
+    eta = options.sensitivity or {}
+    if LEARNERS[options.masks].per_site and not eta:
+        eta = _sensitivity(stages, spec, teacher, sites, options, preset)
+    masked = _search_masks(stages, spec, teacher, sites, eta, options, preset)
+    budget = kept({name: module.mask for name, module in masked_sites(masked.model).items()})
     final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset)
     return Result(final_spec, model, budget, sites, eta, stages.histories)
 
@@ -159,9 +101,10 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
     """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
     sites = relu_sites(teacher, shape)
     named_blocks(find_blocks(teacher, shape), options.gated or ())
+    _check_gate_limit(options, teacher, shape)
     known = {
         "keep": ("final", "auxiliary"),
-        "masks": ("senet", "random"),
+        "masks": tuple(LEARNERS),
         "granularity": ("pixel", "channel"),
         "ramp": ("linear", "cosine"),
     }
@@ -174,6 +117,7 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
         raise ShoalError(
             f"found {preset.mask.epochs} epochs of mask search; need 2 or more, of which the first runs on random masks"
         )
+    LEARNERS[options.masks].check(teacher, shape)
     last, opened = preset.finetune.epochs, preset.finetune.first_drop
     if options.gates and last <= opened:
         raise ShoalError(
@@ -185,6 +129,24 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
             "found a network with one stage; need two or more for an auxiliary classifier; "
             "reduce it with --no-exit (Options.exit=False)"
         )
+
+
+def _macs(graph: Graph) -> float:
+    return float(cost(graph).macs)
+
+
+def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks."""
+    if options.gate_limit is None:
+        return
+    if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
+        raise ShoalError(
+            f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
+            "the MACs in (0, 1], gates on and no named blocks; leave one of them out"
+        )
+    limit = options.gate_limit * _macs(gated_graph(teacher, shape, ()))
+    equal = {block.name: 1.0 for block in find_blocks(teacher, shape)}
+    choose_blocks(teacher, shape, _macs, limit, equal, keep_skip=options.keep_skip)
 
 
 def _sensitivity(
@@ -217,28 +179,37 @@ def _search_masks(
     spec: Spec,
     teacher: nn.Module,
     sites: tuple[ReluSite, ...],
-    budget: Budget,
+    eta: dict[str, float],
     options: Options,
     preset: Preset,
 ) -> _Masked:
-    """Stage 2: learn where the ReLUs go, with CE + KD; `random` keeps the first draw, at equal budget and epochs."""
-    spec = replace(spec, masked=tuple(site.name for site in sites))
-    torch.manual_seed(stages.settings.seed + 2)
-    model = assemble(spec, teacher if preset.student_from_teacher else fresh(teacher))
-    seed, learned = stages.settings.seed, options.masks == "senet"
-    start = random_masks(budget, sites, torch.Generator().manual_seed(seed), options.granularity)
-    for name, module in masked_sites(model).items():
-        module.set_mask(start[name])
-    learner = DifferenceLearner(budget, options.granularity, preset.mask_score)
-    if learned and preset.begins_learned:
-        learner.look(model, teacher, stages.some_images())
-    objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature)))
-    # A search that begins with random masks trains its first epoch on them; they must not be what is kept.
-    choice = {"select_from": int(learned and not preset.begins_learned)}
-    hooks = (learner,) if learned else ()
-    stages.fit("mask", model, objective, preset.mask, teacher=teacher, hooks=hooks, settings=choice)
-    check_budget(model, budget)
-    return _Masked(spec, model)
+    """Stage 2: learn where the ReLUs go, with CE + KD and what the learner adds."""
+    method, seed = LEARNERS[options.masks], stages.settings.seed
+    torch.manual_seed(seed + 2)
+    start = teacher if preset.student_from_teacher or method.from_teacher else fresh(teacher)
+    problem = Problem(
+        assemble(spec, start.to(stages.settings.device)),
+        teacher.to(stages.settings.device),
+        sites,
+        spec.shape,
+        options.budget,
+        preset.mask,
+        max(1, len(stages.data.train) // preset.mask.batch_size),
+        seed,
+        stages.some_batches,
+        partial(allocate, sites, eta) if method.per_site else None,
+        options.granularity,
+        preset.mask_score,
+        preset.begins_learned,
+        preset.beta,
+        preset.pram_form,
+    )
+    search = method(problem)
+    objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature), *search.terms))
+    choice = {"select_from": search.select_from}
+    stages.fit("mask", search.model, objective, preset.mask, teacher=teacher, hooks=search.hooks, settings=choice)
+    masked = replace(spec, masked=tuple(site.name for site in sites), rest=method.rest)
+    return _Masked(masked, search.finished())
 
 
 class _GateRamp:
@@ -265,7 +236,7 @@ def _finetune(
 ) -> tuple[Spec, nn.Module]:
     """Stage 3: frozen masks, gated branches, auxiliary classifier, KL + CE + PRAM; then one plain network."""
     spec = masked.spec
-    blocks = _gated(find_blocks(masked.model, spec.shape), budget, options)
+    blocks = _gated(stages, masked, budget, options)
     exits = (default_exit_point(masked.model, spec.shape),) if options.exit else ()
     spec = replace(spec, branches=tuple(b.name for b in blocks), keep_skip=options.keep_skip, exits=exits)
     torch.manual_seed(stages.settings.seed + 3)
@@ -281,12 +252,24 @@ def _finetune(
     return final, _cut(final, model).eval()
 
 
-def _gated(blocks: tuple[Block, ...], budget: Budget, options: Options) -> tuple[Block, ...]:
+def _gated(stages: Stages, masked: _Masked, budget: Budget, options: Options) -> tuple[Block, ...]:
+    blocks = find_blocks(masked.model, masked.spec.shape)
     if not options.gates:
         return ()
     if options.gated is not None:
         return named_blocks(blocks, options.gated)
+    if options.gate_limit is not None:
+        return named_blocks(blocks, _least_loss(stages, masked, options.gate_limit, options.keep_skip))
     return branched_blocks(blocks, budget, options.d_th)
+
+
+def _least_loss(stages: Stages, masked: _Masked, part: float, keep_skip: bool) -> tuple[str, ...]:
+    """The blocks whose gating brings the MACs to `part` and costs the least validation accuracy, block by block."""
+    data, shape = stages.data, masked.spec.shape
+    split = data.val if len(data.val) else data.train
+    importance = importances(masked.model, shape, lambda m: evaluate(m, data, split, stages.settings)[-1])
+    limit = part * _macs(gated_graph(masked.model, shape, ()))
+    return choose_blocks(masked.model, shape, _macs, limit, importance, keep_skip=keep_skip)
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:

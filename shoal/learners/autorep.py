@@ -1,0 +1,193 @@
+"""AutoReP (Peng et al., ICCV'23): a learned score a position with hysteresis; elsewhere a quadratic of the channel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from shoal.distill import Term
+from shoal.graph import quadratic_relu
+from shoal.learners.search import Problem, Search
+from shoal.learners.soft import GatedClamp, Pressure, SoftReLU, gradient_spread, settle, soft_sites
+from shoal.outputs import Outputs
+from shoal.quadratic import Quadratic, QuadraticReLU
+from shoal.surgery import replace
+
+HYSTERESIS = 0.003
+"""A ReLU goes when its score falls below minus this, and comes back above plus this (AutoReP's value)."""
+START = 0.3
+FITTING = 0.125
+"""The first scores, and the part of the search in which quadratics are fitted and not yet learned."""
+
+
+class _Step(Function):
+    """The mask as numbers; backward softplus(score) times the gradient (AutoReP's straight-through)."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(score)
+        return mask.to(score.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (score,) = ctx.saved_tensors
+        return gradients[0] * F.softplus(score), None
+
+
+class _Quadratic(Function):
+    """ReLU at the kept positions, the quadratic elsewhere; gradients for mask and coefficients, nothing saved but x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, mask: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(x, mask, a, b, c)
+        return quadratic_relu(x, mask, a, b, c).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, mask, *coefficients), gradient = ctx.saved_tensors, gradients[0]
+        a, b, c = (v.view(-1, *(1,) * (mask.dim() - 1)) for v in coefficients)
+        spatial = (0, *range(2, x.dim()))
+        by_mask = ((x.clamp(min=0) - ((a * x + b) * x + c)) * gradient).sum(0) if ctx.needs_input_grad[1] else None
+        outside = gradient.masked_fill(mask, 0)
+        weighed = outside * x
+        by_x = torch.where(mask, gradient.masked_fill(x <= 0, 0), 2 * a * weighed + b * outside)
+        by_square = (weighed * x).sum(spatial)
+        return by_x, by_mask, None, by_square, weighed.sum(spatial), outside.sum(spatial)
+
+
+class GatedReLU(SoftReLU):
+    """A ReLU where a position's score says so, elsewhere the identity or a quadratic; scores [C, H, W] learn."""
+
+    def __init__(self, shape: tuple[int, ...], rest: Quadratic | None = None) -> None:
+        super().__init__(shape)
+        self.score = nn.Parameter(torch.full(shape, START))
+        self.rest = rest
+
+    def switch(self) -> None:
+        """Have the mask follow the scores, with hysteresis."""
+        with torch.no_grad():
+            self.set_mask(torch.where(self.mask, self.score > -HYSTERESIS, self.score > HYSTERESIS))
+
+    def kept(self) -> Tensor:
+        """The mask as numbers that pass a gradient to the scores."""
+        return _Step.apply(self.score, self.mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape."""
+        if self.rest is None:
+            return GatedClamp.apply(x, self.kept(), self.floor.to(x.dtype)) if self.soft else super().forward(x)
+        if self.rest.fitting and self.training:
+            self.rest.observe(x)
+        return _Quadratic.apply(x, self.kept(), self.mask, *self.rest.coefficients())
+
+
+class AutoRePLinear(Search):
+    """Scores that learn which positions need their ReLU, by a straight-through gradient; the identity elsewhere.
+
+    The penalty on the ReLUs' density acts while it is above an even line from all to the budget.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.model = self.install({s.name: GatedReLU(s.shape, self.quadratic(s.shape)) for s in problem.sites})
+        self.sites = soft_sites(self.model, GatedReLU)
+        self.begin()
+        scores = [f"{name}.score" for name in self.sites]
+        self.pressure = Pressure(problem, gradient_spread(self.model, problem, scores))
+        for module in self.sites.values():
+            module.rate_multiplier = self.pressure.multiplier(START + HYSTERESIS)
+        self.terms = (Term("density", 1.0, self._penalty),)
+
+    @staticmethod
+    def quadratic(shape: tuple[int, ...]) -> Quadratic | None:
+        """What positions without a ReLU compute, None for the identity."""
+        return None
+
+    def begin(self) -> None:
+        """Prepare the network before gradients are measured."""
+
+    def _penalty(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
+        sums = torch.stack([module.kept().sum() for module in self.sites.values()])
+        return self.pressure.strength * sums.sum()
+
+    def on_step(self, model: nn.Module, epoch: float) -> None:
+        """Switch ReLUs by their scores, look at how many are left, and settle in the end."""
+        step = self.problem.step(epoch)
+        if all(module.soft for module in self.sites.values()):
+            self._switch(step)
+
+    def _switch(self, step: int) -> None:
+        for module in self.sites.values():
+            module.switch()
+        if step >= self.problem.last_step:
+            settle(self.sites, self.top({name: m.score.detach() for name, m in self.sites.items()}))
+            self.pressure.acts = False
+        elif self.pressure.is_due(step):
+            self.pressure.look(self._left(), step)
+
+    def _left(self) -> float:
+        return float(torch.stack([module.mask.sum() for module in self.sites.values()]).sum())
+
+    def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
+        """How many ReLUs are left, and the penalty's weight."""
+        return {"relus_left": self._left(), "pressure": self.pressure.weight}
+
+    def masks(self) -> dict[str, Tensor]:
+        """The settled masks."""
+        return {name: module.mask for name, module in self.sites.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs besides the model."""
+        return self.pressure.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        self.pressure.load(state)
+
+
+class AutoReP(AutoRePLinear):
+    """Scores that learn which positions need their ReLU; a fitted, then learned quadratic of the channel elsewhere.
+
+    Every position without a ReLU squares a value: compare by protocol cost and not by the number of ReLUs.
+    """
+
+    rest = "quadratic"
+
+    @staticmethod
+    def quadratic(shape: tuple[int, ...]) -> Quadratic | None:
+        """A quadratic of each channel."""
+        return Quadratic(shape[0])
+
+    def begin(self) -> None:
+        """Fit the quadratics to the teacher's activations."""
+        training = self.model.training
+        self.model.eval()
+        for module in self.sites.values():
+            module.train()
+        self._fit(True)
+        with torch.no_grad():
+            for x, _ in self.problem.batches():
+                self.model(x)
+        self._fit(False)
+        self.model.train(training)
+
+    def on_step(self, model: nn.Module, epoch: float) -> None:
+        """Fit the quadratics in the beginning, and then learn; else as with linear positions."""
+        self._fit(self.problem.step(epoch) < FITTING * self.problem.all_steps)
+        super().on_step(model, epoch)
+
+    def _fit(self, fitting: bool) -> None:
+        for module in self.sites.values():
+            assert module.rest is not None
+            module.rest.fitting = fitting
+
+    def finished(self) -> nn.Module:
+        """A copy of the trained network with these masks and its quadratics."""
+        done = {n: QuadraticReLU(m.mask, copy.deepcopy(m.rest)) for n, m in self.sites.items()}
+        return replace(self.model, done)

@@ -1,0 +1,24 @@
+"""Which parameters are trained how fast, and which have weight decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for `torch.optim`: one of all parameters, and one for each rate that modules ask for.
+
+    A module with a `rate_multiplier` has its own parameters trained at the schedule's rate times that number, without
+    weight decay: slopes and scores are no weights, and their gradients are of another size.
+    """
+    special: dict[float, list[nn.Parameter]] = {}
+    for module in model.modules():
+        rate = getattr(module, "rate_multiplier", None)
+        if rate is not None:
+            special.setdefault(float(rate), []).extend(module.parameters(recurse=False))
+    apart = {id(p) for group in special.values() for p in group}
+    plain = [p for p in model.parameters() if id(p) not in apart]
+    groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": weight_decay, "multiplier": 1.0}]
+    return groups + [{"params": p, "weight_decay": 0.0, "multiplier": rate} for rate, p in special.items() if p]
