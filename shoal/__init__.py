@@ -17,6 +17,7 @@ from shoal.run import Run
 from shoal.sensitivity import pruning_sensitivity
 from shoal.sites import ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble
+from shoal.substitution import substitute
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
 
@@ -25,5 +26,5 @@ __all__ = [
     "Schedule", "Settings", "ShoalError", "Spec", "Split", "Term", "add_branches", "add_exits", "add_masks",
     "allocate", "assemble", "branched_blocks", "build", "commit_branches", "cost", "count", "evaluate",
     "find_blocks", "fit", "fold", "forward", "keep_exit", "load", "pruning_sensitivity", "reduce", "relu_sites",
-    "set_gate", "trace", "train_teacher",
+    "set_gate", "substitute", "trace", "train_teacher",
 ]  # fmt: skip

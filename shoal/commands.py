@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,12 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return c, h, w
 
 
-def count(model: str, size: str, classes: int, width: float, resolution: float) -> dict[str, Any]:
+def count(
+    model: str, size: str, classes: int, width: float, resolution: float, replaced: Sequence[str] = ()
+) -> dict[str, Any]:
     """Counts of a zoo or a user's network."""
     shape = parse_shape(size)
-    network = own_network(Spec(model, classes, shape, width, resolution))
+    network = own_network(Spec(model, classes, shape, width, resolution, replaced=tuple(replaced)))
     total = cost(trace(network, shape))
     sites = [
         {"name": s.name, "shape": s.shape, "relus": s.relus, "stage": s.stage, "block": s.block}

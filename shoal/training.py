@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ class Shared:
 
 def counts(total: Any) -> dict[str, Any]:
     """The totals of a `cost` that tables show."""
-    return {k: getattr(total, k) for k in ("relus", "macs", "depth", "params", "linear_macs", "relu_layers")}
+    return {
+        k: getattr(total, k) for k in ("relus", "comparisons", "macs", "depth", "params", "linear_macs", "relu_layers")
+    }
 
 
 def load_data(config: dict[str, Any], data_dir: Path | None, device: str = "cpu") -> Dataset:
@@ -79,6 +82,7 @@ def train(
     epochs: int | None,
     limit: int | None,
     shared: Shared,
+    replaced: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train an all-ReLU network into a run folder."""
     config: dict[str, Any] = {
@@ -89,10 +93,11 @@ def train(
         "limit": limit,
     }
     config |= {"preset": preset, "epochs": epochs, "model": model, "width": width, "resolution": resolution}
+    config |= {"replaced": list(replaced)} if replaced else {}
     shared.check()
     schedule = _longer(_preset(preset).teacher, epochs)
     dataset = load_data(config, data_dir, shared.device)
-    spec = Spec(model, dataset.classes, dataset.shape, width, resolution)
+    spec = Spec(model, dataset.classes, dataset.shape, width, resolution, replaced=tuple(replaced))
     check_network(spec)  # before anything is written
     rank, size = join()
     run = Run.create(shared.out, config, shared.resume) if rank == 0 else Run(shared.out)
