@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,40 +52,37 @@ def avg_pool(options: Mapping[str, Any], before: tuple[int, ...], after: tuple[i
 def adaptive_pool(op: str, size: Any, before: tuple[int, ...]) -> Chain:
     """An adaptive pool `op` (``avg_pool2d`` or ``max_pool2d``) of `before` [C, H, W] to `size`.
 
-    Its windows must be of one size; where they do not lie at one distance, their values are taken side by side first.
+    Where its windows do not lie at one distance, or differ in size, their values are taken side by side first.
     """
     wanted = [n if s is None else int(s) for s, n in zip(_sides(size), before[1:], strict=True)]
     if wanted == [1, 1] and op == "avg_pool2d":
         return (("mean", {"keepdim": True}, {}),)
-    axes = [_adaptive_axis(n, count) for n, count in zip(before[1:], wanted, strict=True)]
-    if any(axis is None for axis in axes):
-        return (unknown(f"adaptive_{op} {before[1]}x{before[2]} -> {wanted[0]}x{wanted[1]}, of uneven windows"),)
-    index, kernel, stride = (list(column) for column in zip(*(axis for axis in axes if axis), strict=True))
+    axes = [_adaptive_axis(op, n, count) for n, count in zip(before[1:], wanted, strict=True)]
+    index, kernel, stride = (list(column) for column in zip(*axes, strict=True))
     taken: Chain = (("take", {"index": [None, *index]}, {}),) if index != [None, None] else ()
     if kernel == stride == [1, 1]:
         return taken or (("identity", {}, {}),)
-    attrs = {"kernel": kernel, "stride": stride}
-    return (
-        *taken,
-        *(max_pool({"kernel_size": kernel, "stride": stride}) if op == "max_pool2d" else ((op, attrs, {}),)),
-    )
+    pool = max_pool({"kernel_size": kernel, "stride": stride})
+    return (*taken, *(pool if op == "max_pool2d" else ((op, {"kernel": kernel, "stride": stride}, {}),)))
 
 
 def _sides(size: Any) -> tuple[Any, Any]:
     return tuple(size) if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
 
 
-def _adaptive_axis(size: int, count: int) -> tuple[list[int] | None, int, int] | None:
-    """(positions to take first or None, kernel, stride) along one axis; None where windows differ in size.
+def _adaptive_axis(op: str, size: int, count: int) -> tuple[list[int] | None, int, int]:
+    """(positions to take first or None, kernel, stride) along one axis.
 
-    PyTorch's window i is [floor(i size / count), ceil((i + 1) size / count)).
+    PyTorch's window i is [floor(i size / count), ceil((i + 1) size / count)). Values are repeated until all windows are
+    of one size: all of a window's values alike, so that its mean stays, or the last one, which no maximum notices.
     """
-    starts = [i * size // count for i in range(count)]
-    lengths = {-(-(i + 1) * size // count) - start for i, start in enumerate(starts)}
-    if len(lengths) > 1:
-        return None
-    (kernel,) = lengths
-    steps = {b - a for a, b in itertools.pairwise(starts)} or {kernel}
-    if len(steps) == 1 and min(steps) > 0:
-        return None, kernel, steps.pop()
-    return [start + j for start in starts for j in range(kernel)], kernel, kernel
+    windows = [list(range(i * size // count, -(-(i + 1) * size // count))) for i in range(count)]
+    lengths = {len(w) for w in windows}
+    steps = {b[0] - a[0] for a, b in itertools.pairwise(windows)} or {len(windows[0])}
+    if len(lengths) == len(steps) == 1 and min(steps) > 0:
+        return None, lengths.pop(), steps.pop()
+    if op == "max_pool2d":
+        kernel = max(lengths)
+        return [p for w in windows for p in (w + w[-1:] * kernel)[:kernel]], kernel, kernel
+    kernel = math.lcm(*lengths)
+    return [p for w in windows for p in w for _ in range(kernel // len(w))], kernel, kernel

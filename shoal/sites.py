@@ -88,14 +88,18 @@ def find_blocks(model: nn.Module, shape: tuple[int, ...]) -> tuple[Block, ...]:
     return tuple(block for block in found if block is not None)
 
 
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Modules that compute nothing in inference, which a run may hold."""
+
+
 def _module_is(traced: fx.GraphModule, node: fx.Node | None, kind: str) -> bool:
     if node is None or node.op != "call_module":
         return False
     module = traced.get_submodule(str(node.target))
     if kind == "relu":
         return is_relu_site(module)
-    if kind == "dropout":
-        return isinstance(module, (nn.Dropout, nn.Dropout2d))
+    if kind == "idle":
+        return isinstance(module, IDLE)
     return isinstance(module, nn.Conv2d if kind == "conv" else nn.BatchNorm2d)
 
 
@@ -103,12 +107,20 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _match(traced: fx.GraphModule, relu: fx.Node) -> Block | None:
-    before = relu.all_input_nodes[0]
-    if _module_is(traced, before, "bn") and _only_user(before) is relu:
+def _upstream(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """What `node` reads, seen through idle modules that nothing else reads."""
+    before = node.all_input_nodes[0]
+    while _module_is(traced, before, "idle") and _only_user(before) is not None:
         before = before.all_input_nodes[0]
+    return before
+
+
+def _match(traced: fx.GraphModule, relu: fx.Node) -> Block | None:
+    before = _upstream(traced, relu)
+    if _module_is(traced, before, "bn") and _only_user(before) is not None:
+        before = _upstream(traced, before)
     after = _only_user(relu)
-    while after is not None and _module_is(traced, after, "dropout"):
+    while after is not None and _module_is(traced, after, "idle"):
         after = _only_user(after)
     if not (_module_is(traced, before, "conv") and _module_is(traced, after, "conv")) or len(before.users) != 1:
         return None

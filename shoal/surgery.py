@@ -44,6 +44,7 @@ def normalise(model: nn.Module) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         _own_relu(traced, node, used)
         _own_dropout(traced, node, used)
+        _own_batch_norm(traced, node)
         relax_view(node)
     return _finish(traced)
 
@@ -152,6 +153,30 @@ def _own_dropout(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
     if node.op == "call_function" and node.target in DROPOUTS:
         p = float(arg(node, 1, "p", 0.5))
         own_module(traced, node, DROPOUTS[node.target](p), "dropout", used)
+
+
+def _own_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Make a functional batch norm that reads one module's attributes a call of such a module, in place.
+
+    Tracing froze whether it trains; a module follows train() and eval(). timm's norms with an activation are such.
+    """
+    named = BATCH_NORM_OPTIONS if node.op == "call_function" and node.target is F.batch_norm else ()
+    options: dict[str, Any] = {k: arg(node, i, k) for i, k in enumerate(named, start=1)}
+    paths = [getattr(options.get(k), "target", None) for k in BATCH_NORM_OPTIONS[:4]]
+    owner = str(paths[0]).rpartition(".")[0]
+    if not owner or paths != [f"{owner}.{k}" for k in BATCH_NORM_OPTIONS[:4]]:
+        return
+    held = traced.get_submodule(owner)
+    norm = nn.BatchNorm2d(len(held.running_mean), options["eps"] or 1e-5, options["momentum"])  # type: ignore[arg-type]
+    for key in BATCH_NORM_OPTIONS[:4]:
+        setattr(norm, key, getattr(held, key))
+    for name, child in held.named_children():
+        norm.add_module(name, child)
+    traced.add_submodule(owner, norm.train(traced.training))
+    node.op, node.target, node.args, node.kwargs = "call_module", owner, (operands(node)[0],), {}
+
+
+BATCH_NORM_OPTIONS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
 def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> fx.GraphModule:

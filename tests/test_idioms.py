@@ -18,6 +18,7 @@ from shoal.fold import fold
 from shoal.private.clear import run_clear
 from shoal.private.compilation import compile
 from shoal.private.refusal import refusals
+from shoal.sites import find_blocks
 from shoal.substitution import parse, substitute
 from shoal.surgery import normalise, trace
 
@@ -84,6 +85,9 @@ SAME: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "adaptive": lambda m, x: F.adaptive_avg_pool2d(x, (3, 2)),
     "adaptive, overlapping": lambda m, x: F.adaptive_avg_pool2d(x, (5, 7)),
     "adaptive, enlarging": lambda m, x: F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(x, 1), 7),
+    "adaptive, uneven": lambda m, x: F.adaptive_avg_pool2d(x, (4, 5)),
+    "adaptive, uneven and enlarging": lambda m, x: F.adaptive_avg_pool2d(F.adaptive_avg_pool2d(x, 2), (7, 5)),
+    "adaptive maximum, uneven": lambda m, x: F.adaptive_max_pool2d(x, (4, 5)),
     "adaptive, one side": lambda m, x: F.adaptive_avg_pool2d(x, (None, 4)),
     "adaptive maximum": lambda m, x: F.adaptive_max_pool2d(x, (3, 1)),
     "mean in turn": lambda m, x: x.mean(3).mean(2),
@@ -159,7 +163,6 @@ UNKNOWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "mean of channels": (lambda m, x: x.mean(1), "found mean"),
     "chunk of rows": (lambda m, x: x.chunk(2, 2)[0], "found chunk of another dimension"),
     "a channel": (lambda m, x: x[:, 0], r"found indexing"),
-    "uneven windows": (lambda m, x: F.adaptive_avg_pool2d(x, 3), "found adaptive_avg_pool2d 6x8 -> 3x3"),
     "counted inside": (
         lambda m, x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
         "found avg_pool2d with padding and count_include_pad=False at .*; need count_include_pad=True",
@@ -246,3 +249,34 @@ def test_what_cannot_be_exchanged_is_an_error() -> None:
         "silu": "relu",
         "max_pool": "avg_pool",
     }
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """A batch norm with dropout and an activation, whose forward calls the function, as timm's does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        training = self.training or self.running_mean is None
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, 0.1, self.eps)
+        return self.act(self.drop(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_functional_batch_norm_follows_train_and_eval(training: bool) -> None:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(4, 4, 3, padding=1), ActivatedNorm(4), nn.Conv2d(4, 4, 3, padding=1), ActivatedNorm(4)]
+    model = randomise(nn.Sequential(*layers, nn.Dropout(0.2), nn.Conv2d(4, 2, 3))).train(training)
+    traced, x = normalise(model), torch.randn(5, *SHAPE)
+    assert set(traced.state_dict()) == set(model.state_dict())
+    assert traced.training == training
+    assert (traced.eval()(x) - model.eval()(x)).abs().max() < 1e-5
+    for network in (traced.train(), model.train()):
+        torch.manual_seed(3)
+        network(x)
+    after = zip(traced.state_dict().items(), model.state_dict().values(), strict=True)
+    assert all(torch.allclose(a, b) for (name, a), b in after if "num_batches" not in name)
+    assert (fold(trace(traced, SHAPE))(x)[0] - model.eval()(x)).abs().max() < 1e-4
+    assert [block.name for block in find_blocks(model, SHAPE)] == ["3.act"]

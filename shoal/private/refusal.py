@@ -13,15 +13,13 @@ GATE = "no gate: its factors are private too, and every product of two private v
 GATE += "train the network without squeeze-excite or attention"
 NORM = "batch normalisation, whose statistics are fixed and fold into the layers beside it; train with that"
 LOGITS = "logits; leave the softmax to the loss, and to whoever reads the logits"
-EVEN = "windows of one size; use padding or an input size that divides evenly"
 
 INSTEAD: dict[str, str] = {
     "batchnorm": "a graph without batch normalisation; fold it into the convolutions first (shoal.fold)",
     "affine": "a graph without constant factors; fold them into the layers beside them first (shoal.fold)",
     "maxpool2d": "a max pool without indices; return the maxima alone, or train with --replace max_pool=avg_pool",
-    "adaptivemaxpool2d": "windows of one size, without indices; use an input size that divides evenly",
+    "adaptivemaxpool2d": "a max pool without indices; return the maxima alone",
     "avgpool2d": "count_include_pad=True, no divisor_override, and windows inside the padded image; change the layer",
-    "adaptiveavgpool2d": EVEN,
     "attribute": "numbers or one value a channel, added to what forward computes or multiplied with it",
     "squeeze": "a view that keeps the images apart; use flatten(1)",
     **dict.fromkeys(("mul", "div", "matmul", "bmm", "einsum", "scaleddotproductattention"), GATE),
