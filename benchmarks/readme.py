@@ -1,5 +1,5 @@
-"""Write the figures of the README and docs/results.md from `benchmarks/results/`, between their markers; `--check` only
-says whether they agree.
+"""Write the figures of the README, docs/results.md and docs/your_network.md from `benchmarks/results/`, between their
+markers; `--check` only says whether they agree.
 
     python benchmarks/readme.py
 
@@ -233,6 +233,18 @@ equal on {clear["argmax_equal"]} of {clear["images"]}, largest error {clear["max
 the exits alone {alone} %, leaving early {whole["leaving_accuracy"]:.2f} %."""
 
 
+def architectures() -> str:
+    body, rows = result("architectures"), []
+    for name, row in body["networks"].items():
+        figures = [f"{row[k]:,}" for k in ("relus", "comparisons", "macs", "depth")]
+        needs = "; ".join(dict.fromkeys(r["found"] for r in row["refused"]))
+        waits = f"{row['online']['latencies']:,}" if row["online"] else ""
+        rows.append((name, *figures, str(len(row["blocks"])), waits, f"no: {needs}" if needs else "yes"))
+    head = ("network", "ReLUs", "comparisons", "MACs", "depth", "blocks", "waits", "private")
+    size = "x".join(map(str, body["shape"]))
+    return f"`{body['command']}`, images of {size}:\n\n{table(head, rows)}"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "private_direct": direct,
@@ -242,12 +254,13 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "cost_model": cost_model,
     "private_images": images,
     "training": training,
+    "architectures": architectures,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
 }
 
 
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/your_network.md")
 
 
 def filled(texts: dict[str, str]) -> dict[str, str]:

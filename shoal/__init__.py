@@ -18,6 +18,7 @@ from shoal.sensitivity import pruning_sensitivity
 from shoal.sites import ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble
 from shoal.stages import train_teacher
+from shoal.substitution import substitute
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
 
@@ -26,5 +27,5 @@ __all__ = [
     "Schedule", "Settings", "ShoalError", "Spec", "Split", "Term", "add_branches", "add_exits", "add_masks",
     "allocate", "assemble", "branched_blocks", "build", "commit_branches", "cost", "count", "evaluate",
     "find_blocks", "fit", "fold", "forward", "keep_exit", "load", "pruning_sensitivity", "reduce", "relu_sites",
-    "set_gate", "trace", "train_teacher",
+    "set_gate", "substitute", "trace", "train_teacher",
 ]  # fmt: skip

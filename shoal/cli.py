@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from shoal import check as checking
 from shoal import commands, cost_cli, grid_reduction, private_cli, training
 from shoal.errors import ShoalError
 from shoal.learners import SUMMARIES
@@ -22,6 +23,8 @@ A first tour (each command explains itself with --help):
   shoal demo --out runs/demo                      everything below, on embedded data
 
   shoal count resnet18 --input 3x32x32 --classes 100
+
+  shoal check mypackage.nets:MyCNN --input 3x32x32    what cannot run in private, and what to do instead
 
   shoal train resnet18 --data cifar100 --data-dir DATA --out runs/teacher
 
@@ -59,6 +62,10 @@ Preset = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events (extra).")]
+Replace = Annotated[
+    list[str] | None,
+    typer.Option("--replace", help="Exchange layers first, such as relu6=relu,max_pool=avg_pool (repeatable)."),
+]
 
 
 @app.command()
@@ -71,6 +78,7 @@ def count(
     design: Annotated[
         str | None, typer.Option(help="A DeepReDuce design of it, by the stages that keep ReLUs: S2RT+S3-a0.5-r0.5.")
     ] = None,
+    replace: Replace = None,
     json: Json = False,
 ) -> None:
     """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
@@ -79,10 +87,28 @@ def count(
     also convolutions and MACs after folding, which is exact, and merged as the paper counts. S2RT is a stage with
     every other ReLU layer; -a0.5 half the channels, -r0.5 half the resolution, -one one block in each stage.
     """
-    body = commands.count(model, input, classes, width, resolution, design)
+    body = commands.count(model, input, classes, width, resolution, design, replace or ())
     show(body, json, lambda: commands.count_table(model, body))
     for name in body["unknown"]:
         Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable that returns an nn.Module.")],
+    input: Annotated[str, typer.Option(help="Image size, channels x height x width.")] = "3x32x32",
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
+    resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
+    replace: Replace = None,
+    json: Json = False,
+) -> None:
+    """Say of any network what it costs, which blocks could be shallower, and what cannot run in private.
+
+    For each layer that cannot: its name, and what to use instead. Nothing is trained or compiled.
+    """
+    body = checking.check(model, input, classes, width, resolution, replace or ())
+    show(body, json, lambda: checking.summary(model, body))
 
 
 @app.command()
@@ -98,6 +124,7 @@ def train(
     preset: Preset = "quick",
     epochs: Epochs = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many training images.")] = None,
+    replace: Replace = None,
     seed: Seed = 0,
     device: Device = "cpu",
     precision: Precision = "fp32",
@@ -111,7 +138,7 @@ def train(
     Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
     """
     shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
-    body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
+    body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared, replace or ())
     show(body, json, lambda: pairs(f"{model} on {data}", body))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,17 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def count(
-    model: str, size: str, classes: int, width: float, resolution: float, design: str | None = None
+    model: str,
+    size: str,
+    classes: int,
+    width: float,
+    resolution: float,
+    design: str | None = None,
+    replaced: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Counts of a zoo or a user's network, or of a DeepReDuce design of it, then with its linear runs merged."""
     shape = parse_shape(size)
-    spec = Spec(model, classes, shape, width, resolution)
+    spec = Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))
     network, merging = own_network(spec), dict[str, Any]()
     if design is not None:
         network, merging = _designed(spec, network, design)
@@ -65,7 +72,8 @@ def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict
 
 def count_table(model: str, body: dict[str, Any]) -> Table:
     """Every ReLU site under the totals; below, a design's linear runs merged."""
-    head = f"{body['relus']:,} ReLUs, {body['macs']:,} MACs, depth {body['depth']}, {body['params']:,} parameters"
+    more = f", {body['comparisons']:,} comparisons of pools and ReLU6" if body["comparisons"] else ""
+    head = f"{body['relus']:,} ReLUs{more}, {body['macs']:,} MACs, depth {body['depth']}, {body['params']:,} parameters"
     table = Table(title=f"{model}: {head}", header_style="bold")
     for i, name in enumerate(("ReLU site", "shape", "ReLUs", "stage", "block")):
         table.add_column(name, justify="right" if i else "left")

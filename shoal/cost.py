@@ -13,6 +13,7 @@ from torch import nn
 
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
+from shoal.max_pool import comparisons, expand_max_pools
 from shoal.surgery import trace
 
 
@@ -27,6 +28,7 @@ class Row:
     macs: int = 0
     linear_macs: int = 0
     quadratics: int = 0
+    comparisons: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Cost:
     """Exact counts for one image.
 
     `macs` are those of convolutions (1x1 shortcuts included), the papers' convention; `linear_macs` those of linear
-    layers. `quadratics` are values that are squared, each a product of two secrets. `depth` is the number of
-    convolutions on the longest path, so shortcuts do not count. `params` counts every parameter once, those of unknown
-    operations too. `unknown` names operations without a formula: their other costs are missing from the totals and
-    never taken as zero silently.
+    layers. `quadratics` are values that are squared, each a product of two secrets. `comparisons` are those of max
+    pools (`shoal.max_pool`) and, two a value, of ReLU6, which the papers' ReLU counts leave out. `depth` is the number
+    of convolutions on the longest path, so shortcuts do not count. `params` counts every parameter once, those of
+    unknown operations too. `unknown` names operations without a formula: their other costs are missing from the totals
+    and never taken as zero silently.
     """
 
     rows: tuple[Row, ...]
@@ -54,6 +57,11 @@ class Cost:
     def macs(self) -> int:
         """Multiply-adds of the convolutions."""
         return sum(row.macs for row in self.rows)
+
+    @property
+    def comparisons(self) -> int:
+        """Comparisons that are no ReLU of the network's: those of max pools and of ReLU6."""
+        return sum(row.comparisons for row in self.rows)
 
     @property
     def linear_macs(self) -> int:
@@ -90,6 +98,14 @@ def _linear(graph: Graph, node: Node) -> dict[str, int]:
     return {"linear_macs": graph.weights[f"{node.name}.weight"].numel()}
 
 
+def _max_pool(graph: Graph, node: Node) -> dict[str, int]:
+    return {"comparisons": comparisons(node, graph[node.inputs[0]].shape)}
+
+
+def _relu6(graph: Graph, node: Node) -> dict[str, int]:
+    return {"comparisons": 2 * prod(node.shape)}  # min(max(x, 0), 6)
+
+
 def _free(graph: Graph, node: Node) -> dict[str, int]:
     return {}
 
@@ -99,14 +115,15 @@ COUNTERS: dict[str, Callable[[Graph, Node], dict[str, int]]] = {
     "linear": _linear,
     "relu": _relus,
     "quadratic": _quadratics,
-    **dict.fromkeys(
-        ("input", "batch_norm", "add", "avg_pool2d", "mean", "flatten", "concat", "subsample", "pad"), _free
-    ),
+    "relu6": _relu6,
+    "max_pool2d": _max_pool,
+    **dict.fromkeys(("input", "batch_norm", "affine", "add", "sub", "avg_pool2d", "mean"), _free),
+    **dict.fromkeys(("flatten", "concat", "subsample", "take", "pad"), _free),
 }
 """Operation -> formula. Additions, pools, moves and (folded) batch norms count nothing, as in the papers."""
 
 
-BUFFERS = ("mean", "var", "mask")
+BUFFERS = ("mean", "var", "mask", "scale", "shift")
 """Tensors of a node that are not its parameters."""
 
 
@@ -206,9 +223,11 @@ def spu_cheetah(graph: Graph, constants: SpuConstants | None = None, fraction_bi
     Matrix products follow SPU's own choice of ciphertext blocks. Raises ShoalError for operations without a cost.
     """
     constants = constants or SpuConstants()
+    graph = expand_max_pools(graph)
     total = cost(graph)
-    if total.unknown:
-        raise ShoalError(f"found operations without a cost: {', '.join(total.unknown)}; need known ones")
+    odd = [*total.unknown, *(f"{row.name} ({row.op})" for row in total.rows if row.comparisons)]
+    if odd:
+        raise ShoalError(f"found operations without a cost: {', '.join(odd)}; need known ones")
     seconds, size, rounds = 0.0, 0, 0.0
     for node, row in zip(graph.nodes, total.rows, strict=True):
         s, b, r = _spu_node(graph, node, row, constants, fraction_bits)

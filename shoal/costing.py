@@ -12,6 +12,7 @@ from shoal.errors import ShoalError
 from shoal.figures import counts
 from shoal.fold import fold
 from shoal.graph import Graph
+from shoal.max_pool import expand_max_pools
 from shoal.private.cost_model import Machine, direct_cost, plan_of, prepared_cost
 from shoal.run import Run, own_network
 from shoal.spec import Spec
@@ -38,7 +39,7 @@ def forecast(graph: Graph, machine: Machine | None, batch: int) -> dict[str, Any
     for name, network in NETWORKS.items():
         prepared = prepared_cost(plan, machine, network, batch)
         phases = {"direct": direct_cost(graph, machine, network), "offline": prepared.offline}
-        phases |= {"online": prepared.online, "delphi": delphi(total)}
+        phases |= {"online": prepared.online, "delphi": delphi(cost(expand_max_pools(graph)))}
         rows[name] = {phase: asdict(spent) for phase, spent in phases.items()}
     disk = prepared_cost(plan).disk_bytes
     return counts(total) | {"disk_bytes": disk, "calibrated": machine is not None, "networks": rows}

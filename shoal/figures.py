@@ -17,7 +17,7 @@ from shoal.train import Settings, evaluate
 
 def counts(total: Cost) -> dict[str, int]:
     """The totals of a `cost` that tables show."""
-    names = ("relus", "quadratics", "macs", "depth", "params", "linear_macs", "relu_layers")
+    names = ("relus", "comparisons", "quadratics", "macs", "depth", "params", "linear_macs", "relu_layers")
     return {name: getattr(total, name) for name in names}
 
 

@@ -18,8 +18,8 @@ from shoal.linear_tail import merge_linear_tail
 def fold(graph: Graph) -> Graph:
     """The same function (to 1e-4 in float32) in fewer, plain operations. Idempotent.
 
-    Folds batch norms into convolutions, turns those that have none before them into per-channel affine
-    convolutions, drops ReLUs that keep nothing, and merges convolutions with nothing between them where that is
+    Folds batch norms and constant factors into the layers beside them, turns those without any into per-channel
+    affine convolutions, drops ReLUs that keep nothing, and merges convolutions with nothing between them where that is
     exact and does not raise the MACs. What follows the last ReLU becomes one linear layer where that has fewer.
     """
     for step in (fold_batchnorm, drop_dead_relus, _merge_where_cheaper, merge_linear_tail):
@@ -42,41 +42,80 @@ def _rewire(graph: Graph, gone: dict[str, str], changed: dict[str, Node], weight
 
 
 def fold_batchnorm(graph: Graph) -> Graph:
-    """Fold each batch norm into the convolution that alone feeds it, or make it a 1x1 depthwise convolution."""
-    gone: dict[str, str] = {}
-    changed: dict[str, Node] = {}
-    weights = dict(graph.weights)
-    users = graph.users()
+    """Fold each batch norm, and each scale and shift by constants, into a layer beside it.
+
+    That is the convolution or linear layer that alone feeds it; else, of flat features, the linear layers that read
+    it; else it becomes a 1x1 depthwise convolution.
+    """
+    folding = _Folding(graph)
     for node in graph.nodes:
-        if node.op != "batch_norm":
-            continue
-        scale, shift = affine(graph.parameters(node), node.attrs["eps"])
-        source = graph[node.inputs[0]]
-        if source.op == "conv2d" and len(users[source.name]) == 1 and source.name not in graph.outputs:
-            _into_conv(weights, source.name, scale, shift)
-            gone[node.name] = source.name
-        else:
-            changed[node.name] = _as_conv(weights, node, scale, shift)
-    return _rewire(graph, gone, changed, weights)
+        if node.op in ("batch_norm", "affine"):
+            folding.fold(node)
+    return _rewire(graph, folding.gone, folding.changed, folding.weights)
 
 
-def affine(p: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel of a batch norm in eval mode, in float64."""
+class _Folding:
+    """A graph while its batch norms are folded one after the other."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.users = graph, graph.users()
+        self.gone: dict[str, str] = {}
+        self.changed: dict[str, Node] = {}
+        self.weights = dict(graph.weights)
+
+    def fold(self, node: Node) -> None:
+        """Fold one, which later ones may be folded into in turn."""
+        scale, shift = affine(node, self.graph.parameters(node))
+        before = node.inputs[0]
+        layer = self._layer(before)
+        alone = len(self.users[before]) == 1 and before not in self.graph.outputs
+        if layer.op in ("conv2d", "linear") and alone:
+            _into_layer(self.weights, layer.name, scale, shift)
+            self.gone[node.name] = layer.name
+        elif len(node.shape) == 3:
+            self.changed[node.name] = _as_conv(self.weights, node, scale, shift)
+        elif node.name not in self.graph.outputs and all(n.op == "linear" for n in self.users[node.name]):
+            for reader in self.users[node.name]:
+                _into_reader(self.weights, reader.name, scale, shift)
+            self.gone[node.name] = layer.name
+
+    def _layer(self, name: str) -> Node:
+        while name in self.gone:
+            name = self.gone[name]
+        return self.changed.get(name, self.graph[name])
+
+
+def affine(node: Node, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch norm in eval mode or of an affine node with parameters `p`, in float64."""
+    one = torch.ones(node.shape[0], dtype=torch.float64, device=next(iter(p.values())).device)
+    if node.op == "affine":
+        flat = {k: v.double().reshape(-1) for k, v in p.items()}
+        scale = one * flat.get("scale", one) * flat.get("weight", one)
+        # The constants' order is that of `Graph`: scale, weight, shift, bias.
+        return scale, 0 * one + flat.get("shift", 0 * one) + flat.get("bias", 0 * one)
     var, mean = p["var"].double(), p["mean"].double()
-    scale = (var + eps).rsqrt() * p.get("weight", torch.ones_like(var)).double()
-    return scale, p.get("bias", torch.zeros_like(mean)).double() - mean * scale
+    scale = (var + node.attrs["eps"]).rsqrt() * p.get("weight", one).double()
+    return scale, p.get("bias", 0 * one).double() - mean * scale
 
 
-def _into_conv(weights: dict[str, Tensor], conv: str, scale: Tensor, shift: Tensor) -> None:
-    weight = weights[f"{conv}.weight"]
-    bias = weights.get(f"{conv}.bias")
+def _into_layer(weights: dict[str, Tensor], layer: str, scale: Tensor, shift: Tensor) -> None:
+    weight = weights[f"{layer}.weight"]
+    bias = weights.get(f"{layer}.bias")
     moved = shift if bias is None else bias.double() * scale + shift
-    weights[f"{conv}.weight"] = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
-    weights[f"{conv}.bias"] = moved.to(weight.dtype)
+    weights[f"{layer}.weight"] = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    weights[f"{layer}.bias"] = moved.to(weight.dtype)
+
+
+def _into_reader(weights: dict[str, Tensor], linear: str, scale: Tensor, shift: Tensor) -> None:
+    weight = weights[f"{linear}.weight"].double()
+    bias = weights.get(f"{linear}.bias", weight.new_zeros(len(weight))).double()
+    dtype = weights[f"{linear}.weight"].dtype
+    weights[f"{linear}.weight"] = (weight * scale).to(dtype)
+    weights[f"{linear}.bias"] = (bias + weight @ shift).to(dtype)
 
 
 def _as_conv(weights: dict[str, Tensor], node: Node, scale: Tensor, shift: Tensor) -> Node:
-    for name in ("weight", "bias", "mean", "var"):
+    for name in ("weight", "bias", "mean", "var", "scale", "shift"):
         weights.pop(f"{node.name}.{name}", None)
     weights[f"{node.name}.weight"] = scale.float()[:, None, None, None]
     weights[f"{node.name}.bias"] = shift.float()

@@ -22,6 +22,18 @@ from shoal.errors import ShoalError
 FORMAT = "shoal-graph-1"
 
 
+Lowered = tuple[str, dict[str, Any], dict[str, Tensor]]
+"""What a module or a call becomes in a Graph: operation, attributes, weights."""
+
+Chain = tuple[Lowered, ...]
+"""Several of them, each reading the one before."""
+
+
+def unknown(what: object) -> Lowered:
+    """An operation without a form in a Graph: counted as unknown, refused by name."""
+    return "unknown", {"target": str(what)}, {}
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation. `shape` is that of its result without the batch dimension."""
@@ -256,19 +268,52 @@ def _conv2d(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
     return F.conv2d(x, p["weight"], p.get("bias"), a["stride"], a["padding"], a["dilation"], a["groups"])
 
 
+def _max_pool2d(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    more = a.get("padding", 0), a.get("dilation", 1), a.get("ceil_mode", False)
+    return F.max_pool2d(x, a["kernel"], a["stride"], *more)
+
+
+def _affine(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    for name, combine in (("scale", torch.mul), ("weight", torch.mul), ("shift", torch.add), ("bias", torch.add)):
+        if name in p:
+            x = combine(x, p[name].reshape(-1, *[1] * (x.dim() - 2)))
+    return x
+
+
+def _take(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    check_index(a["index"], tuple(x.shape[1:]))
+    for dim, index in enumerate(a["index"], start=1):
+        if index is not None:
+            x = x.index_select(dim, torch.tensor(index, device=x.device))
+    return x
+
+
+def check_index(index: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `index` holds positions inside `shape`, or None for all, for each of its dimensions."""
+    if not isinstance(index, list) or len(index) != len(shape):
+        raise ValueError(f"index of another rank than {shape}")
+    for size, positions in zip(shape, index, strict=True):
+        if positions is not None and (not positions or any(type(p) is not int or not 0 <= p < size for p in positions)):
+            raise ValueError(f"positions outside 0..{size - 1}")
+
+
 OPS: dict[str, Callable[..., Tensor]] = {
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
     "linear": lambda p, a, x: F.linear(x, p["weight"], p.get("bias")),
     "relu": lambda p, a, x: masked_relu(x, p.get("mask")),
     "quadratic": lambda p, a, x: quadratic_relu(x, p["mask"], p["square"], p["slope"], p["offset"]),
+    "relu6": lambda p, a, x: F.relu6(x),
     "add": lambda p, a, x, y: x + y,
+    "sub": lambda p, a, x, y: x - y,
+    "affine": _affine,
     "avg_pool2d": lambda p, a, x: F.avg_pool2d(x, a["kernel"], a["stride"]),
-    "max_pool2d": lambda p, a, x: F.max_pool2d(x, a["kernel"], a["stride"], a["padding"]),
+    "max_pool2d": _max_pool2d,
     "mean": lambda p, a, x: x.mean((2, 3), keepdim=a["keepdim"]),
     "flatten": lambda p, a, x: x.flatten(1),
     "concat": lambda p, a, *xs: torch.cat(xs, 1),
     "subsample": lambda p, a, x: x[:, :, :: a["stride"][0], :: a["stride"][1]],
+    "take": _take,
     "pad": lambda p, a, x: F.pad(x, a["pads"]),
 }
 """What each node type computes: (parameters, attributes, inputs) -> value."""

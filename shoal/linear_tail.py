@@ -16,7 +16,10 @@ from torch import Tensor
 from shoal.cost import cost
 from shoal.graph import Graph, Node, evaluate
 
-LINEAR = ("conv2d", "batch_norm", "linear", "add", "avg_pool2d", "mean", "flatten", "concat", "subsample", "pad")
+LINEAR = (
+    "conv2d", "batch_norm", "affine", "linear", "add", "sub", "avg_pool2d", "mean", "flatten", "concat", "subsample",
+    "take", "pad",
+)  # fmt: skip
 """Operations whose result is affine in their inputs."""
 
 ROWS = 32

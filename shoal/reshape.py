@@ -36,7 +36,8 @@ def arg(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
 class Shapes(fx.Interpreter):
     """Notes at each node, while it runs, its result's ``meta["shape"]`` without the batch, and ``meta["batch"]``.
 
-    Results that are no single tensor have the shape (); ``meta["tensor"]`` says whether there is one in them.
+    Results that are no single tensor have the shape (), several tensors those in ``meta["parts"]``;
+    ``meta["tensor"]`` says whether there is one in them.
     """
 
     def run_node(self, n: fx.Node) -> Any:
@@ -44,6 +45,8 @@ class Shapes(fx.Interpreter):
         result = super().run_node(n)
         shape = tuple(result.shape) if isinstance(result, Tensor) else ()
         n.meta |= {"shape": shape[1:], "batch": shape[:1], "tensor": _holds_tensor(result)}
+        if isinstance(result, (tuple, list)) and all(isinstance(part, Tensor) for part in result):
+            n.meta["parts"] = [tuple(part.shape[1:]) for part in result]
         return result
 
 
@@ -82,17 +85,19 @@ def relax_view(node: fx.Node) -> None:
         node.target, node.args, node.kwargs = "reshape", given, {}
 
 
-def fix_sizes(traced: fx.GraphModule) -> None:
+def fix_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
     """Write sizes as numbers where they are arguments, and a reshape that only flattens as a flatten, in place.
 
     Wants `Shapes` of a run on one image. The result is for reading, not for running on other image sizes.
+    Returns what is known of sizes, for `keeps_images`.
     """
     known = _known_sizes(traced)
     fixed = {n: v for n, v in known.items() if all(isinstance(i, int) for i in (v if isinstance(v, tuple) else (v,)))}
     for node in traced.graph.nodes:
-        if node.target in RESHAPES and _flattens(node, known):
+        if node.target in RESHAPES and len(node.meta["shape"]) == 1 and keeps_images(node, known):
             node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (operands(node)[0], 1), {}
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: fixed.get(n, n))
+    return known
 
 
 def _known_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
@@ -119,11 +124,11 @@ def _dimensions(node: fx.Node) -> tuple[Any, ...]:
     return (BATCH if node.meta["batch"] == (1,) else float("nan"), *node.meta["shape"])
 
 
-def _flattens(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
-    """Whether a reshape is to [number of images, all the rest], in any of the ways to write that."""
+def keeps_images(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
+    """Whether a reshape is to [number of images, ...], in any of the ways to write that."""
     first, *rest = _dimensions(operands(node)[0])
     sizes: Any = fx.map_arg((*node.args, *node.kwargs.values())[1:], lambda n: known.get(n, n))
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
-    whole = math.prod(rest)
-    # Tuples compare by identity first, and so tell BATCH from every other nan.
-    return first is BATCH and tuple(sizes) in ((BATCH, -1), (BATCH, whole), (-1, whole))
+    if first is not BATCH or len(sizes) < 2 or not all(isinstance(s, int) for s in sizes[1:]):
+        return False
+    return sizes[0] is BATCH or (sizes[0] == -1 and math.prod(sizes[1:]) == math.prod(rest))

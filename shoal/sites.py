@@ -9,6 +9,7 @@ from math import prod
 from torch import fx, nn
 
 from shoal.errors import ShoalError
+from shoal.reshape import is_tensor
 from shoal.surgery import shapes
 
 
@@ -34,10 +35,11 @@ class ReluSite:
 
 @dataclass(frozen=True)
 class Block:
-    """A run conv - (bn) - relu - conv - (bn) that one convolution could replace, named by its inner ReLU site.
+    """A run conv - (bn) - relu - (dropout) - conv - (bn) that one convolution could replace.
 
-    `source`, `result` and `add` are names of fx nodes: where the run reads, what it yields, and the residual add
-    that takes the result (None in a plain CNN). Channels, stride and kernel are those of the one shallow conv.
+    Its name is that of its inner ReLU site. `source`, `result` and `add` are names of fx nodes: where the run reads,
+    what it yields, and the residual add that takes the result (None in a plain CNN). Channels, stride and kernel are
+    those of the one shallow conv.
     """
 
     name: str
@@ -71,7 +73,10 @@ def relu_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[ReluSite, ...]
                 stage = _plain_stage(traced, node, shape)
             sites.append(ReluSite(str(node.target), node.meta["shape"], stage, block, _conv_before(traced, node)))
     if not sites:
-        raise ShoalError("found no ReLU in the model; need at least one nn.ReLU, F.relu or Tensor.relu call")
+        raise ShoalError(
+            "found no ReLU in the model; need at least one nn.ReLU, F.relu or Tensor.relu call; exchange other "
+            "activations first (--replace, shoal.substitute)"
+        )
     return tuple(sites)
 
 
@@ -83,12 +88,18 @@ def find_blocks(model: nn.Module, shape: tuple[int, ...]) -> tuple[Block, ...]:
     return tuple(block for block in found if block is not None)
 
 
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Modules that compute nothing in inference, which a run may hold."""
+
+
 def _module_is(traced: fx.GraphModule, node: fx.Node | None, kind: str) -> bool:
     if node is None or node.op != "call_module":
         return False
     module = traced.get_submodule(str(node.target))
     if kind == "relu":
         return is_relu_site(module)
+    if kind == "idle":
+        return isinstance(module, IDLE)
     return isinstance(module, nn.Conv2d if kind == "conv" else nn.BatchNorm2d)
 
 
@@ -96,11 +107,21 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _match(traced: fx.GraphModule, relu: fx.Node) -> Block | None:
-    before = relu.all_input_nodes[0]
-    if _module_is(traced, before, "bn") and _only_user(before) is relu:
+def _upstream(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """What `node` reads, seen through idle modules that nothing else reads."""
+    before = node.all_input_nodes[0]
+    while _module_is(traced, before, "idle") and _only_user(before) is not None:
         before = before.all_input_nodes[0]
+    return before
+
+
+def _match(traced: fx.GraphModule, relu: fx.Node) -> Block | None:
+    before = _upstream(traced, relu)
+    if _module_is(traced, before, "bn") and _only_user(before) is not None:
+        before = _upstream(traced, before)
     after = _only_user(relu)
+    while after is not None and _module_is(traced, after, "idle"):
+        after = _only_user(after)
     if not (_module_is(traced, before, "conv") and _module_is(traced, after, "conv")) or len(before.users) != 1:
         return None
     assert after is not None
@@ -123,16 +144,19 @@ def _block(traced: fx.GraphModule, relu: fx.Node, first: fx.Node, second: fx.Nod
     if not (plain and square and fits):
         return None
     user = _only_user(result)
-    add = user.name if user is not None and len(user.all_input_nodes) == 2 and _is_add(user) else None
+    add = user.name if user is not None and _is_add(user) else None
     names = (str(first.target), str(second.target))
     channels = (a.in_channels, b.out_channels)
     return Block(str(relu.target), source.name, result.name, add, names, channels, stride, kernel)
 
 
 def _is_add(node: fx.Node) -> bool:
+    """Whether `node` adds two values that forward computes, and no parameter or size."""
     # Only `+`, torch.add and Tensor.add carry this name in fx's own naming.
     name = getattr(node.target, "__name__", node.target)
-    return node.op in ("call_function", "call_method") and name in ("add", "iadd", "add_")
+    named = node.op in ("call_function", "call_method") and name in ("add", "iadd", "add_")
+    terms = [n for n in node.all_input_nodes if n.op != "get_attr"]
+    return named and len(terms) == 2 and is_tensor(node)
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
@@ -155,7 +179,7 @@ def _stage_starts(traced: fx.GraphModule, order: dict[fx.Node, int]) -> list[tup
     """(position of the block's split, stage) for every residual block, in order."""
     starts, stage, last = [], 0, None
     for node in traced.graph.nodes:
-        if _is_add(node) and len(node.all_input_nodes) == 2:
+        if _is_add(node):
             stage += node.meta["shape"] != last
             last = node.meta["shape"]
             starts.append((order[_split(node, order)], stage))

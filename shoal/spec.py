@@ -22,6 +22,7 @@ from shoal.mask import add_masks
 from shoal.models import NAMES, build
 from shoal.quadratic import add_quadratics
 from shoal.sites import find_blocks, relu_sites
+from shoal.substitution import parse, substitute
 from shoal.surgery import normalise
 
 GIVEN = "given"
@@ -36,10 +37,11 @@ class Spec:
     """A base network and the surgery on it, in the order in which `assemble` does it.
 
     `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
-    masks fix. Blocks go first (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`)
-    of what is left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they
-    have no ReLU, ``identity`` or ``quadratic``; `kept_exit` cuts to one classifier and `committed` says that gated
-    blocks have been replaced.
+    masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first.
+    Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
+    left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
+    ReLU, ``identity`` or ``quadratic``; `kept_exit` cuts to one classifier and `committed` says that gated blocks have
+    been replaced.
     """
 
     base: str
@@ -51,6 +53,7 @@ class Spec:
     branches: tuple[str, ...] = ()
     keep_skip: bool = True
     exits: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     kept_exit: int | None = None
     committed: bool = False
     dropped_blocks: tuple[str, ...] = ()
@@ -85,7 +88,15 @@ def _is_names(value: Any) -> bool:
 
 
 def base_model(spec: Spec) -> nn.Module:
-    """The untouched base network of `spec`. Raises ShoalError when it cannot be found or called."""
+    """The base network of `spec`, without surgery but for layers `replaced`.
+
+    Raises ShoalError when it cannot be found or called, and when it has no such layers.
+    """
+    model = _found(spec)
+    return substitute(model, parse(spec.replaced)) if spec.replaced else model
+
+
+def _found(spec: Spec) -> nn.Module:
     if spec.base in NAMES:
         return build(spec.base, spec.classes, channels=spec.shape[0], width=spec.width, resolution=spec.resolution)
     if ":" in spec.base:

@@ -6,30 +6,23 @@ The form is a `torch.fx.GraphModule` in which every ReLU call is a submodule of 
 from __future__ import annotations
 
 import copy
-import operator
+import dataclasses
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
-from shoal.graph import Graph, Node
-from shoal.reshape import RESHAPES, Shapes, arg, fix_sizes, is_tensor, operands, recorded_len, relax_view
-
-Lowered = tuple[str, dict[str, Any], dict[str, Tensor]]
-"""What a module becomes in a Graph: operation, attributes, weights."""
+from shoal.graph import Chain, Graph, Lowered, Node, evaluate
+from shoal.idioms import join_idioms, settle_in_place
+from shoal.lowering import lower
+from shoal.reshape import Shapes, arg, fix_sizes, is_tensor, operands, recorded_len, relax_view
 
 NORMAL = "shoal_normal"
 """Set in a GraphModule's meta once every ReLU call is a submodule of its own."""
-
-
-class Lowers(Protocol):
-    """A module that knows its own form in a Graph; tracing does not look inside it."""
-
-    def to_node(self) -> Lowered: ...
 
 
 class _Tracer(fx.Tracer):
@@ -46,10 +39,12 @@ def normalise(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
     traced = _symbolic(copy.deepcopy(model))
+    settle_in_place(traced)
     used: set[str] = set()
     for node in list(traced.graph.nodes):
         _own_relu(traced, node, used)
-        _own_dropout(traced, node)
+        _own_dropout(traced, node, used)
+        _own_batch_norm(traced, node)
         relax_view(node)
     return _finish(traced)
 
@@ -94,13 +89,28 @@ def _check_result(graph: fx.Graph, name: str) -> None:
         )
 
 
+CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_", torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_)
+DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
 def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     functions = (F.relu, F.relu_, torch.relu, torch.relu_)
-    return (node.op == "call_function" and node.target in functions) or (
+    named = (node.op == "call_function" and node.target in functions) or (
         node.op == "call_method" and node.target in ("relu", "relu_")
     )
+    return named or (node.op.startswith("call") and node.target in CLAMPS and _bounds(node) == (0, None))
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    return arg(node, 1, "min"), arg(node, 2, "max")
 
 
 def _scope(node: fx.Node) -> str:
@@ -119,25 +129,54 @@ def free_name(traced: nn.Module, wanted: str) -> str:
 
 
 def _own_relu(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
-    if not _is_relu(traced, node):
-        return
-    path = str(node.target) if node.op == "call_module" else f"{_scope(node)}.relu".lstrip(".")
+    if _is_relu(traced, node):
+        # A fresh module: in-place ones would overwrite what taps and branches still read.
+        own_module(traced, node, nn.ReLU(), "relu", used)
+
+
+def own_module(traced: fx.GraphModule, node: fx.Node, module: nn.Module, kind: str, used: set[str]) -> None:
+    """Make `node` the call of `module` on its first argument, in place.
+
+    The submodule's name is that of the module called so far, or the scope's and `kind`; `used` holds names given.
+    """
+    path = str(node.target) if node.op == "call_module" else f"{_scope(node)}.{kind}".lstrip(".")
     if node.op != "call_module" or path in used:
         path = free_name(traced, path)
-    # A fresh module: in-place ones would overwrite what taps and branches still read.
-    traced.add_submodule(path, nn.ReLU())
+    traced.add_submodule(path, module.train(traced.training))
     used.add(path)
-    node.op, node.target, node.args, node.kwargs = "call_module", path, (node.args[0],), {}
+    value = operands(node)[0]
+    node.op, node.target, node.args, node.kwargs = "call_module", path, (value,), {}
 
 
-def _own_dropout(traced: fx.GraphModule, node: fx.Node) -> None:
+def _own_dropout(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
     # A functional dropout froze `self.training` while tracing; a module follows train() and eval().
-    if node.op != "call_function" or node.target is not F.dropout:
+    if node.op == "call_function" and node.target in DROPOUTS:
+        p = float(arg(node, 1, "p", 0.5))
+        own_module(traced, node, DROPOUTS[node.target](p), "dropout", used)
+
+
+def _own_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Make a functional batch norm that reads one module's attributes a call of such a module, in place.
+
+    Tracing froze whether it trains; a module follows train() and eval(). timm's norms with an activation are such.
+    """
+    named = BATCH_NORM_OPTIONS if node.op == "call_function" and node.target is F.batch_norm else ()
+    options: dict[str, Any] = {k: arg(node, i, k) for i, k in enumerate(named, start=1)}
+    paths = [getattr(options.get(k), "target", None) for k in BATCH_NORM_OPTIONS[:4]]
+    owner = str(paths[0]).rpartition(".")[0]
+    if not owner or paths != [f"{owner}.{k}" for k in BATCH_NORM_OPTIONS[:4]]:
         return
-    p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-    path = free_name(traced, f"{_scope(node)}.dropout".lstrip("."))
-    traced.add_submodule(path, nn.Dropout(float(p)))  # type: ignore[arg-type]
-    node.op, node.target, node.args, node.kwargs = "call_module", path, (node.args[0],), {}
+    held = traced.get_submodule(owner)
+    norm = nn.BatchNorm2d(len(held.running_mean), options["eps"] or 1e-5, options["momentum"])  # type: ignore[arg-type]
+    for key in BATCH_NORM_OPTIONS[:4]:
+        setattr(norm, key, getattr(held, key))
+    for name, child in held.named_children():
+        norm.add_module(name, child)
+    traced.add_submodule(owner, norm.train(traced.training))
+    node.op, node.target, node.args, node.kwargs = "call_module", owner, (operands(node)[0],), {}
+
+
+BATCH_NORM_OPTIONS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
 def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
@@ -189,31 +228,52 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     a parameter hold one and the same tensor.
     """
     traced = shapes(model, shape)
-    fix_sizes(traced)
-    nodes: list[Node] = []
-    weights: dict[str, Tensor] = {}
-    copies: dict[Tensor, Tensor] = {}
-    names: dict[fx.Node, str] = {}
-    outputs: tuple[str, ...] = ()
-    for fx_node in traced.graph.nodes:
-        if fx_node.op == "output":
-            outputs = _output_names(fx_node, names)
-            continue
-        if not is_tensor(fx_node):
-            continue  # sizes, which `fix_sizes` has put where they are used
-        op, attrs, parameters = _lower(traced, fx_node)
-        if op == "identity":
-            names[fx_node] = names[fx_node.args[0]]
-            continue
-        name = str(fx_node.target) if fx_node.op == "call_module" else fx_node.name
+    join_idioms(traced, fix_sizes(traced))
+    making = _Making()
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            return Graph(tuple(making.nodes), making.weights, _output_names(node, making.names))
+        if is_tensor(node):  # and no size, which `fix_sizes` has put where it is used
+            making.add(node, lower(traced, node))
+    raise ShoalError("found a traced model without an output; need one; trace it again")
+
+
+class _Making:
+    """A Graph while its nodes are found."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.weights: dict[str, Tensor] = {}
+        self.names: dict[fx.Node, str] = {}
+        self.taken: set[str] = set()
+        self.copies: dict[Tensor, Tensor] = {}
+
+    def add(self, node: fx.Node, chain: Chain) -> None:
+        """Append what `node` becomes; of several, the last has its name."""
+        inputs = tuple(self.names[n] for n in operands(node) if n in self.names)
+        if [op for op, _, _ in chain] == ["identity"]:
+            if inputs:
+                self.names[node] = inputs[0]
+            return
         # A module called twice shares its weights but is two nodes.
-        name = name if name not in names.values() else fx_node.name
-        names[fx_node] = name
-        inputs = tuple(names[n] for n in operands(fx_node) if n in names)
-        nodes.append(Node(name, op, inputs, fx_node.meta["shape"], attrs))
-        copies |= {v: v.detach().clone() for v in parameters.values() if v not in copies}
-        weights |= {f"{name}.{k}": copies[v] for k, v in parameters.items()}
-    return Graph(tuple(nodes), weights, outputs)
+        name = str(node.target) if node.op == "call_module" else node.name
+        name = name if name not in self.taken else node.name
+        for i, lowered in enumerate(chain[:-1], start=1):
+            inputs = (self._append(f"{name}.{lowered[0]}{i}", lowered, inputs, None),)
+        self.names[node] = self._append(name, chain[-1], inputs, node.meta["shape"])
+
+    def _append(self, name: str, lowered: Lowered, inputs: tuple[str, ...], shape: tuple[int, ...] | None) -> str:
+        op, attrs, parameters = lowered
+        made = Node(name, op, inputs, shape or (), attrs)
+        if shape is None:
+            before = {n.name: n.shape for n in self.nodes}
+            value = evaluate(made, {}, [torch.empty(1, *before[i], device="meta") for i in inputs])
+            made = dataclasses.replace(made, shape=tuple(value.shape[1:]))
+        self.nodes.append(made)
+        self.taken.add(name)
+        self.copies |= {v: v.detach().clone() for v in parameters.values() if v not in self.copies}
+        self.weights |= {f"{name}.{k}": self.copies[v] for k, v in parameters.items()}
+        return name
 
 
 def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
@@ -221,140 +281,3 @@ def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
     if missing:
         raise ShoalError(f"found a size returned at {missing[0]}; need logits; return tensors alone")
     return tuple(names[r] for r in _results(node))
-
-
-def _lower(traced: fx.GraphModule, node: fx.Node) -> Lowered:
-    if node.op == "placeholder":
-        return "input", {}, {}
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        op, attrs, tensors = _lower_module(module, node)
-        return op, attrs, _parameters(module) if op == "unknown" else tensors
-    if node.op == "get_attr":
-        value = operator.attrgetter(str(node.target))(traced)
-        return (
-            "unknown",
-            {"target": f"attribute {node.target}"},
-            _present(value=value if isinstance(value, nn.Parameter) else None),
-        )
-    return _lower_call(node)
-
-
-def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    # What has no form in a Graph still has parameters to count. A key's last dot ends the node's name.
-    return {name.replace(".", "_"): value for name, value in module.named_parameters()}
-
-
-def _pair(value: Any) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * 2
-
-
-def _unknown(what: object) -> Lowered:
-    return "unknown", {"target": str(what)}, {}
-
-
-def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
-    return {k: v for k, v in tensors.items() if v is not None}
-
-
-def _lower_module(m: nn.Module, node: fx.Node) -> Lowered:
-    if hasattr(m, "to_node"):
-        return cast(Lowers, m).to_node()
-    if isinstance(m, nn.Conv2d):
-        return _lower_conv(m)
-    if isinstance(m, nn.BatchNorm2d) and m.track_running_stats:
-        tensors = _present(weight=m.weight, bias=m.bias, mean=m.running_mean, var=m.running_var)
-        return "batch_norm", {"eps": m.eps}, tensors
-    if isinstance(m, nn.Linear):
-        return "linear", {}, _present(weight=m.weight, bias=m.bias)
-    if isinstance(m, (nn.AvgPool2d, nn.MaxPool2d)):
-        odd = [k for k in ("ceil_mode", "divisor_override", "return_indices") if getattr(m, k, None)]
-        if odd or getattr(m, "dilation", 1) not in (1, (1, 1)):
-            return _unknown(f"{type(m).__name__} with {', '.join(odd) or 'dilation'}")
-        return _pool("avg_pool2d" if isinstance(m, nn.AvgPool2d) else "max_pool2d", m.kernel_size, m.stride, m.padding)
-    if isinstance(m, nn.AdaptiveAvgPool2d):
-        return _adaptive(m.output_size, node)
-    if type(m) is nn.ReLU:
-        return "relu", {}, {}
-    if isinstance(m, nn.Flatten) and (m.start_dim, m.end_dim) == (1, -1):
-        return "flatten", {}, {}
-    if isinstance(m, (nn.Identity, nn.Dropout, nn.Dropout2d)):
-        return "identity", {}, {}
-    return _unknown(type(m).__name__)
-
-
-def _lower_conv(m: nn.Conv2d) -> Lowered:
-    if m.padding_mode != "zeros":
-        return _unknown(f"Conv2d with padding_mode={m.padding_mode!r}")
-    padding = [0, 0] if m.padding == "valid" else m.padding
-    if padding == "same":
-        zeros = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-        if any(z % 2 for z in zeros):
-            return _unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, so more zeros on one side")
-        padding = [z // 2 for z in zeros]
-    attrs = {"stride": _pair(m.stride), "padding": _pair(padding), "dilation": _pair(m.dilation), "groups": m.groups}
-    return "conv2d", attrs, _present(weight=m.weight, bias=m.bias)
-
-
-def _pool(op: str, kernel: Any, stride: Any, padding: Any) -> Lowered:
-    attrs = {"kernel": _pair(kernel), "stride": _pair(stride if stride is not None else kernel)}
-    if op == "max_pool2d":
-        return op, attrs | {"padding": _pair(padding)}, {}
-    return (op, attrs, {}) if _pair(padding) == [0, 0] else _unknown(f"{op} with padding {padding}")
-
-
-def _adaptive(size: Any, node: fx.Node) -> Lowered:
-    height, width = node.all_input_nodes[0].meta["shape"][-2:]
-    rows, columns = _pair(size) if size is not None else (height, width)
-    if (rows, columns) == (1, 1):
-        return "mean", {"keepdim": True}, {}
-    if height % rows or width % columns:
-        return _unknown(f"adaptive average pool {height}x{width} -> {rows}x{columns}")
-    kernel = [height // rows, width // columns]
-    if kernel == [1, 1]:
-        return "identity", {}, {}
-    return "avg_pool2d", {"kernel": kernel, "stride": kernel}, {}
-
-
-def _dims(dim: Any) -> set[int]:
-    """Dimensions of a 4-D tensor, counted from 0."""
-    dims = dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,)
-    return {int(d) % 4 for d in dims}
-
-
-def _lower_call(node: fx.Node) -> Lowered:
-    target: Any = node.target
-    name = getattr(target, "__name__", target)
-    if not all(is_tensor(n) for n in operands(node)) and target not in RESHAPES:
-        return _unknown(f"{name} with an argument that forward computes")
-    if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(node.args) == 2:
-        both = all(isinstance(a, fx.Node) for a in node.args)
-        return ("add", {}, {}) if both and not node.kwargs else _unknown("add of a constant")
-    if target in (torch.flatten, "flatten") and (arg(node, 1, "start_dim"), arg(node, 2, "end_dim", -1)) == (1, -1):
-        return "flatten", {}, {}
-    if target in RESHAPES:
-        return _unknown(f"reshape to {node.args[1:]}, which is more than to flatten")
-    if target in (torch.cat, torch.concat) and arg(node, 1, "dim", 0) == 1:
-        return "concat", {}, {}
-    if target in (F.avg_pool2d, F.max_pool2d):
-        name = "avg_pool2d" if target is F.avg_pool2d else "max_pool2d"
-        if len(node.args) > 4 or not set(node.kwargs) <= {"kernel_size", "stride", "padding"}:
-            return _unknown(f"{name} with options beyond kernel, stride and padding")
-        return _pool(name, arg(node, 1, "kernel_size"), arg(node, 2, "stride"), arg(node, 3, "padding", 0))
-    if target is F.adaptive_avg_pool2d:
-        return _adaptive(arg(node, 1, "output_size"), node)
-    if target in (torch.mean, "mean") and _dims(arg(node, 1, "dim")) == {2, 3}:
-        return "mean", {"keepdim": bool(arg(node, 2, "keepdim", False))}, {}
-    if target is F.pad and arg(node, 2, "mode", "constant") == "constant" and not arg(node, 3, "value", 0):
-        return "pad", {"pads": list(arg(node, 1, "pad"))}, {}
-    if target is operator.getitem:
-        return _subsample(node.args[1])
-    return _unknown(name)
-
-
-def _subsample(index: Any) -> Lowered:
-    plain = slice(None, None, None)
-    strided = isinstance(index, tuple) and len(index) == 4 and index[:2] == (plain, plain)
-    if not strided or any(not isinstance(i, slice) or i.start or i.stop for i in index):
-        return _unknown(f"indexing [{index}]")
-    return "subsample", {"stride": [i.step or 1 for i in index[2:]]}, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def train(
     epochs: int | None,
     limit: int | None,
     shared: Shared,
+    replaced: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train an all-ReLU network into a run folder."""
     config: dict[str, Any] = {
@@ -85,10 +87,11 @@ def train(
         "limit": limit,
     }
     config |= {"preset": preset, "epochs": epochs, "model": model, "width": width, "resolution": resolution}
+    config |= {"replaced": list(replaced)} if replaced else {}
     shared.check()
     schedule = longer(_teacher_schedule(preset), epochs)
     dataset = load_data(config, data_dir, shared.device)
-    spec = Spec(model, dataset.classes, dataset.shape, width, resolution)
+    spec = Spec(model, dataset.classes, dataset.shape, width, resolution, replaced=tuple(replaced))
     check_network(spec)  # before anything is written
     rank, size = join()
     run = Run.create(shared.out, config, shared.resume) if rank == 0 else Run(shared.out)

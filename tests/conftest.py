@@ -54,7 +54,7 @@ def residual() -> nn.Module:
 def randomise(model: nn.Module) -> nn.Module:
     """Give every batch norm statistics and affine values as if it had been trained."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.running_mean.uniform_(-0.3, 0.3)
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)

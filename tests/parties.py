@@ -56,7 +56,8 @@ class Everything(nn.Module):
         x = self.relu(self.stem(x))
         y = self.wide(self.relu2(self.group(x))) + x
         early = self.early(y.mean((2, 3)))
-        z = self.down(torch.cat([x, y], 1)) + y[:, :, ::2, ::1]
+        z = self.down(torch.cat([x, y], 1)) - y[:, :, ::2, ::1]
+        z = torch.cat([z[:, 3:], z[:, :3]], 1)
         z = nn.functional.pad(z, (1, 0, 0, 1))
         return early, self.last(self.relu3(self.hidden(self.pool(z).flatten(1))))
 

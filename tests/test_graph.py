@@ -328,7 +328,6 @@ UNLIKE = {
     "one dimension": lambda x: x.mean(1),
     "end_dim": lambda x: torch.flatten(x, 1, 2),
     "add alpha": lambda x: torch.add(x, x, alpha=2),
-    "add 1": lambda x: x + 1,
 }
 
 
@@ -348,13 +347,15 @@ def test_forms_that_the_graph_does_not_have_are_unknown_not_wrong(name: str) -> 
 
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
+    | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "optimiser", "train", "cost"},
-    {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"},
+    {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
+    | {"substitution"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
-    | {"private.images"},
+    | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"stages", "design_space", "design_training"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
@@ -367,7 +368,7 @@ LEVELS = [
     {"loopback", "rehearsal", "progress", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training", "serving", "grid_reduction"},
-    {"commands", "costing", "planning"},
+    {"commands", "costing", "planning", "check"},
     {"options"},
     {"private_cli", "cost_cli"},
     {"cli", "__main__"},

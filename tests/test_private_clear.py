@@ -42,8 +42,9 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.relu1(self.stem(x))
         y = self.relu3(self.b(self.relu2(self.a(x))) + x)
-        early = self.early(y.mean((2, 3)))
+        early = self.early((y - x).mean((2, 3)))
         short = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 0))
+        short = torch.cat([short[:, 1:], short[:, :1]], 1)
         z = torch.cat([self.down(torch.cat([x, y], 1)), short], 1)
         return early, self.last(self.pool(z).flatten(1))
 
@@ -209,6 +210,9 @@ def test_moves_by_hand() -> None:
     assert ran(tiny(Step("s", "pad", ("x",), (1, 2, 3), {"pads": [1, 0]}), (1, 2, 2)), x) == [[[[0, 1, 2], [0, 3, 4]]]]
     assert ran(tiny(Step("s", "subsample", ("x",), (1, 1, 2), {"stride": [2, 1]}), (1, 2, 2)), x) == [[[[1, 2]]]]
     assert ran(tiny(Step("s", "concat", ("x", "x"), (2, 2, 2)), (1, 2, 2)), x) == [[x[0][0], x[0][0]]]
+    shifted = Step("s", "take", ("x",), (1, 3, 1), {"index": [None, [1, 0, 1], [1]]})
+    assert ran(tiny(shifted, (1, 2, 2)), x) == [[[[4], [2], [4]]]]
+    assert ran(tiny(Step("s", "sub", ("x", "x"), (1, 2, 2)), (1, 2, 2)), x) == [[[[0, 0], [0, 0]]]]
     assert ran(tiny(Step("s", "add", ("x", "x"), (1, 2, 2)), (1, 2, 2)), x) == [[[[2, 4], [6, 8]]]]
 
 

@@ -122,8 +122,12 @@ def with_weight(name: str, value: float) -> Graph:
 
 COMPILE_REFUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "batch norm": (lambda: compile(lone(nn.BatchNorm2d(4)), images()), r"batch_norm at 1; need .* fold"),
-    "max pool": (lambda: compile(lone(nn.MaxPool2d(2)), images()), r"max_pool2d at 1; need average pooling"),
-    "unknown": (lambda: compile(lone(nn.SiLU()), images()), r"SiLU at 1; need one of conv2d"),
+    "max pool": (
+        lambda: compile(lone(nn.FractionalMaxPool2d(2, 4)), images()),
+        r"FractionalMaxPool2d at 1; need one",
+    ),
+    "ReLU6": (lambda: compile(lone(nn.ReLU6()), images()), r"relu6 at 1; need ReLU, .* --replace relu6=relu"),
+    "unknown": (lambda: compile(lone(nn.SiLU()), images()), r"SiLU at 1; need ReLU, .* --replace silu=relu"),
     "NaN weight": (lambda: compile(with_weight("a.weight", float("nan")), images()), "NaN or infinity in a.weight"),
     "inf bias": (lambda: compile(with_weight("a.bias", float("inf")), images()), "NaN or infinity in a.bias"),
     "wide weight": (lambda: compile(with_weight("a.weight", 7e4), images()), r"7e\+04 at a.weight .*need less"),

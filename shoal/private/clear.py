@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.errors import ShoalError
+from shoal.graph import check_index
 from shoal.private.fixed import FixedPoint, RingConv2d, RingLinear, RingProduct
 
 if TYPE_CHECKING:
@@ -265,6 +266,17 @@ def _subsample(m: _Machine, step: Step, x: Tensor) -> Tensor:
     return x[:, :, ::down, ::right]
 
 
+def _take_shape(step: Step, x: Shape) -> Shape:
+    check_index(step.attrs["index"], x)
+    return tuple(n if i is None else len(i) for n, i in zip(x, step.attrs["index"], strict=True))
+
+
+def _take(m: _Machine, step: Step, x: Tensor) -> Tensor:
+    for dim, index in enumerate(step.attrs["index"], start=1):
+        x = x if index is None else x.index_select(dim, torch.tensor(index))
+    return x
+
+
 def _pad_shape(step: Step, x: Shape) -> Shape:
     pads = list(step.attrs["pads"])
     if min(pads) < 0 or len(pads) % 2 or len(pads) > 2 * len(x):
@@ -279,11 +291,13 @@ OPS: dict[str, Op] = {
     "linear": Op((), _linear_shape, _linear),
     "relu": Op((), lambda step, x: x, _relu),
     "add": Op((), _add_shape, lambda m, step, x, y: x + y),
+    "sub": Op((), _add_shape, lambda m, step, x, y: x - y),
     "avg_pool2d": Op(("kernel", "stride"), _pool_shape, _pool),
     "mean": Op(("keepdim",), _mean_shape, _mean),
     "flatten": Op((), lambda step, x: (prod(x),), lambda m, step, x: x.flatten(1)),
     "concat": Op((), _concat_shape, lambda m, step, *xs: torch.cat(xs, 1)),
     "subsample": Op(("stride",), _subsample_shape, _subsample),
+    "take": Op(("index",), _take_shape, _take),
     "pad": Op(("pads",), _pad_shape, lambda m, step, x: F.pad(x, step.attrs["pads"])),
 }
 TRUNCATING = ("conv2d", "linear", "avg_pool2d", "mean")

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from shoal.errors import ShoalError
 from shoal.graph import Graph, Node
+from shoal.max_pool import expand_max_pools
 from shoal.private.carry import SINGLE_GATE_BITS
 from shoal.private.clear import OPS, TRUNCATING, Step, run_clear
 from shoal.private.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
 from shoal.private.plan import Plan
 from shoal.private.program import VERSION, Program, Weights
+from shoal.private.refusal import live, refusals
 from shoal.private.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
 
 __all__ = ["compile"]
@@ -44,7 +46,7 @@ def compile(
     change. Raises ShoalError, naming the node, on operations without a private form, on NaN and infinity, and
     when a magnitude does not fit.
     """
-    graph = replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()})
+    graph = expand_max_pools(replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()}))
     steps, keep, outputs = lower(graph)
     parameters = _parameters(graph, steps)
     ranges, masses = _ranges(graph, [step.name for step in steps], calibration.detach().cpu(), margin)
@@ -66,13 +68,15 @@ def compile(
 def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[str, ...]]:
     """Steps of the nodes that the outputs need, kept positions, outputs. A ReLU without any is the identity: gone.
 
-    Raises ShoalError, naming the node, for operations without a private form.
+    `graph` has been folded, and its max pools expanded. Raises ShoalError, naming the node, for operations without a
+    private form.
     """
-    alias, live = {graph.input.name: graph.input.name}, _live(graph)
+    for refused in refusals(graph):
+        raise refused.error()
+    alias, needed = {graph.input.name: graph.input.name}, live(graph)
     steps: list[Step] = []
     keep: dict[str, np.ndarray] = {}
-    for node in (n for n in graph.nodes[1:] if n.name in live):
-        _refuse(node)
+    for node in (n for n in graph.nodes[1:] if n.name in needed):
         inputs = tuple(alias[name] for name in node.inputs)
         mask = graph.parameters(node).get("mask")
         positions = None if mask is None else _positions(node, mask)
@@ -82,27 +86,6 @@ def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[
             if positions is not None and len(positions) < math.prod(node.shape):
                 keep[node.name] = positions
     return tuple(steps), keep, tuple(alias[name] for name in graph.outputs)
-
-
-def _live(graph: Graph) -> set[str]:
-    live = set(graph.outputs)
-    for node in reversed(graph.nodes):
-        if node.name in live:
-            live |= set(node.inputs)
-    return live
-
-
-INSTEAD = {
-    "batch_norm": "a graph without batch normalisation; fold it into the convolutions first (shoal.fold)",
-    "quadratic": "the identity where there is no ReLU; reduce with --masks autorep-linear",
-    "max_pool2d": "average pooling, which compares nothing; exchange the layer for nn.AvgPool2d and finetune",
-}
-
-
-def _refuse(node: Node) -> None:
-    if node.op not in OPS:
-        instead = INSTEAD.get(node.op, f"one of {', '.join(OPS)}; rewrite that part of the model with them")
-        raise ShoalError(f"found {node.attrs.get('target', node.op)} at {node.name}; need {instead}")
 
 
 def _positions(node: Node, mask: Tensor) -> np.ndarray:

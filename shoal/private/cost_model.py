@@ -15,6 +15,7 @@ from shoal.checkpoint import write_text
 from shoal.cost import Network, PrivateCost, SpuConstants, cheetah_blocks, spu_cheetah
 from shoal.errors import ShoalError
 from shoal.graph import Graph, read_json
+from shoal.max_pool import expand_max_pools
 from shoal.private.compilation import lower
 from shoal.private.fixed import EXACT_BITS, FIELD_BITS
 from shoal.private.lifting import schedule
@@ -84,7 +85,7 @@ def plan_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Plan:
 
     Raises ShoalError, naming the node, for operations without a private form.
     """
-    steps, keep, outputs = lower(graph)
+    steps, keep, outputs = lower(expand_max_pools(graph))
     bits = {s.name: sign_bits for s in steps if s.op == "relu"}
     shape = tuple(graph.input.shape)
     empty: dict[str, Any] = {"preprocessing": {}, "error_bound": 0.0, "sign_bits": bits}

@@ -94,16 +94,41 @@ def _pad(step: Step, x: Any) -> Any:
     return jnp.pad(x, [(0, 0), *sides])
 
 
+def _take(step: Step, x: Any) -> Any:
+    axes = (3, 1, 2) if x.ndim == 4 else tuple(range(1, x.ndim))
+    for axis, index in zip(axes, step.attrs["index"], strict=True):
+        if index is not None:
+            # Slices are local for certain; a gather would take each value by itself.
+            parts = [jax.lax.slice_in_dim(x, r.start, r.stop, r.step, axis) for r in progressions(index)]
+            x = jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+    return x
+
+
+def progressions(index: list[int]) -> list[range]:
+    """`index` cut into as few runs of equal positive steps as a walk from its start finds."""
+    runs: list[range] = []
+    for i in index:
+        last = runs[-1] if runs else range(0)
+        step = i - last[-1] if last else 0
+        if step > 0 and (len(last) == 1 or step == last.step):
+            runs[-1] = range(last.start, i + 1, step)
+        else:
+            runs.append(range(i, i + 1))
+    return runs
+
+
 EMIT: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "linear": lambda step, x, weight, bias: x @ weight + bias,
     "relu": _relu,
     "add": lambda step, x, y: x + y,
+    "sub": lambda step, x, y: x - y,
     "avg_pool2d": _avg_pool2d,
     "mean": _mean,
     "flatten": _flatten,
     "concat": lambda step, *xs: jnp.concatenate(xs, -1),
     "subsample": lambda step, x: x[:, :: step.attrs["stride"][0], :: step.attrs["stride"][1]],
+    "take": _take,
     "pad": _pad,
 }
 """Each operation in JAX: (step, inputs, then weight and bias, kept positions or scale) -> value."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,7 +25,7 @@ from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import Block, ReluSite, find_blocks, relu_sites
 from shoal.spec import Spec, assemble, committed
 from shoal.stages import Listener, Stages, check_teacher, fresh
-from shoal.train import History, Schedule, Settings, evaluate, ramp
+from shoal.train import History, Settings, evaluate, ramp
 
 __all__ = [
     "PRESETS", "Options", "Preset", "Result", "check_options", "paper", "quick", "reduce", "reference_code",
