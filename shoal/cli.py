@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from shoal import commands, private_cli, training
+from shoal import commands, private_cli, sweep_cli, training
 from shoal.errors import ShoalError
 from shoal.options import DataDir, Json, grid, pairs, show
 from shoal.report import comparison_table
+from shoal.signals import until_terminated
 
 HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
 
@@ -25,6 +26,8 @@ A first tour (each command explains itself with --help):
   shoal train resnet18 --data cifar100 --data-dir DATA --out runs/teacher
 
   shoal reduce runs/teacher --budget 49600 --preset paper --out runs/reduced
+
+  shoal sweep GRID.yaml --out runs/sweep          many of both: grids and seeds, some at once
 
   shoal compile runs/reduced --out artifact; shoal certs certs
 
@@ -106,8 +109,9 @@ def train(
 
     Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
     """
-    shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
-    body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
+    with until_terminated() as stop:
+        shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
+        body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared)
     show(body, json, lambda: pairs(f"{model} on {data}", body))
 
 
@@ -144,10 +148,11 @@ def reduce(
 
     Prints the baseline beside the reduced network, and the MACs by both accountings of replaced blocks.
     """
-    shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None}
-    body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
+    with until_terminated() as stop:
+        shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop)
+        body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared)
     show(body, json, lambda: comparison_table(body))
 
 
@@ -177,6 +182,7 @@ def report(
 
 
 for name, command in (
+    ("sweep", sweep_cli.sweep),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

@@ -361,12 +361,12 @@ LEVELS = [
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
     | {"private.network"},
-    {"loopback", "rehearsal", "progress", "__init__"},
+    {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training", "serving"},
-    {"commands", "costing"},
+    {"commands", "costing", "sweep"},
     {"options"},
-    {"private_cli"},
+    {"private_cli", "sweep_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""
