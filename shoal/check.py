@@ -15,6 +15,7 @@ from torch import nn
 from shoal.commands import parse_shape
 from shoal.cost import cost
 from shoal.errors import ShoalError
+from shoal.figures import counts
 from shoal.fold import fold
 from shoal.private.cost_model import plan_of
 from shoal.private.refusal import refusals
@@ -22,7 +23,6 @@ from shoal.run import own_network
 from shoal.sites import find_blocks
 from shoal.spec import Spec
 from shoal.surgery import shapes, trace
-from shoal.figures import counts
 
 
 def check(

@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 
 from shoal import check as checking
-from shoal import commands, cost_cli, grid_reduction, private_cli, training
+from shoal import commands, cost_cli, grid_reduction, private_cli, sweep_cli, training
 from shoal.errors import ShoalError
 from shoal.learners import SUMMARIES
 from shoal.options import DataDir, Json, pairs, show
 from shoal.report import comparison_table
+from shoal.signals import until_terminated
 
 HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
 
@@ -31,6 +32,8 @@ A first tour (each command explains itself with --help):
   shoal reduce runs/teacher --budget 49600 --preset paper --out runs/reduced
 
   shoal plan runs/teacher --target 0.5s --network lan --out plan.json     or a target in seconds, before training
+
+  shoal sweep GRID.yaml --out runs/sweep          many of both: grids and seeds, some at once
 
   shoal compile runs/reduced --out artifact; shoal certs certs
 
@@ -137,8 +140,9 @@ def train(
 
     Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
     """
-    shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard)
-    body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared, replace or ())
+    with until_terminated() as stop:
+        shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
+        body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared, replace or ())
     show(body, json, lambda: pairs(f"{model} on {data}", body))
 
 
@@ -199,15 +203,16 @@ def reduce(
     itself is the design with most validation accuracy at or below --budget. --resume goes on after a kill, and
     trains further --designs or chooses by another --budget.
     """
-    shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard)
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None, "gate_limit": gate_limit}
-    if recipe == "deepreduce":
-        grid_reduction.check_unused({**choices, "sensitivity": sensitivity, "plan": plan})
-        body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)
-        return show(body, json, lambda: grid_reduction.front_table(body))
-    training.check_sources(budget, plan, designs)
-    body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared, plan)
+    with until_terminated() as stop:
+        shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop)
+        if recipe == "deepreduce":
+            grid_reduction.check_unused({**choices, "sensitivity": sensitivity, "plan": plan})
+            body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)
+            return show(body, json, lambda: grid_reduction.front_table(body))
+        training.check_sources(budget, plan, designs)
+        body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared, plan)
     show(body, json, lambda: comparison_table(body))
 
 
@@ -237,6 +242,7 @@ def report(
 
 
 for name, command in (
+    ("sweep", sweep_cli.sweep),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

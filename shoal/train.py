@@ -64,6 +64,10 @@ def ramp(epoch: float, until: float, kind: str = "linear") -> float:
     return part if kind == "linear" else 0.5 * (1 - math.cos(math.pi * part))
 
 
+def _never() -> bool:
+    return False
+
+
 class Hook(Protocol):
     """What a method may add to the loop. Every part is optional; a mask learner is one."""
 
@@ -101,6 +105,8 @@ class Settings:
     exit: int = -1
     """The classifier whose accuracy chooses the best epoch."""
     augment: str | None = None
+    stop: Callable[[], bool] = _never
+    """Asked before each epoch: whether to stop at the checkpoint of the one before."""
 
     def __post_init__(self) -> None:
         """Raise ShoalError for a value without a meaning."""
@@ -287,9 +293,10 @@ class _Loop:
         return self.history
 
     def _out_of_time(self) -> bool:
+        over = self.clock.is_up or self.settings.stop()
         if self.size == 1:
-            return self.clock.is_up
-        flag = torch.tensor(float(self.clock.is_up), device=self.settings.device)
+            return over
+        flag = torch.tensor(float(over), device=self.settings.device)
         torch.distributed.broadcast(flag, 0)
         return bool(flag)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Shared:
     max_seconds: float | None = None
     resume: bool = False
     tensorboard: bool = False
+    stop: Callable[[], bool] = lambda: False
+    """Asked before each epoch: whether to stop at a checkpoint."""
     begun: float = field(default_factory=time.monotonic)
     """When the command began: what it has done before training counts, too."""
 
@@ -48,7 +50,7 @@ class Shared:
         chosen, limit = self.seed if seed is None else seed, self.max_seconds
         if limit is not None and limit > 0:
             limit = max(0.0, limit - (time.monotonic() - self.begun))
-        return Settings(chosen, self.device, self.precision, max_seconds=limit, resume=self.resume)
+        return Settings(chosen, self.device, self.precision, max_seconds=limit, resume=self.resume, stop=self.stop)
 
     def check(self) -> None:
         """Raise ShoalError for what cannot be had on this machine, and for a place that is no run's."""

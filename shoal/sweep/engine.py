@@ -1,0 +1,138 @@
+"""The sweep itself: starts runs whose needs are met, tries killed ones again, stops at checkpoints when asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.errors import ShoalError
+from shoal.sweep.folder import Folder
+from shoal.sweep.grid import Planned
+from shoal.sweep.processes import Executor, Worker
+
+POLL_SECONDS = 0.2
+WAITING, RUNNING, FINISHED, FAILED, SKIPPED, STOPPED = "waiting", "running", "finished", "failed", "skipped", "stopped"
+OVER = (FINISHED, FAILED, SKIPPED, STOPPED)
+
+
+@dataclass
+class Record:
+    """What is known of one run: its state, how often it was started, wall seconds of the attempts, its result."""
+
+    run: Planned
+    state: str = WAITING
+    attempts: int = 0
+    seconds: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+    error: list[str] = field(default_factory=list)
+    begun: float = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Wall seconds of all attempts so far."""
+        return self.seconds + (time.monotonic() - self.begun if self.state == RUNNING else 0.0)
+
+
+Watch = Callable[[Sequence[Record]], None]
+"""Called again and again with all records, in the order of the grid."""
+
+
+class Sweep:
+    """Runs on an executor. A run whose worker is killed goes on from its checkpoint, `retries` times at most."""
+
+    def __init__(self, folder: Folder, runs: Sequence[Planned], executor: Executor, retries: int = 2) -> None:
+        self.folder, self.executor, self.retries = folder, executor, retries
+        self.records = {run.name: Record(run) for run in runs}
+        self._workers: dict[str, tuple[Worker, int]] = {}
+        self._free = list(range(executor.slots))
+        self._asked = 0
+
+    def run(self, watch: Watch = lambda records: None, asked: Callable[[], int] = lambda: 0) -> list[Record]:
+        """Do all runs; returns their records in the order of the grid.
+
+        `asked` says how often an end was asked for: from 1 on no run is started and workers stop at their next
+        checkpoint, from 2 on they are killed. Raises ShoalError when the folder cannot be written or no worker started.
+        """
+        try:
+            self._take_finished()
+            while self._advance(asked()):
+                watch(list(self.records.values()))
+                time.sleep(POLL_SECONDS)
+        finally:
+            for worker, _ in self._workers.values():
+                worker.kill()
+        watch(list(self.records.values()))
+        return list(self.records.values())
+
+    def _take_finished(self) -> None:
+        for record in self.records.values():
+            stored = self.folder.stored(record.run)
+            if stored is not None:
+                record.state, record.result = FINISHED, stored["result"]
+                record.attempts, record.seconds = stored["attempts"], stored["seconds"]
+
+    def _advance(self, asked: int) -> bool:
+        """One look at everything; False once nothing runs and nothing more will."""
+        self._end_as_asked(asked)
+        for name in list(self._workers):
+            self._collect(self.records[name])
+        for record in self.records.values():
+            self._consider(record, asked)
+        return bool(self._workers)
+
+    def _end_as_asked(self, asked: int) -> None:
+        for worker, _ in self._workers.values():
+            if self._asked < 1 <= asked:
+                worker.stop()
+            if self._asked < 2 <= asked:
+                worker.kill()
+        self._asked = asked
+
+    def _consider(self, record: Record, asked: int) -> None:
+        """Start a waiting run when it may start; skip it when what it needs will never be there."""
+        if record.state != WAITING:
+            return
+        needed = [self.records[name] for name in record.run.needs]
+        lost = [other.run.name for other in needed if other.state in (FAILED, SKIPPED)]
+        if lost:
+            record.state, record.error = SKIPPED, [f"needs {lost[0]}, which did not finish"]
+        elif self._free and not asked and all(other.state == FINISHED for other in needed):
+            self._start(record)
+
+    def _start(self, record: Record) -> None:
+        slot = self._free.pop(0)
+        record.state, record.begun, record.attempts = RUNNING, time.monotonic(), record.attempts + 1
+        self._workers[record.run.name] = self.executor.start(self.folder.attempt(record.run), slot), slot
+
+    def _collect(self, record: Record) -> None:
+        """Take note of an attempt that has ended."""
+        worker, slot = self._workers[record.run.name]
+        status = worker.poll()
+        if status is None:
+            return
+        del self._workers[record.run.name]
+        self._free = sorted([*self._free, slot])
+        record.seconds = record.elapsed
+        if status == 0:
+            self._finish(record)
+        elif self._asked:
+            record.state = STOPPED
+        elif status < 0 and record.attempts <= self.retries:
+            record.state = WAITING
+        else:
+            self._fail(record, status)
+
+    def _finish(self, record: Record) -> None:
+        try:
+            record.result = self.folder.output(record.run)
+        except ShoalError as error:
+            record.state, record.error = FAILED, [str(error), *self.folder.log_tail(record.run)]
+            return
+        record.state = FINISHED
+        self.folder.store(record.run, {"attempts": record.attempts, "seconds": record.seconds, "result": record.result})
+
+    def _fail(self, record: Record, status: int) -> None:
+        how = f"exit status {status}" if status > 0 else f"killed by signal {-status}, {record.attempts} times"
+        record.state, record.error = FAILED, [how, *self.folder.log_tail(record.run)]

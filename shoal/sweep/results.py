@@ -1,0 +1,107 @@
+"""What a sweep found: a row a run, and mean and spread over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shoal.sweep.command import text
+from shoal.sweep.engine import FINISHED, OVER, Record
+
+SEED = "seed"
+"""The axis that is averaged over."""
+HEADLINES = ("accuracy", "relus", "macs", "depth")
+"""Figures of the tables, of the reduced network where there is one."""
+
+
+def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested JSON by dotted path; lists, texts and the environment are left out."""
+    found: dict[str, float] = {}
+    for key, value in body.items():
+        if isinstance(value, Mapping) and key != "environment":
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def headline(figures: Mapping[str, float], name: str) -> float | None:
+    """A figure of the network that the run made: `reduced.<name>`, or `<name>` where nothing was reduced."""
+    return figures.get(f"reduced.{name}", figures.get(name))
+
+
+def row(record: Record) -> dict[str, Any]:
+    """One run as JSON: name, stage, axes, state, attempts, wall seconds, figures by dotted path, error lines."""
+    run = record.run
+    return {
+        "run": run.name,
+        "stage": run.stage,
+        "axes": dict(run.axes),
+        "folder": str(run.folder),
+        "state": record.state,
+        "attempts": record.attempts,
+        "seconds": record.seconds,
+        "figures": flat(record.result),
+        "error": record.error,
+    }
+
+
+def groups(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Runs that differ in their seed alone: mean and sample standard deviation (n - 1) of each figure.
+
+    Only finished runs count; `seeds` lists theirs. The deviation of one run is null.
+    """
+    cells: dict[str, list[Record]] = {}
+    for record in records:
+        axes = {axis: value for axis, value in record.run.axes.items() if axis != SEED}
+        cells.setdefault(json.dumps([record.run.stage, axes], default=str), []).append(record)
+    return [_group(cell) for cell in cells.values() if any(record.state == FINISHED for record in cell)]
+
+
+def _group(cell: Sequence[Record]) -> dict[str, Any]:
+    finished = [record for record in cell if record.state == FINISHED]
+    figures = [flat(record.result) | {"seconds": record.seconds} for record in finished]
+    shared = [name for name in figures[0] if all(name in others for others in figures) and name != SEED]
+    columns = {name: [row[name] for row in figures] for name in shared}
+    run = finished[0].run
+    return {
+        "stage": run.stage,
+        "axes": {axis: value for axis, value in run.axes.items() if axis != SEED},
+        "seeds": [record.run.axes[SEED] for record in finished if SEED in record.run.axes],
+        "runs": len(finished),
+        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
+        "sd": {name: statistics.stdev(values) if len(values) > 1 else None for name, values in columns.items()},
+    }
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """`sweep.json`: rows, groups, and the names of the runs that did not finish."""
+    return {
+        "runs": [row(record) for record in records],
+        "groups": groups(records),
+        "unfinished": [record.run.name for record in records if record.state != FINISHED],
+    }
+
+
+def group_rows(body: Mapping[str, Any]) -> list[list[str]]:
+    """The final table: a group, its runs, its headlines as mean +- deviation, mean wall seconds."""
+    rows = []
+    for group in body["groups"]:
+        axes = ", ".join(f"{axis} {text(value)}" for axis, value in group["axes"].items())
+        cells = [_spread(headline(group["mean"], n), headline(group["sd"], n)) for n in (*HEADLINES, "seconds")]
+        rows.append([": ".join(filter(None, (group["stage"], axes))), str(group["runs"]), *cells])
+    return rows
+
+
+def _spread(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return ""
+    shown = f"{mean:,.2f}" if mean < 1000 else f"{mean:,.0f}"
+    return f"{shown} ± {deviation:.2f}" if deviation else shown
+
+
+def is_over(record: Record) -> bool:
+    """Whether nothing more will happen to the run."""
+    return record.state in OVER

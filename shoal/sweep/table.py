@@ -1,0 +1,104 @@
+"""A sweep while it runs: one live table on a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from shoal.errors import ShoalError
+from shoal.run import Run
+from shoal.sweep.engine import FAILED, FINISHED, RUNNING, SKIPPED, STOPPED, WAITING, Record, Watch
+from shoal.sweep.results import flat, headline
+
+ORDER = (RUNNING, FAILED, STOPPED, FINISHED, WAITING, SKIPPED)
+"""What is shown first where a terminal has fewer lines than the sweep runs."""
+FRAME_LINES = 6
+
+
+class Metrics:
+    """The newest epoch of each running run; a file is read again only when it has grown."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def newest(self, record: Record) -> dict[str, Any]:
+        """The last row of the run's metrics: `stage`, `epoch`, `accuracy`; empty before the first one."""
+        path = record.run.folder / "metrics.jsonl"
+        try:
+            size = path.stat().st_size
+            if self._seen.get(record.run.name, (-1, {}))[0] != size:
+                rows = Run(record.run.folder).metrics()
+                self._seen[record.run.name] = size, rows[-1] if rows else {}
+        except (OSError, ShoalError):  # no epoch yet, or a file that the run itself will speak of: not the display
+            return {}
+        return self._seen[record.run.name][1]
+
+
+def cells(record: Record, metrics: Metrics) -> list[str]:
+    """A row of the live table: run, state, training stage, epochs done, accuracy, seconds, attempts."""
+    newest = metrics.newest(record)
+    accuracy: Any = headline(flat(record.result), "accuracy") if record.state == FINISHED else newest.get("accuracy")
+    return [
+        record.run.name,
+        record.state,
+        str(newest.get("stage", "")),
+        str(newest["epoch"] + 1) if "epoch" in newest else "",
+        "" if accuracy is None else f"{accuracy:.2f}",
+        f"{record.elapsed:.0f}" if record.attempts else "",
+        str(record.attempts) if record.attempts > 1 else "",
+    ]
+
+
+def table(records: Sequence[Record], metrics: Metrics, lines: int) -> Table:
+    """All runs, or the most interesting ones that `lines` lines can show."""
+    states = Counter(record.state for record in records)
+    shown = sorted(records, key=lambda record: ORDER.index(record.state))[: max(1, lines - FRAME_LINES)]
+    title = ", ".join(f"{states[state]} {state}" for state in ORDER if states[state])
+    left_out = len(records) - len(shown)
+    body = Table(title=title, header_style="bold", caption=f"and {left_out} more runs" if left_out else None)
+    for i, name in enumerate(("run", "state", "stage", "epochs", "accuracy, %", "s", "attempts")):
+        body.add_column(name, justify="left" if i < 3 else "right", no_wrap=True)
+    for record in shown:
+        body.add_row(*cells(record, metrics))
+    return body
+
+
+class Lines:
+    """For logs and pipes: a line when a run starts, is tried again, or ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.metrics = console, Metrics()
+        self._seen: dict[str, tuple[str, int]] = {}
+
+    def watch(self, records: Sequence[Record]) -> None:
+        """Print what has changed since the last call."""
+        for record in records:
+            now = record.state, record.attempts
+            if now != self._seen.get(record.run.name, (WAITING, 0)):
+                self.console.print(self._line(record), markup=False, highlight=False, soft_wrap=True)
+            self._seen[record.run.name] = now
+
+    def _line(self, record: Record) -> str:
+        again = f", attempt {record.attempts}" if record.attempts > 1 else ""
+        accuracy = headline(flat(record.result), "accuracy")
+        found = f": accuracy {accuracy:.2f}%" if accuracy is not None else ""
+        took = f", {record.elapsed:.0f} s" if record.state != RUNNING and record.attempts else ""
+        why = f": {record.error[0]}" if record.error else ""
+        return f"{record.state} {record.run.name}{again}{found}{took}{why}"
+
+
+@contextmanager
+def showing(console: Console) -> Iterator[Watch]:
+    """What `Sweep.run` calls: it keeps one table alive on a terminal and prints lines elsewhere."""
+    if not console.is_terminal:
+        yield Lines(console).watch
+        return
+    metrics = Metrics()
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda records: live.update(table(records, metrics, console.height), refresh=True)
