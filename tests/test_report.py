@@ -25,6 +25,7 @@ from shoal.cost import NETWORKS, Cost, Row, delphi
 from shoal.errors import ShoalError
 from shoal.fold import fold
 from shoal.private.cost_model import Machine, plan_of, prepared_cost
+from shoal.report import page as page_module
 from shoal.report import read
 from shoal.report.forecast import Online, online
 from shoal.report.page import Link, render
@@ -87,6 +88,7 @@ def test_runs_that_differ_by_seed_only_are_one_point(tmp_path: Path) -> None:
     reduced = [p for p in points_of(*folders) if p.side == "reduced"]
     assert sorted(len(p.records) for p in reduced) == [1, 3]
     group = next(p for p in reduced if len(p.records) == 3)
+    assert group.label == f"{folders[0]} and 2 other seeds"
     assert (group.accuracy, group.spread) == (mean(accuracies), stdev(accuracies))
     assert (group.costs["relus"], group.seeds) == (501, (0, 1, 2))
 
@@ -102,6 +104,20 @@ def test_a_shared_baseline_is_one_point(tmp_path: Path) -> None:
     folders = [finished(tmp_path / name, relus, 88.0) for name, relus in (("a", 500), ("b", 700))]
     baselines = [p for p in points_of(*folders) if p.side == "baseline"]
     assert [(p.accuracy, p.costs["relus"]) for p in baselines] == [(BASE["accuracy"], BASE["relus"])]
+
+
+def test_a_shared_baseline_takes_the_seconds_that_were_measured(tmp_path: Path) -> None:
+    folders = [finished(tmp_path / "a", 500, 88.0), measured(finished(tmp_path / "b", 700, 88.0), 0.02)]
+    assert [(p.measured, p.costs["online_s"]) for p in points_of(*folders) if p.side == "baseline"] == [(True, 0.04)]
+
+
+def test_measured_and_forecast_seconds_are_not_averaged(stored: Path, tmp_path: Path) -> None:
+    other = finished(tmp_path / "other", 500, 91.0, seed=1)
+    records = records_of(stored, other)
+    onlines = [online(records[0], "none", None), {"reduced": Online(38, None, 0.5), "baseline": Online()}]
+    for side, seconds in (("reduced", (0.5 + (onlines[0]["reduced"].forecast_s or 0)) / 2), ("baseline", None)):
+        found = next(p for p in points(records, onlines) if p.side == side)
+        assert (found.costs["online_s"], found.measured) == (seconds, False)
 
 
 # ---------------------------------------------------------------- forecasts
@@ -243,6 +259,13 @@ def _strings(body: Any) -> list[str]:
     return [s for v in body for s in _strings(v)] if isinstance(body, list) else [body] if isinstance(body, str) else []
 
 
+def test_page_is_plain_ascii_whatever_the_names(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "caf\u00e9 \udcff", 500, 90.0, data="\u6570")
+    page = rendered(folder)
+    assert page.isascii()
+    assert page_data(page)["runs"][0]["name"] == str(folder)
+
+
 def test_page_holds_sites_curves_and_comparison(stored: Path) -> None:
     run = page_data(rendered(stored))["runs"][0]
     assert {s["name"]: s["relus"] for s in run["sites"]} == SIZES
@@ -250,6 +273,36 @@ def test_page_holds_sites_curves_and_comparison(stored: Path) -> None:
     assert [(stage, len(rows)) for stage, rows in run["curves"]] == [("sensitivity", 2), ("mask", 3), ("finetune", 5)]
     assert [row[0] for _, rows in run["curves"] for row in rows] == list(range(1, 11))
     assert ["ReLUs", "11,264", "500", "22.53x"] in run["comparison"]
+
+
+def test_tables_are_there_without_the_script(stored: Path) -> None:
+    page = rendered(stored)
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
+    assert {str(stored), "11,264", "500", "22.53x", "-2.00", "0.0200", "measured"} <= set(cells)
+    assert cells.count("DeepReDuce") == sum(row.system == "DeepReDuce" for row in published())
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's ratio of the luminances of two colours like #0072b2."""
+    light = []
+    for colour in (one, other):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(light) / min(light)
+
+
+def test_colours_can_be_read_in_every_theme() -> None:
+    style = (Path(page_module.__file__).parent / "page.css").read_text()
+    themes = [dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", block)) for block in re.findall(r"\{([^{}]*)\}", style)]
+    themes = [theme for theme in themes if "c0" in theme]
+    assert len(themes) == 3
+    assert themes[1] == themes[2]  # dark by the toggle and by the system's setting
+    for theme in themes:
+        assert min(contrast(theme[name], theme["page"]) for name in ("ink", "soft")) >= 4.5
+        marks = ("own", "base", "pick", "focus", *(f"c{i}" for i in range(6)))
+        assert min(contrast(theme[name], theme["page"]) for name in marks) >= 3
+        assert contrast(theme["own"], theme["track"]) >= 3
 
 
 # ---------------------------------------------------------------- the command

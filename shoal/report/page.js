@@ -11,7 +11,7 @@ const PAPER_AXIS = { relus: "relus", online_s: "latency_s" };
 
 function describe(point) {
   const costs = point.costs;
-  const spread = point.spread === null ? "" : ` ± ${point.spread.toFixed(2)} over ${point.seeds.length} seeds`;
+  const spread = point.spread === null ? "" : ` \u00b1 ${point.spread.toFixed(2)} over ${point.seeds.length} seeds`;
   const lines = [point.label, `accuracy ${point.accuracy.toFixed(2)} %${spread}`];
   lines.push(`${shown.format(costs.relus)} ReLUs, ${compact.format(costs.macs)} MACs`);
   if (costs.waits !== null) lines.push(`${shown.format(costs.waits)} one-way latencies`);
@@ -137,9 +137,10 @@ function pick(mark) {
 
 function noteFront(all, marks) {
   const own = all.filter((m) => m.index !== undefined);
-  const out = own.filter((m) => !marks.includes(m)).length;
+  const unknown = own.filter((m) => m.x === null).length, zero = own.length - unknown - own.filter((m) => marks.includes(m)).length;
   const notes = [];
-  if (out) notes.push(`${out} of ${own.length} networks have no figure for this cost${state.log ? " above zero" : ""}.`);
+  if (unknown) notes.push(`${unknown} of ${own.length} networks have no figure for this cost.`);
+  if (zero) notes.push(`${zero} of ${own.length} cost nothing, which has no place on a logarithmic scale.`);
   if (!PAPER_AXIS[state.axis]) notes.push("The papers print no such figure.");
   const foreign = [...state.papers].filter((name) => name !== state.data);
   if (foreign.length && PAPER_AXIS[state.axis]) notes.push(`Points of ${foreign.join(", ")} are of other data than ours.`);

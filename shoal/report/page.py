@@ -66,10 +66,10 @@ def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], l
         "style_hash": _hash(style),
         "script_hash": _hash(script),
         "data": _embedded(_data(records, onlines, found, link)),
-        "summary": escape(_summary(records, found, link)),
+        "summary": _text(_summary(records, found, link)),
         "runs": _table("runs-table", "Baseline beside reduced beside ratio", _run_columns(records, onlines)),
         "papers": _table("papers-table", "As printed", _paper_columns(published())),
-        "certainty": "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in CERTAINTY.items()),
+        "certainty": "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in CERTAINTY.items()),
     }
     # One pass: what is put in is never searched for further marks.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _asset("page.html"))
@@ -77,6 +77,11 @@ def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], l
 
 def _asset(name: str) -> str:
     return files("shoal.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _text(text: str) -> str:
+    """Text as HTML in ASCII, so that the page is the same in every encoding, undecodable file names included."""
+    return escape(text).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _hash(text: str) -> str:
@@ -158,7 +163,7 @@ def _beside(label: str, pairs: Sequence[Sequence[float | None]], form: str, gain
     ratios = [_ratio(old, new, gain) for old, new in pairs]
     shown = [("", -1.0) if r is None else (f"{r:+.2f}" if gain else f"{r:.2f}x", r) for r in ratios]
     ends = [[("none", -1.0) if v is None else (form.format(v), v) for v in side] for side in zip(*pairs, strict=True)]
-    heading = "gain, points" if gain else "ratio"
+    heading = f"{label}: gain" if gain else f"{label}: ratio"
     return [Column(f"{label}: baseline", ends[0]), Column(f"{label}: reduced", ends[1]), Column(heading, shown)]
 
 
@@ -191,14 +196,14 @@ def _paper_columns(rows: Sequence[Published]) -> list[Column]:
 def _table(identifier: str, caption: str, columns: Sequence[Column]) -> str:
     """A table whose headings are buttons that the page's script sorts by."""
     head = "".join(
-        f'<th scope="col"{_class(column)}><button type="button">{escape(column.heading)}</button></th>'
+        f'<th scope="col"{_class(column)}><button type="button">{_text(column.heading)}</button></th>'
         for column in columns
     )
     body = "".join(
         "<tr>" + "".join(_cell(column, row) for column in columns) + "</tr>" for row in range(len(columns[0].cells))
     )
     return (
-        f'<table id="{identifier}" class="sortable"><caption>{escape(caption)}</caption>'
+        f'<table id="{identifier}" class="sortable"><caption>{_text(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
@@ -209,4 +214,4 @@ def _class(column: Column) -> str:
 
 def _cell(column: Column, row: int) -> str:
     shown, value = column.cells[row]
-    return f'<td{_class(column)} data-sort="{escape(str(value))}">{escape(shown)}</td>'
+    return f'<td{_class(column)} data-sort="{_text(str(value))}">{_text(shown)}</td>'

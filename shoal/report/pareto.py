@@ -23,7 +23,8 @@ class Point:
     """One network on the plots, or the mean over runs that differ by seed only.
 
     `costs` holds a value or None for each of `AXES`; `spread` is the sample standard deviation of the accuracy (None
-    for one seed); `records` are the positions of its runs; `measured` says that the seconds were, in every run.
+    for one seed); `records` are the positions of its runs. Seconds are measured if they are in every run (`measured`),
+    else forecast in every run.
     """
 
     label: str
@@ -35,6 +36,22 @@ class Point:
     seeds: tuple[int, ...]
     records: tuple[int, ...]
     measured: bool
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One run's part in a point."""
+
+    record: int
+    label: str
+    seed: int
+    figures: Mapping[str, Any]
+    online: Online
+
+    @property
+    def known(self) -> tuple[bool, bool]:
+        """How much is known of the seconds: those of a shared baseline may be measured in one run only."""
+        return self.online.measured_s is not None, self.online.forecast_s is not None
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -72,22 +89,30 @@ def points(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -
 
 
 def _points_of(side: str, records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
-    groups: dict[str, list[Point]] = {}
+    groups: dict[tuple[str, str], list[_Member]] = {}
     for i, (record, online) in enumerate(zip(records, onlines, strict=True)):
-        single, group = _single(i, record, side, online), groups.setdefault(_configuration(record, side), [])
-        if side == "reduced" or all((p.seeds, p.accuracy) != (single.seeds, single.accuracy) for p in group):
-            group.append(single)
-    merged = [[_mean(g)] if len({p.seeds for p in g}) == len(g) else g for g in groups.values()]
-    return [point for group in merged for point in group]
+        place = (record.summary["data"], _configuration(record, side))
+        _join(groups.setdefault(place, []), _member(i, record, side, online), side)
+    found = []
+    for (data, _), group in groups.items():
+        one_a_seed = len({member.seed for member in group}) == len(group)
+        found += [_point(side, data, part) for part in ([group] if one_a_seed else [[m] for m in group])]
+    return found
 
 
-def _single(i: int, record: Record, side: str, online: Mapping[str, Online]) -> Point:
-    figures, private = record.summary[side], online.get(side, Online())
-    costs = {axis: look_up(figures, axis) for axis in ("relus", "macs")}
-    costs |= {"waits": private.waits, "online_s": private.seconds}
+def _member(i: int, record: Record, side: str, online: Mapping[str, Online]) -> _Member:
     label = record.name if side == "reduced" else f"{record.summary['model']}, all ReLUs"
-    place = (record.summary["data"], figures["accuracy"], None, costs, (record.summary["seed"],), (i,))
-    return Point(label, side, *place, private.measured_s is not None)
+    return _Member(i, label, record.summary["seed"], record.summary[side], online.get(side, Online()))
+
+
+def _join(group: list[_Member], member: _Member, side: str) -> None:
+    """Add a member to its group; one baseline in several runs stays one, with the most that any of them knows."""
+    identity = (member.seed, member.figures["accuracy"])
+    same = [k for k, other in enumerate(group) if (other.seed, other.figures["accuracy"]) == identity]
+    if side == "reduced" or not same:
+        group.append(member)
+    elif member.known > group[same[0]].known:
+        group[same[0]] = member
 
 
 def _configuration(record: Record, side: str) -> str:
@@ -98,15 +123,22 @@ def _configuration(record: Record, side: str) -> str:
     return json.dumps([summary["data"], summary["model"], counts, settings], sort_keys=True)
 
 
-def _mean(group: Sequence[Point]) -> Point:
-    """One point for runs of one configuration with a seed each."""
-    if len(group) == 1:
-        return group[0]
-    first, accuracies = group[0], [p.accuracy for p in group]
-    costs = {axis: _mean_cost([p.costs[axis] for p in group]) for axis in AXES}
-    seeds, records = (tuple(sum((getattr(p, name) for p in group), ())) for name in ("seeds", "records"))
-    place = (statistics.mean(accuracies), statistics.stdev(accuracies), costs, seeds, records)
-    return Point(first.label, first.side, first.data, *place, all(p.measured for p in group))
+def _point(side: str, data: str, group: Sequence[_Member]) -> Point:
+    """The mean over runs of one configuration with a seed each; of one run, what it is."""
+    measured = all(m.online.measured_s is not None for m in group)
+    accuracies = [m.figures["accuracy"] for m in group]
+    spread = statistics.stdev(accuracies) if len(group) > 1 else None
+    costs = {axis: _mean_cost([look_up(m.figures, axis) for m in group]) for axis in ("relus", "macs")}
+    costs["waits"] = _mean_cost([m.online.waits for m in group])
+    # Measured and forecast seconds are never averaged with each other.
+    costs["online_s"] = _mean_cost([m.online.measured_s if measured else m.online.forecast_s for m in group])
+    places = (tuple(m.seed for m in group), tuple(m.record for m in group))
+    return Point(_label(group), side, data, statistics.mean(accuracies), spread, costs, *places, measured)
+
+
+def _label(group: Sequence[_Member]) -> str:
+    others = len(group) - 1
+    return group[0].label + ("" if not others else " and another seed" if others == 1 else f" and {others} other seeds")
 
 
 def _mean_cost(costs: Sequence[float | None]) -> float | None:
