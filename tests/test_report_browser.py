@@ -222,8 +222,10 @@ def test_narrow_screens_do_not_scroll_sideways(width: int, browser: Any, file: P
         page.wait_for_function("document.querySelector('#front-chart svg').viewBox.baseVal.width > innerWidth * 0.7")
 
 
-def test_print_leaves_controls_out(page: Any) -> None:
-    page.emulate_media(media="print")
+def test_print_leaves_controls_out_and_is_on_white(page: Any) -> None:
+    page.locator("#theme").press("Enter")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("#theme").is_visible()
     assert page.locator("#runs-table").is_visible()
 

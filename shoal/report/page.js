@@ -50,6 +50,7 @@ function drawFront() {
   const marks = all.filter((m) => m.x !== null && (m.x > 0 || !state.log)).sort((a, b) => a.x - b.x || a.y - b.y);
   const axis = report.axes.find((a) => a.key === state.axis);
   noteFront(all, marks);
+  drawFrontTable(marks, axis);
   if (!marks.length) return place.replaceChildren("No network has a figure for this cost.");
   const heights = marks.flatMap((m) => [m.y - (m.spread || 0), m.y + (m.spread || 0)]);
   const chart = frame(place, {
@@ -64,7 +65,6 @@ function drawFront() {
   const held = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   place.replaceChildren(chart.image);
   roving(place, marks, drawn, held);
-  drawFrontTable(marks, axis);
 }
 
 // Horizontal to the next network of the front, then up: what a cost buys at most.
@@ -149,7 +149,7 @@ function noteFront(all, marks) {
   if (papers.length && state.axis === "online_s") notes.push("Papers' seconds are DELPHI's on their machines and networks.");
   at("front-note").textContent = notes.join(" ");
   const entries = [[swatch("circle", "own"), "reduced"], [swatch("square", "base"), "all ReLUs"], [lineSwatch("step"), "front"]];
-  if (state.axis === "online_s") entries.push([swatch("circle", "own", true), "hollow: forecast"]);
+  if (state.axis === "online_s") entries.push([swatch("circle", "own", true), "hollow circle: forecast"]);
   const seen = new Map(papers.map((m) => [m.system, m]));
   legend(at("legend"), [...entries, ...[...seen].map(([name, m]) => [swatch(m.shape, m.colour, m.hollow), name])]);
 }
