@@ -43,7 +43,7 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
     graph = trace(model, shape)
     folded = fold(graph)
     refused = refusals(folded)
-    body = counts(cost(graph)) | {"blocks": [block.name for block in find_blocks(model, shape)]}
+    body: dict[str, Any] = {**counts(cost(graph)), "blocks": [block.name for block in find_blocks(model, shape)]}
     body |= {"private": not refused, "refused": [asdict(refusal) for refusal in refused]}
     return body | {"online": None if refused else asdict(plan_of(folded).online)}
 

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from shoal.checkpoint import write_text
 from shoal.cost import cost
 from shoal.design_space import DesignSpace
 from shoal.designs import parse
 from shoal.errors import ShoalError
 from shoal.figures import accountings, counts, figures
-from shoal.report import collect, plot_curves, write_csv
+from shoal.private.cost_model import Machine
+from shoal.report import Record, flat_row, plot_curves, plot_pareto, read, write_csv
+from shoal.report.forecast import Online, check_network_name, flat_online, online
+from shoal.report.page import Link, render
+from shoal.report.pareto import points
+from shoal.report.published import published
 from shoal.run import Run, own_network
 from shoal.sites import relu_sites
 from shoal.spec import Spec, assemble
 from shoal.surgery import trace
 from shoal.train import Settings
 from shoal.training import load_data
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Files that a report is to write, the network whose online seconds it forecasts, and a machine's constants."""
+
+    csv: Path | None = None
+    html: Path | None = None
+    png: Path | None = None
+    network: str | None = None
+    machine: Path | None = None
 
 
 def dump(body: Any) -> str:
@@ -101,15 +119,40 @@ def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]
     return body
 
 
-def report(folders: list[Path], csv: Path | None) -> list[dict[str, Any]]:
-    """Flat rows of every run with a summary; draws each run's curves."""
-    rows = collect(folders)
+def report(folders: list[Path], asked: Asked) -> list[dict[str, Any]]:
+    """Flat rows of every run with a summary; draws each run's curves and writes what is asked for.
+
+    Raises ShoalError when no folder has a summary, on foreign files, and for an unknown network or a foreign machine.
+    """
+    network = "none" if asked.network is None else asked.network
+    check_network_name(network)
+    machine = None if asked.machine is None else Machine.load(asked.machine)
+    records = _records(folders)
+    onlines: list[dict[str, Online]] = [{} for _ in records]
+    if asked.html or asked.network:
+        onlines = [online(record, network, machine) for record in records]
+    rows = [flat_row(record) | flat_online(found) for record, found in zip(records, onlines, strict=True)]
     for folder in folders:
         if Run(folder).has("metrics.jsonl"):
             plot_curves(Run(folder), folder / "curves.png")
-    if csv is not None:
-        write_csv(rows, csv)
+    if asked.csv is not None:
+        write_csv(rows, asked.csv)
+    if asked.png is not None:
+        plot_pareto(points(records, onlines), published(), asked.png)
+    if asked.html is not None:
+        write_text(asked.html, render(records, onlines, Link(network, machine is not None)))
     return rows
+
+
+def _records(folders: list[Path]) -> list[Record]:
+    """The finished runs among `folders`; the others are named on standard error."""
+    found = {folder: read(folder) for folder in folders}
+    records = [record for record in found.values() if record is not None]
+    if not records:
+        raise ShoalError(f"found no summary.json in {[str(f) for f in folders]}; need runs of reduce or demo")
+    for folder in (f for f, record in found.items() if record is None):
+        Console(stderr=True).print(f"left out {folder}: no summary.json, so no finished reduction", markup=False)
+    return records
 
 
 def report_table(rows: list[dict[str, Any]]) -> Table:

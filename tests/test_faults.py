@@ -102,7 +102,9 @@ def finished(folder: Path, spec: Spec, base: nn.Module | None = None) -> None:
     run = Run.create(folder, {"command": "train", "data": "digits", "seed": 0, "limit": 200})
     run.save_model(spec, assemble(spec, base))
     run.log("teacher", {"epoch": 0, "accuracy": 10.0})
-    run.write_json("summary.json", {"data": "digits", "seed": 0, "baseline": {}, "reduced": {}})
+    figures = {"accuracy": 10.0, "relus": 100, "macs": 1000}
+    summary = {"data": "digits", "model": spec.base, "seed": 0, "baseline": figures, "reduced": figures}
+    run.write_json("summary.json", summary)
 
 
 TRAIN = ("train", "resnet10", "--data", "digits", "--limit", "100", "--epochs", "1", "--out", "out")
@@ -175,6 +177,11 @@ def test_demo_without_spu_does_not_train_first(here: Path, fails: Fails, monkeyp
 # ---------------------------------------------------------------- damaged and foreign files
 
 
+def summary_with(accuracy: str) -> str:
+    figures = f'{{"accuracy": {accuracy}, "relus": 1, "macs": 1}}'
+    return f'{{"data": "digits", "model": "x", "seed": 0, "baseline": {figures}, "reduced": {figures}}}'
+
+
 DAMAGES: list[tuple[tuple[str, ...], str, str, str]] = [
     (("evaluate", "teacher"), "config.json", "{}", "no usable 'data'"),
     (("evaluate", "teacher"), "config.json", "[]", "no usable 'data'"),
@@ -184,9 +191,14 @@ DAMAGES: list[tuple[tuple[str, ...], str, str, str]] = [
     (REDUCE, "config.json", '{"data": 3', "no readable JSON"),
     (("evaluate", "teacher"), "model.json", "{}", "no network spec"),
     (("evaluate", "teacher"), "model.safetensors", "", "unreadable weight file"),
-    (("report", "teacher"), "summary.json", "{}", "no data, seed, baseline, reduced in"),
-    (("report", "teacher"), "summary.json", "[]", "no data, seed, baseline, reduced in"),
+    (("report", "teacher"), "summary.json", "{}", "no data, model, seed, baseline, reduced in"),
+    (("report", "teacher"), "summary.json", "[]", "no data, model, seed, baseline, reduced in"),
     (("report", "teacher"), "summary.json", "\0", "no readable JSON"),
+    (("report", "teacher"), "summary.json", summary_with("1e999"), "no finite number for 'accuracy'"),
+    (("report", "teacher"), "summary.json", summary_with('"98"'), "no finite number for 'accuracy'"),
+    (("report", "teacher"), "config.json", "[]", "no settings by name"),
+    (("report", "teacher"), "budget.json", '{"counts": {"a": 1}, "sizes": {"b": 1}}', "no counts and sizes by site"),
+    (("report", "teacher"), "metrics.jsonl", '{"stage": "mask", "accuracy": NaN}\n', "no finite accuracy in every row"),
     (("report", "teacher"), "metrics.jsonl", '{"a": 1}\n', "a row without stage and accuracy"),
     (("report", "teacher"), "metrics.jsonl", "[1]\n", "a row without stage and accuracy"),
     (("report", "teacher"), "metrics.jsonl", '{"stage": "mask", "accuracy": "x"}\n', "a row without stage"),

@@ -1,0 +1,50 @@
+"""MACs of a network with replaced blocks, counted honestly and as the paper does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from shoal.cost import count
+from shoal.sites import Block, find_blocks
+
+
+def gated_macs(model: nn.Module, shape: tuple[int, ...], blocks: Sequence[str]) -> tuple[int, int]:
+    """MACs of `model` with the named blocks replaced, by both accountings: (honest, the paper's).
+
+    Honest: the block costs its one strided k x k convolution, and the shortcut stays. The paper's: the block keeps
+    the cost of its second convolution and a projecting shortcut vanishes (relu_reduction.md 6.4).
+    """
+    total = count(model, shape)
+    macs = {row.name: row.macs for row in total.rows}
+    chosen = [b for b in find_blocks(model, shape) if b.name in blocks]
+    honest = paper = total.macs
+    for block in chosen:
+        first, second = (macs[name] for name in block.convs)
+        honest += _shallow_macs(total.rows, block) - first - second
+        paper -= first + _shortcut_macs(model, shape, macs, block)
+    return honest, paper
+
+
+def _shallow_macs(rows: Sequence[Any], block: Block) -> int:
+    shape = next(row.shape for row in rows if row.name == block.convs[1])
+    return block.channels[0] * block.kernel**2 * shape[0] * shape[1] * shape[2]
+
+
+def _shortcut_macs(model: nn.Module, shape: tuple[int, ...], macs: Mapping[str, int], block: Block) -> int:
+    from shoal.surgery import module_calls, shapes
+
+    traced = shapes(model, shape)
+    calls = {node.name: node for node in traced.graph.nodes}
+    if block.add is None:
+        return 0
+    others = [n for n in calls[block.add].all_input_nodes if n.name != block.result]
+    node = others[0] if others else None
+    names = {n: name for name, n in module_calls(traced).items()}
+    while node is not None and node.name != block.source and len(node.all_input_nodes) == 1:
+        if macs.get(names.get(node, ""), 0):
+            return macs[names[node]]
+        node = node.all_input_nodes[0]
+    return 0

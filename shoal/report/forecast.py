@@ -1,0 +1,89 @@
+"""The online phase of a run's two networks: measured by the run, or forecast by the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.cost import NETWORKS
+from shoal.errors import ShoalError
+from shoal.fold import fold
+from shoal.report.record import SIDES, Record, look_up
+from shoal.run import Run
+from shoal.surgery import trace
+
+if TYPE_CHECKING:
+    from shoal.private.cost_model import Machine
+    from shoal.private.plan import Plan
+
+NETWORK_FILES = {"baseline": "teacher", "reduced": "model"}
+"""Under which name a run of `reduce` stores the network of each side."""
+
+
+@dataclass(frozen=True)
+class Online:
+    """One inference from prepared randomness: one-way latencies in sequence, seconds measured and forecast.
+
+    `why` says what stood in the way where there is no forecast.
+    """
+
+    waits: int | None = None
+    measured_s: float | None = None
+    forecast_s: float | None = None
+    why: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Measured where they were, else forecast."""
+        return self.forecast_s if self.measured_s is None else self.measured_s
+
+
+def check_network_name(name: str) -> None:
+    """Raise ShoalError unless `name` is one of `NETWORKS`."""
+    if name not in NETWORKS:
+        raise ShoalError(f"found network {name!r}; need one of {', '.join(NETWORKS)}")
+
+
+def online(record: Record, network: str, machine: Machine | None) -> dict[str, Online]:
+    """The online phase of both networks over one of `NETWORKS`, forecast with `machine`'s constants or the defaults.
+
+    Runs measure without a network (TLS on loopback), so over others there are forecasts only. A network that is not
+    stored with its run, or has no private form, has none: `why` tells. Raises ShoalError for an unknown network.
+    """
+    check_network_name(network)
+    return {side: _online(record, side, network, machine) for side in SIDES}
+
+
+def _online(record: Record, side: str, network: str, machine: Machine | None) -> Online:
+    from shoal.private.cost_model import prepared_cost
+
+    measured = look_up(record.summary[side], "prepared.online_s") if network == "none" else None
+    try:
+        plan = _plan(record.folder, side)
+        spent = prepared_cost(plan, machine, NETWORKS[network]).online
+    except ShoalError as error:
+        return Online(measured_s=measured, why=f"{side}: {error}")
+    return Online(plan.online.latencies, measured, spent.seconds)
+
+
+def _plan(folder: Path, side: str) -> Plan:
+    """The compiled program's plan where the run holds one; else that of the stored network, with assumed bits."""
+    from shoal.private.cost_model import plan_of
+    from shoal.private.plan import Plan
+    from shoal.private.program import Program
+
+    client = folder / side / "client"
+    if client.is_dir():
+        return Plan(Program.load(client))
+    spec, model = Run(folder).load_model(NETWORK_FILES[side])
+    return plan_of(fold(trace(model, spec.shape)))
+
+
+def flat_online(found: Mapping[str, Online]) -> dict[str, float | None]:
+    """The forecasts as columns of a run's flat row; none where none were made."""
+    row: dict[str, float | None] = {}
+    for side, phase in found.items():
+        row |= {f"{side}.waits": phase.waits, f"{side}.online_forecast_s": phase.forecast_s}
+    return row

@@ -1,0 +1,151 @@
+"""Networks as points: accuracy against costs, mean and spread over seeds, and Pareto fronts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.report.forecast import Online
+from shoal.report.record import SIDES, Record, look_up
+
+AXES = ("relus", "macs", "waits", "online_s")
+"""Costs that accuracy is drawn against; each of them is better smaller."""
+
+NOT_SETTINGS = ("seed", "teacher", "data_dir", "command")
+"""What two runs of one configuration may differ in: the seed, where things lie, and how they were started."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network on the plots, or the mean over runs that differ by seed only.
+
+    `costs` holds a value or None for each of `AXES`; `spread` is the sample standard deviation of the accuracy (None
+    for one seed); `records` are the positions of its runs. Seconds are measured if they are in every run (`measured`),
+    else forecast in every run.
+    """
+
+    label: str
+    side: str
+    data: str
+    accuracy: float
+    spread: float | None
+    costs: Mapping[str, float | None]
+    seeds: tuple[int, ...]
+    records: tuple[int, ...]
+    measured: bool
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One run's part in a point."""
+
+    record: int
+    label: str
+    seed: int
+    figures: Mapping[str, Any]
+    online: Online
+
+    @property
+    def known(self) -> tuple[bool, bool]:
+        """How much is known of the seconds: those of a shared baseline may be measured in one run only."""
+        return self.online.measured_s is not None, self.online.forecast_s is not None
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the (cost, accuracy) pairs that no other one dominates, by rising cost.
+
+    A pair dominates another when its cost is not higher and its accuracy not lower, and one of the two is better.
+    Equal pairs stand or fall together.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    kept: list[int] = []
+    for i in order:
+        if not kept or points[i][1] > points[kept[-1]][1] or points[i] == points[kept[-1]]:
+            kept.append(i)
+    return kept
+
+
+def fronts(points: Sequence[Point]) -> dict[str, dict[str, list[int]]]:
+    """Positions in `points` on the front of every axis, by data set; points without the cost stay out."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for data in sorted({p.data for p in points}):
+        found[data] = {}
+        for axis in AXES:
+            known = [(i, cost) for i, p in enumerate(points) if p.data == data and (cost := p.costs[axis]) is not None]
+            best = front([(cost, points[i].accuracy) for i, cost in known])
+            found[data][axis] = [known[k][0] for k in best]
+    return found
+
+
+def points(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
+    """Reduced networks and the baselines they came from; runs that differ by seed only are one point.
+
+    `onlines` holds each record's forecasts by side, or nothing. A baseline that several runs share counts once.
+    """
+    return [point for side in SIDES for point in _points_of(side, records, onlines)]
+
+
+def _points_of(side: str, records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
+    groups: dict[tuple[str, str], list[_Member]] = {}
+    for i, (record, online) in enumerate(zip(records, onlines, strict=True)):
+        place = (record.summary["data"], _configuration(record, side))
+        _join(groups.setdefault(place, []), _member(i, record, side, online), side)
+    found = []
+    for (data, _), group in groups.items():
+        one_a_seed = len({member.seed for member in group}) == len(group)
+        found += [_point(side, data, part) for part in ([group] if one_a_seed else [[m] for m in group])]
+    return found
+
+
+def _member(i: int, record: Record, side: str, online: Mapping[str, Online]) -> _Member:
+    label = record.name if side == "reduced" else f"{record.summary['model']}, all ReLUs"
+    return _Member(i, label, record.summary["seed"], record.summary[side], online.get(side, Online()))
+
+
+def _join(group: list[_Member], member: _Member, side: str) -> None:
+    """Add a member to its group; one baseline in several runs stays one, with the most that any of them knows."""
+    identity = (member.seed, member.figures["accuracy"])
+    same = [k for k, other in enumerate(group) if (other.seed, other.figures["accuracy"]) == identity]
+    if side == "reduced" or not same:
+        group.append(member)
+    elif member.known > group[same[0]].known:
+        group[same[0]] = member
+
+
+def _configuration(record: Record, side: str) -> str:
+    """What runs of one configuration share: data, network (told by its counts), and settings."""
+    summary = record.summary
+    counts = {k: summary["baseline"].get(k) for k in ("relus", "macs", "params", "depth")}
+    settings = {k: v for k, v in record.settings.items() if k not in NOT_SETTINGS} if side == "reduced" else {}
+    return json.dumps([summary["data"], summary["model"], counts, settings], sort_keys=True)
+
+
+def _point(side: str, data: str, group: Sequence[_Member]) -> Point:
+    """The mean over runs of one configuration with a seed each; of one run, what it is."""
+    measured = all(m.online.measured_s is not None for m in group)
+    accuracies = [m.figures["accuracy"] for m in group]
+    spread = statistics.stdev(accuracies) if len(group) > 1 else None
+    costs = {axis: _mean_cost([look_up(m.figures, axis) for m in group]) for axis in ("relus", "macs")}
+    costs["waits"] = _mean_cost([m.online.waits for m in group])
+    # Measured and forecast seconds are never averaged with each other.
+    costs["online_s"] = _mean_cost([m.online.measured_s if measured else m.online.forecast_s for m in group])
+    places = (tuple(m.seed for m in group), tuple(m.record for m in group))
+    return Point(_label(group), side, data, statistics.mean(accuracies), spread, costs, *places, measured)
+
+
+def _label(group: Sequence[_Member]) -> str:
+    others = len(group) - 1
+    return group[0].label + ("" if not others else " and another seed" if others == 1 else f" and {others} other seeds")
+
+
+def _mean_cost(costs: Sequence[float | None]) -> float | None:
+    known = [cost for cost in costs if cost is not None]
+    return statistics.mean(known) if len(known) == len(costs) else None
+
+
+def as_json(point: Point) -> dict[str, Any]:
+    """The point for the page's data."""
+    return {**vars(point), "costs": dict(point.costs)}

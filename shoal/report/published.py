@@ -1,0 +1,45 @@
+"""Points of the papers that ours stand beside: `published.csv`, each row with its source and how sure it is."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+CERTAINTY = {
+    "stated": "printed by the paper that made the network (its text or abstract)",
+    "code": "read in public code's result lists",
+    "second-hand": "printed by another paper",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published network: ReLUs as printed, top-1 accuracy in %, DELPHI's online seconds on the authors' machines.
+
+    Counting differs: a `note` says where a stem or a last ReLU does not exist, or where quadratics come on top.
+    """
+
+    system: str
+    dataset: str
+    network: str
+    relus: int
+    accuracy: float
+    latency_s: float | None
+    source: str
+    certainty: str
+    note: str
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """All rows of the shipped table."""
+    text = files("shoal.report").joinpath("published.csv").read_text(encoding="utf-8")
+    return tuple(_parse(row) for row in csv.DictReader(text.splitlines()))
+
+
+def _parse(row: dict[str, str]) -> Published:
+    latency = float(row["latency_s"]) if row["latency_s"] else None
+    figures = {"relus": int(row["relus"]), "accuracy": float(row["accuracy"]), "latency_s": latency}
+    return Published(**{**row, **figures})  # type: ignore[arg-type]

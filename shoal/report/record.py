@@ -1,0 +1,140 @@
+"""What a run folder says, checked: figures of both networks, budget by site, training curves, settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ShoalError
+from shoal.run import Run
+
+Summary = Mapping[str, Any]
+
+ROWS: tuple[tuple[str, str, str], ...] = (
+    ("accuracy", "accuracy, %", "{:.2f}"),
+    ("relus", "ReLUs", "{:,.0f}"),
+    ("macs", "MACs", "{:,.0f}"),
+    ("depth", "conv depth", "{:.0f}"),
+    ("params", "parameters", "{:,.0f}"),
+    ("private.setup_s", "direct: set-up, s", "{:.2f}"),
+    ("private.online_s", "direct: an inference, s", "{:.3f}"),
+    ("private.relu_s", "direct: of it ReLU, s", "{:.3f}"),
+    ("private.linear_s", "direct: of it linear, s", "{:.3f}"),
+    ("private.bytes", "direct: bytes an inference", "{:,.0f}"),
+    ("private.messages", "direct: messages", "{:,.0f}"),
+    ("prepared.offline_s", "prepared: offline an inference, s", "{:.3f}"),
+    ("prepared.online_s", "prepared: online an inference, s", "{:.4f}"),
+    ("prepared.bytes", "prepared: bytes online", "{:,}"),
+    ("prepared.messages", "prepared: messages online", "{:,}"),
+    ("private.max_abs_logit_error", "direct: largest logit error", "{:.5f}"),
+)
+"""(path in a summary's network, label, format)."""
+
+
+def look_up(network: Summary, path: str) -> float | None:
+    """A figure of one network by dotted path; None when it was not measured."""
+    value: Any = network
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+SIDES = ("baseline", "reduced")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One ReLU site: ReLUs that it has and keeps; none where its block was replaced."""
+
+    name: str
+    relus: int
+    kept: int
+    replaced: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run. `curves` are (epoch over all stages, validation accuracy in %) by stage."""
+
+    folder: Path
+    summary: Summary
+    settings: Mapping[str, Any]
+    sites: tuple[Site, ...]
+    curves: Mapping[str, tuple[tuple[int, float], ...]]
+
+    @property
+    def name(self) -> str:
+        """The run's name on tables and plots: its folder as it was given."""
+        return str(self.folder)
+
+
+def read(folder: Path) -> Record | None:
+    """The record of a run folder; None when it has no summary, as a teacher's run has not.
+
+    Raises ShoalError when a file is damaged or no run's, or holds figures that are no finite numbers.
+    """
+    run = Run(folder)
+    if not run.has("summary.json"):
+        return None
+    summary = _summary(run)
+    settings = run.read_json("config.json") if run.has("config.json") else {}
+    if not isinstance(settings, dict):
+        raise _foreign(run, "config.json", "settings by name")
+    return Record(folder, summary, settings, _sites(run, summary), _curves(run))
+
+
+def _foreign(run: Run, name: str, what: str) -> ShoalError:
+    return ShoalError(
+        f"found no {what} in {run.folder / name}; need the file that shoal wrote; put it back or make the run again"
+    )
+
+
+def _summary(run: Run) -> Summary:
+    body = run.read_json("summary.json")
+    kinds = {"data": str, "model": str, "seed": int, "baseline": dict, "reduced": dict}
+    if not isinstance(body, dict) or not all(isinstance(body.get(name), kind) for name, kind in kinds.items()):
+        raise _foreign(run, "summary.json", ", ".join(kinds))
+    for side in SIDES:
+        _check_figures(run, body[side])
+    return body
+
+
+def _check_figures(run: Run, network: Summary) -> None:
+    for key, _, _ in ROWS:
+        value = look_up(network, key)
+        missing = value is None and key in ("accuracy", "relus", "macs")
+        if missing or (value is not None and not _finite(value)):
+            raise _foreign(run, "summary.json", f"finite number for {key!r}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _sites(run: Run, summary: Summary) -> tuple[Site, ...]:
+    """The sites of `budget.json`; none when the recipe gave no budget."""
+    if not run.has("budget.json"):
+        return ()
+    body = run.read_json("budget.json")
+    counts: Any = body.get("counts") if isinstance(body, dict) else None
+    sizes: Any = body.get("sizes") if isinstance(body, dict) else None
+    if not (_whole(counts) and _whole(sizes)) or counts.keys() != sizes.keys():
+        raise _foreign(run, "budget.json", "counts and sizes by site")
+    replaced = summary["reduced"].get("replaced_blocks", [])
+    return tuple(Site(n, sizes[n], 0 if n in replaced else counts[n], n in replaced) for n in sizes)
+
+
+def _whole(body: Any) -> bool:
+    return isinstance(body, dict) and all(isinstance(value, int) for value in body.values())
+
+
+def _curves(run: Run) -> dict[str, tuple[tuple[int, float], ...]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for i, row in enumerate(run.metrics()):
+        if not _finite(row["accuracy"]):
+            raise _foreign(run, "metrics.jsonl", "finite accuracy in every row")
+        curves.setdefault(row["stage"], []).append((i + 1, row["accuracy"]))
+    return {stage: tuple(points) for stage, points in curves.items()}
