@@ -102,6 +102,6 @@ class _Tree:
     def _add(
         self, op: str, inputs: tuple[Node, ...], shape: tuple[int, ...], attrs: dict[str, Any] | None = None
     ) -> Node:
-        name = f"{self.pool.name}.{op}{len(self.nodes) + 1}"
+        name = f"{self.pool.name}.max.{op}{len(self.nodes) + 1}"  # a name of its own: see `_Making.add`
         self.nodes.append(Node(name, op, tuple(n.name for n in inputs), shape, attrs or {}))
         return self.nodes[-1]

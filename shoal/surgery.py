@@ -173,7 +173,11 @@ def _own_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
     for name, child in held.named_children():
         norm.add_module(name, child)
     traced.add_submodule(owner, norm.train(traced.training))
-    node.op, node.target, node.args, node.kwargs = "call_module", owner, (operands(node)[0],), {}
+    value, read = operands(node)[0], [n for n in operands(node) if n.op == "get_attr"]
+    node.op, node.target, node.args, node.kwargs = "call_module", owner, (value,), {}
+    for attribute in read:
+        if not attribute.users:
+            traced.graph.erase_node(attribute)
 
 
 BATCH_NORM_OPTIONS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")

@@ -268,7 +268,7 @@ class ActivatedNorm(nn.BatchNorm2d):
 def test_a_functional_batch_norm_follows_train_and_eval(training: bool) -> None:
     torch.manual_seed(1)
     layers = [nn.Conv2d(4, 4, 3, padding=1), ActivatedNorm(4), nn.Conv2d(4, 4, 3, padding=1), ActivatedNorm(4)]
-    model = randomise(nn.Sequential(*layers, nn.Dropout(0.2), nn.Conv2d(4, 2, 3))).train(training)
+    model = randomise(nn.Sequential(*layers, nn.Dropout(0.2), nn.Conv2d(4, 2, 3, padding=1))).train(training)
     traced, x = normalise(model), torch.randn(5, *SHAPE)
     assert set(traced.state_dict()) == set(model.state_dict())
     assert traced.training == training

@@ -22,7 +22,14 @@ TORCHVISION = {
     "regnet_y_400mf": "Sigmoid",
     "efficientnet_b0": "SiLU",
 }
-TIMM: dict[str, str] = {}
+TIMM = {
+    **dict.fromkeys(("resnet18", "resnext50_32x4d", "densenet121", "regnetx_002", "repvgg_a0", "xception41"), ""),
+    **dict.fromkeys(("dla34", "res2net50_26w_4s", "mobileone_s0", "resnetv2_50"), ""),
+    "mobilenetv2_100": "relu6",
+    "hrnet_w18_small": "Upsample",
+    "ghostnet_100": "Hardsigmoid",
+    "convnext_atto": "permute",
+}
 """Network -> the first thing refused, nothing where it runs in private."""
 
 

@@ -38,6 +38,7 @@ from shoal.recipes.presets import Preset
 from shoal.run import Run
 from shoal.sites import relu_sites
 from shoal.spec import Spec
+from shoal.stages import StoppedError
 from shoal.surgery import normalise, trace
 from shoal.train import Schedule, Settings, fit
 
@@ -72,7 +73,7 @@ def reduce(teacher: nn.Module, masks: str, folder: Path | None = None, **more: A
     while True:
         try:
             return shallow.reduce(SPEC, teacher, DATA, options(masks), PRESET, pieces, run=Run(folder))
-        except shallow.StoppedError:
+        except StoppedError:
             continue
 
 

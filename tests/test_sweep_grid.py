@@ -95,7 +95,6 @@ REFUSED = [
     ("command: train\ndata: digits\n", "no 'model' at stage 'train'"),
     (TRAIN + "width: '{wide}'\n", "found {wide} at stage 'train'; need an axis or an earlier stage"),
     ("stages: [{command: reduce, teacher: '{reduce}', budget: 9}]\n", "found {reduce} at stage"),
-    (TWO_STAGES, "Missing option '--budget'"),
     (TWO_STAGES.replace("width: [0.25], ", ""), "has no axis 'width'"),
     (TWO_STAGES.replace("width: [0.25]", "width: [0.5]"), "no run of stage 'teacher' with width=0.5, seed=0"),
     (TWO_STAGES.replace('"{teacher}"', "runs/t-{seed}"), "no option 'width' of reduce"),
