@@ -33,6 +33,8 @@ from shoal.stages import train_teacher
 from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
 
+METHODS = (*LEARNERS, "senet++")
+"""Learners of masks, and SENet's with two widths in one network: its narrower one goes along as `narrower`."""
 GATES = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
@@ -81,6 +83,8 @@ def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict
                 name = f"1/{part}/{masks}/{'gates' if gates else 'no gates'}/{seed}"
                 if name not in done:
                     options = shallow.Options(total // part, d_th=a.d_th, gates=gates, exit=False, masks=masks)
+                    if masks == "senet++":
+                        options = replace(options, masks="senet", widths=(0.5, 1.0))
                     cell(name, spec, teacher, data, options, plan, resume, run, save)
 
 
@@ -88,7 +92,7 @@ def cell(
     name: str, spec: Spec, teacher: Any, data: Dataset, options: Any, plan: Any, settings: Settings, run: Any, save: Any
 ) -> None:
     """One reduction; stages 1 and 2 are shared with the other cells through checkpoints in subfolders."""
-    own = Run(run.folder / f"{options.budget}-{options.masks}")
+    own = Run(run.folder / f"{options.budget}-{options.masks}{'++' if options.widths else ''}")
     own.folder.mkdir(parents=True, exist_ok=True)
     shared = run.folder / "sensitivity.json"
     if shared.exists():
@@ -102,6 +106,8 @@ def cell(
     row = result_of(result.model, data, Settings(seed=settings.seed))
     spent = sum(epoch["seconds"] for stage in ("mask", "finetune") for epoch in result.histories[stage].rows)
     row |= {"replaced": list(result.spec.branches), "budget": options.budget, "seconds": spent}
+    if result.narrower:
+        row["narrower"] = {w: result_of(m, data, Settings(seed=settings.seed)) for w, (_, m) in result.narrower.items()}
     save(name, row)
 
 
@@ -131,7 +137,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
 
     lines: dict[str, list[dict[str, Any]]] = {}
     for kind, row in summary.items():
-        lines.setdefault(kind.split("/", 2)[-1], []).append(row)
+        lines.setdefault(kind.split("/", 2)[-1].removesuffix("/no gates"), []).append(row)
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for label, rows in sorted(lines.items()):
         rows = sorted(rows, key=lambda row: row["relus"])
@@ -152,7 +158,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--resolution", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--masks", nargs="+", choices=LEARNERS, default=["senet", "random"])
+    parser.add_argument("--masks", nargs="+", choices=METHODS, default=["senet", "random"])
     parser.add_argument("--gates", choices=GATES, default="both")
     parser.add_argument("--parts", type=int, nargs="+", default=[8, 32])
     parser.add_argument(
@@ -164,23 +170,29 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", default="runs/reducers")
+    parser.add_argument("--merge", type=Path, nargs="+", help="result files of other seeds, to make one table of")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     body = json.loads(a.out.read_text()) if a.out.exists() else {}
     done = body.get("cells", {})
 
-    def save(name: str, row: dict[str, Any]) -> None:
-        done[name] = row
-        facts = {
-            k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k not in ("work", "data_dir", "out")
-        }
+    def write() -> None:
+        facts = {k: v for k, v in vars(a).items() if k not in ("work", "data_dir", "out", "merge")}
         body.update(settings=facts, environment=environment(), table=table(done), cells=done)
         a.out.parent.mkdir(parents=True, exist_ok=True)
         a.out.write_text(json.dumps(body, indent=1) + "\n")
         plot(body["table"], a.out.with_suffix(".png"))
+
+    def save(name: str, row: dict[str, Any]) -> None:
+        done[name] = row
+        write()
         print(f"{name}: {row['accuracy']:.2f} %, {row['relus']:,} ReLUs, {row['macs']:,} MACs", flush=True)
 
+    if a.merge:
+        for path in a.merge:
+            done |= json.loads(path.read_text())["cells"]
+        return write()
     for seed in a.seeds:
         data = load(a.data, a.data_dir, seed=seed, limit=a.limit)
         cells(a, data, seed, save, done)

@@ -1,7 +1,8 @@
 """Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, about a minute.
 
-Offline and direct seconds come from one small network of differently shaped layers. Online seconds need no SPU: small
-networks are queried with rehearsal items, random words of the right shapes, which take as long as real ones.
+Offline and direct seconds come from one small network of differently shaped layers. Online seconds need no SPU:
+networks of the usual kinds, with all and with few of their ReLUs, are queried with rehearsal items, random words of the
+right shapes, which take as long as real ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import nn
 from shoal.errors import ShoalError
 from shoal.fold import fold
 from shoal.loopback import client_tls, serving
+from shoal.mask import add_masks
+from shoal.models import build
 from shoal.private.artifact import save_artifact
 from shoal.private.certs import make_certificates
 from shoal.private.compilation import compile
@@ -31,6 +34,7 @@ from shoal.private.plan import Plan
 from shoal.private.prepared import Offline
 from shoal.private.program import Program
 from shoal.rehearsal import stock
+from shoal.sites import relu_sites
 from shoal.surgery import trace
 
 ITEMS, QUERIES, WARM = 1, 30, 6
@@ -50,15 +54,17 @@ def _chain(shape: tuple[int, ...], *layers: tuple[int, ...]) -> nn.Module:
 
 
 MIXED = ((3, 16, 16), (16, 1), (64, 1, 0), (64, 1, 0), (128, 2), (128, 2))
+SHAPE = (3, 32, 32)
 REHEARSED = {
-    "deep": ((3, 8, 8), *[(4, 1)] * 14),
-    "deeper and wider": ((3, 8, 8), *[(64, 1)] * 8),
-    "wide": ((3, 32, 32), (64, 1), (64, 2)),
-    "products": ((3, 16, 16), (64, 1), (128, 1), (128, 1), (128, 2)),
-    "large products": ((3, 32, 32), (64, 1), (64, 1), (64, 1), (64, 1)),
-    "many weights": ((3, 8, 8), (256, 1), (512, 2), (512, 1), (512, 1)),
+    "residual": ("resnet18", 0.1875, 1.0),
+    "residual, sparse": ("resnet18", 0.375, 0.05),
+    "shallow": ("resnet10", 0.375, 1.0),
+    "shallow, sparse": ("resnet10", 0.75, 0.03),
+    "deep": ("resnet44", 0.5, 1.0),
+    "deep, sparse": ("resnet56", 0.5, 0.1),
+    "plain": ("vgg16-avg", 0.25, 0.5),
 }
-"""Networks whose queries weigh exchanges, values, ReLUs and multiply-adds differently: image, then convolutions."""
+"""Networks whose queries weigh exchanges, values, ReLUs and multiply-adds differently: name, width, ReLUs kept."""
 
 
 def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
@@ -84,8 +90,12 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
 
 def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, ...]) -> Plan:
     torch.manual_seed(0)
-    graph = fold(trace(_chain(shape, *layers).eval(), shape))
-    program, weights = compile(graph, torch.rand(8, *shape) * 2 - 1)
+    return _saved(folder, _chain(shape, *layers), shape)
+
+
+def _saved(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> Plan:
+    graph = fold(trace(model.eval(), shape))
+    program, weights = compile(graph, torch.rand(2, *shape) * 2 - 1)
     save_artifact(folder, program, weights)
     return Plan(program)
 
@@ -106,9 +116,23 @@ def _with_spu(folder: Path, plan: Plan) -> tuple[Offline, float]:
     return made, relu_s / sum(relu.count for relu in plan.relus.values())
 
 
-def _stocked(folder: Path, name: str, layout: tuple[tuple[int, ...], ...]) -> Plan:
+def _sparse(name: str, width: float, share: float) -> nn.Module:
+    """A network of the zoo with random weights and about this share of each layer's ReLUs."""
+    torch.manual_seed(0)
+    model = build(name, 10, width=width)
+    if share < 1:
+        masks = {site.name: torch.rand(site.shape) < share for site in relu_sites(model, SHAPE)}
+        model = add_masks(model, masks)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of one batch: without them values grow from block to block
+    model.train()(torch.rand(8, *SHAPE) * 2 - 1)
+    return model
+
+
+def _stocked(folder: Path, name: str, layout: tuple[str, float, float]) -> Plan:
     """The plan of one network, with rehearsal items for its queries at both sides."""
-    plan = _compiled(folder / name, *layout)
+    plan = _saved(folder / name, _sparse(*layout), SHAPE)
     stock(plan, (folder / name / "mine", folder / name / "theirs"), folder / "certs" / "client.pem", QUERIES)
     return plan
 

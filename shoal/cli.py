@@ -13,7 +13,7 @@ from shoal import check as checking
 from shoal import commands, cost_cli, grid_reduction, private_cli, sweep_cli, training
 from shoal.errors import ShoalError
 from shoal.learners import SUMMARIES
-from shoal.options import DataDir, Json, pairs, show
+from shoal.options import DataDir, Json, numbers, pairs, show
 from shoal.report import comparison_table
 from shoal.signals import until_terminated
 
@@ -177,6 +177,12 @@ def reduce(
     keep: Annotated[str, typer.Option(help="The classifier to deploy: final or auxiliary.")] = "final",
     masks: Annotated[str, typer.Option(help=MASKS)] = "senet",
     granularity: Annotated[str, typer.Option(help="pixel or channel.")] = "pixel",
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            help="SENet++: parts of the channels, such as 0.5,1, trained as one network; a run each in OUT/widths."
+        ),
+    ] = None,
     ramp: Annotated[str, typer.Option(help="How gates open: linear or cosine.")] = "linear",
     sensitivity: Annotated[Path | None, typer.Option(help="JSON {site: value} instead of stage 1.")] = None,
     data_dir: DataDir = None,
@@ -205,6 +211,7 @@ def reduce(
     """
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None, "gate_limit": gate_limit}
+    choices["widths"] = numbers(widths, "--widths")
     with until_terminated() as stop:
         shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop)
         if recipe == "deepreduce":

@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import Function
 
 from shoal.budget import Budget
 from shoal.errors import ShoalError
 from shoal.outputs import unwrap
 from shoal.sites import ReluSite, is_relu_site
 from shoal.surgery import Lowered, replace
+
+
+def where_positive(gradient: Tensor, x: Tensor) -> Tensor:
+    """`gradient` where x > 0, else 0: the ReLU's own backward kernel, many times faster on a CPU than `where`."""
+    passed: Tensor = torch.ops.aten.threshold_backward(gradient, x, 0)
+    return passed
+
+
+def beside(values: Tensor, x: Tensor) -> Tensor:
+    """`values` [C, H, W] in the type and the order of memory of x [N, C, H, W], so that kernels run in vectors."""
+    return values.to(x.dtype)[None].contiguous(memory_format=_layout(x))[0]
+
+
+class MaskedClamp(Function):
+    """max(x, floor) for floors of 0 and minus infinity: the ReLU at the kept positions, the identity elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, floor: Tensor) -> Tensor:
+        """The clamp of x [N, ...] by floor [...]."""
+        result = torch.clamp(x, min=floor)
+        # The result says as much as x, and the layer that reads it keeps it anyway.
+        ctx.save_for_backward(result, floor)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient by x; that of PyTorch's clamp by a tensor is many times slower on a CPU."""
+        result, floor = ctx.saved_tensors
+        return passed_on(gradients[0], result, floor), None
+
+
+def passed_on(gradient: Tensor, x: Tensor, floor: Tensor) -> Tensor:
+    """The gradient by x of max(x, floor), floors 0 and minus infinity; that result serves in the place of x, too."""
+    # Weights of 0 and 1 make `lerp` a choice between its two ends.
+    return where_positive(gradient, x).lerp_(gradient, floor.isinf().to(x.dtype))
 
 
 class MaskedReLU(nn.Module):
@@ -49,7 +86,8 @@ class MaskedReLU(nn.Module):
         self.check(x)
         if self.watched:
             self.seen = x.detach()
-        return torch.clamp(x, min=self.floor.to(x.dtype))
+        floor = self.floor.to(x.dtype)
+        return MaskedClamp.apply(x, floor) if x.requires_grad else torch.clamp(x, min=floor)
 
     def check(self, x: Tensor) -> None:
         """Raise ShoalError unless [C, H, W] is the mask's."""

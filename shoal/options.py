@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shoal import commands
+from shoal.errors import ShoalError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies in its published layout.")]
@@ -26,6 +27,14 @@ def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:
         sys.stdout.write(commands.dump(body) + "\n")
     else:
         Console().print(table())
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """Numbers that commas part; none for None. Raises ShoalError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError as error:
+        raise ShoalError(f"found {option} {text!r}; need numbers with commas between them, such as 0.5,1") from error
 
 
 def grid(title: str, head: list[str], rows: list[list[str]]) -> Table:

@@ -22,6 +22,7 @@ from shoal.mask import add_masks
 from shoal.models import NAMES, build
 from shoal.quadratic import add_quadratics
 from shoal.sites import find_blocks, relu_sites
+from shoal.slim import narrowed, slimmable
 from shoal.substitution import parse, substitute
 from shoal.surgery import normalise
 
@@ -40,8 +41,8 @@ class Spec:
     masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first.
     Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
     left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
-    ReLU, ``identity`` or ``quadratic``; `kept_exit` cuts to one classifier and `committed` says that gated blocks have
-    been replaced.
+    ReLU, ``identity`` or ``quadratic``; `widths` makes the network slimmable and `kept_width` (an index) cuts it to one
+    of them; `kept_exit` cuts to one classifier and `committed` says that gated blocks have been replaced.
     """
 
     base: str
@@ -59,11 +60,13 @@ class Spec:
     dropped_blocks: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     rest: str = "identity"
+    widths: tuple[float, ...] = ()
+    kept_width: int | None = None
 
     @property
     def is_reduced(self) -> bool:
         """Whether any surgery has been done on the base network."""
-        return any(getattr(self, name) for name in NAMED)
+        return any(getattr(self, name) for name in (*NAMED, "widths"))
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -79,6 +82,8 @@ class Spec:
         bad = [k for k in NAMED if not _is_names(body.get(k, []))]
         if bad:
             raise ShoalError(f"found no list of names at {bad[0]!r} in {path}; need a spec.json that shoal wrote")
+        if not all(isinstance(part, (int, float)) for part in body.get("widths", [])):
+            raise ShoalError(f"found no list of numbers at 'widths' in {path}; need a spec.json that shoal wrote")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
         return cls(**values)
 
@@ -154,7 +159,13 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
         model = add_branches(model, [blocks[name] for name in spec.branches], keep_skip=spec.keep_skip)
     if spec.exits:
         model = add_exits(model, spec.exits, spec.classes, spec.shape)
-    return _finish(model, spec)
+    model = _finish(model, spec)
+    return _slimmed(model, spec) if spec.widths else model
+
+
+def _slimmed(model: nn.Module, spec: Spec) -> nn.Module:
+    slim = slimmable(model, spec.shape, spec.widths)
+    return slim if spec.kept_width is None else narrowed(slim, spec.kept_width, spec.shape)
 
 
 def _check_names(wanted: tuple[str, ...], known: dict[str, Any]) -> None:

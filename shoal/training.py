@@ -240,6 +240,7 @@ def _reduce(
         )
     run.save_model(result.spec, result.model)
     run.write_json("budget.json", asdict(result.budget))
+    narrower = {part: _save_width(run, part, *result.narrower[part], data, settings) for part in result.narrower}
     honest, paper = gated_macs(network, spec.shape, result.spec.branches)
     summary = {
         "data": data.name,
@@ -247,6 +248,7 @@ def _reduce(
         "baseline": figures(network, data, spec, settings),
         "reduced": figures(result.model, data, result.spec, settings)
         | {"replaced_blocks": list(result.spec.branches), "macs_accounting": {"honest": honest, "paper": paper}},
+        "narrower": narrower,
         "selected_on": plan.select,
         "environment": environment(),
         "seed": settings.seed,
@@ -255,6 +257,13 @@ def _reduce(
     plot_budget(result.sites, result.budget.counts, result.spec.branches, run.folder / "budget.png")
     plot_curves(run, run.folder / "curves.png")
     return summary
+
+
+def _save_width(run: Run, part: float, spec: Spec, model: nn.Module, data: Dataset, settings: Settings) -> Any:
+    """Make a narrower network a run of its own, `widths/PART`, for shoal evaluate and compile; returns its figures."""
+    own = Run.create(run.folder / "widths" / f"{part:g}", run.read_json("config.json"), resume=True)
+    own.save_model(spec, model)
+    return figures(model, data, spec, settings)
 
 
 DEMO = shallow.Options(budget=1900, d_th=0.12)

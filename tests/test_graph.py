@@ -351,7 +351,7 @@ LEVELS = [
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "optimiser", "train", "cost"},
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
-    | {"substitution"},
+    | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}

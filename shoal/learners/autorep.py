@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from shoal.distill import Term
-from shoal.graph import quadratic_relu
 from shoal.learners.search import Problem, Search
-from shoal.learners.soft import GatedClamp, Pressure, SoftReLU, gradient_spread, settle, soft_sites
+from shoal.learners.soft import (
+    GatedClamp,
+    Pressure,
+    SoftReLU,
+    batch_sum,
+    gradient_spread,
+    settle,
+    soft_sites,
+)  # fmt: skip
+from shoal.mask import beside, where_positive
 from shoal.outputs import Outputs
 from shoal.quadratic import Quadratic, QuadraticReLU
 from shoal.surgery import replace
@@ -46,19 +54,27 @@ class _Quadratic(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, mask: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         ctx.save_for_backward(x, mask, a, b, c)
-        return quadratic_relu(x, mask, a, b, c).to(x.dtype)
+        a, b, c = (v.to(x.dtype).view(-1, *(1,) * (mask.dim() - 1)) for v in (a, b, c))
+        # The weights 0 and 1 make `lerp` a choice between its two ends, in vectors; `where` is slower on a CPU.
+        return torch.lerp(_quadratic(x, a, b, c), x.clamp(min=0), beside(mask, x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x, mask, *coefficients), gradient = ctx.saved_tensors, gradients[0]
-        a, b, c = (v.view(-1, *(1,) * (mask.dim() - 1)) for v in coefficients)
-        spatial = (0, *range(2, x.dim()))
-        by_mask = ((x.clamp(min=0) - ((a * x + b) * x + c)) * gradient).sum(0) if ctx.needs_input_grad[1] else None
-        outside = gradient.masked_fill(mask, 0)
+        a, b, c = (v.to(x.dtype).view(-1, *(1,) * (mask.dim() - 1)) for v in coefficients)
+        spatial, inside = (0, *range(2, x.dim())), beside(mask, x)
+        by_mask = None
+        if ctx.needs_input_grad[1]:
+            by_mask = batch_sum(_quadratic(x, a, b, c).neg_().add_(x.clamp(min=0)).mul_(gradient))
+        outside = gradient * (1 - inside)
         weighed = outside * x
-        by_x = torch.where(mask, gradient.masked_fill(x <= 0, 0), 2 * a * weighed + b * outside)
+        by_x = torch.addcmul(outside * b, weighed, 2 * a).addcmul_(where_positive(gradient, x), inside)
         by_square = (weighed * x).sum(spatial)
         return by_x, by_mask, None, by_square, weighed.sum(spatial), outside.sum(spatial)
+
+
+def _quadratic(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.addcmul(b, x, a).mul_(x).add_(c)
 
 
 class GatedReLU(SoftReLU):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shoal.budget import Budget
 from shoal.errors import ShoalError
 from shoal.learners.search import Problem, Search
+from shoal.learners.soft import batch_sum
 from shoal.mask import MaskedReLU, check_budget, masked_sites, random_masks, top_k
 from shoal.outputs import Outputs, forward
 
@@ -35,6 +36,7 @@ class DifferenceLearner:
         self.taps = tuple(budget.counts)
         self.sums: dict[str, Tensor] = {}
         self.modules: dict[str, MaskedReLU] = {}
+        self.scratch = torch.empty(0)
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
         """Have the sites keep their inputs, where the score needs them."""
@@ -50,8 +52,15 @@ class DifferenceLearner:
             for name in self.taps:
                 module = self.modules[name]
                 own = module.seen if module.watched else student.taps[name]
-                gap = (teacher.taps[name].float() - own.float()).abs().sum(0)
-                self.sums[name] = self.sums[name].add_(gap) if name in self.sums else gap
+                gap = batch_sum(self._difference(teacher.taps[name].float(), own.float()).abs_())
+                self.sums[name] = self.sums[name].add_(gap) if name in self.sums else gap.clone()
+                module.seen = torch.empty(0)  # or it would lie in memory through the backward pass
+
+    def _difference(self, a: Tensor, b: Tensor) -> Tensor:
+        """a - b, in memory that all sites share: fresh pages would cost more than the subtraction."""
+        if self.scratch.numel() < a.numel() or self.scratch.device != a.device:
+            self.scratch = a.new_empty(a.numel())
+        return torch.sub(a, b, out=self.scratch[: a.numel()].as_strided(a.shape, a.stride()))
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Install the masks for the next epoch; returns `mask_change`, the normalised Hamming distance."""

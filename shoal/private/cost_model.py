@@ -27,8 +27,8 @@ AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
 """Both ways, of the AND of a word of 64 bits, and of a bit times a word (SPU 0.9.5, FM64)."""
 REFILL_BYTES, REFILL = 740_000, 10_500_000
 """Ferret: bytes and correlated transfers of one refill. An AND of a bit takes one transfer in each direction."""
-NARROW_BITS = 36
-"""The ring that a product is taken to need where it is truncated exactly."""
+NARROW_BITS = 35
+"""The ring that a product is taken to need where it is truncated exactly: what trained networks' products do."""
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,18 @@ from torch import nn
 
 from shoal.branch import branched_blocks, commit_branches, named_blocks, set_gate
 from shoal.budget import Budget, allocate
-from shoal.cost import cost
 from shoal.data import Dataset
 from shoal.depth import choose_blocks, gated_graph, importances
 from shoal.distill import Objective, Term, cross_entropy, kd, pram
-from shoal.errors import ShoalError
 from shoal.exits import default_exit_point, keep_exit
-from shoal.graph import Graph
 from shoal.learners import LEARNERS, Problem, kept
 from shoal.mask import masked_sites
+from shoal.recipes.options import Options, check_options, conv_macs
 from shoal.recipes.presets import PRESETS, Preset, paper, quick, reference_code
 from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import Block, ReluSite, find_blocks, relu_sites
+from shoal.slim import Slimmable, narrowed
 from shoal.spec import Spec, assemble, committed
 from shoal.stages import Listener, Stages, check_teacher, fresh
 from shoal.train import History, Settings, evaluate, ramp
@@ -32,31 +31,12 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to reduce to, and which variant of each stage."""
-
-    budget: int
-    d_th: float = 0.05
-    gates: bool = True
-    gated: tuple[str, ...] | None = None
-    """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
-    gate_limit: float | None = None
-    """Gate, instead, what brings the MACs down to this part of the network's at the least loss (`shoal.depth`)."""
-    ramp: str = "linear"
-    exit: bool = True
-    keep: str = "final"
-    masks: str = "senet"
-    """A name of `LEARNERS`."""
-    granularity: str = "pixel"
-    density: float = 0.1
-    keep_skip: bool = True
-    sensitivity: dict[str, float] | None = field(default=None)
-
-
 @dataclass
 class Result:
-    """The reduced network, ready to trace, and how it came about."""
+    """The reduced network, ready to trace, and how it came about.
+
+    `narrower` are the same at fewer of their channels, by the part that they have.
+    """
 
     spec: Spec
     model: nn.Module
@@ -64,6 +44,7 @@ class Result:
     sites: tuple[ReluSite, ...]
     sensitivity: dict[str, float]
     histories: dict[str, History]
+    narrower: dict[float, tuple[Spec, nn.Module]] = field(default_factory=dict)
 
 
 def reduce(
@@ -92,60 +73,9 @@ def reduce(
         eta = _sensitivity(stages, spec, teacher, sites, options, preset)
     masked = _search_masks(stages, spec, teacher, sites, eta, options, preset)
     budget = kept({name: module.mask for name, module in masked_sites(masked.model).items()})
-    final_spec, model = _finetune(stages, masked, teacher, sites, budget, options, preset)
-    return Result(final_spec, model, budget, sites, eta, stages.histories)
-
-
-def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
-    sites = relu_sites(teacher, shape)
-    named_blocks(find_blocks(teacher, shape), options.gated or ())
-    _check_gate_limit(options, teacher, shape)
-    known = {
-        "keep": ("final", "auxiliary"),
-        "masks": tuple(LEARNERS),
-        "granularity": ("pixel", "channel"),
-        "ramp": ("linear", "cosine"),
-    }
-    for name, values in known.items():
-        if getattr(options, name) not in values:
-            raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
-    if options.keep == "auxiliary" and not options.exit:
-        raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
-    if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
-        raise ShoalError(
-            f"found {preset.mask.epochs} epochs of mask search; need 2 or more, of which the first runs on random masks"
-        )
-    LEARNERS[options.masks].check(teacher, shape)
-    last, opened = preset.finetune.epochs, preset.finetune.first_drop
-    if options.gates and last <= opened:
-        raise ShoalError(
-            f"found {last} fine-tuning epochs and gates open at {opened}; need more epochs; or use --no-gates"
-        )
-    allocate(sites, options.sensitivity or {s.name: 1.0 for s in sites}, options.budget)
-    if options.exit and not any(site.stage < sites[-1].stage for site in sites):
-        raise ShoalError(
-            "found a network with one stage; need two or more for an auxiliary classifier; "
-            "reduce it with --no-exit (Options.exit=False)"
-        )
-
-
-def _macs(graph: Graph) -> float:
-    return float(cost(graph).macs)
-
-
-def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks."""
-    if options.gate_limit is None:
-        return
-    if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
-        raise ShoalError(
-            f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
-            "the MACs in (0, 1], gates on and no named blocks; leave one of them out"
-        )
-    limit = options.gate_limit * _macs(gated_graph(teacher, shape, ()))
-    equal = {block.name: 1.0 for block in find_blocks(teacher, shape)}
-    choose_blocks(teacher, shape, _macs, limit, equal, keep_skip=options.keep_skip)
+    final_spec, trained = _finetune(stages, masked, teacher, sites, budget, options, preset)
+    model = _cut(final_spec, trained).eval()
+    return Result(final_spec, model, budget, sites, eta, stages.histories, _narrower(final_spec, trained))
 
 
 def _sensitivity(
@@ -233,11 +163,15 @@ def _finetune(
     options: Options,
     preset: Preset,
 ) -> tuple[Spec, nn.Module]:
-    """Stage 3: frozen masks, gated branches, auxiliary classifier, KL + CE + PRAM; then one plain network."""
+    """Stage 3: frozen masks, gated branches, auxiliary classifier or widths, KL + CE + PRAM.
+
+    Returns what of it to deploy, and the whole network.
+    """
     spec = masked.spec
     blocks = _gated(stages, masked, budget, options)
     exits = (default_exit_point(masked.model, spec.shape),) if options.exit else ()
     spec = replace(spec, branches=tuple(b.name for b in blocks), keep_skip=options.keep_skip, exits=exits)
+    spec = replace(spec, widths=options.widths)
     torch.manual_seed(stages.settings.seed + 3)
     model = _grow(spec, masked)
     until = preset.finetune.first_drop if blocks else 0
@@ -246,9 +180,8 @@ def _finetune(
     kept = 0 if options.keep == "auxiliary" else -1
     choice = {"select_from": min(until, preset.finetune.epochs - 1), "exit": kept}
     stages.fit("finetune", model, objective, preset.finetune, teacher=teacher, hooks=hooks, settings=choice)
-    final = committed(spec, kept)
     set_gate(model, 1.0)
-    return final, _cut(final, model).eval()
+    return replace(committed(spec, kept), kept_width=len(spec.widths) - 1 if spec.widths else None), model
 
 
 def _gated(stages: Stages, masked: _Masked, budget: Budget, options: Options) -> tuple[Block, ...]:
@@ -267,8 +200,8 @@ def _least_loss(stages: Stages, masked: _Masked, part: float, keep_skip: bool) -
     data, shape = stages.data, masked.spec.shape
     split = data.val if len(data.val) else data.train
     importance = importances(masked.model, shape, lambda m: evaluate(m, data, split, stages.settings)[-1])
-    limit = part * _macs(gated_graph(masked.model, shape, ()))
-    return choose_blocks(masked.model, shape, _macs, limit, importance, keep_skip=keep_skip)
+    limit = part * conv_macs(gated_graph(masked.model, shape, ()))
+    return choose_blocks(masked.model, shape, conv_macs, limit, importance, keep_skip=keep_skip)
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:
@@ -277,12 +210,20 @@ def _grow(spec: Spec, masked: _Masked) -> nn.Module:
 
 
 def _cut(spec: Spec, model: nn.Module) -> nn.Module:
+    if isinstance(model, Slimmable) and spec.kept_width is not None:
+        return narrowed(model, spec.kept_width, spec.shape)
     model = keep_exit(model, spec.kept_exit if spec.kept_exit is not None else -1)
     return commit_branches(model) if spec.committed else model
 
 
+def _narrower(spec: Spec, model: nn.Module) -> dict[float, tuple[Spec, nn.Module]]:
+    """The networks of all widths but the whole one."""
+    specs = {part: replace(spec, kept_width=index) for index, part in enumerate(spec.widths[:-1])}
+    return {part: (own, _cut(own, model).eval()) for part, own in specs.items()}
+
+
 def _finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> tuple[Term, ...]:
-    """Eq. 2 for the final classifier, and the same CE and KL for the auxiliary one (AKD)."""
+    """Eq. 2 for the final classifier; the same CE and KL for the auxiliary one (AKD), or for each narrower width."""
     # A gated block's inner activation means nothing once its branch has taken over.
     pairs = [site for site in sites if site.name not in spec.branches]
     if preset.pram_sites == "stages":
@@ -290,8 +231,9 @@ def _finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> 
         pairs = [site for site in pairs if site.stage > 0]
     ce, weight = 1 - preset.kd_weight, preset.kd_weight
     terms = [cross_entropy(ce), kd(weight, preset.temperature)]
-    if spec.exits:
-        terms.append(cross_entropy(ce, exit=0, name="auxiliary_cross_entropy"))
-        terms.append(kd(weight, preset.temperature, exit=0, name="auxiliary_kd"))
+    others = {"auxiliary": 0} if spec.exits else {f"width_{w:g}": i for i, w in enumerate(spec.widths[:-1])}
+    for name, index in others.items():
+        terms.append(cross_entropy(ce, exit=index, name=f"{name}_cross_entropy"))
+        terms.append(kd(weight, preset.temperature, exit=index, name=f"{name}_kd"))
     terms.append(pram(preset.beta, [site.name for site in pairs], preset.pram_form))
     return tuple(terms)

@@ -40,12 +40,21 @@ def comparison_table(summary: Summary) -> Table:
         table.add_column(name, justify="right" if i else "left")
     for row in comparison(summary):
         table.add_row(*row)
-    macs = summary["reduced"].get("macs_accounting")
-    if macs and macs["honest"] != macs["paper"]:
-        table.caption = (
-            f"MACs after gating, before cutting exits: {macs['honest']:,}; as the paper counts: {macs['paper']:,}"
-        )
+    table.caption = "\n".join(_remarks(summary)) or None
     return table
+
+
+def _remarks(summary: Summary) -> list[str]:
+    macs, remarks = summary["reduced"].get("macs_accounting"), []
+    if macs and macs["honest"] != macs["paper"]:
+        honest, paper = macs["honest"], macs["paper"]
+        remarks.append(f"MACs after gating, before cutting exits: {honest:,}; as the paper counts: {paper:,}")
+    for part, own in summary.get("narrower", {}).items():
+        counts = f"{own['relus']:,} ReLUs, {own['macs']:,} MACs"
+        remarks.append(
+            f"at {float(part):g} of the channels (widths/{float(part):g}): {own['accuracy']:.2f} %, {counts}"
+        )
+    return remarks
 
 
 def flat_row(record: Record) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""What a reduction by *Making Models Shallow Again* is asked for, and whether a network can have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from shoal.branch import named_blocks
+from shoal.budget import allocate
+from shoal.cost import cost
+from shoal.depth import choose_blocks, gated_graph
+from shoal.errors import ShoalError
+from shoal.graph import Graph
+from shoal.learners import LEARNERS
+from shoal.recipes.presets import Preset
+from shoal.sites import find_blocks, relu_sites
+from shoal.slim import slimmable
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to reduce to, and which variant of each stage."""
+
+    budget: int
+    d_th: float = 0.05
+    gates: bool = True
+    gated: tuple[str, ...] | None = None
+    """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
+    gate_limit: float | None = None
+    """Gate, instead, what brings the MACs down to this part of the network's at the least loss (`shoal.depth`)."""
+    ramp: str = "linear"
+    exit: bool = True
+    keep: str = "final"
+    masks: str = "senet"
+    """A name of `LEARNERS`."""
+    granularity: str = "pixel"
+    density: float = 0.1
+    keep_skip: bool = True
+    widths: tuple[float, ...] = ()
+    """Parts of the channels, rising to 1, at which the one network runs (SENet++); fine-tuned together."""
+    sensitivity: dict[str, float] | None = field(default=None)
+
+
+def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
+    sites = relu_sites(teacher, shape)
+    named_blocks(find_blocks(teacher, shape), options.gated or ())
+    _check_gate_limit(options, teacher, shape)
+    known = {
+        "keep": ("final", "auxiliary"),
+        "masks": tuple(LEARNERS),
+        "granularity": ("pixel", "channel"),
+        "ramp": ("linear", "cosine"),
+    }
+    for name, values in known.items():
+        if getattr(options, name) not in values:
+            raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
+    if options.keep == "auxiliary" and not options.exit:
+        raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
+    if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
+        raise ShoalError(
+            f"found {preset.mask.epochs} epochs of mask search; need 2 or more, of which the first runs on random masks"
+        )
+    LEARNERS[options.masks].check(teacher, shape)
+    _check_widths(options, teacher, shape)
+    last, opened = preset.finetune.epochs, preset.finetune.first_drop
+    if options.gates and last <= opened:
+        raise ShoalError(
+            f"found {last} fine-tuning epochs and gates open at {opened}; need more epochs; or use --no-gates"
+        )
+    allocate(sites, options.sensitivity or {s.name: 1.0 for s in sites}, options.budget)
+    if options.exit and not any(site.stage < sites[-1].stage for site in sites):
+        raise ShoalError(
+            "found a network with one stage; need two or more for an auxiliary classifier; "
+            "reduce it with --no-exit (Options.exit=False)"
+        )
+
+
+def _check_widths(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError for widths that this network, or another option, does not go with."""
+    if not options.widths:
+        return
+    if options.gates or options.exit or LEARNERS[options.masks].rest != "identity":
+        raise ShoalError(
+            f"found widths {list(options.widths)} with gates, an exit or quadratics; need a network of convolutions, "
+            "norms and masked ReLUs; use --no-gates --no-exit and masks that leave the identity"
+        )
+    slimmable(teacher, shape, options.widths)
+
+
+def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks."""
+    if options.gate_limit is None:
+        return
+    if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
+        raise ShoalError(
+            f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
+            "the MACs in (0, 1], gates on and no named blocks; leave one of them out"
+        )
+    limit = options.gate_limit * conv_macs(gated_graph(teacher, shape, ()))
+    equal = {block.name: 1.0 for block in find_blocks(teacher, shape)}
+    choose_blocks(teacher, shape, conv_macs, limit, equal, keep_skip=options.keep_skip)
+
+
+def conv_macs(graph: Graph) -> float:
+    """Multiply-adds of the convolutions: the price of a depth under a limit of them."""
+    return float(cost(graph).macs)
