@@ -57,6 +57,7 @@ def step_of(
         student = forward(model, x, taps)
         loss, _ = objective(student, taught, y)
         call(hooks, "on_batch", student, taught)
+        del student, taught  # as `fit` does
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

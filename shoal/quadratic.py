@@ -41,10 +41,11 @@ class Quadratic(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Follow the statistics of [N, C, ...] and fit the coefficients to them."""
         with torch.no_grad():
-            rows = x.detach().float().transpose(0, 1).flatten(1)
+            values, over = x.detach().float(), (0, *range(2, x.dim()))
             self.seen += 1
             rate = (1 / self.seen).clamp_min(MOMENTUM)
-            variance, mean = torch.var_mean(rows, 1, correction=0)
+            mean = values.mean(over)
+            variance = (values.square().mean(over) - mean.square()).clamp_min(0)
             self.mean.lerp_(mean, rate)
             self.variance.lerp_(variance, rate)
             fitted = fit_quadratic(self.mean, self.variance.sqrt())

@@ -351,6 +351,7 @@ class _Loop:
             student = _forward(self.model, x, self.taps)
         loss, parts = self.objective(student, taught, y)
         self._call("on_batch", student, taught)
+        del student, taught  # taps that no gradient needs would lie in memory through the backward pass
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
