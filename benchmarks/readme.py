@@ -80,10 +80,51 @@ own share."""
 def training() -> str:
     speed, memory = result("training_overhead"), result("fit_memory")
     masked, bare = speed["masked_step_over_plain_step"]["ratio"], speed["fit_over_bare_loop"]["ratio"]
-    return f"""**Training**: a masked step takes {masked:.3f}x a plain one, `fit` {bare:.3f}x a bare loop
+    searches = ", ".join(f"`{name}` {row['ratio']:.2f}x" for name, row in speed["search_step_over_plain_step"].items())
+    return f"""**Training**: a masked step takes {masked:.3f}x a plain one, `fit` {bare:.3f}x a bare loop; a step of a
+search of masks, teacher forward in both: {searches}
 (`python benchmarks/training_overhead.py`, ResNet18 x 0.5, batch 32, one thread, alternated); `fit` on 50,000 images
 peaks at {memory["beyond_gib"]:.2f} GiB beyond data and model (`python benchmarks/fit_memory.py`, ResNet18, batch
 128)."""
+
+
+def sweep() -> str:
+    body, rows = result("sweep"), []
+    for width, row in body["widths"].items():
+        alone, together = (sum(side["seconds"] for side in row[k]) for k in ("one_after_the_other", "together"))
+        rows.append((f"resnet10 x {width}", f"{alone:.0f}", f"{together:.0f}", f"{row['ratio']:.2f}x"))
+    given = body["settings"]
+    head = ("", "one after the other, s", f"on {given['workers']} workers, s", "faster")
+    return f"""**Sweeps**: {given["runs"]} runs of {given["epochs"]} epochs on digits; alone, a run has both cores:
+`python benchmarks/sweep.py --out benchmarks/results/sweep.json`
+
+{table(head, rows)}"""
+
+
+def learners(name: str) -> Callable[[], str]:
+    return lambda: learners_table(result(name))
+
+
+def learners_table(body: dict[str, Any]) -> str:
+    """A row a method, a column a budget: accuracy and its spread over seeds."""
+    parts, cells = body["settings"]["parts"], body["table"]
+    whole = cells["teacher"]["relus"]
+    head = ("", *(f"1/{part} ({whole // part:,})" for part in parts), f"squares at 1/{parts[0]}", "seconds a run")
+    rows = [(label, *[_accuracy(cells[kind])] * len(parts), "", "") for kind, label in ALL_RELUS.items()]
+    for method in dict.fromkeys(kind.split("/")[2] for kind in cells if kind.count("/") == 3):
+        found = [cells[f"1/{part}/{method}/no gates"] for part in parts]
+        seconds = sum(cell["seconds_mean"] for cell in found) / len(found)
+        squares = f"{found[0]['quadratics']:,}" if found[0]["quadratics"] else ""
+        rows.append((f"`{method}`", *(_accuracy(cell) for cell in found), squares, f"{seconds:.0f}"))
+    return table(head, rows)
+
+
+ALL_RELUS = {"teacher": "teacher, all ReLUs", "baseline": "teacher trained on, equally long"}
+
+
+def _accuracy(cell: dict[str, Any]) -> str:
+    spread = "" if cell["accuracy_sd"] is None else f" ± {cell['accuracy_sd']:.2f}"
+    return f"{cell['accuracy_mean']:.2f}{spread}"
 
 
 def reducers(name: str) -> Callable[[], str]:
@@ -257,6 +298,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
+    "learners_fashion_mnist": learners("learners_fashion_mnist"),
+    "learners_cifar100": learners("learners_cifar100"),
+    "sweep": sweep,
 }
 
 

@@ -29,18 +29,18 @@ GRID = """
 command: train
 model: resnet10
 data: digits
-width: 0.25
+width: {width}
 epochs: {epochs}
 grid:
   seed: [{seeds}]
 """
 
 
-def measure(workers: int, runs: int, epochs: int) -> dict[str, Any]:
+def measure(workers: int, runs: int, epochs: int, width: float) -> dict[str, Any]:
     """Wall seconds of the whole sweep in a folder of its own, and of its runs."""
     with tempfile.TemporaryDirectory() as place:
         file, folder = Path(place) / "grid.yaml", Folder(Path(place) / "sweep")
-        file.write_text(GRID.format(epochs=epochs, seeds=", ".join(map(str, range(runs)))))
+        file.write_text(GRID.format(epochs=epochs, width=width, seeds=", ".join(map(str, range(runs)))))
         planned = read_grid(file, commands(typer.main.get_command(app)), folder.path)
         begun = time.perf_counter()
         with folder.opened(planned):
@@ -61,26 +61,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--widths", type=float, nargs="+", default=[0.125, 0.25], help="of resnet10")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1, help="both sides alternate so often; the ratio is of sums")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
+    given = {k: v for k, v in vars(a).items() if k != "out"}
+    body = {"settings": given, "environment": environment() | {"usable_cores": cores()}, "widths": {}}
+    for width in a.widths:
+        body["widths"][f"{width:g}"] = row = compared(a, width)
+        print(f"resnet10 x {width:g}: {row['ratio']:.2f}x", flush=True)
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    a.out.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def compared(a: argparse.Namespace, width: float) -> dict[str, Any]:
+    """Both sides of one network, and the ratio of their seconds."""
     sides: dict[int, list[dict[str, Any]]] = {1: [], a.workers: []}
     for i in range(a.rounds):
         # The order flips every round, so that neither side always meets the warmer machine.
         for workers in (1, a.workers) if i % 2 == 0 else (a.workers, 1):
-            sides[workers].append(measure(workers, a.runs, a.epochs))
+            sides[workers].append(measure(workers, a.runs, a.epochs, width))
     alone, together = (sum(row["seconds"] for row in sides[workers]) for workers in (1, a.workers))
-    body = {
-        "settings": {k: v for k, v in vars(a).items() if k != "out"},
-        "environment": environment() | {"usable_cores": cores()},
-        "ratio": alone / together,
-        "one_after_the_other": sides[1],
-        "together": sides[a.workers],
-    }
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    a.out.write_text(json.dumps(body, indent=1) + "\n")
-    print(f"{alone:.1f} s one after the other, {together:.1f} s on {a.workers} workers: {alone / together:.2f}x")
+    return {"ratio": alone / together, "one_after_the_other": sides[1], "together": sides[a.workers]}
 
 
 if __name__ == "__main__":

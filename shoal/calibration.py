@@ -1,4 +1,4 @@
-"""Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, about a minute.
+"""Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, a minute and a half.
 
 Offline and direct seconds come from one small network of differently shaped layers. Online seconds need no SPU:
 networks of the usual kinds, with all and with few of their ReLUs, are queried with rehearsal items, random words of the

@@ -171,8 +171,9 @@ def reduce(
     ] = None,
     gate_limit: Annotated[
         float | None,
-        typer.Option(help="Gate what brings MACs to this part at the least loss of accuracy, instead of --d-th."),
+        typer.Option(help="Gate what brings --gate-price to this part at the least loss of accuracy."),
     ] = None,
+    gate_price: Annotated[str, typer.Option(help="macs, or forecast seconds: online, offline or direct.")] = "macs",
     exit: Annotated[bool, typer.Option("--exit/--no-exit", help="Train an auxiliary classifier (AKD).")] = True,
     keep: Annotated[str, typer.Option(help="The classifier to deploy: final or auxiliary.")] = "final",
     masks: Annotated[str, typer.Option(help=MASKS)] = "senet",
@@ -211,6 +212,7 @@ def reduce(
     """
     choices = {"d_th": d_th, "gates": gates, "exit": exit, "keep": keep, "masks": masks, "granularity": granularity}
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None, "gate_limit": gate_limit}
+    choices["gate_price"] = gate_price
     choices["widths"] = numbers(widths, "--widths")
     with until_terminated() as stop:
         shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop)

@@ -46,7 +46,7 @@ def calibrate(
     ),
     json: Json = False,
 ) -> None:
-    """Measure what products, ReLUs and exchanges take on this machine, idle: about a minute, two processes, SPU."""
+    """Measure what products, ReLUs and exchanges take on this machine, idle: 1.5 minutes, two processes, SPU."""
     body = costing.calibrate(out)
     show(body, json, lambda: pairs(str(out), {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in body.items()}))
 

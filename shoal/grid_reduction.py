@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
 from shoal.report import plot_curves
 from shoal.run import Run, environment
-from shoal.stages import check_teacher
-from shoal.training import Shared, load_data, longer
+from shoal.training import Shared, load_data, longer, teacher_of
 
 
 def reduce_by_grid(
@@ -34,13 +32,8 @@ def reduce_by_grid(
     The run's own network is the chosen one. `budget` and `designs` may change when a run is resumed: what has been
     trained stays, and the choice is made anew.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ShoalError("found reduce under torchrun; need one process; use torchrun for shoal train")
-    shared.check()
-    source = Run(teacher)
-    spec, network = source.load_model()
-    check_teacher(spec)
-    plan, origin = _preset(preset, epochs), source.config()
+    spec, network, origin = teacher_of(teacher, shared)
+    plan = _preset(preset, epochs)
     config = {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")}
     config |= {"command": "reduce", "recipe": "deepreduce", "preset": preset, "epochs": epochs, "teacher": teacher}
     data = load_data(config, data_dir, shared.device)

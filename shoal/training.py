@@ -172,13 +172,7 @@ def reduce(
     """Reduce the network of a teacher's run into a run folder of its own, by options or by a plan's."""
     if recipe != "shallow":
         raise ShoalError(f"found recipe {recipe!r}; need 'shallow' or 'deepreduce'")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ShoalError("found reduce under torchrun; need one process; use torchrun for shoal train")
-    shared.check()
-    source = Run(teacher)
-    spec, network = source.load_model()
-    check_teacher(spec)
-    origin = source.config()
+    spec, network, origin = teacher_of(teacher, shared)
     chosen = read_plan(planned) if planned else None
     if chosen is not None:
         chosen.check(spec)
@@ -198,6 +192,17 @@ def reduce(
         summary["reduced"]["plan"] = chosen.outcome(run.load_model()[1])
         run.write_json("summary.json", summary)
     return summary
+
+
+def teacher_of(folder: Path, shared: Shared) -> tuple[Spec, nn.Module, dict[str, Any]]:
+    """A teacher's spec, network and configuration, to be reduced. Raises ShoalError where a reduction cannot begin."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ShoalError("found reduce under torchrun; need one process; use torchrun for shoal train")
+    shared.check()
+    source = Run(folder)
+    spec, network = source.load_model()
+    check_teacher(spec)
+    return spec, network, source.config()
 
 
 def given_sensitivity(path: Path | None) -> dict[str, float] | None:

@@ -18,6 +18,9 @@ from shoal.errors import ShoalError
 from shoal.graph import Graph
 from shoal.models import build
 from shoal.private.cost_model import plan_of, prepared_cost
+from shoal.recipes import shallow
+from shoal.recipes.options import PRICES
+from shoal.recipes.presets import quick
 
 SHAPE = (1, 8, 8)
 whole_numbers = st.integers(-3, 9)
@@ -79,6 +82,17 @@ def test_seconds_of_private_inference_are_a_price_too() -> None:
     chosen = choose_blocks(model, SHAPE, seconds, 0.95 * whole, lost)
     assert len(chosen) == 1
     assert seconds(gated_graph(model, SHAPE, chosen)) <= 0.95 * whole
+
+
+@pytest.mark.parametrize("price", PRICES)
+def test_a_reduction_takes_every_price(price: str) -> None:
+    model = Residual().eval()
+    given = {"budget": 100, "exit": False, "masks": "random", "gate_price": price}
+    shallow.check_options(shallow.Options(**given, gate_limit=0.99), quick(), model, SHAPE)  # type: ignore[arg-type]
+    with pytest.raises(ShoalError, match="raise the limit"):
+        shallow.check_options(shallow.Options(**given, gate_limit=0.01), quick(), model, SHAPE)  # type: ignore[arg-type]
+    with pytest.raises(ShoalError, match="found gate_price 'flops'"):
+        shallow.check_options(shallow.Options(**given | {"gate_price": "flops"}), quick(), model, SHAPE)  # type: ignore[arg-type]
 
 
 def test_importance_is_what_the_score_loses_without_the_inner_relu() -> None:

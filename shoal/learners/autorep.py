@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from shoal.distill import Term
-from shoal.learners.search import Problem, Search
+from shoal.learners.search import Problem
 from shoal.learners.soft import (
     GatedClamp,
+    Pressed,
     Pressure,
     SoftReLU,
     batch_sum,
@@ -103,7 +103,7 @@ class GatedReLU(SoftReLU):
         return _Quadratic.apply(x, self.kept(), self.mask, *self.rest.coefficients())
 
 
-class AutoRePLinear(Search):
+class AutoRePLinear(Pressed[GatedReLU]):
     """Scores that learn which positions need their ReLU, by a straight-through gradient; the identity elsewhere.
 
     The penalty on the ReLUs' density acts while it is above an even line from all to the budget.
@@ -153,18 +153,6 @@ class AutoRePLinear(Search):
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """How many ReLUs are left, and the penalty's weight."""
         return {"relus_left": self._left(), "pressure": self.pressure.weight}
-
-    def masks(self) -> dict[str, Tensor]:
-        """The settled masks."""
-        return {name: module.mask for name, module in self.sites.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides the model."""
-        return self.pressure.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
-        self.pressure.load(state)
 
 
 class AutoReP(AutoRePLinear):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from shoal.distill import Term
 from shoal.learners.magnitude import clamped_means
-from shoal.learners.search import Problem, Search
-from shoal.learners.soft import Pressure, SlopedReLU, gradient_spread, settle, soft_sites
+from shoal.learners.search import Problem
+from shoal.learners.soft import Pressed, Pressure, SlopedReLU, gradient_spread, settle, soft_sites
 from shoal.mask import top_k
 from shoal.outputs import Outputs
 from shoal.sites import ReluSite
@@ -19,7 +19,7 @@ USED = 0.01
 """A slope above this counts as a ReLU (SNL's own threshold)."""
 
 
-class SNL(Search):
+class SNL(Pressed[SlopedReLU]):
     """One slope a position, pressed towards 0 (the identity) by an L1 penalty; the largest stay.
 
     Slopes are kept in [0, 1]. The budget is exact however short the schedule: at its `CLOSING` part the largest slopes
@@ -72,18 +72,6 @@ class SNL(Search):
         """How many slopes count as ReLUs, as SNL counts them, and the penalty's weight."""
         masks = [m.slope.detach().expand(m.mask.shape) > USED if m.soft else m.mask for m in self.sites.values()]
         return {"slopes_left": float(sum(int(m.sum()) for m in masks)), "pressure": self.pressure.weight}
-
-    def masks(self) -> dict[str, Tensor]:
-        """The settled masks."""
-        return {name: module.mask for name, module in self.sites.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides the model."""
-        return self.pressure.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
-        self.pressure.load(state)
 
 
 class LayerFolding(SNL):

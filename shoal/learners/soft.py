@@ -6,14 +6,14 @@ import copy
 import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from shoal.learners.search import Problem
+from shoal.learners.search import Problem, Search
 from shoal.mask import MaskedReLU, beside, passed_on, where_positive
 from shoal.outputs import unwrap
 from shoal.surgery import Lowered
@@ -201,3 +201,22 @@ class Pressure:
 def _mean_rate(schedule: Schedule) -> float:
     moments = [schedule.epochs * (i + 0.5) / 100 for i in range(100)]
     return sum(schedule.rate(moment) for moment in moments) / len(moments)
+
+
+class Pressed(Search, Generic[Site]):
+    """A search whose soft sites a penalty presses to the budget."""
+
+    sites: dict[str, Site]
+    pressure: Pressure
+
+    def masks(self) -> dict[str, Tensor]:
+        """The settled masks."""
+        return {name: module.mask for name, module in self.sites.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs besides the model."""
+        return self.pressure.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        self.pressure.load(state)

@@ -9,10 +9,11 @@ from torch import nn
 from shoal.branch import named_blocks
 from shoal.budget import allocate
 from shoal.cost import cost
-from shoal.depth import choose_blocks, gated_graph
+from shoal.depth import Price, choose_blocks, gated_graph
 from shoal.errors import ShoalError
 from shoal.graph import Graph
 from shoal.learners import LEARNERS
+from shoal.private.cost_model import direct_cost, plan_of, prepared_cost
 from shoal.recipes.presets import Preset
 from shoal.sites import find_blocks, relu_sites
 from shoal.slim import slimmable
@@ -28,7 +29,9 @@ class Options:
     gated: tuple[str, ...] | None = None
     """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
     gate_limit: float | None = None
-    """Gate, instead, what brings the MACs down to this part of the network's at the least loss (`shoal.depth`)."""
+    """Gate, instead, what brings the price down to this part of the network's at the least loss (`shoal.depth`)."""
+    gate_price: str = "macs"
+    """That price: a name of `PRICES`."""
     ramp: str = "linear"
     exit: bool = True
     keep: str = "final"
@@ -46,16 +49,17 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
     """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
     sites = relu_sites(teacher, shape)
     named_blocks(find_blocks(teacher, shape), options.gated or ())
-    _check_gate_limit(options, teacher, shape)
     known = {
         "keep": ("final", "auxiliary"),
         "masks": tuple(LEARNERS),
         "granularity": ("pixel", "channel"),
         "ramp": ("linear", "cosine"),
+        "gate_price": tuple(PRICES),
     }
     for name, values in known.items():
         if getattr(options, name) not in values:
             raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
+    _check_gate_limit(options, teacher, shape)
     if options.keep == "auxiliary" and not options.exit:
         raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
     if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
@@ -96,13 +100,38 @@ def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ..
     if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
         raise ShoalError(
             f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
-            "the MACs in (0, 1], gates on and no named blocks; leave one of them out"
+            "the price in (0, 1], gates on and no named blocks; leave one of them out"
         )
-    limit = options.gate_limit * conv_macs(gated_graph(teacher, shape, ()))
+    price = PRICES[options.gate_price]
+    limit = options.gate_limit * price(gated_graph(teacher, shape, ()))
     equal = {block.name: 1.0 for block in find_blocks(teacher, shape)}
-    choose_blocks(teacher, shape, conv_macs, limit, equal, keep_skip=options.keep_skip)
+    choose_blocks(teacher, shape, price, limit, equal, keep_skip=options.keep_skip)
 
 
 def conv_macs(graph: Graph) -> float:
-    """Multiply-adds of the convolutions: the price of a depth under a limit of them."""
+    """Multiply-adds of the convolutions."""
     return float(cost(graph).macs)
+
+
+def online_seconds(graph: Graph) -> float:
+    """The forecast of a prepared inference's online phase without a network (`prepared_cost`)."""
+    return prepared_cost(plan_of(graph)).online.seconds
+
+
+def offline_seconds(graph: Graph) -> float:
+    """The forecast of what preparing an inference takes."""
+    return prepared_cost(plan_of(graph)).offline.seconds
+
+
+def direct_seconds(graph: Graph) -> float:
+    """The forecast of an inference all inside SPU."""
+    return direct_cost(graph).seconds
+
+
+PRICES: dict[str, Price] = {
+    "macs": conv_macs,
+    "online": online_seconds,
+    "offline": offline_seconds,
+    "direct": direct_seconds,
+}
+"""What `Options.gate_limit` may be a part of."""

@@ -16,7 +16,7 @@ from shoal.distill import Objective, Term, cross_entropy, kd, pram
 from shoal.exits import default_exit_point, keep_exit
 from shoal.learners import LEARNERS, Problem, kept
 from shoal.mask import masked_sites
-from shoal.recipes.options import Options, check_options, conv_macs
+from shoal.recipes.options import PRICES, Options, check_options
 from shoal.recipes.presets import PRESETS, Preset, paper, quick, reference_code
 from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
@@ -191,17 +191,18 @@ def _gated(stages: Stages, masked: _Masked, budget: Budget, options: Options) ->
     if options.gated is not None:
         return named_blocks(blocks, options.gated)
     if options.gate_limit is not None:
-        return named_blocks(blocks, _least_loss(stages, masked, options.gate_limit, options.keep_skip))
+        return named_blocks(blocks, _least_loss(stages, masked, options, options.gate_limit))
     return branched_blocks(blocks, budget, options.d_th)
 
 
-def _least_loss(stages: Stages, masked: _Masked, part: float, keep_skip: bool) -> tuple[str, ...]:
-    """The blocks whose gating brings the MACs to `part` and costs the least validation accuracy, block by block."""
+def _least_loss(stages: Stages, masked: _Masked, options: Options, part: float) -> tuple[str, ...]:
+    """The blocks whose gating brings the price to `part` and costs the least validation accuracy, block by block."""
     data, shape = stages.data, masked.spec.shape
     split = data.val if len(data.val) else data.train
     importance = importances(masked.model, shape, lambda m: evaluate(m, data, split, stages.settings)[-1])
-    limit = part * conv_macs(gated_graph(masked.model, shape, ()))
-    return choose_blocks(masked.model, shape, conv_macs, limit, importance, keep_skip=keep_skip)
+    price = PRICES[options.gate_price]
+    limit = part * price(gated_graph(masked.model, shape, ()))
+    return choose_blocks(masked.model, shape, price, limit, importance, keep_skip=options.keep_skip)
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:

@@ -30,6 +30,11 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("prepared.bytes", "prepared: bytes online", "{:,}"),
     ("prepared.messages", "prepared: messages online", "{:,}"),
     ("private.max_abs_logit_error", "direct: largest logit error", "{:.5f}"),
+    ("plan.planned.seconds", "plan: promised before training, s", "{:.4f}"),
+    ("plan.forecast.seconds", "plan: forecast after it, s", "{:.4f}"),
+    ("private.networks.none.online_s", "bench: online, no network, s", "{:.4f}"),
+    ("private.networks.lan.online_s", "bench: online, LAN, s", "{:.4f}"),
+    ("private.networks.wan.online_s", "bench: online, WAN, s", "{:.4f}"),
 )
 """(path in a summary's network, label, format)."""
 
