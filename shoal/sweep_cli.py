@@ -100,7 +100,7 @@ def sweep(
 def _report_unfinished(body: dict[str, Any], console: Console) -> None:
     """Name the runs that did not finish, with the ends of their logs, and exit with status 1 if there are any."""
     for row in body["runs"]:
-        if row["name"] in body["unfinished"]:
-            console.print(f"{row['state']} {row['name']}", *row["error"], sep="\n  ", markup=False, highlight=False)
+        if row["run"] in body["unfinished"]:
+            console.print(f"{row['state']} {row['run']}", *row["error"], sep="\n  ", markup=False, highlight=False)
     if body["unfinished"]:
         raise typer.Exit(1)

@@ -203,8 +203,8 @@ def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: P
     assert "stopping all runs at the end of their epochs" in said
     assert f"stopped {runs[0].name}" in said
     with shoal(*words, "--resume") as process:
-        process.communicate(timeout=120)
-        assert process.returncode == 0
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
     body = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert body["unfinished"] == []
     assert body["groups"][0]["seeds"] == [0, 1]
