@@ -7,6 +7,7 @@ truncation and of the end. Values are int64 tensors [1, *shape] of additive shar
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -43,8 +44,8 @@ class Inference:
         self.opened: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.lifts: dict[str, Lift] = {}
-        self.narrow: dict[str, set[str]] = {}
-        """Of values that are shares modulo less than 2^64 so far, the exact truncations that they wait for."""
+        self.narrow: dict[str, Counter[str]] = {}
+        """Of values that are shares modulo less than 2^64 so far, how often each exact truncation is in them."""
         self.relu_s = self.linear_s = 0.0
         self.step: Step | None = None
 
@@ -73,7 +74,7 @@ class Inference:
         self.step, started = step, time.perf_counter()
         self._exchange_wraps(wraps)
         if step.op == "add":
-            self.narrow[step.name] = set().union(*(self.narrow.get(name, set()) for name in step.inputs))
+            self.narrow[step.name] = sum((self.narrow.get(name, Counter()) for name in step.inputs), Counter())
         elif step.op != "relu":
             for name in step.inputs:
                 self._whole(name)
@@ -96,10 +97,10 @@ class Inference:
 
     def _whole(self, name: str) -> Tensor:
         """The value as a share modulo 2^64, all of whose wraps are known."""
-        for waiting in sorted(self.narrow.pop(name, ())):
+        for waiting, times in sorted(self.narrow.pop(name, Counter()).items()):
             correction = self.lifts[waiting].correction
             assert correction is not None
-            self.values[name] = self.values[name] + _shaped(correction, self.values[name].shape)
+            self.values[name] = self.values[name] + times * _shaped(correction, self.values[name].shape)
         return self.values[name]
 
     def _goes_on(self, early: GoOn | bool, logits: list[Tensor]) -> bool:
@@ -178,7 +179,7 @@ class Inference:
         if name in self.prepared.program.exact:
             bits = self.prepared.program.exact[name]
             lift = self.lifts[name] = Lift(share, bits, self.fixed.fraction_bits, self.side.client)
-            self.narrow[name] = {name}
+            self.narrow[name] = Counter((name,))
             return _shaped(lift.low, words.shape)
         f = np.uint64(self.fixed.fraction_bits)
         out = share >> f if self.side.client else np.uint64(0) - ((np.uint64(0) - share) >> f)
