@@ -65,7 +65,9 @@ def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict
     """Teacher, baseline trained on, and one cell a (budget, masks, gates), for one seed."""
     plan, settings = preset(a), Settings(seed=seed)
     spec = Spec(a.model, data.classes, data.shape, a.width, a.resolution)
-    folder = Path(a.work) / f"{a.data}-{seed}"
+    epochs = "-".join(map(str, a.epochs))
+    name = f"{a.data}-{a.model}-{a.width:g}-{a.resolution:g}-{epochs}-{a.batch}-{a.limit}-{a.beta:g}-{seed}"
+    folder = Path(a.work) / name
     run = Run(folder)
     resume = replace(settings, resume=True)
     teacher, _ = train_teacher(spec, data, plan.teacher, resume, run=run)
@@ -190,9 +192,17 @@ def main() -> None:
         print(f"{name}: {row['accuracy']:.2f} %, {row['relus']:,} ReLUs, {row['macs']:,} MACs", flush=True)
 
     if a.merge:
-        for path in a.merge:
-            done |= json.loads(path.read_text())["cells"]
+        bodies = [json.loads(path.read_text()) for path in a.merge]
+        kept = [{k: v for k, v in found["settings"].items() if k not in ("seeds", "masks")} for found in bodies]
+        if any(settings != kept[0] for settings in kept):
+            parser.error(f"found results of different settings in {a.merge}; need those that differ by seeds and masks")
+        for found in bodies:
+            done |= found["cells"]
+        for name, value in kept[0].items():
+            setattr(a, name, value)
         return write()
+    if "senet++" in a.masks and a.gates != "off":
+        parser.error("found senet++ with gates; need --gates off: widths go with neither gates nor an exit")
     for seed in a.seeds:
         data = load(a.data, a.data_dir, seed=seed, limit=a.limit)
         cells(a, data, seed, save, done)

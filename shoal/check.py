@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from shoal.commands import parse_shape
 from shoal.cost import cost
-from shoal.errors import ShoalError
+from shoal.equivalence import check_trace
 from shoal.figures import counts
 from shoal.fold import fold
 from shoal.private.cost_model import plan_of
@@ -22,7 +21,7 @@ from shoal.private.refusal import refusals
 from shoal.run import own_network
 from shoal.sites import find_blocks
 from shoal.spec import Spec
-from shoal.surgery import shapes, trace
+from shoal.surgery import trace
 
 
 def check(
@@ -39,7 +38,7 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
     ``online`` is what one prepared inference exchanges, with signs of 18 bits, or None where something is refused.
     Raises ShoalError when the model cannot be traced, fails on such images, or computes something else once traced.
     """
-    _check_same(model, shape)
+    check_trace(model, shape)
     graph = trace(model, shape)
     folded = fold(graph)
     refused = refusals(folded)
@@ -48,23 +47,9 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
     return body | {"online": None if refused else asdict(plan_of(folded).online)}
 
 
-def _check_same(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError unless the traced model gives the model's own logits for an image of noise."""
-    traced, own = shapes(model, shape), copy.deepcopy(model).eval()
-    device = next((p.device for p in own.parameters()), torch.device("cpu"))
-    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.no_grad():
-        pairs = [list(y) if isinstance(y, (tuple, list)) else [y] for y in (own(image), traced(image))]
-    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in zip(*pairs, strict=True)):
-        raise ShoalError(
-            f"found that {type(model).__name__} computes something else once traced; need a forward pass without "
-            "hidden state; look for values that are changed in place (+=) and read again under another name"
-        )
-
-
 def summary(name: str, body: dict[str, Any]) -> Group:
     """What `examine` found, for people: the counts, then what is refused and what to do instead."""
-    table = Table(title=name, header_style="bold", show_header=False)
+    table = Table(title=escape(name), header_style="bold", show_header=False)
     rows = {k: f"{body[k]:,}" for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")}
     rows |= {"blocks to gate": f"{len(body['blocks'])}", "runs in private": "yes" if body["private"] else "no"}
     if body["online"]:
@@ -82,5 +67,5 @@ def _refused(rows: list[dict[str, str]]) -> Table:
     for head in ("node", "found", "need"):
         table.add_column(head, overflow="fold")
     for row in rows:
-        table.add_row(row["node"], row["found"], row["need"])
+        table.add_row(*(escape(row[key]) for key in ("node", "found", "need")))
     return table

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -92,15 +93,19 @@ def count_table(model: str, body: dict[str, Any]) -> Table:
     """Every ReLU site under the totals; below, a design's linear runs merged."""
     more = f", {body['comparisons']:,} comparisons of pools and ReLU6" if body["comparisons"] else ""
     head = f"{body['relus']:,} ReLUs{more}, {body['macs']:,} MACs, depth {body['depth']}, {body['params']:,} parameters"
-    table = Table(title=f"{model}: {head}", header_style="bold")
+    table = Table(title=escape(f"{model}: {head}"), header_style="bold")
     for i, name in enumerate(("ReLU site", "shape", "ReLUs", "stage", "block")):
         table.add_column(name, justify="right" if i else "left")
     for s in body["sites"]:
         table.add_row(s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"]))
     rows = body.get("merging", {}).items()
-    merged = [f"{k}: {r['convs']} convs, {r['macs'] + r.get('linear_macs', 0):,} MACs" for k, r in rows]
+    merged = [f"{k}: {r['convs']} convs, {r['macs']:,} MACs{_and_linear(r)}" for k, r in rows]
     table.caption = "\n".join(merged) or None
     return table
+
+
+def _and_linear(row: dict[str, int]) -> str:
+    return f" and {row['linear_macs']:,} of linear layers" if "linear_macs" in row else ""
 
 
 def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]:
@@ -171,5 +176,6 @@ def report_table(rows: list[dict[str, Any]]) -> Table:
     for name in shown:
         table.add_column(name, justify="left" if name in ("run", "data") else "right")
     for row in rows:
-        table.add_row(*(f"{v:,.6g}" if isinstance(v := row.get(k), (int, float)) else str(v or "") for k in shown))
+        cells = (f"{v:,.6g}" if isinstance(v := row.get(k), (int, float)) else str(v or "") for k in shown)
+        table.add_row(*map(escape, cells))
     return table

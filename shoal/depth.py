@@ -128,4 +128,6 @@ def choose_blocks(
         over = price(gated_graph(model, shape, names, keep_skip=keep_skip)) - limit
         if over <= 0:
             return names
-        target += max(over, 1e-9 * abs(whole))
+        # More than these promised, so that they are not chosen again.
+        promised = sum(block.saving for block in table if block.name in names)
+        target = max(target + over, promised) + 1e-9 * abs(whole)

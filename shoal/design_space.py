@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from torch import nn
 
@@ -68,10 +69,15 @@ class DesignSpace:
         if self.needs_grid(designs):
             if not self.size:
                 raise ShoalError("found a network with one stage; need two or more for a grid; name designs")
-            # Which stage keeps its ReLUs to the end is not known yet: each might be the one.
-            last = [Design(only(k, self.stages).culled, (k,), 0.5, 0.5) for k in self.stages]
-            named += [self.plan(design) for design in last]
+            places = {i for text in designs for i in positions(text, self.size)} or {self.size - 1}
+            named += [self.plan(design) for design in self._possible(places)]
         check_budget(budget, [planned.relus for planned in named])
+
+    def _possible(self, places: Collection[int]) -> list[Design]:
+        """What may stand at these places of the grid; criticality, which decides, is not known yet."""
+        orders = permutations(self.stages)
+        grids = [grid({stage: float(rank) for rank, stage in enumerate(order)}) for order in orders]
+        return list(dict.fromkeys(whole[i] for whole in grids for i in sorted(places)))
 
     def wanted(self, designs: Sequence[str], critical: Callable[[], Mapping[int, float]]) -> list[Planned]:
         """The designs to train, each once, in the given order; `critical` is called when the grid is needed."""

@@ -67,13 +67,16 @@ def drop_blocks(model: nn.Module, shape: tuple[int, ...], names: Iterable[str]) 
     """
     blocks, wanted = {b.name: b for b in find_blocks(model, shape)}, list(names)
 
+    for name in wanted:
+        block = blocks.get(name)
+        if block is None or block.add is None or block.stride != 1 or block.channels[0] != block.channels[1]:
+            raise ShoalError(f"found no residual block {name!r} that keeps its shape; need one to drop")
+
     def remove(traced: fx.GraphModule) -> None:
         nodes = {node.name: node for node in traced.graph.nodes}
-        for name in wanted:
-            block = blocks.get(name)
-            if block is None or block.add is None or block.stride != 1 or block.channels[0] != block.channels[1]:
-                raise ShoalError(f"found no residual block {name!r} that keeps its shape; need one to drop")
-            end = nodes[block.add]
+        # The last ones first: of neighbours, the second reads what the first one's end is.
+        for block in reversed([block for name, block in blocks.items() if name in wanted]):
+            end = nodes[str(block.add)]
             users = list(end.users)
             # The ReLU after the sum belongs to the block.
             if len(users) == 1 and users[0].op == "call_module" and is_relu_site(_module(traced, users[0])):

@@ -171,9 +171,11 @@ def _merged(graph: Graph, a: Node, b: Node) -> tuple[Node, dict[str, Tensor]]:
     dilated = _dilate(q["weight"].double(), stride)
     kernel = _compose(p["weight"].double(), dilated)
     bias = (
-        q["weight"].double().sum((2, 3)) @ p["bias"].double() if "bias" in p else torch.zeros(len(q["weight"])).double()
+        q["weight"].double().sum((2, 3)) @ p["bias"].double()
+        if "bias" in p
+        else q["weight"].new_zeros(len(q["weight"])).double()
     )
-    bias = bias + q.get("bias", torch.zeros(len(bias))).double()
+    bias = bias + q.get("bias", bias.new_zeros(len(bias))).double()
     attrs = {
         "stride": [s * t for s, t in zip(stride, b.attrs["stride"], strict=True)],
         "padding": [u + s * v for u, s, v in zip(a.attrs["padding"], stride, b.attrs["padding"], strict=True)],

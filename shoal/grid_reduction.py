@@ -35,6 +35,7 @@ def reduce_by_grid(
     spec, network, origin = teacher_of(teacher, shared)
     plan = _preset(preset, epochs)
     config = {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")}
+    config |= {f"teacher_{k}": origin.get(k) for k in ("preset", "epochs")}
     config |= {"command": "reduce", "recipe": "deepreduce", "preset": preset, "epochs": epochs, "teacher": teacher}
     data = load_data(config, data_dir, shared.device)
     options = deepreduce.Options(budget, tuple(part.strip() for part in designs.split(",")) if designs else ())
@@ -65,6 +66,7 @@ def _preset(name: str, epochs: str | None) -> deepreduce.Preset:
 def check_unused(choices: dict[str, Any]) -> None:
     """Raise ShoalError for an option of the shallow recipe, which would have no effect here."""
     usual = {f.name: f.default for f in fields(shallow.Options) if f.default is not MISSING}
+    usual["plan"] = None
     odd = [name for name, value in choices.items() if name in usual and value != usual[name]]
     if odd:
         raise ShoalError(
@@ -100,7 +102,9 @@ def front_table(summary: dict[str, Any]) -> Table:
     for row in sorted(summary["designs"], key=lambda row: -row["relus"]):
         mark = "*" * (row["front"] + (row["name"] == summary["design"]))
         table.add_row(row["name"], mark, *_cells(row, row["test"]))
-    table.caption = "*: on the front, **: chosen; convs and MACs after folding (and as the paper merges)"
+    table.caption = (
+        "*: on the front, **: chosen; convs and MACs, linear layers too, after folding (as the paper merges)"
+    )
     return table
 
 

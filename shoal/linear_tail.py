@@ -40,7 +40,7 @@ def merge_linear_tail(graph: Graph) -> Graph:
 
 def _tail(graph: Graph, source: Node) -> list[Node]:
     """The nodes between `source` and the logits; none when those depend on anything else, or not linearly."""
-    if len(graph.outputs) != 1 or graph.outputs[0] == source.name:
+    if len(graph.outputs) != 1 or graph.outputs[0] == source.name or len(graph[graph.outputs[0]].shape) != 1:
         return []
     wanted, tail = {graph.outputs[0]}, list[Node]()
     for node in reversed(graph.nodes):

@@ -171,7 +171,8 @@ def add_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> fx.GraphModule:
     for name in masks:
         if not is_relu_site(model.get_submodule(name) if name in dict(model.named_modules()) else nn.ReLU()):
             raise ShoalError(f"found no ReLU site {name!r}; need a name that relu_sites gives")
-    return replace(model, {name: MaskedReLU(mask) for name, mask in masks.items()})
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return replace(model, {name: MaskedReLU(mask.to(device)) for name, mask in masks.items()})
 
 
 def masked_sites(model: nn.Module) -> dict[str, MaskedReLU]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from shoal import commands
@@ -39,11 +40,11 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
 
 def grid(title: str, head: list[str], rows: list[list[str]]) -> Table:
     """A table; every column but the first is right-aligned."""
-    table = Table(title=title, header_style="bold")
+    table = Table(title=escape(title), header_style="bold")
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # names of folders and layers are no markup
     return table
 
 

@@ -33,6 +33,10 @@ NAMED = ("dropped_blocks", "dropped", "masked", "branches", "exits")
 """The fields of a Spec that name sites."""
 
 
+RESTS = ("identity", "quadratic")
+"""What masked sites may do where they have no ReLU."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """A base network and the surgery on it, in the order in which `assemble` does it.
@@ -82,8 +86,11 @@ class Spec:
         bad = [k for k in NAMED if not _is_names(body.get(k, []))]
         if bad:
             raise ShoalError(f"found no list of names at {bad[0]!r} in {path}; need a spec.json that shoal wrote")
-        if not all(isinstance(part, (int, float)) for part in body.get("widths", [])):
+        widths, kept = body.get("widths", []), body.get("kept_width")
+        if not isinstance(widths, list) or not all(isinstance(part, (int, float)) for part in widths):
             raise ShoalError(f"found no list of numbers at 'widths' in {path}; need a spec.json that shoal wrote")
+        if (kept is not None and kept not in range(len(widths))) or body.get("rest", "identity") not in RESTS:
+            raise ShoalError(f"found a bad 'kept_width' or 'rest' in {path}; need a spec.json that shoal wrote")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
         return cls(**values)
 

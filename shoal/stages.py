@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shoal.data import Dataset
 from shoal.distill import Objective, cross_entropy
+from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.run import Run
 from shoal.spec import Spec, assemble
@@ -92,7 +93,12 @@ def train_teacher(
     listen: Listener | None = None,
     tensorboard: bool = False,
 ) -> tuple[nn.Module, History]:
-    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained."""
+    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained.
+
+    Raises ShoalError for a `base` that computes something else once traced.
+    """
+    if base is not None:
+        check_trace(base, spec.shape)
     torch.manual_seed(settings.seed)
     model = assemble(spec, base)
     stages = Stages(data, settings, run, listen, tensorboard)

@@ -85,5 +85,10 @@ def _average(traced: fx.GraphModule, node: fx.Node) -> nn.AvgPool2d:
         found = {k: arg(node, i, k) for i, k in enumerate(MAX_OPTIONS, start=1)}
     if found["return_indices"] or found["dilation"] not in (None, 1, (1, 1), [1, 1]):
         raise ShoalError(f"found a max pool with dilation or indices at {node.target}; need a plain one to replace")
+    if found["ceil_mode"]:
+        raise ShoalError(
+            f"found a max pool with ceil_mode at {node.target}; need whole windows: the last ones of an average "
+            "would divide by other counts; keep the max pool, which runs as it is"
+        )
     kernel, stride = found["kernel_size"], found["stride"] or found["kernel_size"]
-    return nn.AvgPool2d(kernel, stride, found["padding"] or 0, bool(found["ceil_mode"]))
+    return nn.AvgPool2d(kernel, stride, found["padding"] or 0)

@@ -33,8 +33,10 @@ class _Tracer(fx.Tracer):
 def normalise(model: nn.Module) -> fx.GraphModule:
     """A traced copy of `model` in which every ReLU call is a submodule with a name of its own.
 
-    Parameter names stay those of `model`. Raises ShoalError, naming the line, when the control flow depends on
-    data, when a forward pass cannot be traced, and when it returns anything but logits.
+    It is traced as it is in inference: what forward does in training alone, such as an auxiliary head, is left out;
+    dropout and batch norms train as ever. Parameter names stay those of `model`. Raises ShoalError, naming the line,
+    when the control flow depends on data, when a forward pass cannot be traced, and when it returns anything but
+    logits.
     """
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
@@ -58,10 +60,10 @@ def _finish(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 def _symbolic(model: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
+    tracer, modes = _Tracer(), {name: module.training for name, module in model.named_modules()}
     try:
         with recorded_len(model):
-            graph = tracer.trace(model)
+            graph = tracer.trace(model.eval())
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
         where = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "an unknown line"
@@ -70,7 +72,10 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
             "not depend on the data; move the branch out of forward or mark that part with torch.fx.wrap"
         ) from error
     _check_result(graph, type(model).__name__)
-    return fx.GraphModule(tracer.root, graph)
+    traced = fx.GraphModule(tracer.root, graph)
+    for name, module in traced.named_modules():
+        module.training = modes.get(name, modes[""])
+    return traced
 
 
 def _results(node: fx.Node) -> tuple[Any, ...]:

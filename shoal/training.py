@@ -15,9 +15,11 @@ from rich.console import Console
 from torch import nn
 
 from shoal.data import Dataset, load
+from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.figures import figures
 from shoal.graph import read_json
+from shoal.learners import LEARNERS
 from shoal.plans import read as read_plan
 from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
@@ -114,8 +116,10 @@ def train(
 
 
 def check_network(spec: Spec) -> None:
-    """Raise ShoalError unless the base network can be built and traced, and has a logit for each class."""
-    graph = trace(own_network(spec), spec.shape)
+    """Raise ShoalError unless the base network can be built, is the same traced, and has a logit for each class."""
+    network = own_network(spec)
+    check_trace(network, spec.shape)
+    graph = trace(network, spec.shape)
     logits = graph[graph.outputs[-1]].shape
     if len(logits) != 1 or logits[0] < spec.classes:
         raise ShoalError(
@@ -178,7 +182,10 @@ def reduce(
         chosen.check(spec)
         choices |= chosen.choices()
     options = shallow.Options(**choices, sensitivity=given_sensitivity(sensitivity))
+    if chosen is not None and options.masks in LEARNERS and LEARNERS[options.masks].rest != "identity":
+        raise ShoalError(f"found a plan with masks {options.masks!r}; need masks without squares; use autorep-linear")
     config = {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")}
+    config |= {f"teacher_{k}": origin.get(k) for k in ("preset", "epochs")}
     config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
     config |= {"plan": planned} if planned else {}
     plan = _stages(_preset(preset), epochs)

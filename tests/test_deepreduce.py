@@ -189,3 +189,13 @@ def test_what_cannot_be_dropped_is_named() -> None:
     assert spare_blocks(model, CIFAR, {2, 3}) == ("layer2.1.relu1", "layer3.1.relu1")
     with pytest.raises(ShoalError, match="need stages that have ReLUs"):
         criticality({9: 50.0}, sites)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet56"])
+def test_one_block_a_stage_is_one_however_many_there_were(name: str) -> None:
+    model = base(name, 0.25, 1.0)
+    stages = {site.stage for site in relu_sites(model, CIFAR)} - {0}
+    small = drop_blocks(model, CIFAR, spare_blocks(model, CIFAR, stages))
+    left = relu_sites(small, CIFAR)
+    assert [site.stage for site in left] == [0, *(stage for stage in sorted(stages) for _ in range(2))]
+    assert small.eval()(torch.zeros(1, *CIFAR)).shape == (1, 100)

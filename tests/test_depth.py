@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,21 @@ def test_a_reduction_takes_every_price(price: str) -> None:
         shallow.check_options(shallow.Options(**given, gate_limit=0.01), quick(), model, SHAPE)  # type: ignore[arg-type]
     with pytest.raises(ShoalError, match="found gate_price 'flops'"):
         shallow.check_options(shallow.Options(**given | {"gate_price": "flops"}), quick(), model, SHAPE)  # type: ignore[arg-type]
+
+
+UNUSED = [
+    ({"masks": "snl", "sensitivity": {"relu": 1.0}}, "found sensitivities with masks 'snl'"),
+    ({"masks": "coordinate-descent", "granularity": "channel"}, "found granularity 'channel'"),
+    ({"gates": False, "gated": ()}, "found blocks to gate"),
+    ({"gate_price": "online"}, "found gate_price 'online'"),
+    ({"masks": "autorep", "gate_price": "online", "gate_limit": 0.9}, "need masks without squares"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), UNUSED, ids=[message for _, message in UNUSED])
+def test_options_without_an_effect_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShoalError, match=message):
+        shallow.check_options(shallow.Options(**{"budget": 100, "exit": False} | more), quick(), Residual(), SHAPE)
 
 
 def test_importance_is_what_the_score_loses_without_the_inner_relu() -> None:

@@ -97,6 +97,8 @@ REFUSED = [
     (("--designs", "16"), "need places from 1 to 15"),
     (("--designs", "0-3"), "need places from 1 to 15"),
     (("--designs", "S2RT+S3-one"), "no second residual block"),
+    (("--plan", "plan.json"), "found plan"),
+    (("--designs", "1", "--budget", "1"), "need .* or more, the least of these designs"),
     (("--budget", "1"), "need .* or more, the least of these designs"),
     (("--designs", "S4", "--budget", "1"), "need .* or more, the least of these designs"),
     (("--preset", "reference-code"), "preset 'reference-code'"),

@@ -349,7 +349,7 @@ LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
-    {"models", "sites", "exits", "optimiser", "train", "cost"},
+    {"models", "sites", "exits", "optimiser", "train", "cost", "equivalence"},
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},

@@ -13,6 +13,7 @@ from conftest import randomise
 from torch import Tensor, nn
 
 from shoal.cost import cost, count
+from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.fold import fold
 from shoal.private.clear import run_clear
@@ -280,3 +281,57 @@ def test_a_functional_batch_norm_follows_train_and_eval(training: bool) -> None:
     assert all(torch.allclose(a, b) for (name, a), b in after if "num_batches" not in name)
     assert (fold(trace(traced, SHAPE))(x)[0] - model.eval()(x)).abs().max() < 1e-4
     assert [block.name for block in find_blocks(model, SHAPE)] == ["3.act"]
+
+
+class Auxiliary(nn.Module):
+    """Two results in training, one in inference, and a noisy path in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc, self.aux = nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        h = F.dropout(self.b(self.a(x)), 0.5, self.training).mean((2, 3))
+        return (self.fc(h), self.aux(h)) if self.training else self.fc(h)
+
+
+def test_a_network_is_traced_as_it_is_in_inference() -> None:
+    torch.manual_seed(2)
+    model, x = Auxiliary().train(), torch.randn(3, *SHAPE)
+    traced = normalise(model)
+    assert traced.training
+    assert model.training
+    assert len(trace(model, SHAPE).outputs) == 1
+    assert not torch.equal(traced(x), traced(x)), "dropout trains"
+    assert torch.equal(traced.eval()(x), model.eval()(x))
+    check_trace(model, SHAPE)
+
+
+class Alias(nn.Module):
+    """Changes a value in place that it reads again under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.idle = nn.Conv2d(4, 4, 3, padding=1), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        other = self.idle(x)
+        return self.conv(F.relu_(x)) + other
+
+
+class Normalising(nn.Module):
+    """Changes its images in place, which is nobody else's business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x.sub_(0.5).div_(2.0))).mean((2, 3))
+
+
+def test_a_trace_is_compared_before_it_is_trusted() -> None:
+    with pytest.raises(ShoalError, match="Alias computes something else once traced"):
+        check_trace(Alias(), SHAPE)
+    check_trace(Normalising(), SHAPE)

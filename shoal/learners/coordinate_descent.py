@@ -28,6 +28,8 @@ class CoordinateDescent(Magnitude):
     probe batch of training images; the weights train in between, and the blocks have even sizes.
     """
 
+    granularities = ("pixel",)
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         epochs = problem.schedule.epochs

@@ -82,12 +82,14 @@ class Search:
     """One search: `model` is what `fit` trains, with `hooks` (by default the search itself) and `terms` in the loss.
 
     `per_site` learners need a budget for each site, so a measured sensitivity; the others share the total themselves.
-    `from_teacher` learners always begin with the teacher's weights. `rest` says what positions without a ReLU do.
+    `from_teacher` learners always begin with the teacher's weights. `rest` says what positions without a ReLU do,
+    `granularities` which ones it can keep to.
     """
 
     per_site = False
     from_teacher = True
     rest = "identity"
+    granularities: tuple[str, ...] = ("pixel", "channel")
     taps: tuple[str, ...] = ()
     terms: tuple[Term, ...] = ()
 

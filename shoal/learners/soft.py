@@ -145,7 +145,8 @@ def gradient_spread(model: nn.Module, problem: Problem, parameters: Iterable[str
     batches = list(islice(problem.batches(), SAMPLES))
     for x, y in batches:
         loss = F.cross_entropy(_final(trial(x)), y)
-        squares += sum(float(g.double().square().sum()) for g in torch.autograd.grad(loss, chosen))
+        gradients = torch.autograd.grad(loss, chosen, allow_unused=True)  # a site may feed another classifier alone
+        squares += sum(float(g.double().square().sum()) for g in gradients if g is not None)
     return math.sqrt(squares / (elements * len(batches))) or 1e-12
 
 

@@ -94,7 +94,7 @@ def _positions(node: Node, mask: Tensor) -> np.ndarray:
             f"found a {mask.dtype} mask of shape {tuple(mask.shape)} at {node.name}; need bool "
             f"{tuple(node.shape)}; freeze the masks for this input size"
         )
-    return np.flatnonzero(mask.numpy()).astype(np.int32)
+    return np.flatnonzero(mask.cpu().numpy()).astype(np.int32)
 
 
 def _attrs(graph: Graph, node: Node) -> dict[str, Any]:

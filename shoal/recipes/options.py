@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from shoal.branch import named_blocks
@@ -13,6 +14,7 @@ from shoal.depth import Price, choose_blocks, gated_graph
 from shoal.errors import ShoalError
 from shoal.graph import Graph
 from shoal.learners import LEARNERS
+from shoal.mask import add_masks, random_masks
 from shoal.private.cost_model import direct_cost, plan_of, prepared_cost
 from shoal.recipes.presets import Preset
 from shoal.sites import find_blocks, relu_sites
@@ -59,6 +61,7 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
     for name, values in known.items():
         if getattr(options, name) not in values:
             raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
+    _check_used(options)
     _check_gate_limit(options, teacher, shape)
     if options.keep == "auxiliary" and not options.exit:
         raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
@@ -93,8 +96,28 @@ def _check_widths(options: Options, teacher: nn.Module, shape: tuple[int, ...]) 
     slimmable(teacher, shape, options.widths)
 
 
+def _check_used(options: Options) -> None:
+    """Raise ShoalError for an option that would have no effect beside the others."""
+    method = LEARNERS[options.masks]
+    unused = {
+        "sensitivities": options.sensitivity is not None and not method.per_site,
+        f"granularity {options.granularity!r}": options.granularity not in method.granularities,
+        f"blocks to gate ({', '.join(options.gated or ())})": options.gated is not None and not options.gates,
+        f"gate_price {options.gate_price!r}": options.gate_price != "macs" and options.gate_limit is None,
+    }
+    for what, is_unused in unused.items():
+        if is_unused:
+            raise ShoalError(
+                f"found {what} with masks {options.masks!r}, gates {options.gates} and gate_limit "
+                f"{options.gate_limit}, where it has no effect; need one that has; leave it out, or change those"
+            )
+
+
 def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks."""
+    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks.
+
+    Prices are those of the teacher with as many ReLUs as are asked for, at random places.
+    """
     if options.gate_limit is None:
         return
     if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
@@ -102,10 +125,17 @@ def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ..
             f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
             "the price in (0, 1], gates on and no named blocks; leave one of them out"
         )
-    price = PRICES[options.gate_price]
-    limit = options.gate_limit * price(gated_graph(teacher, shape, ()))
-    equal = {block.name: 1.0 for block in find_blocks(teacher, shape)}
-    choose_blocks(teacher, shape, price, limit, equal, keep_skip=options.keep_skip)
+    if LEARNERS[options.masks].rest != "identity" and options.gate_price in ("online", "offline"):
+        raise ShoalError(
+            f"found masks {options.masks!r} with gate_price {options.gate_price!r}; need masks without squares, which "
+            "prepared inference does not have; use autorep-linear, or another price"
+        )
+    sites = relu_sites(teacher, shape)
+    budget = allocate(sites, {site.name: 1.0 for site in sites}, options.budget)
+    masked = add_masks(teacher, random_masks(budget, sites, torch.Generator().manual_seed(0)))
+    price, equal = PRICES[options.gate_price], {block.name: 1.0 for block in find_blocks(masked, shape)}
+    limit = options.gate_limit * price(gated_graph(masked, shape, ()))
+    choose_blocks(masked, shape, price, limit, equal, keep_skip=options.keep_skip)
 
 
 def conv_macs(graph: Graph) -> float:

@@ -13,6 +13,7 @@ from shoal.budget import Budget, allocate
 from shoal.data import Dataset
 from shoal.depth import choose_blocks, gated_graph, importances
 from shoal.distill import Objective, Term, cross_entropy, kd, pram
+from shoal.errors import ShoalError
 from shoal.exits import default_exit_point, keep_exit
 from shoal.learners import LEARNERS, Problem, kept
 from shoal.mask import masked_sites
@@ -73,6 +74,11 @@ def reduce(
         eta = _sensitivity(stages, spec, teacher, sites, options, preset)
     masked = _search_masks(stages, spec, teacher, sites, eta, options, preset)
     budget = kept({name: module.mask for name, module in masked_sites(masked.model).items()})
+    if budget.total != options.budget:
+        raise ShoalError(
+            f"found {budget.total:,} ReLUs after the search of masks; need {options.budget:,}; use a run folder of "
+            "its own for each budget, or mend the learner"
+        )
     final_spec, trained = _finetune(stages, masked, teacher, sites, budget, options, preset)
     model = _cut(final_spec, trained).eval()
     return Result(final_spec, model, budget, sites, eta, stages.histories, _narrower(final_spec, trained))

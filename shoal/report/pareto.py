@@ -119,7 +119,11 @@ def _configuration(record: Record, side: str) -> str:
     """What runs of one configuration share: data, network (told by its counts), and settings."""
     summary = record.summary
     counts = {k: summary["baseline"].get(k) for k in ("relus", "macs", "params", "depth")}
-    settings = {k: v for k, v in record.settings.items() if k not in NOT_SETTINGS} if side == "reduced" else {}
+    settings = {k: v for k, v in record.settings.items() if k not in NOT_SETTINGS}
+    if side == "baseline":
+        settings = {k: v for k, v in settings.items() if k.startswith("teacher_")}
+    else:  # what DeepReDuce has chosen, which its settings do not tell
+        settings |= {k: summary.get(k) for k in ("design", "budget")}
     return json.dumps([summary["data"], summary["model"], counts, settings], sort_keys=True)
 
 

@@ -60,7 +60,7 @@ def plot_budget(sites: Sequence[ReluSite], counts: Mapping[str, int], replaced: 
     axes.set_yscale("log")
     axes.set_ylim(1, 4 * max(s.relus for s in sites))
     axes.set_ylabel("ReLUs (log scale)")
-    axes.set_xticks(list(places), [s.name for s in sites], rotation=40, ha="right", fontsize=8)
+    axes.set_xticks(list(places), [_plain(s.name) for s in sites], rotation=40, ha="right", fontsize=8)
     axes.set_title(f"ReLU budget a site: {sum(kept):,} of {sum(s.relus for s in sites):,}")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=2)
     _save(figure, path)
@@ -89,8 +89,13 @@ def plot_comparison(summary: Summary, path: Path) -> None:
     axes.set_xlim(0, 1.65)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "baseline"])
     start, end = (summary[side]["accuracy"] for side in ("baseline", "reduced"))
-    axes.set_title(f"{summary['data']}: cost after reduction; accuracy {start:.2f} % to {end:.2f} %")
+    axes.set_title(f"{_plain(summary['data'])}: cost after reduction; accuracy {start:.2f} % to {end:.2f} %")
     _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """A name that is no formula: names of folders and stages may hold dollar signs."""
+    return text.replace("$", r"\$")
 
 
 def plot_curves(run: Run, path: Path) -> None:
@@ -101,7 +106,7 @@ def plot_curves(run: Run, path: Path) -> None:
     figure, axes = _axes(8.0, 3.8)
     for stage in dict.fromkeys(row["stage"] for row in rows):
         points = [(i, row["accuracy"]) for i, row in enumerate(rows) if row["stage"] == stage]
-        axes.plot(*zip(*points, strict=True), marker=".", label=stage)
+        axes.plot(*zip(*points, strict=True), marker=".", label=_plain(stage))
     axes.set_xlabel("epoch, all stages")
     axes.set_ylabel("validation accuracy, %")
     axes.legend(frameon=False)
@@ -118,7 +123,7 @@ def plot_pareto(found: Sequence[Point], papers: Sequence[Published], path: Path)
         axes.set_xscale("log")
         axes.set_xlabel("ReLUs (log scale)")
         axes.set_ylabel("accuracy, %")
-        axes.set_title(data, parse_math=False)  # a folder's name may hold a dollar sign
+        axes.set_title(_plain(data))
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
 
@@ -135,7 +140,8 @@ def _plot_networks(axes: Any, found: Sequence[Point]) -> None:
     shown = [(point, cost) for point in found if (cost := point.costs["relus"])]
     best = [shown[i] for i in front([(cost, point.accuracy) for point, cost in shown])]
     line = [(cost, point.accuracy) for point, cost in best]
-    axes.step(*zip(*line, strict=True), where="post", color="#0072b2", label="front")
+    if line:
+        axes.step(*zip(*line, strict=True), where="post", color="#0072b2", label="front")
     for side, marker, colour, label in (
         ("baseline", "s", "#3d4650", "all ReLUs"),
         ("reduced", "o", "#0072b2", "reduced"),

@@ -116,7 +116,10 @@ def _check_figures(run: Run, network: Summary) -> None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _sites(run: Run, summary: Summary) -> tuple[Site, ...]:
@@ -129,6 +132,8 @@ def _sites(run: Run, summary: Summary) -> tuple[Site, ...]:
     if not (_whole(counts) and _whole(sizes)) or counts.keys() != sizes.keys():
         raise _foreign(run, "budget.json", "counts and sizes by site")
     replaced = summary["reduced"].get("replaced_blocks", [])
+    if not isinstance(replaced, list) or not all(isinstance(name, str) for name in replaced):
+        raise _foreign(run, "summary.json", "list of names for 'replaced_blocks'")
     return tuple(Site(n, sizes[n], 0 if n in replaced else counts[n], n in replaced) for n in sizes)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from shoal.checkpoint import replacing
@@ -35,7 +36,8 @@ def _ratio(path: str, old: float | None, new: float | None) -> str:
 
 def comparison_table(summary: Summary) -> Table:
     """The table, baseline beside reduced beside ratio, with both accountings of replaced blocks below."""
-    table = Table(title=f"{summary['model']} on {summary['data']}, seed {summary['seed']}", header_style="bold")
+    title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}"
+    table = Table(title=escape(title), header_style="bold")
     for i, name in enumerate(("", "baseline", "reduced", "ratio")):
         table.add_column(name, justify="right" if i else "left")
     for row in comparison(summary):
@@ -68,7 +70,7 @@ def flat_row(record: Record) -> dict[str, Any]:
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows with the same keys as CSV. Raises ShoalError when it cannot be written."""
-    with replacing(path) as scratch, scratch.open("w", newline="") as file:
+    with replacing(path) as scratch, scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

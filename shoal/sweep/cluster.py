@@ -32,9 +32,9 @@ class Slot:
         self.threads = threads
         self.process: Process | None = None
 
-    def start(self, words: list[str], log: str, result: str) -> None:
-        """Begin an attempt. Raises ShoalError where the sweep's folder is not shared with this machine."""
-        self.process = Process(Attempt(tuple(words), Path(log), Path(result)), share(self.threads, 1))
+    def start(self, words: list[str], log: str, result: str, folder: str) -> None:
+        """Begin an attempt in `folder`. Raises ShoalError where that or the sweep's is not shared with this machine."""
+        self.process = Process(Attempt(tuple(words), Path(log), Path(result)), share(self.threads, 1), folder)
 
     def poll(self) -> int | None:
         """See `Worker.poll`."""
@@ -60,10 +60,13 @@ class Remote:
     def __init__(self, ray: Any, actor: Any, attempt: Attempt, lost: Callable[[], None]) -> None:
         self.ray, self.actor, self.lost = ray, actor, lost
         place = str(attempt.log.resolve()), str(attempt.result.resolve())
-        self._started = actor.start.remote(list(attempt.words), *place)
+        self.killed = False
+        self._started = actor.start.remote(list(attempt.words), *place, os.getcwd())
         self._asked = actor.poll.remote()  # answered once the actor runs, which may take a busy cluster a while
 
     def poll(self) -> int | None:
+        if self.killed:
+            return LOST
         ready, _ = self.ray.wait([self._asked], timeout=0)
         if not ready:
             return None
@@ -83,7 +86,9 @@ class Remote:
         self.actor.stop.remote()
 
     def kill(self) -> None:
-        self.actor.kill.remote()
+        """End the actor itself, which may still wait for a place: its attempt ends with it."""
+        self.killed = True
+        self.lost()
 
 
 class RayExecutor:
@@ -104,8 +109,21 @@ class RayExecutor:
             raise ShoalError(
                 f"found {self.slots} workers for {cpus} CPUs of the cluster; need 1 to {cpus}; ask for less"
             )
-        self.threads, self.per_gpu = max(1, cpus // self.slots), per_gpu
+        self.threads, self.per_gpu = self._share(cpus // self.slots, per_gpu), per_gpu
         self._actors: dict[int, Any] = {}
+
+    def _share(self, most: int, per_gpu: int | None) -> int:
+        """CPUs of each slot: an actor lies on one machine, and all of them must find a place. Raises ShoalError."""
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        for threads in range(most, 0, -1):
+            places = [int(m.get("CPU", 0)) // threads for m in machines]
+            if per_gpu is not None:
+                gpus = [per_gpu * int(m.get("GPU", 0)) for m in machines]
+                places = [min(pair) for pair in zip(places, gpus, strict=True)]
+            if sum(places) >= self.slots:
+                return threads
+        self.close()
+        raise ShoalError(f"found no room for {self.slots} workers on the cluster's machines; need less; set --workers")
 
     def _connect(self, address: str) -> None:
         # Ray tells its makers of each use unless told not to; what this toolkit is for calls for silence.
@@ -133,7 +151,10 @@ class RayExecutor:
         return self.ray.remote(Slot).options(num_cpus=self.threads, num_gpus=part).remote(self.threads)
 
     def _forget(self, slot: int) -> None:
-        self._actors.pop(slot, None)
+        """Let the slot have another actor; this one must not come back with its attempt."""
+        actor = self._actors.pop(slot, None)
+        if actor is not None:
+            self.ray.kill(actor)
 
     def close(self) -> None:
         """End the actors and leave the cluster; a local one ends."""

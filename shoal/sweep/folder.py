@@ -54,15 +54,17 @@ class Folder:
         Raises ShoalError when one does, or when the folder cannot be written.
         """
         try:
-            for part in ("runs", "logs", "results"):
-                (self.path / part).mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise ShoalError(f"found no folder to write at {self.path} ({error}); choose another --out") from error
         try:
             self._lock(handle)
             known = self._grid() if self._has_grid() else {}
+            # First of all: a folder with anything else in it and no grid would be taken for somebody else's.
             write_text(self.path / "grid.json", json.dumps(known | {run.name: run.words for run in runs}, indent=1))
+            for part in ("runs", "logs", "results"):
+                (self.path / part).mkdir(exist_ok=True)
             yield
         finally:
             os.close(handle)
@@ -126,6 +128,7 @@ class Folder:
         if not path.exists():
             return None
         body = read_json(path)
-        if not isinstance(body, dict) or not {"attempts", "seconds", "result"} <= set(body):
+        kinds = {"attempts": int, "seconds": (int, float), "result": dict}
+        if not isinstance(body, dict) or not all(isinstance(body.get(k), kind) for k, kind in kinds.items()):  # type: ignore[arg-type]
             raise ShoalError(f"found no result in {path}; need the file that shoal wrote; remove it to repeat the run")
         return body

@@ -112,7 +112,10 @@ def _stage(body: dict[str, Any], commands: Mapping[str, Command]) -> _Stage:
 
 def _by_name(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Options as Python spells them: data-dir is data_dir."""
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        raise ShoalError(f"found an option twice, with - and with _, in {', '.join(map(str, values))}; need it once")
+    return named
 
 
 def _check_options(stage: _Stage) -> None:

@@ -54,7 +54,7 @@ class Executor(Protocol):
 class Process:
     """An attempt in a process of its own, in a process group of its own: Ctrl-C reaches the sweep alone."""
 
-    def __init__(self, attempt: Attempt, environment: Mapping[str, str]) -> None:
+    def __init__(self, attempt: Attempt, environment: Mapping[str, str], folder: str | None = None) -> None:
         try:
             with attempt.log.open("ab") as log, attempt.result.open("wb") as result:
                 self.process = subprocess.Popen(
@@ -63,6 +63,7 @@ class Process:
                     stdout=result,
                     stderr=log,
                     env={**os.environ, **environment},
+                    cwd=folder,
                     start_new_session=True,
                 )
         except OSError as error:

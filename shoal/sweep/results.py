@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,8 +73,13 @@ def _group(cell: Sequence[Record]) -> dict[str, Any]:
         "seeds": [record.run.axes[SEED] for record in finished if SEED in record.run.axes],
         "runs": len(finished),
         "mean": {name: statistics.fmean(values) for name, values in columns.items()},
-        "sd": {name: statistics.stdev(values) if len(values) > 1 else None for name, values in columns.items()},
+        "sd": {name: _deviation(values) for name, values in columns.items()},
     }
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; None of one value, and where one is no number."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
