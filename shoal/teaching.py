@@ -28,11 +28,11 @@ def _transitive(count: int) -> Lessons:
 
 
 def _dense(count: int) -> Lessons:
-    return {i: {j: 1 / (count - 1 - i) for j in range(i + 1, count)} for i in range(count - 1)}
+    return {i: dict.fromkeys(range(i + 1, count), 1 / (count - 1 - i)) for i in range(count - 1)}
 
 
 def _ensemble(count: int) -> Lessons:
-    return {i: {j: 1 / count for j in range(count)} for i in range(count - 1)}
+    return {i: dict.fromkeys(range(count), 1 / count) for i in range(count - 1)}
 
 
 PATHS: dict[str, Callable[[int], Lessons]] = {

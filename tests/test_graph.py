@@ -350,7 +350,19 @@ LEVELS = [
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "optimiser", "train", "cost", "equivalence"},
-    {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front", "teaching"}
+    {
+        "mask",
+        "quadratic",
+        "branch",
+        "dropping",
+        "sensitivity",
+        "budget",
+        "distill",
+        "linear_tail",
+        "merging",
+        "front",
+        "teaching",
+    }
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth"},
