@@ -298,8 +298,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
-    "learners_fashion_mnist": learners("learners_fashion_mnist"),
-    "learners_cifar100": learners("learners_cifar100"),
     "sweep": sweep,
 }
 
