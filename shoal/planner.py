@@ -127,7 +127,11 @@ def _cut(spec: Spec, base: nn.Module, gated: tuple[str, ...], exit: str | None) 
 
 
 def greatest(body: Structure, target: Target, machine: Machine | None = None) -> tuple[int, Forecast] | float:
-    """The greatest budget of `body` within `target` and its forecast; or, where there is none, what the least takes."""
+    """The greatest budget of `body` within `target` and its forecast; or, where there is none, what the least takes.
+
+    A budget at most `FINE` above it is beyond the target. Signs are compared in words of 64, so that a ReLU more can
+    also cost a little less: the search takes costs for rising and may end a few ReLUs below such a dip.
+    """
 
     def price(total: int) -> Forecast:
         return target.forecast(body.at(total), machine)

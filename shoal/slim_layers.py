@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,14 +20,14 @@ def kept(channels: int, part: float) -> int:
     return max(1, int(channels * part + 0.5))
 
 
-class SlimLayer(nn.Module):
+class SlimLayer(nn.Module, ABC):
     """A layer of several widths, of which `index` is in use; what it reads has as many channels as it is given."""
 
     index: int = -1
 
+    @abstractmethod
     def plain(self, channels: int) -> nn.Module:
-        """The layer of the width in use alone, for inputs of `channels`."""
-        raise NotImplementedError
+        """A layer of the width in use alone, for inputs of `channels`, that shares nothing with this one."""
 
 
 class SlimConv2d(SlimLayer, nn.Conv2d):
@@ -102,8 +104,8 @@ class SlimBatchNorm2d(SlimLayer):
         return result
 
     def plain(self, channels: int) -> nn.Module:
-        """The batch norm of the width in use."""
-        return self.norms[self.index]
+        """A copy of the batch norm of the width in use."""
+        return copy.deepcopy(self.norms[self.index])
 
 
 class SlimMaskedReLU(SlimLayer, MaskedReLU):

@@ -283,8 +283,7 @@ class _Loop:
                 break
             moment = time.monotonic()
             row = self._epoch(epoch, progress)
-            row["seconds"] = time.monotonic() - moment
-            self.clock.lap(row["seconds"])
+            self.clock.lap(time.monotonic() - moment)
             self.history.rows.append(row)
             if self.rank == 0:
                 report(row)
@@ -308,6 +307,7 @@ class _Loop:
         return row
 
     def _epoch(self, epoch: int, progress: Callable[[int, int, int], None]) -> dict[str, float]:
+        moment = time.monotonic()
         torch.manual_seed(self.settings.seed * 1_000_003 + epoch)
         self._call("on_epoch_start", self.inner, epoch)
         self.model.train()
@@ -318,6 +318,7 @@ class _Loop:
         if epoch >= self.settings.select_from:
             self._keep_best(epoch, accuracy[self.settings.exit])
         row |= self._call("on_epoch_end", self.inner, epoch)
+        row["seconds"] = time.monotonic() - moment
         if self.checkpoint is not None and self.rank == 0:
             h = self.history
             done = {"epoch": epoch, "rows": [*h.rows, row], "best": h.best, "best_epoch": h.best_epoch}

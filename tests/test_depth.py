@@ -22,6 +22,7 @@ from shoal.private.cost_model import plan_of, prepared_cost
 from shoal.recipes import shallow
 from shoal.recipes.options import PRICES
 from shoal.recipes.presets import quick
+from shoal.sites import find_blocks
 
 SHAPE = (1, 8, 8)
 whole_numbers = st.integers(-3, 9)
@@ -99,7 +100,7 @@ def test_a_reduction_takes_every_price(price: str) -> None:
 UNUSED = [
     ({"masks": "snl", "sensitivity": {"relu": 1.0}}, "found sensitivities with masks 'snl'"),
     ({"masks": "coordinate-descent", "granularity": "channel"}, "found granularity 'channel'"),
-    ({"gates": False, "gated": ()}, "found blocks to gate"),
+    ({"gates": False, "gated": (find_blocks(Residual(), SHAPE)[0].name,)}, "found blocks to gate"),
     ({"gate_price": "online"}, "found gate_price 'online'"),
     ({"masks": "autorep", "gate_price": "online", "gate_limit": 0.9}, "need masks without squares"),
 ]

@@ -243,6 +243,8 @@ def test_what_cannot_be_exchanged_is_an_error() -> None:
     ):
         with pytest.raises(ShoalError, match=message):
             substitute(Odd(), choices)
+    with pytest.raises(ShoalError, match="max pool with ceil_mode at 0; need whole windows"):
+        substitute(nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True)), {"max_pool": "avg_pool"})
     with pytest.raises(ShoalError, match="with dilation or indices"):
         substitute(nn.Sequential(nn.MaxPool2d(2, dilation=2)), {"max_pool": "avg_pool"})
     assert parse(["relu6=relu,silu=relu", "max_pool=avg_pool"]) == {

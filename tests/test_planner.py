@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Residual, randomise
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_commands import call
 
@@ -74,8 +74,12 @@ def test_what_a_structure_costs_is_what_its_surgery_gives() -> None:
 
 
 @settings(deadline=None)
+@example("offline", 0, 0.1171875)
 @given(st.sampled_from(MODES), st.sampled_from(range(len(BODIES))), st.floats(0.0, 1.0))
-def test_the_greatest_budget_is_within_the_target_and_one_step_more_is_not(mode: str, which: int, part: float) -> None:
+def test_the_greatest_budget_is_within_the_target_and_just_above_it_one_is_not(
+    mode: str, which: int, part: float
+) -> None:
+    """Not every budget above is beyond: one ReLU more may take a word of 64 from another site, and cost less."""
     body, target = BODIES[which], Target(1.0, "s", mode)
     least, most = (target.taken(target.forecast(body.at(total))) for total in (1, EVERYTHING))
     target = replace(target, limit=least + part * (most - least))
@@ -84,8 +88,8 @@ def test_the_greatest_budget_is_within_the_target_and_one_step_more_is_not(mode:
     budget, forecast = found
     assert target.taken(forecast) <= target.limit
     assert forecast == target.forecast(body.at(budget))
-    more = min(EVERYTHING, budget + max(1, int(budget * FINE)))
-    assert budget == EVERYTHING or target.taken(target.forecast(body.at(more))) > target.limit
+    above = range(budget + 1, min(EVERYTHING, budget + max(1, int(budget * FINE))) + 1)
+    assert budget == EVERYTHING or any(target.taken(target.forecast(body.at(more))) > target.limit for more in above)
 
 
 def test_below_the_least_there_is_nothing() -> None:

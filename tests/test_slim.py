@@ -47,6 +47,9 @@ def test_every_width_is_the_network_of_that_width(name: str) -> None:
     for index, width in enumerate((0.125, 0.25)):
         own, plain = narrowed(slim, index, CIFAR), build(name, 10, width=width)
         assert torch.equal(own(x), slim(x)[index])
+        assert not {p.data_ptr() for p in own.state_dict().values()} & {
+            p.data_ptr() for p in slim.state_dict().values()
+        }
         assert not any(isinstance(module, (SlimLayer, Slimmable)) for module in own.modules())
         a, b = count(own, CIFAR), count(plain, CIFAR)
         assert (a.relus, a.macs, a.linear_macs, a.depth, a.params) == (

@@ -75,6 +75,7 @@ REFUSED = [
     ("stages: [{command: train}]\nseed: 1\n", "'seed' beside `stages`"),
     ("command: demo\n", "command 'demo' in a stage; need one of train, reduce"),
     (TRAIN + "name: a/b\n", "stage name 'a/b'"),
+    (TRAIN + "data-dir: here\ndata_dir: there\n", "found an option twice, with - and with _"),
     (TRAIN + "widht: 0.5\n", "no option 'widht' of train; need 'width', the nearest"),
     (TRAIN + "grid: {widht: [0.5]}\n", "no option 'widht' of train; need 'width', the nearest"),
     (TRAIN + "out: x\n", "option 'out', which the sweep gives by itself"),

@@ -193,7 +193,11 @@ def test_time_limit_stops_at_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> 
     history = fit(model, DATA, OBJECTIVE, PLAN, settings=Settings(max_seconds=0.0), checkpoint=Checkpoint(tmp_path))
     assert history.stopped
     assert len(history.rows) == 1
-    assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
+    on, whole = Settings(resume=True), network()
+    resumed = fit(whole, DATA, OBJECTIVE, PLAN, settings=on, checkpoint=Checkpoint(tmp_path)).rows
+    assert same(whole.state_dict(), weights_after(None, PLAN))
+    assert [row["epoch"] for row in resumed] == [0, 1, 2, 3]
+    assert all(set(row) == set(history.rows[0]) for row in resumed)
 
 
 def test_one_clock_counts_several_fits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -78,7 +79,7 @@ class Problem:
         return self.share(total)
 
 
-class Search:
+class Search(ABC):
     """One search: `model` is what `fit` trains, with `hooks` (by default the search itself) and `terms` in the loss.
 
     `per_site` learners need a budget for each site, so a measured sensitivity; the others share the total themselves.
@@ -102,7 +103,7 @@ class Search:
         # Epochs with more ReLUs than the budget, or with soft masks, are no candidates.
         self.select_from = min(int(CLOSING * epochs), epochs - 1)
 
-    @classmethod
+    @classmethod  # noqa: B027 - a learner may have nothing to refuse
     def check(cls, model: nn.Module, shape: tuple[int, ...]) -> None:
         """Raise ShoalError, before any training, for a network that this learner has nothing to learn on."""
 
@@ -111,9 +112,9 @@ class Search:
         device = next(self.problem.model.parameters()).device
         return replace(self.problem.model, modules).to(device)
 
+    @abstractmethod
     def masks(self) -> dict[str, Tensor]:
         """Exactly `total` kept positions, bool [C, H, W] by site, once `fit` has ended."""
-        raise NotImplementedError
 
     def finished(self) -> nn.Module:
         """A copy of the trained network with these masks and no soft module."""

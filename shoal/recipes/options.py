@@ -102,7 +102,7 @@ def _check_used(options: Options) -> None:
     unused = {
         "sensitivities": options.sensitivity is not None and not method.per_site,
         f"granularity {options.granularity!r}": options.granularity not in method.granularities,
-        f"blocks to gate ({', '.join(options.gated or ())})": options.gated is not None and not options.gates,
+        f"blocks to gate ({', '.join(options.gated or ())})": bool(options.gated) and not options.gates,
         f"gate_price {options.gate_price!r}": options.gate_price != "macs" and options.gate_limit is None,
     }
     for what, is_unused in unused.items():

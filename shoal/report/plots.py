@@ -124,7 +124,8 @@ def plot_pareto(found: Sequence[Point], papers: Sequence[Published], path: Path)
         axes.set_xlabel("ReLUs (log scale)")
         axes.set_ylabel("accuracy, %")
         axes.set_title(_plain(data))
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
 
 
