@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -52,6 +53,16 @@ def add_exits(
 
     Raises ShoalError when a name is no ReLU site.
     """
+    return attach(model, after, shape, lambda site: Exit(site[0], classes, relu))
+
+
+def attach(
+    model: nn.Module, after: Sequence[str], shape: tuple[int, ...], make: Callable[[tuple[int, ...]], nn.Module]
+) -> fx.GraphModule:
+    """A copy of `model` with the classifier `make([C, H, W])` after each named site of such a shape.
+
+    Its forward gives logits weak to strong. Raises ShoalError when a name is no ReLU site.
+    """
     traced = shapes(model, shape)
     traced.train(model.training)
     calls = module_calls(traced)
@@ -60,9 +71,12 @@ def add_exits(
     if missing or not after:
         raise ShoalError(f"found no site {missing or '(none named)'} for an exit; need a name that relu_sites gives")
     position = {node: i for i, node in enumerate(traced.graph.nodes)}
+    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     logits = []
     for site in sorted(after, key=lambda name: position[calls[name]]):
-        logits.append(_attach(traced, calls[site], site, classes, relu, output))
+        traced.add_submodule(exit_name(site), make(calls[site].meta["shape"]).to(device))
+        with traced.graph.inserting_before(output):
+            logits.append(traced.graph.call_module(exit_name(site), (calls[site],)))
     final = output.args[0]
     output.args = ((*logits, *(final if isinstance(final, (tuple, list)) else (final,))),)
     traced.recompile()
@@ -70,12 +84,9 @@ def add_exits(
     return normalise(traced)
 
 
-def _attach(traced: fx.GraphModule, node: fx.Node, site: str, classes: int, relu: bool, output: fx.Node) -> fx.Node:
-    name = PREFIX + site.replace(".", "_")
-    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
-    traced.add_submodule(name, Exit(node.meta["shape"][0], classes, relu).to(device))
-    with traced.graph.inserting_before(output):
-        return traced.graph.call_module(name, (node,))
+def exit_name(site: str) -> str:
+    """The name of the classifier after a site."""
+    return PREFIX + site.replace(".", "_")
 
 
 def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
@@ -84,12 +95,23 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
     Raises ShoalError when there is no such classifier.
     """
 
+    def choose(results: tuple[fx.Node, ...]) -> fx.Node:
+        if not -len(results) <= index < len(results):
+            raise ShoalError(f"found no exit {index}; need one of 0 to {len(results) - 1} (or -1 for the final one)")
+        return results[index]
+
+    return _with_results(model, choose)
+
+
+def first_exits(model: nn.Module, count: int) -> fx.GraphModule:
+    """A copy of `model` with its `count` weakest classifiers: what runs when they are asked one after the other."""
+    return _with_results(model, lambda results: results[:count])
+
+
+def _with_results(model: nn.Module, choose: Callable[[tuple[fx.Node, ...]], Any]) -> fx.GraphModule:
     def cut(traced: fx.GraphModule) -> None:
         output = next(n for n in traced.graph.nodes if n.op == "output")
         result = output.args[0]
-        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-        if not -len(results) <= index < len(results):
-            raise ShoalError(f"found no exit {index}; need one of 0 to {len(results) - 1} (or -1 for the final one)")
-        output.args = (results[index],)
+        output.args = (choose(tuple(result) if isinstance(result, (tuple, list)) else (result,)),)
 
     return edit(model, cut)

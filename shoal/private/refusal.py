@@ -22,6 +22,7 @@ INSTEAD: dict[str, str] = {
     "avgpool2d": "count_include_pad=True, no divisor_override, and windows inside the padded image; change the layer",
     "quadratic": "the identity where there is no ReLU; reduce with --masks autorep-linear",
     "attribute": "numbers or one value a channel, added to what forward computes or multiplied with it",
+    "interpolate": "features at one resolution; train exits without attention, or use a stride instead",
     "squeeze": "a view that keeps the images apart; use flatten(1)",
     **dict.fromkeys(("mul", "div", "matmul", "bmm", "einsum", "scaleddotproductattention"), GATE),
     **dict.fromkeys(("sigmoid", "hardsigmoid"), GATE),
