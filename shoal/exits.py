@@ -103,6 +103,12 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
     return _with_results(model, choose)
 
 
+def count_exits(model: nn.Module) -> int:
+    """How many classifiers the forward pass of `model` gives the logits of."""
+    result = next(n for n in normalise(model).graph.nodes if n.op == "output").args[0]
+    return len(result) if isinstance(result, (tuple, list)) else 1
+
+
 def first_exits(model: nn.Module, count: int) -> fx.GraphModule:
     """A copy of `model` with its `count` weakest classifiers: what runs when they are asked one after the other."""
     return _with_results(model, lambda results: results[:count])

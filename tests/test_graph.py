@@ -348,7 +348,19 @@ def test_forms_that_the_graph_does_not_have_are_unknown_not_wrong(name: str) -> 
 
 
 LEVELS = [
-    {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
+    {
+        "errors",
+        "outputs",
+        "data",
+        "readers",
+        "augment",
+        "autoaugment",
+        "pixel_operations",
+        "graph",
+        "reshape",
+        "surgery",
+        "checkpoint",
+    }
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "exit_points", "attention_exits", "optimiser", "train", "cost", "equivalence"},
@@ -367,7 +379,7 @@ LEVELS = [
     }
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
-    {"designs", "figures", "depth"},
+    {"designs", "figures", "depth", "exit_figures"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
@@ -381,10 +393,10 @@ LEVELS = [
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction"},
+    {"deployment", "training", "serving", "grid_reduction", "self_distillation"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
-    {"private_cli", "cost_cli", "sweep_cli"},
+    {"private_cli", "cost_cli", "sweep_cli", "self_distill_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""

@@ -149,7 +149,9 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Blocks a stage (He et al., Table 1)."""
 
 
-def _deep(depth: int, block: Callable[..., nn.Module], shortcut: Shortcut = projection_shortcut) -> partial[ResNet]:
+def _deep(
+    depth: int, block: Callable[..., nn.Module], shortcut: Shortcut = projection_shortcut
+) -> Callable[..., nn.Module]:
     return partial(ResNet, DEPTHS[depth], 64, shortcut, block=block, expansion=EXPANSION)
 
 
