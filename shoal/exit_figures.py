@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shoal.cost import Cost, cost
 from shoal.data import Dataset, Split
-from shoal.graph import Graph
+from shoal.graph import Graph, live
 from shoal.outputs import forward
 from shoal.surgery import trace
 from shoal.train import Settings, evaluate
@@ -66,9 +66,6 @@ def _macs(total: Cost) -> int:
 
 def _needed(graph: Graph, first: int, end: int) -> Cost:
     """The cost of what classifiers `first` to `end` - 1 need."""
-    outputs = graph.outputs[first:end]
-    names = set(outputs)
-    for node in reversed(graph.nodes):
-        if node.name in names:
-            names |= set(node.inputs)
-    return cost(replace(graph, outputs=outputs).with_nodes([n for n in graph.nodes if n.name in names], graph.weights))
+    cut = replace(graph, outputs=graph.outputs[first:end])
+    names = live(cut)
+    return cost(cut.with_nodes([node for node in graph.nodes if node.name in names], graph.weights))

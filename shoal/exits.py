@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,9 +58,9 @@ def add_exits(
 def attach(
     model: nn.Module, after: Sequence[str], shape: tuple[int, ...], make: Callable[[tuple[int, ...]], nn.Module]
 ) -> fx.GraphModule:
-    """A copy of `model` with the classifier `make([C, H, W])` after each named site of such a shape.
+    """A copy of `model` with the classifier that `make` gives for a shape [C, H, W] after each submodule named.
 
-    Its forward gives logits weak to strong. Raises ShoalError when a name is no ReLU site.
+    Its forward gives logits weak to strong. Raises ShoalError when a name is no submodule's that forward calls.
     """
     traced = shapes(model, shape)
     traced.train(model.training)
@@ -74,19 +73,15 @@ def attach(
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     logits = []
     for site in sorted(after, key=lambda name: position[calls[name]]):
-        traced.add_submodule(exit_name(site), make(calls[site].meta["shape"]).to(device))
+        name = PREFIX + site.replace(".", "_")
+        traced.add_submodule(name, make(calls[site].meta["shape"]).to(device))
         with traced.graph.inserting_before(output):
-            logits.append(traced.graph.call_module(exit_name(site), (calls[site],)))
+            logits.append(traced.graph.call_module(name, (calls[site],)))
     final = output.args[0]
     output.args = ((*logits, *(final if isinstance(final, (tuple, list)) else (final,))),)
     traced.recompile()
     traced.meta[NORMAL] = False  # inline the exits' own layers, so that their ReLUs become sites
     return normalise(traced)
-
-
-def exit_name(site: str) -> str:
-    """The name of the classifier after a site."""
-    return PREFIX + site.replace(".", "_")
 
 
 def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
@@ -95,29 +90,18 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
     Raises ShoalError when there is no such classifier.
     """
 
-    def choose(results: tuple[fx.Node, ...]) -> fx.Node:
+    def cut(traced: fx.GraphModule) -> None:
+        output = next(n for n in traced.graph.nodes if n.op == "output")
+        result = output.args[0]
+        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         if not -len(results) <= index < len(results):
             raise ShoalError(f"found no exit {index}; need one of 0 to {len(results) - 1} (or -1 for the final one)")
-        return results[index]
+        output.args = (results[index],)
 
-    return _with_results(model, choose)
+    return edit(model, cut)
 
 
 def count_exits(model: nn.Module) -> int:
     """How many classifiers the forward pass of `model` gives the logits of."""
     result = next(n for n in normalise(model).graph.nodes if n.op == "output").args[0]
     return len(result) if isinstance(result, (tuple, list)) else 1
-
-
-def first_exits(model: nn.Module, count: int) -> fx.GraphModule:
-    """A copy of `model` with its `count` weakest classifiers: what runs when they are asked one after the other."""
-    return _with_results(model, lambda results: results[:count])
-
-
-def _with_results(model: nn.Module, choose: Callable[[tuple[fx.Node, ...]], Any]) -> fx.GraphModule:
-    def cut(traced: fx.GraphModule) -> None:
-        output = next(n for n in traced.graph.nodes if n.op == "output")
-        result = output.args[0]
-        output.args = (choose(tuple(result) if isinstance(result, (tuple, list)) else (result,)),)
-
-    return edit(model, cut)

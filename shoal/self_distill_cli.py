@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from shoal import self_distillation
 from shoal.augment import POLICIES
@@ -21,6 +22,7 @@ from shoal.options import (
     Resume,
     Seed,
     TensorBoard,
+    grid,
     show,
 )
 from shoal.recipes.self_distill import PRESETS, Options
@@ -77,4 +79,18 @@ def self_distill(
     with until_terminated() as stop:
         shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
         body = self_distillation.distill(source, preset, epochs, options, shared)
-    show(body, json, lambda: self_distillation.exits_table(body))
+    show(body, json, lambda: _table(body))
+
+
+def _table(body: dict[str, Any]) -> Table:
+    """Classifiers down, with both ensembles and the baseline; accuracy and costs across."""
+    names = [*body["after"], "final"]
+    rows = [
+        [name, f"{row['accuracy']:.2f}", *(f"{row[k]:,}" for k in ("params", "relus", "macs", "cascaded_macs"))]
+        for name, row in zip(names, body["exits"], strict=True)
+    ]
+    rows += [[f"ensemble of {k}", f"{v:.2f}", "", "", "", ""] for k, v in body["ensemble"].items()]
+    if "baseline" in body:
+        rows.append(["trained alone", f"{body['baseline']['accuracy']:.2f}", "", "", "", ""])
+    head = ["classifier after", "accuracy, %", "parameters", "ReLUs", "MACs", "MACs, weaker ones too"]
+    return grid(f"{body['model']} on {body['data']}, seed {body['seed']}", head, rows)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from torch import nn
 
 from shoal.data import Dataset
@@ -15,12 +14,10 @@ from shoal.errors import ShoalError
 from shoal.exit_figures import exit_figures
 from shoal.exits import keep_exit
 from shoal.figures import figures
-from shoal.models import NAMES
-from shoal.options import grid
 from shoal.progress import bars
 from shoal.recipes import self_distill
 from shoal.report import plot_curves
-from shoal.run import Run, environment, own_network
+from shoal.run import Run, environment
 from shoal.spec import Spec
 from shoal.train import Settings
 from shoal.training import Shared, check_network, load_data, longer
@@ -53,8 +50,8 @@ class Source:
         usual = Source(self.name, data_dir=self.data_dir)
         odd = [name for name in vars(self) if getattr(self, name) != getattr(usual, name)]
         if odd or seed:
-            name = odd[0] if odd else "seed"
-            raise ShoalError(f"found {name} with the run {self.name}; need what that run has; leave --{name} out")
+            name = {"replaced": "replace"}.get(odd[0], odd[0]) if odd else "seed"
+            raise ShoalError(f"found --{name} with the run {self.name}; need what that run has; leave it out")
         origin = Run(self.name).config()
         return {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")} | {"source": self.name}
 
@@ -64,7 +61,7 @@ class Source:
             return Run(self.name).load_model()
         spec = Spec(self.name, data.classes, data.shape, self.width, self.resolution, replaced=self.replaced)
         check_network(spec)
-        return spec, None if self.name in NAMES else own_network(spec)
+        return spec, None
 
 
 def distill(
@@ -117,17 +114,3 @@ def _save(run: Run, result: self_distill.Result, plain: Spec, data: Dataset, set
     run.write_json("summary.json" if result.baseline is not None else "exits.json", body)
     plot_curves(run, run.folder / "curves.png")
     return body
-
-
-def exits_table(body: dict[str, Any]) -> Table:
-    """Classifiers down, with both ensembles and the baseline; accuracy and costs across."""
-    names = [*body["after"], "final"]
-    rows = [
-        [name, f"{row['accuracy']:.2f}", *(f"{row[k]:,}" for k in ("params", "relus", "macs", "cascaded_macs"))]
-        for name, row in zip(names, body["exits"], strict=True)
-    ]
-    rows += [[f"ensemble of {k}", f"{v:.2f}", "", "", "", ""] for k, v in body["ensemble"].items()]
-    if "baseline" in body:
-        rows.append(["trained alone", f"{body['baseline']['accuracy']:.2f}", "", "", "", ""])
-    head = ["classifier after", "accuracy, %", "parameters", "ReLUs", "MACs", "MACs, weaker ones too"]
-    return grid(f"{body['model']} on {body['data']}, seed {body['seed']}", head, rows)

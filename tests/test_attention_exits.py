@@ -21,12 +21,12 @@ from shoal.attention_exits import (
 from shoal.cost import Cost, cost, count
 from shoal.errors import ShoalError
 from shoal.exit_points import SCHEMES, exit_points
-from shoal.exits import first_exits, keep_exit
+from shoal.exits import keep_exit
 from shoal.fold import fold
-from shoal.graph import Graph
+from shoal.graph import Graph, live
 from shoal.models import build
 from shoal.outputs import forward
-from shoal.private.refusal import live, refusals
+from shoal.private.refusal import refusals
 from shoal.surgery import trace
 
 CIFAR, SMALL = (3, 32, 32), (1, 8, 8)
@@ -188,13 +188,6 @@ def test_alignment_doubles_until_it_fits(
     channels: int, halvings: int, features: int, expected: tuple[int, ...]
 ) -> None:
     assert alignment(channels, halvings, features) == expected
-
-
-def test_the_first_exits_are_the_weakest() -> None:
-    plain = build("resnet10", 5, width=0.1)
-    model, x = add_aligned_exits(plain, exit_points(plain, CIFAR), 5, CIFAR).eval(), torch.randn(2, *CIFAR)
-    logits = first_exits(model, 2)(x)
-    assert [torch.equal(a, b) for a, b in zip(logits, model(x), strict=False)] == [True, True]
 
 
 def test_features_are_what_the_classifiers_read() -> None:

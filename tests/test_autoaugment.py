@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -53,7 +54,7 @@ PILLOW: dict[str, tuple[Callable[[Image.Image, float], Image.Image], tuple[float
     "brightness": (enhanced(ImageEnhance.Brightness), (1, 0.1, 1.9, 0.7, 0)),
     "sharpness": (enhanced(ImageEnhance.Sharpness), (1, 0.1, 1.9, 0.7, 0)),
     "posterize": (lambda i, v: ImageOps.posterize(i, int(v)), (8, 7, 5, 4)),
-    "solarize": (lambda i, v: ImageOps.solarize(i, v), (256, 199.1, 128, 28.4, 0)),
+    "solarize": (lambda i, v: ImageOps.solarize(i, math.ceil(v)), (256, 199.1, 128, 28.4, 0)),
     "autocontrast": (lambda i, v: ImageOps.autocontrast(i), (0,)),
     "equalize": (lambda i, v: ImageOps.equalize(i), (0,)),
     "invert": (lambda i, v: ImageOps.invert(i), (0,)),

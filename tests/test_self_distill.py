@@ -25,6 +25,7 @@ from shoal.recipes import self_distill
 from shoal.recipes.self_distill import Options, Preset, check_options, distill, objective_terms
 from shoal.run import Run
 from shoal.spec import Spec, assemble
+from shoal.stages import StoppedError
 from shoal.teaching import batch_distance, self_features, self_kd, squared_distance
 from shoal.train import Schedule, Settings, evaluate, fit
 
@@ -209,6 +210,22 @@ def test_adapters_train_and_are_cut_away() -> None:
     assert weight.grad.abs().sum() > 0
 
 
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    plan = replace(PLAN, adapters=True, skipped=(1,), release=1)
+    options = Options(after=("relu", "act_2"), baseline=False)
+
+    def trained(folder: str, settings: Settings) -> dict[str, Tensor]:
+        run = Run(tmp_path / folder)
+        torch.manual_seed(7)
+        return dict(distill(SPEC, DATA, options, plan, settings, base=Residual(), run=run).model.state_dict())
+
+    whole, asked = trained("whole", Settings()), iter([False, False, True])
+    with pytest.raises(StoppedError):
+        trained("parts", Settings(stop=lambda: next(asked)))
+    parts = trained("parts", Settings(resume=True))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_each_classifier_alone_is_what_it_was_among_all() -> None:
     spec = replace(SPEC, exits=("relu", "relu_2"), exit_kind="attention")
     torch.manual_seed(0)
@@ -247,10 +264,15 @@ def test_a_reduced_network_is_refused() -> None:
         check_options(Options(), PLAN, replace(SPEC, masked=("relu",)), Residual())
 
 
-def call(*words: object) -> dict[str, Any]:
+def table(*words: object) -> Any:
+    """The JSON that a command prints."""
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def call(*words: object) -> dict[str, Any]:
+    return dict(table(*words))
 
 
 def test_the_command_makes_a_run_of_each_classifier(tmp_path: Path) -> None:
@@ -266,7 +288,7 @@ def test_the_command_makes_a_run_of_each_classifier(tmp_path: Path) -> None:
         row, alone = body["exits"][index], call("evaluate", tmp_path / "own" / "exits" / str(index), "--json")
         assert alone["accuracy"] == pytest.approx(row["accuracy"])
         assert (alone["params"], alone["macs"] + alone["linear_macs"]) == (row["params"], row["macs"])
-    assert call("report", tmp_path / "own", "--json")[0]["reduced.accuracy"] == body["exits"][-1]["accuracy"]
+    assert table("report", tmp_path / "own", "--json")[0]["reduced.accuracy"] == body["exits"][-1]["accuracy"]
     spec, model = Run(tmp_path / "own").load_model()
     assert spec.exit_kind == "aligned"
     assert count_exits(model) == 4

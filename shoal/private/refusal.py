@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.errors import ShoalError
-from shoal.graph import Graph, Node
+from shoal.graph import Graph, Node, live
 from shoal.private.clear import OPS
 
 RELU = "ReLU, which takes one comparison; train with --replace {name}=relu"
@@ -49,15 +49,6 @@ class Refusal:
     def error(self) -> ShoalError:
         """The same as one sentence."""
         return ShoalError(f"found {self.found} at {self.node}; need {self.need}")
-
-
-def live(graph: Graph) -> set[str]:
-    """Names of the nodes that the outputs depend on."""
-    names = set(graph.outputs)
-    for node in reversed(graph.nodes):
-        if node.name in names:
-            names |= set(node.inputs)
-    return names
 
 
 def refusals(graph: Graph) -> tuple[Refusal, ...]:
