@@ -71,8 +71,9 @@ def self_distill(
 ) -> None:
     """Train one network with several classifiers, the shallow ones taught by the deeper (Self-Distillation).
 
-    Prints every classifier and both ensembles beside the plain network trained as long. OUT holds the network with all
-    classifiers; OUT/exits/0, 1, ... each is a run of one of them alone, weak to strong, for shoal evaluate and compile.
+    Prints every classifier and both ensembles beside the plain network trained as long; cascaded MACs are those of the
+    weaker classifiers, too, asked before. OUT holds the network with all classifiers; OUT/exits/0, 1, ... each is a run
+    of one of them alone, weak to strong, for shoal evaluate and compile.
     """
     source = self_distillation.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))
     options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, baseline)
@@ -92,5 +93,5 @@ def _table(body: dict[str, Any]) -> Table:
     rows += [[f"ensemble of {k}", f"{v:.2f}", "", "", "", ""] for k, v in body["ensemble"].items()]
     if "baseline" in body:
         rows.append(["trained alone", f"{body['baseline']['accuracy']:.2f}", "", "", "", ""])
-    head = ["classifier after", "accuracy, %", "parameters", "ReLUs", "MACs", "MACs, weaker ones too"]
+    head = ["after", "accuracy, %", "parameters", "ReLUs", "MACs", "cascaded MACs"]
     return grid(f"{body['model']} on {body['data']}, seed {body['seed']}", head, rows)
