@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal import readers
+from shoal.augment import augment_batch, check_policy
 from shoal.errors import ShoalError
 from shoal.readers import Arrays, Cifar
 
 NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder")
-POLICIES = ("none", "crop", "crop-flip", "crop-flip-cutout")
 
 # Where data are looked for without a root: beside the user's work, then where Debian's data packages put theirs.
 DEFAULT_ROOTS = (Path(".data"), Path("/usr/share/datasets"))
@@ -299,7 +299,7 @@ def _moments(images: Tensor) -> _Moments:
     return tuple(means), tuple(stds)
 
 
-# ---- batches and augmentation
+# ---- batches
 
 
 def batches(
@@ -311,62 +311,10 @@ def batches(
     """
     if batch_size < 1:
         raise ShoalError(f"found {batch_size} at batch_size; need 1 or more; give 128, say")
-    _check_policy(augment)
+    check_policy(augment)
     order = torch.arange(len(split))
     if shuffle:
         order = torch.randperm(len(split), generator=generator, device=generator.device)
     order = order.to(split.labels.device)
     parts = (split.take(order[start : start + batch_size]) for start in range(0, len(split), batch_size))
     return ((augment_batch(part.images, augment, generator), part.labels) for part in parts)
-
-
-def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    """Augment uint8 [N, C, H, W], each image by its own draw; same shape, type and device.
-
-    `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `cutout` zeroes
-    a square with sides of H/4 around any pixel. Draws are made on the generator's device, so that a seed gives
-    the same images on every device. Raises ShoalError for a policy not in POLICIES.
-    """
-    _check_policy(policy)
-    if policy == "none":
-        return images_uint8
-    images = _crop(images_uint8, generator)
-    if "flip" in policy:
-        images = _flip(images, generator)
-    return _cutout(images, generator) if "cutout" in policy else images
-
-
-def _check_policy(policy: str) -> None:
-    if policy not in POLICIES:
-        raise ShoalError(f"found {policy!r} at augment; need one of {', '.join(POLICIES)}; correct the name")
-
-
-def _draw(images: Tensor, bound: int, generator: torch.Generator) -> Tensor:
-    """One integer in 0..bound-1 for each image."""
-    drawn = torch.randint(bound, (len(images),), generator=generator, device=generator.device)
-    return drawn.to(images.device)
-
-
-def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    height, width = images.shape[2:]
-    pad = height // 8
-    rows, columns = (_draw(images, 2 * pad + 1, generator) for _ in range(2))
-    # Every possible crop as a view, of which indexing copies one an image: six times as fast as a gather.
-    crops = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-    return crops[torch.arange(len(images), device=images.device), :, rows, columns]
-
-
-def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    mirrored = _draw(images, 2, generator).bool()[:, None, None, None]
-    return torch.where(mirrored, images.flip(3), images)
-
-
-def _cutout(images: Tensor, generator: torch.Generator) -> Tensor:
-    side = images.shape[2] // 4
-
-    def band(length: int) -> Tensor:
-        offset = torch.arange(length, device=images.device) - _draw(images, length, generator)[:, None] + side // 2
-        return (offset >= 0) & (offset < side)
-
-    rows, columns = (band(length) for length in images.shape[2:])
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

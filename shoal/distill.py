@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.errors import ShoalError
 from shoal.outputs import Outputs
@@ -15,24 +15,42 @@ from shoal.outputs import Outputs
 Loss = Callable[[Outputs, Outputs | None, Tensor], Tensor]
 
 
+Weight = float | Callable[[int], float]
+"""A term's factor: one number, or what it is in each epoch, counted from 0."""
+
+
 @dataclass(frozen=True)
 class Term:
     """One named part of an objective: `weight` times `loss(student, teacher, labels)`, a scalar.
 
-    `taps` are the ReLU sites whose activations the loss reads.
+    `taps` are the submodules, such as ReLU sites, whose results the loss reads.
     """
 
     name: str
-    weight: float
+    weight: Weight
     loss: Loss
     taps: tuple[str, ...] = ()
 
+    def weight_at(self, epoch: int) -> float:
+        """The factor in `epoch`, counted from 0."""
+        return self.weight(epoch) if callable(self.weight) else self.weight
 
-@dataclass(frozen=True)
+
+def switched(before: float, after: float, epoch: int) -> Weight:
+    """A weight that is `before` in the epochs before `epoch`, then `after`."""
+    return lambda now: before if now < epoch else after
+
+
+@dataclass
 class Objective:
-    """A sum of terms."""
+    """A sum of terms. `fit` tells it each epoch, which weights may follow; where nobody does, it is epoch 0."""
 
     terms: tuple[Term, ...]
+    epoch: int = field(default=0, init=False)
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Use the weights of `epoch` from now on."""
+        self.epoch = epoch
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -41,7 +59,7 @@ class Objective:
 
     def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its weighted parts, detached, by name."""
-        parts = {term.name: term.weight * term.loss(student, teacher, labels) for term in self.terms}
+        parts = {term.name: term.weight_at(self.epoch) * term.loss(student, teacher, labels) for term in self.terms}
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
@@ -51,7 +69,7 @@ def _need(teacher: Outputs | None) -> Outputs:
     return teacher
 
 
-def cross_entropy(weight: float = 1.0, exit: int = -1, name: str = "cross_entropy") -> Term:
+def cross_entropy(weight: Weight = 1.0, exit: int = -1, name: str = "cross_entropy") -> Term:
     """Mean cross-entropy of classifier `exit` (0 the weakest, -1 the final one) with the labels."""
     return Term(name, weight, lambda s, t, y: F.cross_entropy(s.logits[exit].float(), y))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -52,6 +52,16 @@ def add_exits(
 
     Raises ShoalError when a name is no ReLU site.
     """
+    return attach(model, after, shape, lambda site: Exit(site[0], classes, relu))
+
+
+def attach(
+    model: nn.Module, after: Sequence[str], shape: tuple[int, ...], make: Callable[[tuple[int, ...]], nn.Module]
+) -> fx.GraphModule:
+    """A copy of `model` with the classifier that `make` gives for a shape [C, H, W] after each submodule named.
+
+    Its forward gives logits weak to strong. Raises ShoalError when a name is no submodule's that forward calls.
+    """
     traced = shapes(model, shape)
     traced.train(model.training)
     calls = module_calls(traced)
@@ -60,22 +70,18 @@ def add_exits(
     if missing or not after:
         raise ShoalError(f"found no site {missing or '(none named)'} for an exit; need a name that relu_sites gives")
     position = {node: i for i, node in enumerate(traced.graph.nodes)}
+    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     logits = []
     for site in sorted(after, key=lambda name: position[calls[name]]):
-        logits.append(_attach(traced, calls[site], site, classes, relu, output))
+        name = PREFIX + site.replace(".", "_")
+        traced.add_submodule(name, make(calls[site].meta["shape"]).to(device))
+        with traced.graph.inserting_before(output):
+            logits.append(traced.graph.call_module(name, (calls[site],)))
     final = output.args[0]
     output.args = ((*logits, *(final if isinstance(final, (tuple, list)) else (final,))),)
     traced.recompile()
     traced.meta[NORMAL] = False  # inline the exits' own layers, so that their ReLUs become sites
     return normalise(traced)
-
-
-def _attach(traced: fx.GraphModule, node: fx.Node, site: str, classes: int, relu: bool, output: fx.Node) -> fx.Node:
-    name = PREFIX + site.replace(".", "_")
-    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
-    traced.add_submodule(name, Exit(node.meta["shape"][0], classes, relu).to(device))
-    with traced.graph.inserting_before(output):
-        return traced.graph.call_module(name, (node,))
 
 
 def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
@@ -93,3 +99,9 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
         output.args = (results[index],)
 
     return edit(model, cut)
+
+
+def count_exits(model: nn.Module) -> int:
+    """How many classifiers the forward pass of `model` gives the logits of."""
+    result = next(n for n in normalise(model).graph.nodes if n.op == "output").args[0]
+    return len(result) if isinstance(result, (tuple, list)) else 1

@@ -237,6 +237,15 @@ def _check_node(graph: Graph, node: Node, path: Path) -> None:
         raise ShoalError(f"found shape {node.shape} at {node.name} in {path}; need {shape}; make the graph again")
 
 
+def live(graph: Graph) -> set[str]:
+    """Names of the nodes that the outputs depend on."""
+    names = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.name in names:
+            names |= set(node.inputs)
+    return names
+
+
 def check_order(nodes: tuple[Node, ...], outputs: tuple[str, ...], where: str) -> None:
     """Raise ShoalError unless every node reads only nodes before it."""
     seen: set[str] = set()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoal.attention_exits import add_aligned_exits
 from shoal.branch import add_branches, commit_branches, set_gate
 from shoal.checkpoint import write_text
 from shoal.dropping import drop_blocks, drop_relus
@@ -36,6 +37,9 @@ NAMED = ("dropped_blocks", "dropped", "masked", "branches", "exits")
 RESTS = ("identity", "quadratic")
 """What masked sites may do where they have no ReLU."""
 
+EXIT_KINDS = ("plain", "aligned", "attention")
+"""What classifiers at `exits` are: a convolution each, an alignment net each, or that behind an attention module."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -45,7 +49,8 @@ class Spec:
     masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first.
     Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
     left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
-    ReLU, ``identity`` or ``quadratic``; `widths` makes the network slimmable and `kept_width` (an index) cuts it to one
+    ReLU, ``identity`` or ``quadratic``; `exit_kind` is what the classifiers at `exits` (submodules, if ``aligned`` or
+    with ``attention``) are; `widths` makes the network slimmable and `kept_width` (an index) cuts it to one
     of them; `kept_exit` cuts to one classifier and `committed` says that gated blocks have been replaced.
     """
 
@@ -66,6 +71,7 @@ class Spec:
     rest: str = "identity"
     widths: tuple[float, ...] = ()
     kept_width: int | None = None
+    exit_kind: str = "plain"
 
     @property
     def is_reduced(self) -> bool:
@@ -91,6 +97,8 @@ class Spec:
             raise ShoalError(f"found no list of numbers at 'widths' in {path}; need a spec.json that shoal wrote")
         if (kept is not None and kept not in range(len(widths))) or body.get("rest", "identity") not in RESTS:
             raise ShoalError(f"found a bad 'kept_width' or 'rest' in {path}; need a spec.json that shoal wrote")
+        if body.get("exit_kind", "plain") not in EXIT_KINDS:
+            raise ShoalError(f"found a bad 'exit_kind' in {path}; need a spec.json that shoal wrote")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
         return cls(**values)
 
@@ -165,9 +173,15 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
         _check_names(spec.branches, blocks)
         model = add_branches(model, [blocks[name] for name in spec.branches], keep_skip=spec.keep_skip)
     if spec.exits:
-        model = add_exits(model, spec.exits, spec.classes, spec.shape)
+        model = _with_exits(model, spec)
     model = _finish(model, spec)
     return _slimmed(model, spec) if spec.widths else model
+
+
+def _with_exits(model: nn.Module, spec: Spec) -> nn.Module:
+    if spec.exit_kind == "plain":
+        return add_exits(model, spec.exits, spec.classes, spec.shape)
+    return add_aligned_exits(model, spec.exits, spec.classes, spec.shape, attention=spec.exit_kind == "attention")
 
 
 def _slimmed(model: nn.Module, spec: Spec) -> nn.Module:

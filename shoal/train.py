@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from shoal.augment import augment_batch
 from shoal.checkpoint import Checkpoint
-from shoal.data import Dataset, Split, augment_batch
+from shoal.data import Dataset, Split
 from shoal.errors import ShoalError
 from shoal.optimiser import parameter_groups
 from shoal.outputs import Outputs, forward, unwrap
@@ -301,7 +302,7 @@ class _Loop:
 
     def _call(self, name: str, *args: Any) -> dict[str, float]:
         row: dict[str, float] = {}
-        for hook in self.hooks:
+        for hook in (self.objective, *self.hooks):
             if hasattr(hook, name):
                 row |= getattr(hook, name)(*args) or {}
         return row

@@ -27,7 +27,8 @@ from layouts import (
 
 from shoal import data as data_module
 from shoal import readers
-from shoal.data import NAMES, POLICIES, Split, augment_batch, batches, load, stratified_order
+from shoal.augment import POLICIES, augment_batch
+from shoal.data import NAMES, Split, batches, load, stratified_order
 from shoal.errors import ShoalError
 
 FAST = settings(max_examples=300, deadline=None, derandomize=True, database=None)

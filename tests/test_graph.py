@@ -23,7 +23,9 @@ from shoal.sites import find_blocks, relu_sites
 from shoal.surgery import normalise, replace, trace
 
 SHAPE = (1, 8, 8)
-ZOO = [name for name in NAMES if not name.startswith(("wrn-28", "wrn-40", "resnet110", "resnet56"))]
+DEEP = ("wrn-28", "wrn-40", "wrn50", "wrn101", "resnet110", "resnet56", "resnet101", "resnet152", "resnext101")
+GATED = ("senet", "resnest")  # no form in a Graph
+ZOO = [name for name in NAMES if not name.startswith((*DEEP, *GATED))]
 
 
 def zoo(name: str) -> tuple[nn.Module, tuple[int, ...]]:

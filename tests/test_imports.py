@@ -11,6 +11,7 @@ LEVELS = [
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "optimiser", "train", "cost", "equivalence"},
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
+    | {"teaching"}
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth"},

@@ -68,7 +68,7 @@ def without_shortcuts(macs: dict[str, int]) -> dict[str, int]:
 
 def test_list_models_lists_every_name_once() -> None:
     assert tuple(list_models()) == NAMES
-    assert len(set(NAMES)) == len(NAMES) == 18
+    assert len(set(NAMES)) == len(NAMES) == 31
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +109,8 @@ def test_channels_last_gives_the_same_logits(name: str) -> None:
         # torch's own stubs lack this overload of Module.to.
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         actual = net(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    # Untrained norms let a deep net's values grow, so rounding is measured against the largest logit.
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.25])
@@ -202,6 +203,31 @@ PARAMETERS = [
     ("osakd-cnn1", 3, 63_106),
     ("osakd-cnn2", 1, 77_484),
 ]
+
+# name, parameters for 1000 classes as its authors' or torchvision's ImageNet network has them, and what the stem takes
+# off: 7x7 for 3x3 at 64 channels is 7,680 weights more; ResNeSt's three convolutions and their norms 26,912.
+IMAGENET = [
+    ("resnet50", 25_557_032, 7_680),
+    ("resnet101", 44_549_160, 7_680),
+    ("resnet152", 60_192_808, 7_680),
+    ("wrn50-2", 68_883_240, 7_680),
+    ("wrn101-2", 126_886_696, 7_680),
+    ("senet18", 11_778_592, 7_680),
+    ("senet50", 28_088_024, 7_680),
+    ("senet101", 49_326_872, 7_680),
+    ("resnext50-4", 25_028_904, 7_680),
+    ("resnext101-8", 88_791_336, 7_680),
+    ("resnest50", 27_483_240, 26_912),
+    ("mobilenetv2", 3_504_872, 0),
+    ("shufflenetv2", 2_278_604, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "stem"), IMAGENET)
+def test_parameters_are_those_of_the_published_networks(name: str, parameters: int, stem: int) -> None:
+    with torch.device("meta"):
+        net = build(name, 1000)
+    assert sum(p.numel() for p in net.parameters()) == parameters - stem
 
 
 @pytest.mark.parametrize(("name", "channels", "parameters"), PARAMETERS)

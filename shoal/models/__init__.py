@@ -17,12 +17,18 @@ from collections.abc import Callable
 from torch import nn
 
 from shoal.errors import ShoalError
-from shoal.models import mobilenet, resnet, small, vgg, wide_resnet
+from shoal.models import bottleneck, mobile, mobilenet, resnet, small, vgg, wide_resnet
 
 __all__ = ["NAMES", "build", "list_models"]
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = (
-    resnet.BUILDERS | wide_resnet.BUILDERS | vgg.BUILDERS | mobilenet.BUILDERS | small.BUILDERS
+    resnet.BUILDERS
+    | bottleneck.BUILDERS
+    | wide_resnet.BUILDERS
+    | vgg.BUILDERS
+    | mobilenet.BUILDERS
+    | mobile.BUILDERS
+    | small.BUILDERS
 )
 
 NAMES: tuple[str, ...] = tuple(_BUILDERS)

@@ -3,7 +3,8 @@
 Sources: He et al., CVPR'16 (section 4.2 for the three-stage nets); DeepReDuce, ICML'21, section 5.3 and
 Table 7 for resnet9 and resnet10. Shapes are (N, C, H, W); a 32x32 image is 32, 16, 8, 4 wide in stages 1-4.
 
-Every block keeps one contract that surgery relies on: `relu1` is the inner ReLU, `relu2` follows the sum.
+Every block here keeps one contract: `relu1` is the inner ReLU, `relu2` follows the sum. `ResNet` also takes the blocks
+of `shoal.models.bottleneck`, which have two inner ReLUs and `relu3` after the sum.
 """
 
 from __future__ import annotations
@@ -114,14 +115,15 @@ class SingleConvBlock(nn.Module):
         return self.relu2(self.bn1(self.conv1(x)) + self.shortcut(x))
 
 
-Block = type[BasicBlock] | type[SingleConvBlock]
+Block = Callable[[int, int, int, Shortcut], nn.Module]
+"""(c_in, c_out, stride, shortcut) -> a block."""
 
 
 class ResNet(nn.Module):
     """Stem (3x3 conv, BN, `relu`; no max-pool), stages `layer1`..., global average pool, `fc`.
 
     (N, channels, H, W) -> logits (N, classes), any H and W. `depths` are blocks a stage; stage i has
-    `planes * 2**i` channels times `width`, and every stage but the first halves the map.
+    `planes * 2**i * expansion` channels times `width`, and every stage but the first halves the map.
     """
 
     def __init__(
@@ -134,7 +136,9 @@ class ResNet(nn.Module):
         channels: int = 3,
         width: float = 1.0,
         resolution: float = 1.0,
-        first_block: Block = BasicBlock,
+        block: Block = BasicBlock,
+        first_block: Block | None = None,
+        expansion: int = 1,
     ) -> None:
         super().__init__()
         c_in = scale_channels(planes, width)
@@ -144,9 +148,10 @@ class ResNet(nn.Module):
         # Stages are direct children, so that paths read `layer1.0.relu1` as in torchvision.
         self.stage_names = tuple(f"layer{i + 1}" for i in range(len(depths)))
         for i, (name, depth) in enumerate(zip(self.stage_names, depths, strict=True)):
-            c_out = scale_channels(planes * 2**i, width)
-            head = (first_block if i == 0 else BasicBlock)(c_in, c_out, 1 if i == 0 else 2, shortcut)
-            tail = [BasicBlock(c_out, c_out, 1, shortcut) for _ in range(depth - 1)]
+            c_out = scale_channels(planes * 2**i * expansion, width)
+            first = block if first_block is None or i > 0 else first_block
+            head = first(c_in, c_out, 1 if i == 0 else 2, shortcut)
+            tail = [block(c_out, c_out, 1, shortcut) for _ in range(depth - 1)]
             self.add_module(name, nn.Sequential(head, *tail))
             c_in = c_out
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.graph import Graph, Node
+from shoal.graph import Graph, Node, live
 from shoal.max_pool import expand_max_pools
 from shoal.private.carry import SINGLE_GATE_BITS
 from shoal.private.clear import OPS, TRUNCATING, Step, run_clear
 from shoal.private.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
 from shoal.private.plan import Plan
 from shoal.private.program import VERSION, Program, Weights
-from shoal.private.refusal import live, refusals
+from shoal.private.refusal import refusals
 from shoal.private.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
 
 __all__ = ["compile"]

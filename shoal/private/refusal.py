@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.errors import ShoalError
-from shoal.graph import Graph, Node
+from shoal.graph import Graph, Node, live
 from shoal.private.clear import OPS
 
 RELU = "ReLU, which takes one comparison; train with --replace {name}=relu"
@@ -22,6 +22,7 @@ INSTEAD: dict[str, str] = {
     "avgpool2d": "count_include_pad=True, no divisor_override, and windows inside the padded image; change the layer",
     "quadratic": "the identity where there is no ReLU; reduce with --masks autorep-linear",
     "attribute": "numbers or one value a channel, added to what forward computes or multiplied with it",
+    "interpolate": "features at one resolution; train exits without attention, or use a stride instead",
     "squeeze": "a view that keeps the images apart; use flatten(1)",
     **dict.fromkeys(("mul", "div", "matmul", "bmm", "einsum", "scaleddotproductattention"), GATE),
     **dict.fromkeys(("sigmoid", "hardsigmoid"), GATE),
@@ -48,15 +49,6 @@ class Refusal:
     def error(self) -> ShoalError:
         """The same as one sentence."""
         return ShoalError(f"found {self.found} at {self.node}; need {self.need}")
-
-
-def live(graph: Graph) -> set[str]:
-    """Names of the nodes that the outputs depend on."""
-    names = set(graph.outputs)
-    for node in reversed(graph.nodes):
-        if node.name in names:
-            names |= set(node.inputs)
-    return names
 
 
 def refusals(graph: Graph) -> tuple[Refusal, ...]:

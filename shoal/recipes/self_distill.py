@@ -1,0 +1,228 @@
+"""*Self-Distillation* (Zhang et al., TPAMI'21): shallow classifiers in one network, taught by its deeper ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from shoal.attention_exits import add_adapters, drop_adapters, feature_taps
+from shoal.augment import POLICIES
+from shoal.data import Dataset
+from shoal.distill import Objective, Term, Weight, cross_entropy, switched
+from shoal.equivalence import check_trace
+from shoal.errors import ShoalError
+from shoal.exit_points import exit_points
+from shoal.exits import count_exits
+from shoal.run import Run
+from shoal.spec import EXIT_KINDS, Spec, assemble
+from shoal.stages import Listener, Stages, check_teacher
+from shoal.teaching import DISTANCES, PATHS, self_features, self_kd
+from shoal.train import History, Schedule, Settings
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One schedule for the network and its baseline, and the loss (section 3.1, eq. 3 to 5).
+
+    `alpha` weighs the divergence against the cross-entropy of a shallow classifier, `feature_weight` is the paper's
+    lambda; both are 0 in the last `release` epochs. `mean` divides the loss by the number of classifiers. `squared`
+    multiplies divergences by the temperature squared. `adapters` shows teachers the students' features through a linear
+    layer each, and `skipped` shallow classifiers, counted back from the final one, learn no features.
+    """
+
+    schedule: Schedule
+    alpha: float = 0.6
+    feature_weight: float = 0.04
+    temperature: float = 3.0
+    squared: bool = True
+    mean: bool = True
+    path: str = "deepest"
+    distance: str = "squared"
+    adapters: bool = False
+    skipped: tuple[int, ...] = ()
+    release: int = 5
+    augment: str | None = None
+    select: str = "val"
+
+
+def quick(epochs: int = 16, batch: int = 64) -> Preset:
+    """A short cosine schedule for small data, with the set's own augmentation."""
+    return Preset(Schedule(epochs, 0.1, kind="cosine", warmup=0.5, batch_size=batch), release=max(1, epochs // 16))
+
+
+def paper() -> Preset:
+    """Section 4.1 for CIFAR-100. The temperature is not given there; it is the public code's."""
+    return Preset(Schedule(300, 0.1, (90, 180, 270)), augment="crop-flip-autoaugment")
+
+
+def reference_code() -> Preset:
+    """What the authors' public code does where it differs from the paper (see docs/papers/self_distillation.md)."""
+    return Preset(
+        Schedule(250, 0.1, (83, 166, 240)),
+        alpha=0.3,
+        feature_weight=0.03,
+        squared=False,
+        mean=False,
+        distance="batch-norm",
+        adapters=True,
+        skipped=(1,),
+        release=0,
+        augment="crop-flip-autoaugment-cutout",
+        select="test",
+    )
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {"quick": quick, "paper": paper, "reference-code": reference_code}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where classifiers go and what they are, and what of the preset's loss to change (None: nothing)."""
+
+    scheme: str = "downsample"
+    count: int | None = None
+    after: tuple[str, ...] = ()
+    """Submodules after which classifiers go, instead of the scheme's."""
+    kind: str = "attention"
+    path: str | None = None
+    alpha: float | None = None
+    feature_weight: float | None = None
+    augment: str | None = None
+    baseline: bool = True
+    """Train the plain network by the same schedule, too."""
+
+    def applied(self, preset: Preset) -> Preset:
+        """The preset with what is changed of it."""
+        names = ("path", "alpha", "feature_weight", "augment")
+        return replace(preset, **{name: v for name in names if (v := getattr(self, name)) is not None})
+
+
+@dataclass
+class Result:
+    """The network with all its classifiers, weak to strong, its spec, and the plain one trained as long."""
+
+    spec: Spec
+    model: nn.Module
+    baseline: nn.Module | None
+    histories: dict[str, History] = field(default_factory=dict)
+
+
+def distill(
+    spec: Spec,
+    data: Dataset,
+    options: Options,
+    preset: Preset,
+    settings: Settings,
+    *,
+    base: nn.Module | None = None,
+    run: Run | None = None,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> Result:
+    """Train the plain network of `spec` with shallow classifiers that learn from its deeper ones.
+
+    It begins with the weights of `base`, or new ones; so does the baseline. Raises ShoalError for impossible options,
+    and StoppedError when the settings' time ran out.
+    """
+    preset = options.applied(preset)
+    grown = check_options(options, preset, spec, base)
+    chosen = replace(settings, select=preset.select, augment=preset.augment or settings.augment)
+    stages = Stages(data, chosen, run, listen, tensorboard)
+    baseline = _fitted(stages, "baseline", spec, base, preset) if options.baseline else None
+    model = _fitted(stages, "self-distillation", grown, base, preset)
+    return Result(grown, drop_adapters(model).eval(), baseline, stages.histories)
+
+
+def check_options(options: Options, preset: Preset, spec: Spec, base: nn.Module | None = None) -> Spec:
+    """The spec with its exits. Raises ShoalError, before any training, for what cannot be trained."""
+    check_teacher(spec)
+    _check_loss(preset, options.kind)
+    if base is not None:
+        check_trace(base, spec.shape)
+    plain = assemble(spec, base)
+    after = options.after or exit_points(plain, spec.shape, options.scheme, options.count)
+    grown = replace(spec, exits=after, exit_kind=options.kind)
+    objective_terms(assemble(grown, plain), preset)
+    return grown
+
+
+def _check_loss(preset: Preset, kind: str) -> None:
+    known: tuple[tuple[str, str, Iterable[str]], ...] = (
+        ("path", preset.path, PATHS),
+        ("distance", preset.distance, DISTANCES),
+        ("exits of kind", kind, EXIT_KINDS),
+        ("augmentation", preset.augment or "none", POLICIES),
+    )
+    for what, value, values in known:
+        if value not in values:
+            raise ShoalError(f"found {what} {value!r}; need one of {', '.join(values)}; choose one")
+    if not 0 <= preset.alpha <= 1 or preset.feature_weight < 0:
+        raise ShoalError(
+            f"found alpha {preset.alpha:g} and a feature weight of {preset.feature_weight:g}; need an alpha from 0 to "
+            "1 and a weight of at least 0; correct them"
+        )
+    if kind == "plain" and preset.feature_weight:
+        raise ShoalError(
+            "found plain exits, which have no aligned features; need a feature weight of 0 with them; set it, or use "
+            "aligned exits"
+        )
+    if (preset.alpha or preset.feature_weight) and preset.release >= preset.schedule.epochs:
+        raise ShoalError(
+            f"found {preset.schedule.epochs} epochs, of which the last {preset.release} have no distillation; need "
+            "more; train longer, or set alpha and the feature weight to 0"
+        )
+
+
+def _fitted(stages: Stages, name: str, spec: Spec, base: nn.Module | None, preset: Preset) -> nn.Module:
+    """The network of `spec` after its training: by the whole loss where it has exits, else by cross-entropy."""
+    torch.manual_seed(stages.settings.seed)
+    model, adapted = assemble(spec, base), dict[int, str]()
+    if spec.exits and preset.adapters and preset.feature_weight:
+        model, adapted = _adapted(model, preset)
+    terms = objective_terms(model, preset, adapted) if spec.exits else (cross_entropy(),)
+    stages.fit(name, model, Objective(terms), preset.schedule)
+    return model
+
+
+def _adapted(model: nn.Module, preset: Preset) -> tuple[nn.Module, dict[int, str]]:
+    """The model with a linear layer for each student of features, and their names by exit."""
+    taps = feature_taps(model)
+    taught = [i for i in range(len(taps) - 1) if i not in _skipped(preset, len(taps))]
+    model, names = add_adapters(model, [taps[i] for i in taught])
+    return model, dict(zip(taught, names, strict=True))
+
+
+def _skipped(preset: Preset, count: int) -> tuple[int, ...]:
+    return tuple(count - 1 - back for back in preset.skipped)
+
+
+def objective_terms(model: nn.Module, preset: Preset, adapted: Mapping[int, str] | None = None) -> tuple[Term, ...]:
+    """Eq. 3 to 5 for a network with exits; students in `adapted` show their features through that submodule.
+
+    Raises ShoalError when the preset's students learn no features at all.
+    """
+    count = count_exits(model)
+    share, last = 1 / count if preset.mean else 1.0, preset.schedule.epochs - preset.release
+
+    def weight(before: float, after: float = 0.0) -> Weight:
+        return switched(share * before, share * after, last)
+
+    terms = [cross_entropy(share)]
+    terms += [cross_entropy(weight(1 - preset.alpha, 1.0), i, f"exit{i}_cross_entropy") for i in range(count - 1)]
+    if preset.alpha:
+        terms.append(self_kd(preset.path, count, weight(preset.alpha), preset.temperature, squared=preset.squared))
+    if preset.feature_weight:
+        terms.append(
+            self_features(
+                preset.path,
+                feature_taps(model),
+                weight(preset.feature_weight),
+                form=preset.distance,
+                adapted=adapted,
+                skipped=_skipped(preset, count),
+            )
+        )
+    return tuple(terms)

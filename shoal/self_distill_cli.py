@@ -1,0 +1,97 @@
+"""`shoal self-distill`: several classifiers in one network, the shallow ones taught by the deeper."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from shoal import self_distillation
+from shoal.augment import POLICIES
+from shoal.exit_points import CHOSEN, FIXED
+from shoal.options import (
+    DataDir,
+    Device,
+    Epochs,
+    Json,
+    MaxSeconds,
+    Out,
+    Precision,
+    Replace,
+    Resume,
+    Seed,
+    TensorBoard,
+    grid,
+    show,
+)
+from shoal.recipes.self_distill import PRESETS, Options
+from shoal.signals import until_terminated
+from shoal.teaching import PATHS
+from shoal.training import Shared
+
+
+def self_distill(
+    model: Annotated[str, typer.Argument(help="A zoo name, package.module:callable, or a run folder of shoal train.")],
+    out: Out,
+    data: Annotated[str | None, typer.Option(help="As for shoal train; a run folder has its own.")] = None,
+    data_dir: DataDir = None,
+    width: Annotated[float, typer.Option(help="Channel multiplier.")] = 1.0,
+    resolution: Annotated[float, typer.Option(help="Feature-map multiplier: 1, 0.5 or 0.25.")] = 1.0,
+    scheme: Annotated[str, typer.Option(help=f"Where classifiers go: {', '.join((*FIXED, *CHOSEN))}.")] = "downsample",
+    count: Annotated[
+        int | None, typer.Option(help=f"How many shallow classifiers ({', '.join(CHOSEN)}); 3 unless given.")
+    ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(help="A submodule after which one goes (repeat it), instead of --scheme.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="attention (trains best), aligned (also runs in private), or plain (one convolution).")
+    ] = "attention",
+    path: Annotated[str | None, typer.Option(help=f"Who teaches: {', '.join(PATHS)}; or as the preset.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the divergence, 0 to 1; or as the preset.")] = None,
+    feature_weight: Annotated[
+        float | None, typer.Option(help="Weight of the distance of features (lambda); or as the preset.")
+    ] = None,
+    augment: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; or as the preset.")] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Also train the plain network by the same schedule.")
+    ] = True,
+    preset: Annotated[str, typer.Option(help=f"Schedule and loss: {', '.join(PRESETS)}.")] = "quick",
+    epochs: Epochs = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many training images.")] = None,
+    replace: Replace = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+    max_seconds: MaxSeconds = None,
+    resume: Resume = False,
+    tensorboard: TensorBoard = False,
+    json: Json = False,
+) -> None:
+    """Train one network with several classifiers, the shallow ones taught by the deeper (Self-Distillation).
+
+    Prints every classifier and both ensembles beside the plain network trained as long; cascaded MACs are those of the
+    weaker classifiers, too, asked before. OUT holds the network with all classifiers; OUT/exits/0, 1, ... each is a run
+    of one of them alone, weak to strong, for shoal evaluate and compile.
+    """
+    source = self_distillation.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))
+    options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, baseline)
+    with until_terminated() as stop:
+        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
+        body = self_distillation.distill(source, preset, epochs, options, shared)
+    show(body, json, lambda: _table(body))
+
+
+def _table(body: dict[str, Any]) -> Table:
+    """Classifiers down, with both ensembles and the baseline; accuracy and costs across."""
+    names = [*body["after"], "final"]
+    rows = [
+        [name, f"{row['accuracy']:.2f}", *(f"{row[k]:,}" for k in ("params", "relus", "macs", "cascaded_macs"))]
+        for name, row in zip(names, body["exits"], strict=True)
+    ]
+    rows += [[f"ensemble of {k}", f"{v:.2f}", "", "", "", ""] for k, v in body["ensemble"].items()]
+    if "baseline" in body:
+        rows.append(["trained alone", f"{body['baseline']['accuracy']:.2f}", "", "", "", ""])
+    head = ["after", "accuracy, %", "parameters", "ReLUs", "MACs", "cascaded MACs"]
+    return grid(f"{body['model']} on {body['data']}, seed {body['seed']}", head, rows)

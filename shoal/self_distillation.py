@@ -1,0 +1,116 @@
+"""What `shoal self-distill` does: check everything, train a network with several classifiers, save each as a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.data import Dataset
+from shoal.errors import ShoalError
+from shoal.exit_figures import exit_figures
+from shoal.exits import keep_exit
+from shoal.figures import figures
+from shoal.progress import bars
+from shoal.recipes import self_distill
+from shoal.report import plot_curves
+from shoal.run import Run, environment
+from shoal.spec import Spec
+from shoal.train import Settings
+from shoal.training import Shared, check_network, load_data, longer
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to begin with: a run folder, whose weights, data and seed are taken, or a network's name and a data set."""
+
+    name: str
+    data: str | None = None
+    data_dir: Path | None = None
+    width: float = 1.0
+    resolution: float = 1.0
+    limit: int | None = None
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the name is that of a run folder."""
+        return Run(self.name).has("config.json")
+
+    def config(self, seed: int) -> dict[str, Any]:
+        """Data, seed and network of the run to be made. Raises ShoalError for options that do not go together."""
+        if not self.is_run:
+            if self.data is None:
+                raise ShoalError(f"found no data for {self.name!r}; need a data set, or a run that has one; use --data")
+            body: dict[str, Any] = {"data": self.data, "data_dir": self.data_dir, "seed": seed, "limit": self.limit}
+            return body | {"model": self.name, "width": self.width, "resolution": self.resolution}
+        usual = Source(self.name, data_dir=self.data_dir)
+        odd = [name for name in vars(self) if getattr(self, name) != getattr(usual, name)]
+        if odd or seed:
+            name = {"replaced": "replace"}.get(odd[0], odd[0]) if odd else "seed"
+            raise ShoalError(f"found --{name} with the run {self.name}; need what that run has; leave it out")
+        origin = Run(self.name).config()
+        return {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")} | {"source": self.name}
+
+    def network(self, data: Dataset) -> tuple[Spec, nn.Module | None]:
+        """The plain network's spec, and the weights to begin with."""
+        if self.is_run:
+            return Run(self.name).load_model()
+        spec = Spec(self.name, data.classes, data.shape, self.width, self.resolution, replaced=self.replaced)
+        check_network(spec)
+        return spec, None
+
+
+def distill(
+    source: Source, preset: str, epochs: int | None, options: self_distill.Options, shared: Shared
+) -> dict[str, Any]:
+    """Train a network with several classifiers, and the plain one beside it, into a run folder.
+
+    The run's own network has all classifiers; each alone is a run in `exits/0`, `exits/1`, ..., weak to strong. Raises
+    ShoalError, before anything is written, for what cannot be trained.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ShoalError("found self-distill under torchrun; need one process; use torchrun for shoal train")
+    shared.check()
+    plan, config = _preset(preset, epochs), source.config(shared.seed)
+    data = load_data(config, source.data_dir, shared.device)
+    spec, base = source.network(data)
+    self_distill.check_options(options, options.applied(plan), spec, base)
+    config |= {"command": "self-distill", "preset": preset, "epochs": epochs, "options": options}
+    run, settings = Run.create(shared.out, config, shared.resume), shared.settings(config["seed"])
+    stages = ["baseline", "self-distillation"] if options.baseline else ["self-distillation"]
+    with bars(dict.fromkeys(stages, plan.schedule.epochs)) as shown:
+        result = self_distill.distill(
+            spec, data, options, plan, settings, base=base, run=run, listen=shown.listen, tensorboard=shared.tensorboard
+        )
+    return _save(run, result, spec, data, settings) | {"selected_on": plan.select}
+
+
+def _preset(name: str, epochs: int | None) -> self_distill.Preset:
+    if name not in self_distill.PRESETS:
+        raise ShoalError(f"found preset {name!r}; need one of {', '.join(self_distill.PRESETS)}")
+    plan = self_distill.PRESETS[name]()
+    return replace(plan, schedule=longer(plan.schedule, epochs))
+
+
+def _save(run: Run, result: self_distill.Result, plain: Spec, data: Dataset, settings: Settings) -> dict[str, Any]:
+    """Write the networks and their figures."""
+    run.save_model(result.spec, result.model)
+    found = exit_figures(result.model, data, data.test, settings)
+    last = len(found["exits"]) - 1
+    for index in range(last + 1):
+        own = replace(result.spec, kept_exit=index)
+        part = Run.create(run.folder / "exits" / str(index), run.read_json("config.json"), resume=True)
+        part.save_model(own, keep_exit(result.model, index))
+    final = figures(keep_exit(result.model, last), data, result.spec, settings)
+    body = {"data": data.name, "model": plain.base, "seed": settings.seed, "after": result.spec.exits} | found
+    body |= {"reduced": final, "environment": environment()}
+    if result.baseline is not None:
+        run.save_model(plain, result.baseline, "baseline")
+        body["baseline"] = figures(result.baseline, data, plain, settings)
+    run.write_json("summary.json" if result.baseline is not None else "exits.json", body)
+    plot_curves(run, run.folder / "curves.png")
+    return body
