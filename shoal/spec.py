@@ -45,8 +45,9 @@ class Spec:
     masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first.
     Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
     left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
-    ReLU, ``identity`` or ``quadratic``; `widths` makes the network slimmable and `kept_width` (an index) cuts it to one
-    of them; `kept_exit` cuts to one classifier and `committed` says that gated blocks have been replaced.
+    ReLU, ``identity`` or ``quadratic``; `widths` makes the network slimmable, `shared_affine` has
+    its batch norms share scales and shifts, and `kept_width` (an index) cuts it to one of them; `kept_exit` cuts to one
+    classifier and `committed` says that gated blocks have been replaced.
     """
 
     base: str
@@ -66,6 +67,7 @@ class Spec:
     rest: str = "identity"
     widths: tuple[float, ...] = ()
     kept_width: int | None = None
+    shared_affine: bool = False
 
     @property
     def is_reduced(self) -> bool:
@@ -171,7 +173,7 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
 
 
 def _slimmed(model: nn.Module, spec: Spec) -> nn.Module:
-    slim = slimmable(model, spec.shape, spec.widths)
+    slim = slimmable(model, spec.shape, spec.widths, shared_affine=spec.shared_affine)
     return slim if spec.kept_width is None else narrowed(slim, spec.kept_width, spec.shape)
 
 
