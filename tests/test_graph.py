@@ -378,12 +378,12 @@ LEVELS = [
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
     | {"private.network"},
-    {"loopback", "rehearsal", "progress", "signals", "__init__"},
+    {"loopback", "rehearsal", "progress", "signals", "anytime", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction"},
+    {"deployment", "training", "serving", "grid_reduction", "flexible"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
-    {"private_cli", "cost_cli", "sweep_cli"},
+    {"private_cli", "cost_cli", "sweep_cli", "inplace_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""
