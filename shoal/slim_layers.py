@@ -117,7 +117,10 @@ class SlimBatchNorm2d(SlimLayer):
 
     def _own(self) -> nn.Module:
         if self.index is None:
-            raise ShoalError(f"found no batch norm of width {self.part:g}; need one that scales share; share_affine")
+            raise ShoalError(
+                f"found no batch norm for width {self.part:g}; need one of the widths that the network was made for; "
+                "or make it with shared_affine=True"
+            )
         return self.norms[self.index]
 
     def plain(self, channels: int) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import blobs, randomise
 from torch import Tensor, nn
 
 from shoal.cost import cost, count
@@ -12,6 +12,7 @@ from shoal.exits import keep_exit
 from shoal.fold import fold
 from shoal.models import build
 from shoal.outputs import forward
+from shoal.private.deploy import clear_agreement, deploy
 from shoal.surgery import trace
 
 CIFAR = (3, 32, 32)
@@ -111,3 +112,15 @@ def test_a_classifier_teaches_nothing_that_comes_after_it(trained: nn.Module) ->
     assert touched
     assert all(until(name, 1) for name in touched)
     assert not any(name.startswith("classifiers.0.") for name in touched)
+
+
+@pytest.mark.parametrize("index", [1, None])
+def test_exits_run_in_private_arithmetic(index: int | None) -> None:
+    """One exit alone, and all of them in one program."""
+    data, model = blobs(32), randomise(build("msdnet-5", 4, channels=1, width=0.25))
+    graph, program, weights = deploy(model if index is None else keep_exit(model, index), data)
+    assert len(program.outputs) == (5 if index is None else 1)
+    x = data.normalise(data.test.images)
+    agreement, _ = clear_agreement(graph, program, weights, x, data.test.labels)
+    assert agreement.max_abs_logit_error < 0.02
+    assert agreement.argmax_equal >= len(x) - 1

@@ -148,7 +148,8 @@ def objective(
     """Eq. 4 to 7 for `count` classifiers: cross-entropy, and `weight` (lambda) of the divergence for weaker ones.
 
     Slimmable networks' cross-entropy with soft targets, which the paper takes for them, differs from the divergence by
-    the teacher's entropy alone and has the same gradient. Raises ShoalError for an unknown method or one classifier.
+    the teacher's entropy alone and has the same gradient. Raises ShoalError for an unknown method, and where one
+    classifier is to teach itself.
     """
     if method not in METHODS:
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
