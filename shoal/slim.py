@@ -53,12 +53,20 @@ class Slimmable(nn.Module):
 
         Each forward pass draws anew, from torch's generator, uniformly; those widths are none of `widths` and leave no
         statistics, so that `calibrate_bn` has to take those of every width afterwards. Raises ShoalError unless the
-        batch norms share their scales and shifts.
+        batch norms share their scales and shifts, and for groups of channels, which some width would split.
         """
         own = [name for name, module in self.named_modules() if isinstance(module, SlimBatchNorm2d)]
         if drawn < 1 or own:
             what = f"a batch norm for each width at {own[0]}" if own else f"{drawn} drawn widths"
             raise ShoalError(f"found {what}; need 1 or more and shared scales; make it with shared_affine=True")
+        for name, module in self.named_modules():
+            if isinstance(module, SlimConv2d) and not (
+                module.groups == 1 or module.in_channels == module.groups == module.out_channels
+            ):
+                raise ShoalError(
+                    f"found {module.groups} groups of channels at {name}, which a drawn width would split; need plain "
+                    "or depthwise convolutions; train the listed widths alone"
+                )
         self.drawn = drawn
 
     def _sandwich(self) -> list[tuple[float, int | None]]:

@@ -219,11 +219,13 @@ def test_the_public_codes_preset_is_for_widths() -> None:
         inplace.slimmable_code(False)
 
 
-def test_a_slimmable_resnet_learns_at_every_width() -> None:
-    spec = Spec("resnet10", 4, SHAPE, 0.125)
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_slimmable_resnet_learns_at_every_width(drawn: int) -> None:
+    """With norms of its own for each width, and drawn between the ends: then 0.75 is never trained as such."""
+    spec, widths = Spec("resnet10", 4, SHAPE, 0.125), (0.5, 0.75, 1.0)
     plan = replace(PLAN, schedule=Schedule(4, 0.1, kind="cosine", batch_size=16))
-    result = inplace.train(spec, DATA, Options("ta-m", widths=(0.5, 1.0)), plan, Settings())
+    result = inplace.train(spec, DATA, Options("ta-m", widths=widths, drawn=drawn), plan, Settings())
     assert isinstance(result.model, Slimmable)
     assert min(evaluate(result.model, DATA, DATA.test)) > 50  # four classes
-    untrained = slimmable(assemble(spec), SHAPE, (0.5, 1.0))
+    untrained = slimmable(assemble(spec), SHAPE, widths)
     assert max(evaluate(untrained, DATA, DATA.test)) < 50

@@ -168,6 +168,13 @@ def test_a_sandwich_needs_shared_scales_and_something_in_it(shared_affine: bool,
         slimmable(Residual(), SHAPE, WIDTHS, shared_affine=shared_affine).sandwich(drawn)
 
 
+def test_a_drawn_width_must_not_split_a_group() -> None:
+    layers = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.ReLU()
+    slim = slimmable(nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 4)), SHAPE, (0.5, 1.0), shared_affine=True)
+    with pytest.raises(ShoalError, match="found 4 groups of channels at 1"):
+        slim.sandwich(2)
+
+
 def test_scales_that_are_not_there_cannot_be_shared() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(144, 4))
     with pytest.raises(ShoalError, match="found a batch norm without scales or statistics at 1"):

@@ -210,7 +210,10 @@ def check_options(options: Options, spec: Spec, base: nn.Module | None = None) -
     if options.method == "conventional" and options.direction != "forward":
         raise ShoalError("found a KL direction for conventional training; need a method that distils; leave it out")
     made = options.spec(spec)
-    count = len(names(made, assemble(made, base)))
+    model = assemble(made, base)
+    if isinstance(model, Slimmable) and options.drawn:
+        model.sandwich(options.drawn)
+    count = len(names(made, model))
     if count < 2:
         raise ShoalError(f"found one classifier in {spec.base!r}; need two or more; name exits or widths for it")
     objective(options.method, count, 0.5)
