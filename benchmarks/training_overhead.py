@@ -1,6 +1,7 @@
-"""What masks and the loop cost: a step of a search of masks against a plain one, and `fit` against a bare loop.
+"""What masks, widths, exits and the loop cost: steps of the recipes against bare ones, and `fit` against a bare loop.
 
     python benchmarks/training_overhead.py --out benchmarks/results/training_overhead.json
+    python benchmarks/training_overhead.py --only flexible --width 1 --batch 64 --out OUT.json
 
 Both sides alternate in one run, so the ratio holds when the machine's speed drifts; teacher forward in both.
 """
@@ -28,8 +29,10 @@ from shoal.learners import LEARNERS, Problem, Search
 from shoal.models import build
 from shoal.optimiser import parameter_groups
 from shoal.outputs import forward
+from shoal.recipes import inplace
 from shoal.run import environment
 from shoal.sites import relu_sites
+from shoal.spec import Spec, assemble
 from shoal.surgery import normalise
 from shoal.train import Schedule, Settings, evaluate, fit
 
@@ -106,6 +109,56 @@ def search_step(masks: str, width: float, batch: int, count: int) -> dict[str, f
     return alternate(step_of(search.model, teacher, x, y, search), step_of(plain, teacher, x, y), count)
 
 
+FLEXIBLE: dict[str, tuple[str, inplace.Options]] = {
+    "msdnet": ("msdnet-7", inplace.Options("ta-m")),
+    "slimmable": ("mobilenetv1", inplace.Options("ta-m", widths=(0.25, 0.5, 0.75, 1.0))),
+    "slimmable_resnet": ("resnet18", inplace.Options("ta-m", widths=(0.25, 0.5, 0.75, 1.0))),
+}
+
+
+def passes(networks: Sequence[nn.Module], x: Tensor, y: Tensor) -> Callable[[], None]:
+    """The bare forward and backward passes of plain networks: cross-entropy of every classifier, no optimiser."""
+    for model in networks:
+        model.train().to(memory_format=torch.channels_last)
+
+    def run() -> None:
+        for model in networks:
+            model.zero_grad(set_to_none=True)
+            torch.stack([F.cross_entropy(z, y) for z in forward(model, x).logits]).sum().backward()
+
+    return run
+
+
+def flexible_step(name: str, width: float, batch: int, count: int) -> dict[str, float]:
+    """A whole step of in-place distillation, optimiser too, against the bare passes of the same networks.
+
+    Those of a slimmable network are the plain networks of its widths.
+    """
+    torch.manual_seed(0)
+    base, options = FLEXIBLE[name]
+    spec = options.spec(Spec(base, 100, SHAPE, width))
+    model = assemble(spec)
+    classifiers = inplace.names(spec, model)
+    plain = [own for _, own in inplace.parts(spec, model).values()] if spec.widths else [assemble(spec)]
+    x, y = torch.randn(batch, *SHAPE).to(memory_format=torch.channels_last), torch.randint(0, 100, (batch,))
+    objective = inplace.objective(options.method, len(classifiers), 0.8, 5.0)
+    return alternate(flexible_pass(model.train(), objective, x, y), passes(plain, x, y), count)
+
+
+def flexible_pass(model: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """One step as `fit` does it."""
+    model.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(parameter_groups(model, 5e-4), 0.01, 0.9)
+
+    def step() -> None:
+        loss, _ = objective(forward(model, x), None, y)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
 def synthetic(count: int) -> Dataset:
     g = torch.Generator().manual_seed(0)
     split = lambda n: Split(  # noqa: E731
@@ -149,17 +202,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--masks", nargs="+", choices=LEARNERS, default=["senet", "snl", "autorep-linear", "autorep"])
+    parser.add_argument("--only", choices=("masks", "flexible"), help="one half alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    body = {
+    body: dict[str, Any] = {
         "settings": {k: v for k, v in vars(a).items() if k != "out"},
         "environment": environment(),
-        "masked_step_over_plain_step": search_step("random", a.width, a.batch, a.pairs),
-        "search_step_over_plain_step": {m: search_step(m, a.width, a.batch, a.pairs) for m in a.masks},
-        "fit_over_bare_loop": loop(a.width, a.batch, a.pairs, 10 * a.batch),
     }
+    if a.only != "flexible":
+        body |= {
+            "masked_step_over_plain_step": search_step("random", a.width, a.batch, a.pairs),
+            "search_step_over_plain_step": {m: search_step(m, a.width, a.batch, a.pairs) for m in a.masks},
+            "fit_over_bare_loop": loop(a.width, a.batch, a.pairs, 10 * a.batch),
+        }
+    if a.only != "masks":
+        steps = {name: flexible_step(name, a.width, a.batch, a.pairs) for name in FLEXIBLE}
+        body["flexible_step_over_bare_passes"] = steps
     a.out.parent.mkdir(parents=True, exist_ok=True)
     a.out.write_text(json.dumps(body, indent=1) + "\n")
     print(json.dumps({k: v for k, v in body.items() if "over" in k}, indent=1))

@@ -1,12 +1,13 @@
 """Slimmable networks (Yu et al., ICLR'19): one set of weights for several widths, each of the first channels.
 
 SENet++ (Kundu et al., ICLR'23) trains reduced networks so, by ordered dropout of channels: one training gives a network
-for each width, the narrower ones with fewer ReLUs and fewer multiply-adds.
+for each width, the narrower ones with fewer ReLUs and fewer multiply-adds. Universally slimmable networks (Yu and
+Huang, ICCV'19) share the batch norms' scales and shifts, draw widths in training, and take statistics afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,15 @@ from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
 from shoal.mask import MaskedReLU
-from shoal.slim_layers import SlimBatchNorm2d, SlimConv2d, SlimLayer, SlimLinear, SlimMaskedReLU, kept
+from shoal.slim_layers import (
+    SharedAffineBatchNorm2d,
+    SlimBatchNorm2d,
+    SlimConv2d,
+    SlimLayer,
+    SlimLinear,
+    SlimMaskedReLU,
+    kept,
+)
 from shoal.surgery import normalise, replace, trace
 
 
@@ -29,32 +38,71 @@ class Slimmable(nn.Module):
         for name, child in body.named_children():
             self.add_module(name, child)
         self.widths = tuple(widths)
+        self.drawn = 0
+        """Widths that a forward pass in training draws between the narrowest and the widest; 0 for all `widths`."""
         self._body = [body]  # in a list: as a submodule, every name would have a prefix
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits [N, classes] of every width for images [N, C, H, W]."""
+        """Logits [N, classes] of every width for images [N, C, H, W]; of the drawn ones in training, if any."""
+        if self.training and self.drawn:
+            return tuple(self._use(part, index)(x) for part, index in self._sandwich())
         return tuple(self.at(index)(x) for index in range(len(self.widths)))
+
+    def sandwich(self, drawn: int) -> None:
+        """In training, run the narrowest and the widest and `drawn` widths between them (US-Nets' sandwich rule).
+
+        Each forward pass draws anew, from torch's generator, uniformly; those widths are none of `widths` and leave no
+        statistics, so that `calibrate_bn` has to take those of every width afterwards. Raises ShoalError unless the
+        batch norms share their scales and shifts, and for groups of channels, which some width would split.
+        """
+        own = [name for name, module in self.named_modules() if isinstance(module, SlimBatchNorm2d)]
+        if drawn < 1 or own:
+            what = f"a batch norm for each width at {own[0]}" if own else f"{drawn} drawn widths"
+            raise ShoalError(f"found {what}; need 1 or more and shared scales; make it with shared_affine=True")
+        for name, module in self.named_modules():
+            if isinstance(module, SlimConv2d) and not (
+                module.groups == 1 or module.in_channels == module.groups == module.out_channels
+            ):
+                raise ShoalError(
+                    f"found {module.groups} groups of channels at {name}, which a drawn width would split; need plain "
+                    "or depthwise convolutions; train the listed widths alone"
+                )
+        self.drawn = drawn
+
+    def _sandwich(self) -> list[tuple[float, int | None]]:
+        low = self.widths[0]
+        parts = (low + (1 - low) * torch.rand(self.drawn)).sort().values.tolist()
+        return [(low, 0), *((part, None) for part in parts), (1.0, len(self.widths) - 1)]
 
     def at(self, index: int) -> fx.GraphModule:
         """The network with the width `index` in use, until another is."""
+        return self._use(self.widths[index], index % len(self.widths))
+
+    def _use(self, part: float, index: int | None) -> fx.GraphModule:
         for module in self.modules():
             if isinstance(module, SlimLayer):
-                module.index = index
+                module.part, module.index = part, index
         return self._body[0]
 
 
-def slimmable(model: nn.Module, shape: tuple[int, ...], widths: Sequence[float]) -> Slimmable:
+def slimmable(
+    model: nn.Module, shape: tuple[int, ...], widths: Sequence[float], *, shared_affine: bool = False
+) -> Slimmable:
     """A copy of `model`, for images of `shape` [C, H, W], that also runs with parts of its channels.
 
-    `widths` are parts in (0, 1], rising to 1, at which it computes what `model` does. Raises ShoalError for other
-    widths and for a network whose channels cannot be cut in this way, such as a concatenating one.
+    `widths` are parts in (0, 1], rising to 1, at which it computes what `model` does. Each has batch norms of its own,
+    or with `shared_affine` statistics alone. Raises ShoalError for other widths and for a network whose channels
+    cannot be cut in this way, such as a concatenating one.
     """
     check_widths(widths)
     traced = normalise(model)
     last = _classifier(model, shape)
     modules = dict(traced.named_modules())
     called = {str(n.target): modules[str(n.target)] for n in traced.graph.nodes if n.op == "call_module"}
-    slim = {name: made for name, m in called.items() if (made := _slim(name, m, widths, name == last)) is not None}
+    if shared_affine:
+        _check_affine(called)
+    made = {name: _slim(name, module, widths, name == last, shared_affine) for name, module in called.items()}
+    slim = {name: layer for name, layer in made.items() if layer is not None}
     result = Slimmable(replace(traced, slim), widths).train(model.training)
     _try(result, shape)
     return result
@@ -82,18 +130,24 @@ def _classifier(model: nn.Module, shape: tuple[int, ...]) -> str:
     return graph.outputs[0]
 
 
-def _slim(name: str, module: nn.Module, widths: Sequence[float], whole: bool) -> nn.Module | None:
+def _check_affine(modules: Mapping[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        if isinstance(module, nn.BatchNorm2d) and not (module.affine and module.track_running_stats):
+            raise ShoalError(
+                f"found a batch norm without scales or statistics at {name}; need both for widths to share; "
+                "leave out shared_affine"
+            )
+
+
+def _slim(name: str, module: nn.Module, widths: Sequence[float], whole: bool, shared_affine: bool) -> nn.Module | None:
     """The layer for several widths (`whole`: with all outputs at each); None for one without parameters."""
-
-    def counts(channels: int) -> tuple[int, ...]:
-        return tuple(channels if whole else kept(channels, part) for part in widths)
-
     if type(module) is nn.Conv2d:
-        return SlimConv2d(module, counts(module.out_channels))
+        return SlimConv2d(module, whole)
     if type(module) is nn.Linear:
-        return SlimLinear(module, counts(module.out_features))
+        return SlimLinear(module, whole)
     if type(module) is nn.BatchNorm2d:
-        return SlimBatchNorm2d(module, counts(module.num_features))
+        make = SharedAffineBatchNorm2d if shared_affine else SlimBatchNorm2d
+        return make(module, [kept(module.num_features, part) for part in widths])
     if type(module) is MaskedReLU:
         return SlimMaskedReLU(module.mask)
     if module.state_dict():

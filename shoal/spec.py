@@ -50,8 +50,9 @@ class Spec:
     Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
     left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
     ReLU, ``identity`` or ``quadratic``; `exit_kind` is what the classifiers at `exits` (submodules, if ``aligned`` or
-    with ``attention``) are; `widths` makes the network slimmable and `kept_width` (an index) cuts it to one
-    of them; `kept_exit` cuts to one classifier and `committed` says that gated blocks have been replaced.
+    with ``attention``) are; `widths` makes the network slimmable, `shared_affine` has its batch norms share scales
+    and shifts, and `kept_width` (an index) cuts it to one of them; `kept_exit` cuts to one classifier and `committed`
+    says that gated blocks have been replaced.
     """
 
     base: str
@@ -72,6 +73,7 @@ class Spec:
     widths: tuple[float, ...] = ()
     kept_width: int | None = None
     exit_kind: str = "plain"
+    shared_affine: bool = False
 
     @property
     def is_reduced(self) -> bool:
@@ -185,7 +187,7 @@ def _with_exits(model: nn.Module, spec: Spec) -> nn.Module:
 
 
 def _slimmed(model: nn.Module, spec: Spec) -> nn.Module:
-    slim = slimmable(model, spec.shape, spec.widths)
+    slim = slimmable(model, spec.shape, spec.widths, shared_affine=spec.shared_affine)
     return slim if spec.kept_width is None else narrowed(slim, spec.kept_width, spec.shape)
 
 

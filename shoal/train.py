@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shoal.augment import augment_batch
 from shoal.checkpoint import Checkpoint
+from shoal.clock import Clock
 from shoal.data import Dataset, Split
 from shoal.errors import ShoalError
 from shoal.optimiser import parameter_groups
@@ -70,13 +71,17 @@ def _never() -> bool:
 
 
 class Hook(Protocol):
-    """What a method may add to the loop. Every part is optional; a mask learner is one."""
+    """What a method may add to the loop. Every part is optional; a mask learner is one.
+
+    `on_epoch_trained` comes before an epoch is judged and perhaps kept as the best, `on_epoch_end` after.
+    """
 
     taps: tuple[str, ...]
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None: ...
     def on_step(self, model: nn.Module, epoch: float) -> None: ...
     def on_batch(self, student: Outputs, teacher: Outputs | None) -> None: ...
+    def on_epoch_trained(self, model: nn.Module, epoch: int) -> None: ...
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]: ...
 
 
@@ -103,8 +108,8 @@ class Settings:
     select: str = "val"
     select_from: int = 0
     """Epochs before this one are never the best: a network whose gates are half open is not a candidate."""
-    exit: int = -1
-    """The classifier whose accuracy chooses the best epoch."""
+    exit: int | None = -1
+    """The classifier whose accuracy chooses the best epoch; None for the mean of all."""
     augment: str | None = None
     stop: Callable[[], bool] = _never
     """Asked before each epoch: whether to stop at the checkpoint of the one before."""
@@ -129,32 +134,15 @@ class Settings:
                 "a GPU; choose cpu"
             ) from error
 
+    def score(self, accuracy: Sequence[float]) -> float:
+        """What an epoch is judged by, from the accuracy of each classifier."""
+        return sum(accuracy) / len(accuracy) if self.exit is None else accuracy[self.exit]
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision's context: bf16 autocast, or nothing for fp32."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
-
-
-class Clock:
-    """The seconds that several fits may take together, from now on; None is no limit.
-
-    Each stops at a checkpoint: before an epoch that would not end in time. The first epoch of all always runs, so
-    that repeated calls get on.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        self.limit, self.begun, self.longest = limit, time.monotonic(), 0.0
-
-    def lap(self, seconds: float) -> None:
-        """Note how long an epoch took."""
-        self.longest = max(self.longest, seconds)
-
-    @property
-    def is_up(self) -> bool:
-        """Whether one more epoch, as long as the longest so far, would end too late."""
-        expected = time.monotonic() - self.begun + self.longest
-        return self.limit is not None and self.longest > 0 and expected > self.limit
 
 
 def world() -> tuple[int, int]:
@@ -313,11 +301,12 @@ class _Loop:
         self._call("on_epoch_start", self.inner, epoch)
         self.model.train()
         parts = self._train(epoch, progress)
+        self._call("on_epoch_trained", self.inner, epoch)
         accuracy = evaluate(self.model, self.data, self._judge(), self.settings)
         row = {"epoch": epoch, "lr": self.schedule.rate(epoch), "accuracy": accuracy[-1], **parts}
         row |= {f"accuracy_exit{i}": a for i, a in enumerate(accuracy[:-1])}
         if epoch >= self.settings.select_from:
-            self._keep_best(epoch, accuracy[self.settings.exit])
+            self._keep_best(epoch, self.settings.score(accuracy))
         row |= self._call("on_epoch_end", self.inner, epoch)
         row["seconds"] = time.monotonic() - moment
         if self.checkpoint is not None and self.rank == 0:

@@ -12,9 +12,12 @@ from torch.fx import symbolic_trace
 
 from shoal.errors import ShoalError
 from shoal.models import NAMES, build, list_models
+from shoal.outputs import forward
 
 CLASSES = 7
 RESNETS = [name for name in NAMES if name.startswith(("resnet", "wrn"))]
+# Half of an odd number of channels is rounded where MSDNet ends a scale; tests/test_msdnet.py counts it.
+EVEN = [name for name in NAMES if not name.startswith("msdnet")]
 
 
 class Counts(NamedTuple):
@@ -68,14 +71,14 @@ def without_shortcuts(macs: dict[str, int]) -> dict[str, int]:
 
 def test_list_models_lists_every_name_once() -> None:
     assert tuple(list_models()) == NAMES
-    assert len(set(NAMES)) == len(NAMES) == 31
+    assert len(set(NAMES)) == len(NAMES) == 33
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_backward_reaches_every_parameter(name: str) -> None:
     net = small(name)
-    logits = net(images())
-    assert logits.shape == (2, CLASSES)
+    logits = torch.cat(forward(net, images()).logits)
+    assert logits.shape == (2 * len(forward(net, images()).logits), CLASSES)
     logits.square().sum().backward()
     for path, parameter in net.named_parameters():
         assert parameter.grad is not None, path
@@ -119,7 +122,7 @@ def test_resolution_keeps_the_weights(name: str, rho: float) -> None:
     full = small(name)
     reduced = build(name, CLASSES, width=0.25, resolution=rho)
     reduced.load_state_dict(full.state_dict())
-    assert reduced(images(side=20)).shape == (2, CLASSES)
+    assert forward(reduced, images(side=20)).final.shape == (2, CLASSES)
 
 
 @pytest.mark.parametrize("name", ["resnet10", "resnet20", "wrn-16-4", "osakd-cnn1"])
@@ -254,7 +257,7 @@ def test_golden_osakd(name: str, channels: int, side: int, relus: tuple[int, ...
 # -- width and resolution -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVEN)
 def test_half_the_width_halves_the_relus(name: str) -> None:
     assert sum(count(name, width=0.5).relus.values()) * 2 == sum(count(name).relus.values())
 

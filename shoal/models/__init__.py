@@ -2,7 +2,7 @@
 
 What every model here promises, and the tests check for each name in `NAMES`:
 
-- images (N, channels, H, W) in, logits (N, classes) out; nothing fixes H and W;
+- images (N, channels, H, W) in, logits (N, classes) out, or a tuple of them, weak to strong; nothing fixes H and W;
 - every ReLU is an `nn.ReLU` of its own, called once, so a path such as `layer1.0.relu1` names one site;
 - `torch.fx.symbolic_trace` takes it as it is;
 - neither `resolution` nor the input's size changes the shape of a weight.
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from torch import nn
 
 from shoal.errors import ShoalError
-from shoal.models import bottleneck, mobile, mobilenet, resnet, small, vgg, wide_resnet
+from shoal.models import bottleneck, mobile, mobilenet, msdnet, resnet, small, vgg, wide_resnet
 
 __all__ = ["NAMES", "build", "list_models"]
 
@@ -28,6 +28,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = (
     | vgg.BUILDERS
     | mobilenet.BUILDERS
     | mobile.BUILDERS
+    | msdnet.BUILDERS
     | small.BUILDERS
 )
 

@@ -1,7 +1,7 @@
 """Tables, plots and one page from run folders: baseline beside reduced, Pareto fronts, papers' points beside ours."""
 
 from shoal.report.accounting import gated_macs
-from shoal.report.plots import plot_budget, plot_comparison, plot_curves, plot_pareto
+from shoal.report.plots import plot_anytime, plot_budget, plot_comparison, plot_curves, plot_pareto
 from shoal.report.record import Record, read
 from shoal.report.tables import comparison, comparison_table, flat_row, write_csv
 
@@ -11,6 +11,7 @@ __all__ = [
     "comparison_table",
     "flat_row",
     "gated_macs",
+    "plot_anytime",
     "plot_budget",
     "plot_comparison",
     "plot_curves",

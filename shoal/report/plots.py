@@ -113,6 +113,28 @@ def plot_curves(run: Run, path: Path) -> None:
     _save(figure, path)
 
 
+def plot_anytime(
+    title: str, rows: Sequence[Mapping[str, Any]], budgeted: Sequence[Mapping[str, Any]], path: Path
+) -> None:
+    """Test accuracy against multiply-adds: of each classifier, and of early exits by the average that they took.
+
+    `rows` are those of `shoal.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
+    """
+    figure, axes = _axes(7.6, 4.4)
+    points = [(row["macs"] / 1e6, row["accuracy"]) for row in rows]
+    axes.plot(*zip(*points, strict=True), marker="o", color="#1f5fa8", label="one classifier for all images")
+    for row, point in zip(rows, points, strict=True):
+        axes.annotate(_plain(row["name"]), point, xytext=(4, -11), textcoords="offset points", fontsize=8)
+    early = [(row["macs"] / 1e6, row["accuracy"]) for row in budgeted]
+    if early:
+        axes.plot(*zip(*sorted(early), strict=True), marker=".", color="#d55e00", label="thresholds from validation")
+    axes.set_xlabel("million multiply-adds an image")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(_plain(title))
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def plot_pareto(found: Sequence[Point], papers: Sequence[Published], path: Path) -> None:
     """Accuracy against ReLUs, a panel for each data set: networks, their front, and the papers' points of that set."""
     sets = sorted({point.data for point in found})

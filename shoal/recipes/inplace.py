@@ -1,0 +1,219 @@
+"""*Inplace knowledge distillation with teacher assistant*: one training for a network of several classifiers or widths.
+
+Ozerov and Duong. The strongest classifier learns from the labels; each weaker one from them and from stronger ones of
+the same network: from the strongest (IPKD, eq. 5), the next (IPKD-TA-1, eq. 6) or all of them (IPKD-TA-M, eq. 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from shoal.batch_norm import Calibration
+from shoal.data import Dataset
+from shoal.distill import Objective, cross_entropy
+from shoal.errors import ShoalError
+from shoal.exits import keep_exit
+from shoal.run import Run
+from shoal.slim import Slimmable, narrowed
+from shoal.slim_layers import SharedAffineBatchNorm2d
+from shoal.spec import Spec, assemble
+from shoal.stages import Listener, Stages
+from shoal.surgery import trace
+from shoal.teaching import self_kd
+from shoal.train import History, Schedule, Settings
+
+METHODS: dict[str, str | None] = {"conventional": None, "ipkd": "deepest", "ta-1": "transitive", "ta-m": "dense"}
+"""Method -> the path of `shoal.teaching` by which classifiers teach; conventional training (eq. 4) has none."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train: a network that has several classifiers, or gets `exits` (ReLU sites), or `widths`.
+
+    `shared_affine` has the widths share the batch norms' scales and shifts, and `drawn` widths a step are drawn between
+    the narrowest and the widest (US-Nets' sandwich rule), which implies it. `direction` is that of the divergence.
+    """
+
+    method: str = "ta-m"
+    widths: tuple[float, ...] = ()
+    exits: tuple[str, ...] = ()
+    shared_affine: bool = False
+    drawn: int = 0
+    direction: str = "forward"
+
+    def spec(self, base: Spec) -> Spec:
+        """The spec of the network to train."""
+        return replace(base, widths=self.widths, exits=self.exits, shared_affine=self.shared_affine or self.drawn > 0)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The schedule, and the divergence's part (lambda) and temperature (tau) in the loss of weaker classifiers.
+
+    With `decay_all` false, batch norms and depthwise convolutions have no weight decay.
+    """
+
+    schedule: Schedule
+    weight: float = 0.8
+    temperature: float = 5.0
+    decay_all: bool = True
+
+
+def quick(widths: bool, epochs: int = 12, batch: int = 64) -> Preset:
+    """A short cosine schedule for small data, with the paper's loss."""
+    return replace(paper(widths), schedule=Schedule(epochs, 0.1, kind="cosine", warmup=0.5, batch_size=batch))
+
+
+def paper(widths: bool) -> Preset:
+    """Section IV: lambda 0.8; multi-exit networks tau 5 and 300 epochs, slimmable ones tau 1 and 200 epochs.
+
+    What it leaves open is as in the code that it builds on: MSDNet's for several exits, and for widths that of the
+    CIFAR networks whose strides it takes (see docs/papers/inplace.md).
+    """
+    if widths:
+        return Preset(Schedule(200, 0.1, (60, 120, 160), gamma=0.2, warmup=1.0), temperature=1.0)
+    return Preset(Schedule(300, 0.1, (150, 225), batch_size=64, weight_decay=1e-4))
+
+
+def slimmable_code(widths: bool) -> Preset:
+    """The public slimmable networks' loss: narrower widths learn from the soft target alone (lambda 1).
+
+    Also its Nesterov momentum and its weight decay of 1e-4 on dense convolutions and linear layers. Raises ShoalError
+    for a network without widths.
+    """
+    if not widths:
+        raise ShoalError("found preset 'slimmable-code' without widths; need a slimmable network; add widths, 0.5,1")
+    plan = paper(widths)
+    schedule = replace(plan.schedule, nesterov=True, weight_decay=1e-4)
+    return replace(plan, schedule=schedule, weight=1.0, decay_all=False)
+
+
+PRESETS: dict[str, Callable[[bool], Preset]] = {"quick": quick, "paper": paper, "slimmable-code": slimmable_code}
+"""Name -> the preset, for a network with (True) or without (False) widths."""
+
+
+@dataclass
+class Result:
+    """The trained network with all of its classifiers, weak to strong, and each of them as a network of its own.
+
+    `parts` are named by their width (``0.25``) or by the exit's number from 1.
+    """
+
+    spec: Spec
+    model: nn.Module
+    history: History
+    parts: dict[str, tuple[Spec, nn.Module]] = field(default_factory=dict)
+
+
+def train(
+    spec: Spec,
+    data: Dataset,
+    options: Options,
+    preset: Preset,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    base: nn.Module | None = None,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> Result:
+    """Train the network of `spec` (or `base`), made flexible by `options`, for all of its classifiers at once.
+
+    The epoch kept is the one with most validation accuracy averaged over the classifiers. Raises ShoalError for options
+    that do not fit the network, and StoppedError when the settings' time ran out.
+    """
+    check_options(options, spec, base)
+    spec = options.spec(spec)
+    torch.manual_seed(settings.seed)
+    model = assemble(spec, base)
+    stages = Stages(data, replace(settings, exit=None), run, listen, tensorboard)
+    hooks = _draw(model, options.drawn, stages, preset.schedule.batch_size)
+    if not preset.decay_all:
+        _without_decay(model)
+    # A drawn pass has the two ends and what is between them.
+    trained = options.drawn + 2 if options.drawn else len(names(spec, model))
+    loss = objective(options.method, trained, preset.weight, preset.temperature, options.direction)
+    history = stages.fit("inplace", model, loss, preset.schedule, hooks=hooks)
+    return Result(spec, model.eval(), history, parts(spec, model))
+
+
+def objective(
+    method: str, count: int, weight: float, temperature: float = 1.0, direction: str = "forward"
+) -> Objective:
+    """Eq. 4 to 7 for `count` classifiers: cross-entropy, and `weight` (lambda) of the divergence for weaker ones.
+
+    Slimmable networks' cross-entropy with soft targets, which the paper takes for them, differs from the divergence by
+    the teacher's entropy alone and has the same gradient. Raises ShoalError for an unknown method, and where one
+    classifier is to teach itself.
+    """
+    if method not in METHODS:
+        raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
+    path, last = METHODS[method], count - 1
+    rest = 1.0 if path is None else 1.0 - weight
+    terms = [cross_entropy(rest, i, f"classifier{i}_cross_entropy") for i in range(last) if rest]
+    terms.append(cross_entropy(1.0, last, f"classifier{last}_cross_entropy"))
+    if path is not None:
+        terms.append(self_kd(path, count, weight, temperature, direction=direction))
+    return Objective(tuple(terms))
+
+
+def _draw(model: nn.Module, drawn: int, stages: Stages, batch: int) -> tuple[Calibration, ...]:
+    """Have `model` draw widths, and its statistics taken from five batches, as US-Nets do, before it is judged."""
+    if not drawn:
+        return ()
+    assert isinstance(model, Slimmable)
+    model.sandwich(drawn)
+    return (Calibration(lambda: (x for x, _ in stages.some_batches(5 * batch, batch))),)
+
+
+def _without_decay(model: nn.Module) -> None:
+    for module in model.modules():
+        depthwise = isinstance(module, nn.Conv2d) and module.weight.shape[1] == 1 and module.groups > 1
+        if depthwise or isinstance(module, (nn.BatchNorm2d, SharedAffineBatchNorm2d)):
+            module.rate_multiplier = 1.0  # type: ignore[assignment]
+
+
+def names(spec: Spec, model: nn.Module) -> tuple[str, ...]:
+    """What the classifiers of `model` are called, weak to strong: widths, or exits from 1."""
+    if isinstance(model, Slimmable):
+        return tuple(f"{part:g}" for part in model.widths)
+    return tuple(str(number) for number in range(1, len(trace(model, spec.shape).outputs) + 1))
+
+
+def parts(spec: Spec, model: nn.Module) -> dict[str, tuple[Spec, nn.Module]]:
+    """Each classifier of the network of `spec` as a network of its own, in eval mode, with its spec."""
+    cut: Callable[[int], nn.Module] = partial(keep_exit, model)
+    if isinstance(model, Slimmable):
+        cut = partial(narrowed, model, shape=spec.shape)
+    kept = "kept_width" if isinstance(model, Slimmable) else "kept_exit"
+    return {
+        name: (replace(spec, **{kept: index}), cut(index).eval())  # type: ignore[arg-type]
+        for index, name in enumerate(names(spec, model))
+    }
+
+
+def check_options(options: Options, spec: Spec, base: nn.Module | None = None) -> None:
+    """Raise ShoalError for options without an effect or a meaning, and for a network that they do not fit."""
+    if options.widths and options.exits:
+        raise ShoalError("found widths and exits; need one kind of classifiers; leave one out")
+    if (options.shared_affine or options.drawn) and not options.widths:
+        raise ShoalError("found shared scales or drawn widths without widths; need a slimmable network; add widths")
+    if options.drawn < 0 or not options.drawn < 16:
+        raise ShoalError(f"found {options.drawn} drawn widths a step; need 1 to 15, or 0 for none; US-Nets draw 2")
+    if options.direction not in ("forward", "reverse"):
+        raise ShoalError(f"found KL direction {options.direction!r}; need 'forward' or 'reverse'")
+    if options.method == "conventional" and options.direction != "forward":
+        raise ShoalError("found a KL direction for conventional training; need a method that distils; leave it out")
+    made = options.spec(spec)
+    model = assemble(made, base)
+    if isinstance(model, Slimmable) and options.drawn:
+        model.sandwich(options.drawn)
+    count = len(names(made, model))
+    if count < 2:
+        raise ShoalError(f"found one classifier in {spec.base!r}; need two or more; name exits or widths for it")
+    objective(options.method, count, 0.5)
