@@ -363,13 +363,14 @@ LEVELS = [
         "front",
         "teaching",
     }
-    | {"substitution", "slim", "slim_layers"},
+    | {"substitution", "slim", "slim_layers"}
+    | {"neighbours", "adapters", "hints", "mutual", "peers"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
-    | {"stages", "design_space", "design_training"}
+    | {"stages", "design_space", "design_training", "lessons"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
     | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"}
     | {"target", "planner", "plans"},
@@ -382,7 +383,7 @@ LEVELS = [
     {"deployment", "training", "serving", "grid_reduction"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
-    {"private_cli", "cost_cli", "sweep_cli"},
+    {"private_cli", "cost_cli", "sweep_cli", "osakd_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""
