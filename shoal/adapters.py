@@ -92,8 +92,12 @@ def _is(traced: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
 
 
 def regressor(channels: int, teacher_channels: int) -> nn.Module:
-    """A 1x1 convolution, [N, channels, H, W] -> [N, teacher_channels, H, W] (FitNets, section 2.2)."""
-    return nn.Conv2d(channels, teacher_channels, 1)
+    """A 1x1 convolution, batch norm and ReLU, [N, channels, H, W] -> [N, teacher_channels, H, W].
+
+    FitNets' regressor (section 2.2) has no batch norm; the public codes' has, and needs it: at the usual weight of 100
+    a plain convolution diverges.
+    """
+    return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1), nn.BatchNorm2d(teacher_channels), nn.ReLU())
 
 
 def connector(channels: int, teacher_channels: int) -> nn.Module:
