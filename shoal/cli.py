@@ -10,10 +10,25 @@ import typer
 from rich.console import Console
 
 from shoal import check as checking
-from shoal import commands, cost_cli, grid_reduction, private_cli, sweep_cli, training
+from shoal import commands, cost_cli, grid_reduction, osakd_cli, private_cli, sweep_cli, training
 from shoal.errors import ShoalError
 from shoal.learners import SUMMARIES
-from shoal.options import DataDir, Json, numbers, pairs, show
+from shoal.options import (
+    DataDir,
+    Device,
+    Epochs,
+    Json,
+    MaxSeconds,
+    Out,
+    Precision,
+    Replace,
+    Resume,
+    Seed,
+    TensorBoard,
+    numbers,
+    pairs,
+    show,
+)
 from shoal.report import comparison_table
 from shoal.signals import until_terminated
 
@@ -30,6 +45,8 @@ A first tour (each command explains itself with --help):
   shoal train resnet18 --data cifar100 --data-dir DATA --out runs/teacher
 
   shoal reduce runs/teacher --budget 49600 --preset paper --out runs/reduced
+
+  shoal distill osakd resnet18 --data cifar100 --data-dir DATA --out runs/osakd     or by a teacher, or by peers
 
   shoal plan runs/teacher --target 0.5s --network lan --out plan.json     or a target in seconds, before training
 
@@ -48,26 +65,12 @@ MASKS = "How positions are chosen: " + "; ".join(f"{name}: {what}" for name, wha
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
-Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty, unless --resume.")]
-Seed = Annotated[int, typer.Option(help="Decides initial weights, batches and the validation split.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
-MaxSeconds = Annotated[
-    float | None, typer.Option(help="Stop at a checkpoint before this many seconds, all stages together.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")]
 Preset = Annotated[
     str,
     typer.Option(
         help="Schedules and losses: quick, paper or reference-code; to train a teacher for deepreduce, "
         "deepreduce-paper or deepreduce-paper-cifar10; with --recipe deepreduce quick, paper or paper-cifar10."
     ),
-]
-Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
-TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events (extra).")]
-Replace = Annotated[
-    list[str] | None,
-    typer.Option("--replace", help="Exchange layers first, such as relu6=relu,max_pool=avg_pool (repeatable)."),
 ]
 
 
@@ -261,6 +264,7 @@ def report(
 
 
 for name, command in (
+    ("distill", osakd_cli.distill),
     ("sweep", sweep_cli.sweep),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),

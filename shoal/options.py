@@ -18,6 +18,20 @@ from shoal.errors import ShoalError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies in its published layout.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty, unless --resume.")]
+Seed = Annotated[int, typer.Option(help="Decides initial weights, batches and the validation split.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")]
+MaxSeconds = Annotated[
+    float | None, typer.Option(help="Stop at a checkpoint before this many seconds, all stages together.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")]
+Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events (extra).")]
+Replace = Annotated[
+    list[str] | None,
+    typer.Option("--replace", help="Exchange layers first, such as relu6=relu,max_pool=avg_pool (repeatable)."),
+]
 
 
 def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:

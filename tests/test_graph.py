@@ -380,7 +380,7 @@ LEVELS = [
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction"},
+    {"deployment", "training", "serving", "grid_reduction", "distillation"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
     {"private_cli", "cost_cli", "sweep_cli", "osakd_cli"},
