@@ -123,11 +123,11 @@ class NeighbourTeacher:
 
 
 def _squared(soft: Tensor, logits: Tensor) -> Tensor:
-    return (soft - logits.softmax(1)).square().sum(1).mean()
+    return F.mse_loss(logits.softmax(1), soft, reduction="sum") / len(soft)
 
 
 def _divided(soft: Tensor, logits: Tensor) -> Tensor:
-    return (soft - logits.softmax(1)).square().mean()
+    return F.mse_loss(logits.softmax(1), soft)
 
 
 def _divergence(soft: Tensor, logits: Tensor) -> Tensor:
