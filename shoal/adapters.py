@@ -6,6 +6,7 @@ loss reads one tap. The adapter is what lies between: a trained regressor, a mar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -94,19 +95,19 @@ def _is(traced: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
 def regressor(channels: int, teacher_channels: int) -> nn.Module:
     """A 1x1 convolution, batch norm and ReLU, [N, channels, H, W] -> [N, teacher_channels, H, W].
 
-    FitNets' regressor (section 2.2) has no batch norm; the public codes' has, and needs it: at the usual weight of 100
+    FitNets' regressor has no batch norm; the public codes' has, and needs it: at the usual weight of 100
     a plain convolution diverges.
     """
     return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1), nn.BatchNorm2d(teacher_channels), nn.ReLU())
 
 
 def connector(channels: int, teacher_channels: int) -> nn.Module:
-    """A 1x1 convolution and a batch norm: the student transform of the feature overhaul (section 3.2)."""
+    """A 1x1 convolution and a batch norm: the student transform of the feature overhaul."""
     return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels))
 
 
 class MarginReLU(nn.Module):
-    """max(x, margin) with one margin, below 0, for each channel: the overhaul's teacher transform (eq. 3)."""
+    """max(x, margin) with one margin, below 0, for each channel: the overhaul's teacher transform."""
 
     margin: Tensor
 
@@ -153,6 +154,6 @@ def expected_negative(norm: nn.BatchNorm2d) -> Tensor:
     # In logarithms: both densities vanish where a channel is almost never negative.
     scale, shift = norm.weight.detach().double().abs().clamp_min(1e-6), norm.bias.detach().double()
     ratio = shift / scale
-    log_density = -0.5 * ratio.square() - 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
+    log_density = -0.5 * (ratio.square() + math.log(2 * math.pi))
     mean = shift - scale * (log_density - torch.special.log_ndtr(-ratio)).exp()
     return mean.clamp_max(0.0).float()

@@ -30,7 +30,7 @@ def _pairs(student: Outputs, teacher: Outputs | None, taps: Sequence[str]) -> It
 
 
 def fitnet(tap: str, weight: float = 100.0, name: str = "fitnet") -> Term:
-    """Mean squared difference of a hint layer, which the student reaches by a regressor (FitNets, eq. 3).
+    """Mean squared difference of a hint layer, which the student reaches by a regressor (FitNets).
 
     It is trained together with the cross-entropy, as both public codes do, and not in a stage before.
     """
@@ -62,7 +62,7 @@ def _similarities(x: Tensor) -> Tensor:
 
 
 def similarity(tap: str, weight: float = 3000.0, name: str = "similarity") -> Term:
-    """Similarity-preserving distillation (Tung and Mori, ICCV'19, eq. 4): ||G_t - G_s||^2 / N^2."""
+    """Similarity-preserving distillation (Tung and Mori, ICCV'19): ||G_t - G_s||^2 / N^2."""
 
     def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         ((a, b),) = _pairs(student, teacher, (tap,))
@@ -72,7 +72,7 @@ def similarity(tap: str, weight: float = 3000.0, name: str = "similarity") -> Te
 
 
 def _distances(x: Tensor) -> Tensor:
-    """[N, D] -> [N, N]: Euclidean distances, divided by the mean of those between different points (RKD, eq. 4)."""
+    """[N, D] -> [N, N]: Euclidean distances, divided by the mean of those between different points (RKD)."""
     squares = (x[:, None] - x[None]).square().sum(2)
     apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     # The square root's gradient is infinite at 0, where a point meets itself or its double.
@@ -81,7 +81,7 @@ def _distances(x: Tensor) -> Tensor:
 
 
 def _angles(x: Tensor) -> Tensor:
-    """[N, D] -> [N, N, N]: cosines of the angles at each point between two others (RKD, eq. 7)."""
+    """[N, D] -> [N, N, N]: cosines of the angles at each point between two others (RKD)."""
     edges = F.normalize(x[None] - x[:, None], dim=2)
     return edges @ edges.transpose(1, 2)
 
@@ -101,13 +101,13 @@ def relations(
 
 
 def _partial(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared differences, summed; none where both are below what a ReLU lets through (overhaul, eq. 4)."""
+    """Squared differences, summed; none where both are below what a ReLU lets through (overhaul)."""
     counts = (student > teacher) | (teacher > 0)
     return ((student - teacher).square() * counts).sum()
 
 
 def overhaul(taps: Sequence[str], weight: float = 1e-3, name: str = "overhaul") -> Term:
-    """The overhaul of feature distillation (Heo et al., ICCV'19, eq. 5), per image, over `taps` from first to last.
+    """The overhaul of feature distillation (Heo et al., ICCV'19), per image, over `taps` from first to last.
 
     The taps are the student's connectors and the teacher's margin ReLUs, both before the ReLU. A stage counts half of
     the next one; the sum is divided by the batch, and `weight` is the authors' 1/1000.

@@ -43,8 +43,8 @@ class SigmoidRamp:
         return replace(term, loss=lambda s, t, y: self.value * term.loss(s, t, y))
 
 
-def peers(count: int) -> Lessons:
-    """Each of `count` classifiers learns from all others, by the mean of the divergences (DML, eq. 9)."""
+def each_other(count: int) -> Lessons:
+    """Each of `count` classifiers learns from all others, by the mean of the divergences (DML)."""
     return {i: {j: 1 / (count - 1) for j in range(count) if j != i} for i in range(count)}
 
 
@@ -69,7 +69,7 @@ def lessons_of(table: Lessons, temperature: float = 1.0, weight: float = 1.0, na
 
 
 def from_mean(pupil: int, members: Sequence[int], temperature: float = 1.0, name: str = "ensemble") -> Term:
-    """Classifier `pupil` towards the mean of the members' logits (FFL, eq. 4 and 5)."""
+    """Classifier `pupil` towards the mean of the members' logits (FFL)."""
 
     def loss(student: Outputs, _: Outputs | None, labels: Tensor) -> Tensor:
         mean = torch.stack([student.logits[i].detach().float() for i in members]).mean(0)

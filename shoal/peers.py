@@ -40,7 +40,7 @@ def check_count(count: int) -> None:
 
 
 class Gate(nn.Module):
-    """The sum of the branches' logits by weights from the shared features (ONE, eq. 5).
+    """The sum of the branches' logits by weights from the shared features (ONE).
 
     Global average pool, linear layer, batch norm, ReLU, softmax over the branches.
     """
@@ -57,7 +57,7 @@ class Gate(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A classifier of all branches' last maps together (FFL, section 3.2): 3x3 depthwise, 1x1, batch norm, ReLU.
+    """A classifier of all branches' last maps together (FFL): 3x3 depthwise, 1x1, batch norm, ReLU.
 
     Trains with a weight decay of its own, the authors' 1e-5.
     """

@@ -14,7 +14,7 @@ from shoal.distill import Objective, Term
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, default_exit_point, keep_exit
 from shoal.models import NAMES, build
-from shoal.mutual import SigmoidRamp, below, cross_entropies, from_mean, lessons_of, peers
+from shoal.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
 from shoal.optimiser import parameter_groups
 from shoal.outputs import Outputs
 from shoal.peers import Fusion, Gate, Peers, fork_of, fused, gated
@@ -45,10 +45,10 @@ def value(term: Term) -> float:
 
 def test_mutual_learning_by_hand() -> None:
     a, b, c = LOGITS
-    assert peers(2) == {0: {1: 1.0}, 1: {0: 1.0}}
-    assert value(lessons_of(peers(2))) == pytest.approx(kl(b, a) + kl(a, b), abs=1e-6)
+    assert each_other(2) == {0: {1: 1.0}, 1: {0: 1.0}}
+    assert value(lessons_of(each_other(2))) == pytest.approx(kl(b, a) + kl(a, b), abs=1e-6)
     three = sum(kl(t, s) for t in LOGITS for s in LOGITS if t is not s) / 2
-    assert value(lessons_of(peers(3))) == pytest.approx(three, abs=1e-6)
+    assert value(lessons_of(each_other(3))) == pytest.approx(three, abs=1e-6)
     assert value(lessons_of(below(2), 3.0)) == pytest.approx(kl(c, a, 3.0) + kl(c, b, 3.0), abs=1e-6)
     assert value(from_mean(2, (0, 1), 3.0)) == pytest.approx(kl((a + b) / 2, c, 3.0), abs=1e-6)
 
@@ -60,7 +60,7 @@ def test_no_teacher_learns() -> None:
         term.loss(Outputs(leaves), None, LABELS).backward()
         assert tuple(i for i, z in enumerate(leaves) if z.grad is not None) == pupils
     a, b = (z.clone().requires_grad_() for z in LOGITS[:2])
-    lessons_of(peers(2)).loss(Outputs((a, b)), None, LABELS).backward()
+    lessons_of(each_other(2)).loss(Outputs((a, b)), None, LABELS).backward()
     assert a.grad is not None
     assert (a.grad - (a.softmax(1) - b.softmax(1)) / 3).abs().max() < 1e-6  # of KL(b || a) alone
 

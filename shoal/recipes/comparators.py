@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from shoal.errors import ShoalError
 from shoal.lessons import Lesson, Problem, Teach
 from shoal.peers import check_count
 from shoal.recipes import offline, online
 from shoal.recipes.offline import Options
 from shoal.spec import Spec
+from shoal.surgery import trace
 from shoal.train import Schedule
 
 REPDISTILLER = Schedule(240, 0.05, (150, 180, 210), batch_size=64)
@@ -101,10 +100,8 @@ def _check_fit(options: Options, spec: Spec) -> None:
         )
     if options.teacher is None:
         return
-    device = next((p.device for p in options.teacher.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        logits = options.teacher.eval()(torch.zeros(1, *spec.shape, device=device))
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, spec.classes):
+    graph = trace(options.teacher, spec.shape)
+    if [graph[name].shape for name in graph.outputs] != [(spec.classes,)]:
         raise ShoalError(
             f"found a teacher without logits for {spec.classes} classes; need one; train it on the same data"
         )

@@ -48,6 +48,7 @@ def _teacher(options: Options) -> nn.Module:
 
 
 def logits_of(network: nn.Module, teacher: nn.Module) -> Lesson:
+    """Cross-entropy and the divergence from the teacher's softened logits."""
     return Lesson(network, (cross_entropy(0.1), kd(0.9, 4.0)), teacher)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from shoal.exits import keep_exit
 from shoal.lessons import Lesson, Problem
-from shoal.mutual import SigmoidRamp, below, cross_entropies, from_mean, lessons_of, peers
+from shoal.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
 from shoal.peers import Peers, fused, gated
 from shoal.recipes.offline import Options
 
@@ -28,9 +28,9 @@ def _first_peer(model: nn.Module) -> nn.Module:
 
 
 def mutual(problem: Problem, options: Options) -> Lesson:
-    """Networks side by side, each taught by the others' softmax at temperature 1 (DML, eq. 5 and 9)."""
+    """Networks side by side, each taught by the others' softmax at temperature 1 (DML)."""
     count = options.branches
-    terms = (*cross_entropies(count), lessons_of(peers(count)))
+    terms = (*cross_entropies(count), lessons_of(each_other(count)))
     return Lesson(Peers(_networks(problem, count)), terms, exit=0, cut=_first_peer)
 
 
@@ -40,7 +40,7 @@ def _ramp(problem: Problem) -> SigmoidRamp:
 
 
 def gated_branches(problem: Problem, options: Options) -> Lesson:
-    """Branches and their gated ensemble, which teaches them at temperature 3 (ONE, eq. 9)."""
+    """Branches and their gated ensemble, which teaches them at temperature 3 (ONE)."""
     count, ramp = options.branches, _ramp(problem)
     terms = (*cross_entropies(count + 1), ramp.on(lessons_of(below(count), 3.0)))
     model = gated(_networks(problem, count), problem.spec.shape)
