@@ -61,8 +61,7 @@ def cell(name: str, seed: int, data: Dataset, a: argparse.Namespace) -> dict[str
     """One network of one method, trained and measured."""
     spec = Spec(a.model, data.classes, data.shape, a.width)
     plan, settings = schedule(a), Settings(seed=seed, device=a.device, resume=True)
-    settled = {k: v for k, v in settings_of(a).items() if k not in ("seeds", "methods", "threads", "device", "pairs")}
-    run = Run(Path(a.work) / "-".join(str(v) for v in (*settled.values(), name, seed)))
+    run = Run(Path(a.work) / "-".join(str(v) for v in (*cells_of(settings_of(a)).values(), name, seed)))
     stages = Stages(data, settings, run)
     torch.manual_seed(seed)
     lesson = taught(name, a)(Problem(spec, plan, stages))
@@ -141,6 +140,11 @@ def settings_of(a: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in vars(a).items() if k not in ("work", "data_dir", "out")}
 
 
+def cells_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of all settings those that a cell's accuracy depends on."""
+    return {k: v for k, v in settings.items() if k not in ("seeds", "methods", "threads", "device", "pairs")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
@@ -165,6 +169,8 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     body = json.loads(a.out.read_text()) if a.out.exists() else {}
     done = body.setdefault("cells", {})
+    if done and cells_of(body["settings"]) != cells_of(settings_of(a)):
+        parser.error(f"found cells of other settings in {a.out}; need the same for one table; choose another --out")
 
     def write() -> None:
         body.update(settings=settings_of(a), environment=environment(), table=table(done))

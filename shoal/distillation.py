@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,44 +52,36 @@ class Asked:
     neighbours: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    teach: Teach
-    schedule: Schedule
-    teacher: nn.Module | None
-
-
 def distill(asked: Asked, shared: Shared) -> dict[str, Any]:
     """Train a network and its baseline into a run folder; the run's network is the taught one.
 
     With a teacher, data, seed and limit are those of its run.
     """
+    _check(asked, shared)
+    teacher, origin = _teacher(asked, shared)
+    config = asdict(asked) | origin | {"command": "distill"}
+    data = load_data(config, asked.data_dir, shared.device)
+    spec = Spec(asked.model, data.classes, data.shape, asked.width, asked.resolution, replaced=asked.replaced)
+    check_network(spec)
+    settings = shared.settings(config["seed"])
+    teach, schedule = _plan(asked, spec, data, teacher)
+    if asked.assistant is None:  # one who must be trained first cannot be tried
+        teach(Problem(spec, schedule, Stages(data, settings, None)))
+    run = Run.create(shared.out, config, shared.resume)
+    with bars({}, other=schedule.epochs) as shown:
+        result = learn(
+            spec, teach, data, schedule, settings,
+            run=run, listen=shown.listen, tensorboard=shared.tensorboard,
+        )  # fmt: skip
+    return _summarise(run, asked, result, data, settings, teacher)
+
+
+def _check(asked: Asked, shared: Shared) -> None:
     if asked.method not in METHODS:
         raise ShoalError(f"found method {asked.method!r}; need one of {', '.join(METHODS)}; choose one")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ShoalError("found distill under torchrun; need one process; use torchrun for shoal train")
     shared.check()
-    teacher, origin = _teacher(asked, shared)
-    config = origin | {
-        "command": "distill", "method": asked.method, "model": asked.model, "width": asked.width,
-        "resolution": asked.resolution, "replaced": list(asked.replaced), "preset": asked.preset,
-        "epochs": asked.epochs, "teacher": asked.teacher, "assistant": asked.assistant, "branches": asked.branches,
-        "neighbours": dict(asked.neighbours),
-    }  # fmt: skip
-    data = load_data(config, asked.data_dir, shared.device)
-    spec = Spec(asked.model, data.classes, data.shape, asked.width, asked.resolution, replaced=asked.replaced)
-    check_network(spec)
-    settings = shared.settings(config["seed"])
-    plan = _plan(asked, spec, data, teacher)
-    if asked.assistant is None:  # one who must be trained first cannot be tried
-        plan.teach(Problem(spec, plan.schedule, Stages(data, settings, None)))
-    run = Run.create(shared.out, config, shared.resume)
-    with bars({"distill": plan.schedule.epochs, "baseline": plan.schedule.epochs}, plan.schedule.epochs) as shown:
-        result = learn(
-            spec, plan.teach, data, plan.schedule, settings,
-            run=run, listen=shown.listen, tensorboard=shared.tensorboard,
-        )  # fmt: skip
-    return _summarise(run, asked, result, data, settings, plan.teacher)
 
 
 def _teacher(asked: Asked, shared: Shared) -> tuple[nn.Module | None, dict[str, Any]]:
@@ -105,11 +97,11 @@ def _teacher(asked: Asked, shared: Shared) -> tuple[nn.Module | None, dict[str, 
             f"found --{said[0]} beside --teacher; need the data, limit and seed of the teacher's run; leave it out"
         )
     _, network, origin = teacher_of(asked.teacher, shared)
-    return network, {name: origin.get(name) for name in ("data", "data_dir", "limit", "seed")}
+    return network.to(shared.device), {name: origin.get(name) for name in ("data", "data_dir", "limit", "seed")}
 
 
-def _plan(asked: Asked, spec: Spec, data: Dataset, teacher: nn.Module | None) -> _Plan:
-    """The method with its options and schedule. Raises ShoalError for options that it has no use for."""
+def _plan(asked: Asked, spec: Spec, data: Dataset, teacher: nn.Module | None) -> tuple[Teach, Schedule]:
+    """The method with its options, and its schedule. Raises ShoalError for options that it has no use for."""
     if asked.method != OSAKD:
         return _compared(asked, spec, teacher)
     odd = {"--teacher": teacher is not None, "--assistant": asked.assistant is not None, "--branches": asked.branches}
@@ -122,10 +114,10 @@ def _plan(asked: Asked, spec: Spec, data: Dataset, teacher: nn.Module | None) ->
     options = osakd.Options(Neighbourhood(**choices), **others)
     schedule = longer(preset.schedule, asked.epochs)
     osakd.check_options(options, data, schedule)
-    return _Plan(osakd.teach(options, preset), schedule, None)
+    return osakd.teach(options, preset), schedule
 
 
-def _compared(asked: Asked, spec: Spec, teacher: nn.Module | None) -> _Plan:
+def _compared(asked: Asked, spec: Spec, teacher: nn.Module | None) -> tuple[Teach, Schedule]:
     if asked.neighbours:
         raise ShoalError(
             f"found {min(asked.neighbours)} with method {asked.method!r}, where it has no effect; need method osakd "
@@ -138,7 +130,7 @@ def _compared(asked: Asked, spec: Spec, teacher: nn.Module | None) -> _Plan:
     comparators.check_options(asked.method, options, spec)
     presets = {"quick": osakd.quick().schedule, "paper": comparators.METHODS[asked.method].schedule}
     schedule = longer(_preset(asked.preset, presets), asked.epochs)
-    return _Plan(comparators.teach(asked.method, options), schedule, teacher)
+    return comparators.teach(asked.method, options), schedule
 
 
 def _preset(name: str, known: Mapping[str, Any]) -> Any:
