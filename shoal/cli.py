@@ -10,7 +10,17 @@ import typer
 from rich.console import Console
 
 from shoal import check as checking
-from shoal import commands, cost_cli, grid_reduction, inplace_cli, private_cli, self_distill_cli, sweep_cli, training
+from shoal import (
+    commands,
+    cost_cli,
+    grid_reduction,
+    inplace_cli,
+    osakd_cli,
+    private_cli,
+    self_distill_cli,
+    sweep_cli,
+    training,
+)
 from shoal.errors import ShoalError
 from shoal.learners import SUMMARIES
 from shoal.options import (
@@ -48,6 +58,7 @@ A first tour (each command explains itself with --help):
 
   shoal self-distill resnet18 --data cifar100 --data-dir DATA --out runs/exits    several classifiers in one network
   shoal inplace msdnet-7 --data cifar100 --data-dir DATA --out runs/msdnet     all of its exits at once, or --widths
+  shoal distill osakd resnet18 --data cifar100 --data-dir DATA --out runs/osakd     or by a teacher, or by peers
 
   shoal plan runs/teacher --target 0.5s --network lan --out plan.json     or a target in seconds, before training
 
@@ -267,6 +278,7 @@ def report(
 for name, command in (
     ("inplace", inplace_cli.inplace),
     ("anytime", inplace_cli.anytime),
+    ("distill", osakd_cli.distill),
     ("sweep", sweep_cli.sweep),
     ("self-distill", self_distill_cli.self_distill),
     ("compile", private_cli.compile_),

@@ -63,7 +63,8 @@ class Objective:
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
-def _need(teacher: Outputs | None) -> Outputs:
+def taught(teacher: Outputs | None) -> Outputs:
+    """What the teacher said. Raises ShoalError when there is none."""
     if teacher is None:
         raise ShoalError("found no teacher; need one for a distillation term; pass teacher= to fit")
     return teacher
@@ -96,7 +97,7 @@ def kd(
     name: str = "kd",
 ) -> Term:
     """Distillation of the teacher's final logits into classifier `exit` (shallow eq. 2, first term)."""
-    return Term(name, weight, lambda s, t, y: kl_divergence(_need(t).final, s.logits[exit], temperature, direction))
+    return Term(name, weight, lambda s, t, y: kl_divergence(taught(t).final, s.logits[exit], temperature, direction))
 
 
 def pram(weight: float, sites: Sequence[str], form: str = "paper", name: str = "pram") -> Term:
@@ -106,14 +107,14 @@ def pram(weight: float, sites: Sequence[str], form: str = "paper", name: str = "
     normalised vectors. ``attention-transfer``: the public code's form, mean squared difference of the normalised
     channel means of squares, summed over sites. `weight` is the paper's beta. Raises ShoalError for another form.
     """
-    forms = {"paper": _pram_paper, "attention-transfer": _attention_transfer}
+    forms = {"paper": _pram_paper, "attention-transfer": attention_transfer}
     if form not in forms:
         raise ShoalError(f"found PRAM form {form!r}; need one of {', '.join(forms)}")
     pair = forms[form]
 
     def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
-        taught = _need(teacher).taps
-        return torch.stack([pair(student.taps[n].float(), taught[n].detach().float()) for n in sites]).sum()
+        known = taught(teacher).taps
+        return torch.stack([pair(student.taps[n].float(), known[n].detach().float()) for n in sites]).sum()
 
     return Term(name, weight, loss, tuple(sites))
 
@@ -124,6 +125,7 @@ def _pram_paper(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * (a - b).square().sum().clamp_min(1e-12).sqrt()
 
 
-def _attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the normalised channel means of squares of two maps [N, C, H, W]."""
     a, b = (F.normalize(t.square().mean(1).flatten(1)) for t in (student, teacher))
     return (a - b).square().mean()

@@ -8,17 +8,20 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for `torch.optim`: one of all parameters, and one for each rate that modules ask for.
+    """Groups for `torch.optim`: one of all parameters, and one for each rate or decay that modules ask for.
 
     A module with a `rate_multiplier` has its own parameters trained at the schedule's rate times that number, without
-    weight decay: slopes and scores are no weights, and their gradients are of another size.
+    weight decay: slopes and scores are no weights, and their gradients are of another size. One with an
+    `own_weight_decay` has that on all parameters in it, at the schedule's rate.
     """
-    special: dict[float, list[nn.Parameter]] = {}
+    special: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in model.modules():
-        rate = getattr(module, "rate_multiplier", None)
+        rate, decay = (getattr(module, name, None) for name in ("rate_multiplier", "own_weight_decay"))
         if rate is not None:
-            special.setdefault(float(rate), []).extend(module.parameters(recurse=False))
+            special.setdefault((float(rate), 0.0), []).extend(module.parameters(recurse=False))
+        elif decay is not None:
+            special.setdefault((1.0, float(decay)), []).extend(module.parameters())
     apart = {id(p) for group in special.values() for p in group}
     plain = [p for p in model.parameters() if id(p) not in apart]
     groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": weight_decay, "multiplier": 1.0}]
-    return groups + [{"params": p, "weight_decay": 0.0, "multiplier": rate} for rate, p in special.items() if p]
+    return groups + [{"params": p, "weight_decay": d, "multiplier": r} for (r, d), p in special.items() if p]

@@ -200,6 +200,8 @@ PARAMETERS = [
     ("resnet44", 3, 658_586),
     ("resnet56", 3, 853_018),
     ("resnet110", 3, 1_727_962),
+    ("resnet32-projection", 3, 466_906),
+    ("resnet110-projection", 3, 1_730_714),
     ("wrn-16-4", 3, 2_748_890),
     ("wrn-28-10", 3, 36_479_194),
     ("wrn-40-2", 3, 2_243_546),
@@ -252,6 +254,12 @@ def test_golden_osakd(name: str, channels: int, side: int, relus: tuple[int, ...
     counts = count(name, channels=channels, side=side)
     assert tuple(counts.relus.values()) == relus
     assert sum(counts.macs.values()) == macs
+
+
+# By He et al.'s layers; OSAKD prints 0.07 and, with the teacher, 0.33 "GFLOPs", which are these MACs.
+@pytest.mark.parametrize(("name", "macs"), [("resnet32-projection", 69_124_096), ("resnet110-projection", 253_149_184)])
+def test_golden_macs_of_projection_shortcuts(name: str, macs: int) -> None:
+    assert sum(count(name).macs.values()) == macs
 
 
 # -- width and resolution -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""CIFAR ResNets: four stages (64-512, 1x1 shortcuts) and three stages (16-64, option A shortcuts).
+"""CIFAR ResNets: four stages (64-512, 1x1 shortcuts) and three stages (16-64, option A shortcuts, or 1x1 ones).
 
 Sources: He et al., CVPR'16 (section 4.2 for the three-stage nets); DeepReDuce, ICML'21, section 5.3 and
 Table 7 for resnet9 and resnet10. Shapes are (N, C, H, W); a 32x32 image is 32, 16, 8, 4 wide in stages 1-4.
@@ -165,9 +165,9 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def cifar_resnet(depth: int) -> Callable[..., ResNet]:
+def cifar_resnet(depth: int, shortcut: Shortcut = PadShortcut) -> Callable[..., ResNet]:
     """Builder of the three-stage 16-32-64 net of `depth` = 6n + 2 layers (He et al., section 4.2)."""
-    return partial(ResNet, (depth // 6,) * 3, 16, PadShortcut)
+    return partial(ResNet, (depth // 6,) * 3, 16, shortcut)
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -175,4 +175,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet10": partial(ResNet, (1, 1, 1, 1), 64, projection_shortcut),
     "resnet18": partial(ResNet, (2, 2, 2, 2), 64, projection_shortcut),
     "resnet34": partial(ResNet, (3, 4, 6, 3), 64, projection_shortcut),
-} | {f"resnet{depth}": cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)}
+}
+BUILDERS |= {f"resnet{depth}": cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)}
+# The form that the public code of online distillation (ONE, FFL) has.
+BUILDERS |= {f"resnet{depth}-projection": cifar_resnet(depth, projection_shortcut) for depth in (32, 110)}
