@@ -362,6 +362,11 @@ LEVELS = [
         "merging",
         "front",
         "teaching",
+        "cascade",
+        "dynamic",
+        "evidence",
+        "thresholds",
+        "genetic",
     }
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
