@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from shoal.cost import cost
 from shoal.errors import ShoalError
+from shoal.exits import keep_exit
 from shoal.graph import Graph
 from shoal.reshape import fix_sizes, is_tensor, operands
 from shoal.slim import Slimmable, narrowed
@@ -19,17 +20,26 @@ class Cascade(nn.Module):
     """The stages of a network with K exits, in eval mode; stage i gives ``(logits, *carried)``.
 
     Stage 0 reads images, every other one what the stage before carried, in order. `macs` [K] are the multiply-adds
-    for one image that leaves at exit i, those of all earlier exits and of linear layers among them; `full_macs` are
-    those of the strongest classifier alone. `uncounted` names operations without a formula, which these leave out.
+    for one image that leaves at exit i, those of all earlier exits and of linear layers among them; `alone` [K] those
+    of each exit without the earlier ones. `uncounted` names operations without a formula, which these leave out.
     """
 
     def __init__(
-        self, stages: Sequence[fx.GraphModule], macs: tuple[int, ...], full_macs: int, uncounted: tuple[str, ...]
+        self,
+        stages: Sequence[fx.GraphModule],
+        macs: tuple[int, ...],
+        alone: tuple[int, ...],
+        uncounted: tuple[str, ...],
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.macs, self.full_macs, self.uncounted = macs, full_macs, uncounted
+        self.macs, self.alone, self.uncounted = macs, alone, uncounted
         self.eval()
+
+    @property
+    def full_macs(self) -> int:
+        """Multiply-adds of the strongest classifier alone."""
+        return self.alone[-1]
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -67,6 +77,12 @@ def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
     made = Cascade(_cut(traced, results), *_prices(trace(model, shape)))
     _check_images_apart(made, shape)
     return made
+
+
+def strongest(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The full network, in eval mode: the last classifier of `model` alone, which dynamic inference competes with."""
+    last = len(model.widths) - 1 if isinstance(model, Slimmable) else -1
+    return (narrowed(model, last, shape) if isinstance(model, Slimmable) else keep_exit(model, last)).eval()
 
 
 class _SideBySide(nn.Module):
@@ -173,17 +189,14 @@ def _check_carried(node: fx.Node) -> None:
         )
 
 
-def _prices(graph: Graph) -> tuple[tuple[int, ...], int, tuple[str, ...]]:
-    """Multiply-adds up to each exit, those of the last exit alone, and operations without a formula."""
+def _prices(graph: Graph) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
+    """Multiply-adds up to each exit, those of each exit alone, and operations without a formula."""
     total = cost(graph)
     macs = {row.name: row.macs + row.linear_macs for row in total.rows}
-    needed: set[str] = set()
-    prices = []
-    for name in graph.outputs:
-        needed |= _ancestors(graph, name)
-        prices.append(sum(macs.get(n, 0) for n in needed))
-    alone = sum(macs.get(n, 0) for n in _ancestors(graph, graph.outputs[-1]))
-    return tuple(prices), alone, total.unknown
+    needed = [_ancestors(graph, name) for name in graph.outputs]
+    alone = tuple(sum(macs.get(n, 0) for n in names) for names in needed)
+    so_far = [set[str]().union(*needed[: i + 1]) for i in range(len(needed))]
+    return tuple(sum(macs.get(n, 0) for n in names) for names in so_far), alone, total.unknown
 
 
 def _ancestors(graph: Graph, name: str) -> set[str]:

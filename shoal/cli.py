@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from shoal import check as checking
-from shoal import commands, cost_cli, grid_reduction, private_cli, sweep_cli, training
+from shoal import commands, cost_cli, dynamic_cli, grid_reduction, private_cli, sweep_cli, training
 from shoal.errors import ShoalError
 from shoal.learners import SUMMARIES
 from shoal.options import DataDir, Json, numbers, pairs, show
@@ -262,6 +262,7 @@ def report(
 
 for name, command in (
     ("sweep", sweep_cli.sweep),
+    ("exits", dynamic_cli.exits),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

@@ -1,0 +1,29 @@
+"""Accuracy against mean multiply-adds: dynamic inference beside every exit alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from shoal.checkpoint import replacing
+
+
+def plot_exits(body: dict[str, Any], path: Path) -> None:
+    """Draw what `early_exit.exits` returns as a PNG: test accuracy, thresholds by validation accuracy."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    line = [(row["macs"] / 1e6, row["accuracy"]) for row in body["curve"]]
+    if line:
+        axes.plot(*zip(*line, strict=True), "-", color="#1f5fa8", label="dynamic, by thresholds")
+    singles = [(row["macs"] / 1e6, row["accuracy"]) for row in body["exits"]]
+    axes.plot(*zip(*singles, strict=True), "s--", color="#b5482f", label="one exit alone")
+    chosen = body["test"]
+    axes.plot([chosen["macs"] / 1e6], [chosen["accuracy"]], "*", markersize=13, color="#1b1f24", label="chosen")
+    axes.set_xlabel("million multiply-adds an image, on average")
+    axes.set_ylabel("test accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150, format="png")
