@@ -26,7 +26,7 @@ class Cascade(nn.Module):
 
     def __init__(
         self,
-        stages: Sequence[fx.GraphModule],
+        stages: Sequence[nn.Module],
         macs: tuple[int, ...],
         alone: tuple[int, ...],
         uncounted: tuple[str, ...],

@@ -263,6 +263,7 @@ def report(
 for name, command in (
     ("sweep", sweep_cli.sweep),
     ("exits", dynamic_cli.exits),
+    ("export", dynamic_cli.export),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

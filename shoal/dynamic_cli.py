@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from shoal import early_exit
-from shoal.options import DataDir, Json, grid, show
+from shoal import export as exporting
+from shoal.options import DataDir, Json, grid, pairs, show
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder whose network has several exits.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -81,3 +82,18 @@ def exits_table(title: str, body: dict[str, Any]) -> Table:
 
 def _millions(row: dict[str, Any]) -> str:
     return f"{row['macs'] / 1e6:.3f}"
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Write a run with several exits as ONNX, a file for each stage, with thresholds and order in cascade.json.
+
+    Stages take any number of images, so those that are sure can leave between two of them. Wants RUN/thresholds.json
+    (shoal exits) and the extra shoal[export]; the stages' logits are compared with the network's before it ends.
+    """
+    body = exporting.export(run, out, data_dir)
+    show(body, json, lambda: pairs(str(run), body))

@@ -384,7 +384,7 @@ LEVELS = [
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction", "early_exit"},
+    {"deployment", "training", "serving", "grid_reduction", "early_exit", "export"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
     {"private_cli", "cost_cli", "sweep_cli", "dynamic_cli"},
