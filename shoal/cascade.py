@@ -66,17 +66,23 @@ def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
     The widths of a slimmable network are exits, too, each computed from the image. Raises ShoalError for a network
     with one classifier, and for one that mixes images, which cannot leave one by one.
     """
-    if isinstance(model, Slimmable):
-        model = _SideBySide([narrowed(model, i, shape) for i in range(len(model.widths))])
+    model = with_own_layers(model, shape)
     traced = shapes(model, shape)
     fix_sizes(traced)
     traced.graph.eliminate_dead_code()
-    results = _results(traced)
+    results = results_of(traced)
     if len(results) < 2:
         raise ShoalError("found a network with one classifier; need two or more to leave early; add exits")
     made = Cascade(_cut(traced, results), *_prices(trace(model, shape)))
     _check_images_apart(made, shape)
     return made
+
+
+def with_own_layers(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """`model` itself, or where it is slimmable a network in which every width has layers of its own."""
+    if not isinstance(model, Slimmable):
+        return model
+    return _SideBySide([narrowed(model, i, shape) for i in range(len(model.widths))])
 
 
 def strongest(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
@@ -94,7 +100,8 @@ class _SideBySide(nn.Module):
         return tuple(network(x) for network in self.networks)
 
 
-def _results(traced: fx.GraphModule) -> tuple[fx.Node, ...]:
+def results_of(traced: fx.GraphModule) -> tuple[fx.Node, ...]:
+    """The nodes of every exit's logits, weak to strong."""
     result = next(n for n in traced.graph.nodes if n.op == "output").args[0]
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 

@@ -264,6 +264,7 @@ for name, command in (
     ("sweep", sweep_cli.sweep),
     ("exits", dynamic_cli.exits),
     ("export", dynamic_cli.export),
+    ("analyse", dynamic_cli.analyse),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

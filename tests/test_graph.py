@@ -370,7 +370,7 @@ LEVELS = [
     }
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
-    {"designs", "figures", "depth", "latency", "exit_plots"},
+    {"designs", "figures", "depth", "latency", "exit_plots", "analysis"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
@@ -384,7 +384,7 @@ LEVELS = [
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction", "early_exit", "export"},
+    {"deployment", "training", "serving", "grid_reduction", "early_exit", "export", "analysing"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
     {"private_cli", "cost_cli", "sweep_cli", "dynamic_cli"},
