@@ -265,6 +265,7 @@ for name, command in (
     ("exits", dynamic_cli.exits),
     ("export", dynamic_cli.export),
     ("analyse", dynamic_cli.analyse),
+    ("prune", dynamic_cli.prune),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from shoal import analysing, early_exit
+from shoal import analysing, early_exit, prune_grid
 from shoal import export as exporting
 from shoal.options import DataDir, Json, grid, numbers, pairs, show
+from shoal.signals import until_terminated
+from shoal.training import Shared
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder whose network has several exits.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -126,3 +128,33 @@ def analyse(
     body = analysing.analyse(run, study or (), out, images, numbers(levels, "--levels"), seed, data_dir, device)
     rows = [[name, str(row["rows"]), ", ".join(row["files"]) or row["note"]] for name, row in body.items()]
     show(body, json, lambda: grid(str(run), ["study", "rows", "files"], rows))
+
+
+def prune(
+    run: Annotated[Path, typer.Argument(help="A run folder; its network may have one exit or several.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty, unless --resume.")],
+    amount: Annotated[str, typer.Option(help="Parts to prune, with commas between; a run for each.")] = "0.5,0.7,0.9",
+    method: Annotated[
+        str, typer.Option(help="weights (the smallest of all layers) or filters (the smallest of each convolution).")
+    ] = "weights",
+    epochs: Annotated[int, typer.Option(help="Epochs of training after pruning.")] = 10,
+    rate: Annotated[float, typer.Option(help="Learning rate at first; it falls to 0 along a cosine.")] = 0.01,
+    data_dir: DataDir = None,
+    device: Device = "cpu",
+    max_seconds: Annotated[float | None, typer.Option(help="Stop at a checkpoint before this many seconds.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Prune a trained network by magnitude and train it on, by several amounts: accuracy against weights left.
+
+    Run it on a network with self-distillation and on one without to compare them (the paper's Fig. 6). Pruned weights
+    are zeros in layers of the same size; MACs stay what they are. OUT/pruning.json and pruning.png hold the figures.
+    """
+    with until_terminated() as stop:
+        shared = Shared(out, 0, device, "fp32", max_seconds, resume, False, stop)
+        body = prune_grid.prune_by_amounts(run, numbers(amount, "--amount"), method, epochs, rate, data_dir, shared)
+    rows = [
+        [f"{row['amount']:g}", f"{row['weights']:,}", " ".join(f"{a:.2f}" for a in row["accuracy"])]
+        for row in body["rows"]
+    ]
+    show(body, json, lambda: grid(f"{run}: {method} pruned", ["pruned", "weights left", "test %, by exit"], rows))

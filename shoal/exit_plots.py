@@ -27,3 +27,19 @@ def plot_exits(body: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, loc="lower right")
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=150, format="png")
+
+
+def plot_pruning(body: dict[str, Any], path: Path) -> None:
+    """Draw what `prune_grid.prune_by_amounts` returns as a PNG: test accuracy of every exit against weights left."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    weights = [row["weights"] / 1e6 for row in body["rows"]]
+    for exit, accuracy in enumerate(zip(*(row["accuracy"] for row in body["rows"]), strict=True)):
+        axes.plot(weights, accuracy, "o-", label=f"exit {exit + 1}")
+    axes.set_xlabel("million weights that are not zero")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"pruned: {body['method']}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=150, format="png")

@@ -367,6 +367,7 @@ LEVELS = [
         "evidence",
         "thresholds",
         "genetic",
+        "pruning",
     }
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
@@ -384,7 +385,7 @@ LEVELS = [
     | {"private.network"},
     {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction", "early_exit", "export", "analysing"},
+    {"deployment", "training", "serving", "grid_reduction", "early_exit", "export", "analysing", "prune_grid"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
     {"private_cli", "cost_cli", "sweep_cli", "dynamic_cli"},
