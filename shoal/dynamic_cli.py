@@ -37,7 +37,9 @@ def exits(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Where no exit is sure, the mean of all exits' logits answers.")
     ] = False,
-    batch: Annotated[int, typer.Option(help="Size of the batches that a budget in seconds counts for.")] = 64,
+    batch: Annotated[
+        int | None, typer.Option(help="Size of the batches that a budget in seconds counts for; 64 if left out.")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Stages by torch.compile, each by itself.")] = False,
     rounds: Annotated[int, typer.Option(help="Timed rounds whose median is shown.")] = 5,
     data_dir: DataDir = None,
@@ -77,7 +79,8 @@ def exits_table(title: str, body: dict[str, Any]) -> Table:
         f"batch {batch}: {1e3 * t['dynamic']:.3g} ms an image against {1e3 * t['full']:.3g}, {t['speedup']:.2f}x"
         for batch, t in body["seconds"].items()
     ]
-    missing = [f"MACs leave out {', '.join(body['uncounted'])}"] if body["uncounted"] else []
+    kinds = dict.fromkeys(name.partition(" ")[2].strip("()") for name in body["uncounted"])
+    missing = [f"MACs leave out {', '.join(kinds)}"] if kinds else []
     table.caption = "\n".join([*times, *missing])
     return table
 

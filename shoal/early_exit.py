@@ -31,22 +31,29 @@ class Wanted:
     """What thresholds are to reach, as a user says it; with none of the three, no loss of validation accuracy.
 
     `budget` is a part of the full network's multiply-adds (``0.5``) or seconds an image (``2ms``, ``0.002s``) in
-    batches of `batch`; `loss` percentage points of validation accuracy that may be lost; `beta` that of the paper's
-    fitness (eq. 7).
+    batches of `batch` (64 if None); `loss` percentage points of validation accuracy that may be lost; `beta` that of
+    the paper's fitness (eq. 7).
     """
 
     budget: str | None = None
     loss: float | None = None
     beta: float | None = None
-    batch: int = 64
+    batch: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise ShoalError for more than one goal, and for a budget that is none."""
+        """Raise ShoalError for more than one goal, a budget that is none, and a batch without seconds."""
         given = [k for k in ("budget", "loss", "beta") if getattr(self, k) is not None]
         if len(given) > 1:
             raise ShoalError(f"found --{given[0]} and --{given[1]}; need one goal; leave one of them out")
         if self.budget is not None:
             self.amount()
+        if self.batch is not None and not self.in_seconds:
+            raise ShoalError("found --batch and no budget in seconds; need one, such as --budget 2ms; leave it out")
+
+    @property
+    def size(self) -> int:
+        """Images in the batches that seconds count for."""
+        return 64 if self.batch is None else self.batch
 
     @property
     def in_seconds(self) -> bool:
@@ -71,7 +78,7 @@ class Wanted:
     def described(self) -> dict[str, Any]:
         """The goal with its number, for the record."""
         given = {k: v for k in ("budget", "loss", "beta") if (v := getattr(self, k)) is not None} or {"loss": 0.0}
-        return given | ({"batch": self.batch} if self.in_seconds else {})
+        return given | ({"batch": self.size} if self.in_seconds else {})
 
     def goal(self, full: float, baseline: float) -> Goal:
         """In numbers, for a full network of this price and validation accuracy."""
@@ -109,7 +116,7 @@ def exits(
         network.compile_stages()
         full.compile(dynamic=True)
     val, test = (collect(model, data, split, settings) for split in (data.val, data.test))
-    images = data.normalise(data.test.images[: max(512, 8 * wanted.batch)])
+    images = data.normalise(data.test.images[: max(512, 8 * wanted.size)])
     prices, price = _prices(network, full, wanted, images, rounds)
     found = search(val, prices, wanted.goal(price, val.accuracies[-1]), method=method, ensemble=ensemble)
     body = _choice(wanted, found, method, ensemble) | _results(network, val, test, data, found, ensemble)
@@ -128,8 +135,8 @@ def _prices(
     """What an image costs that leaves at each exit, and in the full network, in the budget's unit."""
     if not wanted.in_seconds:
         return network.macs, network.full_macs
-    few = images[: 8 * wanted.batch]
-    return stage_seconds(network, few, wanted.batch, rounds), compare({"": full}, few, wanted.batch, rounds)[""]
+    few = images[: 8 * wanted.size]
+    return stage_seconds(network, few, wanted.size, rounds), compare({"": full}, few, wanted.size, rounds)[""]
 
 
 def _choice(wanted: Wanted, found: Found, method: str, ensemble: bool) -> dict[str, Any]:

@@ -85,6 +85,11 @@ def test_the_table(multi: Path) -> None:
     assert "ms an image against" in text
 
 
+def test_help_teaches() -> None:
+    for command in ("exits", "export", "analyse", "prune"):
+        assert len(call(command, "--help")) > 400
+
+
 def test_budgets() -> None:
     for text, amount, seconds in (("0.5", 0.5, False), ("2ms", 0.002, True), ("0.25s", 0.25, True)):
         wanted = Wanted(text)
@@ -102,6 +107,8 @@ def test_refused_and_nothing_written(multi: Path, tmp_path: Path) -> None:
         ((str(tmp_path),), "no finished network"),
         ((str(multi), "--method", "best"), "method 'best'"),
         ((str(multi), "--budget", "0.5", "--loss", "1"), "need one goal"),
+        ((str(multi), "--batch", "8"), "no budget in seconds"),
+        ((str(multi), "--budget", "1s", "--batch", "0"), "batches of 0"),
         ((str(multi), "--budget", "half"), "--budget 'half'"),
         ((str(multi), "--budget", "-1ms"), "--budget '-1ms'"),
         ((str(multi), "--budget", "0.001"), "no thresholds that meet the goal"),
