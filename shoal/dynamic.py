@@ -84,12 +84,15 @@ class _Batch:
 
     def release(self, sure: Tensor, z: Tensor, exit: int) -> None:
         """Let the images leave at `exit` that `sure` [M] (bool) says, with their rows of logits `z` [M, classes]."""
-        left, kept = torch.nonzero(sure).flatten(), torch.nonzero(~sure).flatten()
-        if self.logits is None:
-            self.logits = z.new_empty(len(self.exits), z.shape[1])
-        self.logits[self.place[left]] = z[left]
-        self.exits[self.place[left]] = exit
-        if len(left):  # else all go on as they are, without a copy
+        leaving = int(sure.sum())
+        if leaving == len(self.exits):  # the whole batch at once, as a batch of one always does
+            self.logits, self.exits, self.place = z, torch.full_like(self.exits, exit), self.place[:0]
+        elif leaving:
+            left, kept = torch.nonzero(sure).flatten(), torch.nonzero(~sure).flatten()
+            if self.logits is None:
+                self.logits = z.new_empty(len(self.exits), z.shape[1])
+            self.logits[self.place[left]] = z[left]
+            self.exits[self.place[left]] = exit
             self.place = self.place[kept]
             self.carried, self.seen = [t[kept] for t in self.carried], [t[kept] for t in self.seen]
 

@@ -15,6 +15,7 @@ from shoal.data import Dataset, Split
 from shoal.dynamic import check_thresholds, infer
 from shoal.errors import ShoalError
 from shoal.evidence import Evidence, Outcome, collect
+from shoal.exit_plots import plot_exits
 from shoal.latency import Classify, compare, stage_seconds
 from shoal.run import Run
 from shoal.thresholds import CELLS, METHODS, Found, Goal, Grid, search
@@ -106,16 +107,11 @@ def exits(
     """
     if method not in METHODS:
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
-    run, settings = Run(folder), Settings(device=device)
-    settings.check()
-    spec, model = run.load_model()
-    model = model.to(device)
-    network, full = cascade(model, spec.shape), strongest(model, spec.shape)
-    data = load_data(run.config(), data_dir, device)
+    run, data, model, network, full = _opened(folder, data_dir, device)
+    val, test = (collect(model, data, split, Settings(device=device)) for split in (data.val, data.test))
     if compiled:
         network.compile_stages()
         full.compile(dynamic=True)
-    val, test = (collect(model, data, split, settings) for split in (data.val, data.test))
     images = data.normalise(data.test.images[: max(512, 8 * wanted.size)])
     prices, price = _prices(network, full, wanted, images, rounds)
     found = search(val, prices, wanted.goal(price, val.accuracies[-1]), method=method, ensemble=ensemble)
@@ -123,10 +119,18 @@ def exits(
     body["seconds"] = _seconds(network, full, found.thresholds, ensemble, images, rounds)
     body["curve"] = curve(network, val, test, ensemble)
     run.write_json(FILE, body)
-    from shoal.exit_plots import plot_exits  # here, because matplotlib takes a while to load
-
     plot_exits(body, run.folder / "exits.png")
     return body
+
+
+def _opened(folder: Path, data_dir: Path | None, device: str) -> tuple[Run, Dataset, nn.Module, Cascade, nn.Module]:
+    """The run, its data, its network, that as a cascade, and its strongest classifier alone."""
+    Settings(device=device).check()
+    run = Run(folder)
+    spec, model = run.load_model()
+    model = model.to(device)
+    network, full = cascade(model, spec.shape), strongest(model, spec.shape)
+    return run, load_data(run.config(), data_dir, device), model, network, full
 
 
 def _prices(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import differential_evolution
 
 from shoal.errors import ShoalError
 from shoal.evidence import Evidence, Floats
@@ -130,6 +129,8 @@ def _wanted(goal: Goal) -> str:
 
 def _evolve(fitness: Callable[[Floats], Floats], count: int, seed: int) -> Floats:
     """Differential evolution on [0, 1]^T, all of a generation at once."""
+    from scipy.optimize import differential_evolution  # here, because it takes a while to load
+
     result = differential_evolution(
         lambda columns: -fitness(columns.T),
         [(0.0, 1.0)] * count,

@@ -16,6 +16,7 @@ from shoal.dynamic import confidence, infer
 from shoal.errors import ShoalError
 from shoal.evidence import Evidence
 from shoal.exits import add_exits, keep_exit
+from shoal.latency import compare, stage_seconds
 from shoal.models import build
 from shoal.sites import relu_sites
 from shoal.slim import slimmable
@@ -195,6 +196,24 @@ def test_compiled_stages_agree() -> None:
     assert (before.logits - after.logits).abs().max() < 1e-5
 
 
+def test_ways_take_turns_and_see_the_same_full_batches() -> None:
+    seen: list[tuple[str, int]] = []
+    ways = {name: (lambda x, name=name: seen.append((name, int(x.sum())))) for name in ("a", "b")}
+    images = torch.arange(7.0).view(7, 1, 1, 1)
+    taken = compare(ways, images, batch=3, rounds=2)
+    assert seen == [("a", 3), ("a", 12), ("b", 3), ("b", 12)] * 3  # one round is not counted
+    assert min(taken.values()) > 0
+
+
+def test_seconds_up_to_an_exit_rise() -> None:
+    made = cascade(three_exits(), SHAPE)
+    made.stages = nn.ModuleList(Counted(stage) for stage in made.stages)
+    taken = stage_seconds(made, torch.randn(9, *SHAPE), batch=4, rounds=2)
+    assert len(taken) == 3
+    assert 0 < taken[0] < taken[1] < taken[2]
+    assert [stage.images for stage in made.stages] == [24] * 3  # two batches of four, three rounds
+
+
 class Mixing(nn.Module):
     """Compares every image with the others of its batch."""
 
@@ -216,6 +235,7 @@ class Mixing(nn.Module):
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5, 1.5]), r"in \[0, 1\]"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5] * 2, ensemble=True), "need 3"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(0, *SHAPE), [0.5] * 2), "no image"),
+        (lambda: compare({}, torch.zeros(3, *SHAPE), 4, 1), "batches of 4, 1 rounds and 3 images"),
         (lambda: Evidence.of([torch.zeros(0, 3)] * 2, torch.zeros(0)), "empty split"),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 LABELS = {"accuracy": "accuracy, %", "loss": "cross-entropy", "images": "images"}
@@ -17,6 +19,8 @@ def _exit(number: Any) -> str:
 
 
 def _panels(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import Figure  # here, because it takes a while to load
+
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 

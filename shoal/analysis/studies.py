@@ -7,11 +7,10 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from shoal.analysis import plots
@@ -26,6 +25,9 @@ from shoal.data import Dataset, Split
 from shoal.evidence import collect
 from shoal.outputs import forward
 from shoal.train import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 SHOWN = 6
