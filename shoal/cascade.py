@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -87,8 +88,9 @@ def with_own_layers(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
 
 def strongest(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The full network, in eval mode: the last classifier of `model` alone, which dynamic inference competes with."""
-    last = len(model.widths) - 1 if isinstance(model, Slimmable) else -1
-    return (narrowed(model, last, shape) if isinstance(model, Slimmable) else keep_exit(model, last)).eval()
+    if isinstance(model, Slimmable):
+        return narrowed(model, len(model.widths) - 1, shape).eval()
+    return keep_exit(model, -1).eval()
 
 
 class _SideBySide(nn.Module):
@@ -135,7 +137,7 @@ def _places(traced: fx.GraphModule, results: Sequence[fx.Node]) -> dict[fx.Node,
             place[node] = 0 if node.op == "placeholder" else min(found)
     for node in traced.graph.nodes:  # the parts of a tuple belong where the tuple is made
         if node in place and "parts" in node.meta:
-            place |= {user: place[node] for user in node.users if user in place}
+            place |= {user: place[node] for user in node.users if user in place and user.target is operator.getitem}
     return {n: i for n, i in place.items() if is_tensor(n)}
 
 
@@ -219,14 +221,17 @@ def _ancestors(graph: Graph, name: str) -> set[str]:
 
 @torch.no_grad()
 def _check_images_apart(made: Cascade, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError unless every tensor between stages has one row an image, for two images as for one."""
+    """Raise ShoalError unless all results have one row an image, and an image's are the same beside another one."""
     device = next((p.device for p in made.parameters()), torch.device("cpu"))
-    carried: tuple[Tensor, ...] = (torch.zeros(2, *shape, device=device),)
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    both: tuple[Tensor, ...] = (images,)
+    one: tuple[Tensor, ...] = (images[:1],)
     for i, stage in enumerate(made.stages):
-        results = stage(*carried)
-        if any(len(value) != 2 for value in results):
+        both, one = stage(*both), stage(*one)
+        pairs = list(zip(both, one, strict=True))
+        if any(len(b) != 2 or (b[:1] - a).abs().max() > 1e-3 * (1 + a.abs().max()) for b, a in pairs):
             raise ShoalError(
-                f"found that stage {i} mixes the images of a batch; need results of one row an image; "
-                "rewrite that layer"
+                f"found that stage {i} mixes the images of a batch; need results of one row an image, each from its "
+                "image alone; rewrite that layer"
             )
-        carried = results[1:]
+        both, one = both[1:], one[1:]

@@ -215,22 +215,37 @@ def test_seconds_up_to_an_exit_rise() -> None:
 
 
 class Mixing(nn.Module):
-    """Compares every image with the others of its batch."""
+    """Mixes every image with the others of its batch: into one row, or into a row each."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: bool) -> None:
         super().__init__()
-        self.fc = nn.Linear(64, 3)
+        self.fc, self.rows = nn.Linear(64, 3), rows
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.flatten(1)
-        return self.fc(flat), self.fc(flat.sum(0, keepdim=True))
+        mean = flat.mean(0, keepdim=True)
+        return self.fc(flat), self.fc(flat - mean if self.rows else mean)
+
+
+class Whole(nn.Module):
+    """Reads a tuple of tensors, whole, on both sides of an exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weak, self.strong = nn.Linear(32, 3), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        halves = x.flatten(1).chunk(2, 1)
+        return self.weak(halves[0]), self.strong(torch.cat(halves, 1))
 
 
 @pytest.mark.parametrize(
     ("make", "pattern"),
     [
         (lambda: cascade(Residual(), SHAPE), "one classifier; need two or more"),
-        (lambda: cascade(Mixing(), SHAPE), "mixes the images of a batch"),
+        (lambda: cascade(Mixing(False), SHAPE), "mixes the images of a batch"),
+        (lambda: cascade(Mixing(True), SHAPE), "mixes the images of a batch"),
+        (lambda: cascade(Whole(), SHAPE), "found at chunk a result that is no tensor of one row an image"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5]), "need 2 numbers"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5, 1.5]), r"in \[0, 1\]"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5] * 2, ensemble=True), "need 3"),
