@@ -107,6 +107,8 @@ def exits(
     """
     if method not in METHODS:
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
+    if rounds < 1:
+        raise ShoalError(f"found {rounds} rounds; need 1 or more timed ones; leave --rounds out")
     run, data, model, network, full = _opened(folder, data_dir, device)
     val, test = (collect(model, data, split, Settings(device=device)) for split in (data.val, data.test))
     if compiled:

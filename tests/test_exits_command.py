@@ -106,6 +106,7 @@ def test_refused_and_nothing_written(multi: Path, tmp_path: Path) -> None:
         ((str(single.folder),), "one classifier"),
         ((str(tmp_path),), "no finished network"),
         ((str(multi), "--method", "best"), "method 'best'"),
+        ((str(multi), "--rounds", "0"), "found 0 rounds"),
         ((str(multi), "--budget", "0.5", "--loss", "1"), "need one goal"),
         ((str(multi), "--batch", "8"), "no budget in seconds"),
         ((str(multi), "--budget", "1s", "--batch", "0"), "batches of 0"),
