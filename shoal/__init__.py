@@ -2,9 +2,11 @@
 
 from shoal.branch import add_branches, branched_blocks, commit_branches, set_gate
 from shoal.budget import Budget, allocate
+from shoal.cascade import Cascade, cascade
 from shoal.cost import Cost, cost, count
 from shoal.data import Dataset, Split, load
 from shoal.distill import Objective, Term
+from shoal.dynamic import Decisions, infer
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, keep_exit
 from shoal.fold import fold
@@ -23,9 +25,9 @@ from shoal.surgery import trace
 from shoal.train import Schedule, Settings, evaluate, fit
 
 __all__ = [
-    "Budget", "Cost", "Dataset", "Graph", "MaskedReLU", "Node", "Objective", "Options", "Outputs", "ReluSite", "Run",
-    "Schedule", "Settings", "ShoalError", "Spec", "Split", "Term", "add_branches", "add_exits", "add_masks",
-    "allocate", "assemble", "branched_blocks", "build", "commit_branches", "cost", "count", "evaluate",
-    "find_blocks", "fit", "fold", "forward", "keep_exit", "load", "pruning_sensitivity", "reduce", "relu_sites",
-    "set_gate", "substitute", "trace", "train_teacher",
+    "Budget", "Cascade", "Cost", "Dataset", "Decisions", "Graph", "MaskedReLU", "Node", "Objective", "Options",
+    "Outputs", "ReluSite", "Run", "Schedule", "Settings", "ShoalError", "Spec", "Split", "Term", "add_branches",
+    "add_exits", "add_masks", "allocate", "assemble", "branched_blocks", "build", "cascade", "commit_branches",
+    "cost", "count", "evaluate", "find_blocks", "fit", "fold", "forward", "infer", "keep_exit", "load",
+    "pruning_sensitivity", "reduce", "relu_sites", "set_gate", "substitute", "trace", "train_teacher",
 ]  # fmt: skip

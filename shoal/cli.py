@@ -13,6 +13,7 @@ from shoal import check as checking
 from shoal import (
     commands,
     cost_cli,
+    dynamic_cli,
     grid_reduction,
     inplace_cli,
     osakd_cli,
@@ -281,6 +282,10 @@ for name, command in (
     ("distill", osakd_cli.distill),
     ("sweep", sweep_cli.sweep),
     ("self-distill", self_distill_cli.self_distill),
+    ("exits", dynamic_cli.exits),
+    ("export", dynamic_cli.export),
+    ("analyse", dynamic_cli.analyse),
+    ("prune", dynamic_cli.prune),
     ("compile", private_cli.compile_),
     ("certs", private_cli.certs),
     ("serve", private_cli.serve),

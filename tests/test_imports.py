@@ -6,19 +6,21 @@ import ast
 from pathlib import Path
 
 LEVELS = [
-    {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint"}
+    {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint", "clock"}
+    | {"augment", "autoaugment", "pixel_operations"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
-    {"models", "sites", "exits", "optimiser", "train", "cost", "equivalence"},
+    {"models", "sites", "exits", "exit_points", "attention_exits", "optimiser", "train", "cost", "equivalence"},
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
-    | {"teaching"}
+    | {"teaching", "batch_norm", "neighbours", "adapters", "hints", "mutual", "peers"}
+    | {"cascade", "dynamic", "evidence", "thresholds", "genetic", "pruning"}
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
-    {"designs", "figures", "depth"},
+    {"designs", "figures", "depth", "exit_figures", "latency", "exit_plots", "analysis"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
-    | {"stages", "design_space", "design_training"}
+    | {"stages", "design_space", "design_training", "lessons"}
     | {"private.plan", "private.randomness", "private.wire", "private.signs", "private.offline", "private.online"}
     | {"private.pool", "private.emit", "private.maker", "private.compilation", "private.cost_model"}
     | {"target", "planner", "plans"},
@@ -26,12 +28,13 @@ LEVELS = [
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
     | {"private.network"},
-    {"loopback", "rehearsal", "progress", "signals", "__init__"},
+    {"loopback", "rehearsal", "progress", "signals", "anytime", "__init__"},
     {"demo", "bench", "calibration"},
-    {"deployment", "training", "serving", "grid_reduction"},
+    {"deployment", "training", "serving", "grid_reduction", "self_distillation", "flexible", "distillation"}
+    | {"early_exit", "export", "analysing", "prune_grid"},
     {"commands", "costing", "planning", "check", "sweep"},
     {"options"},
-    {"private_cli", "cost_cli", "sweep_cli"},
+    {"private_cli", "cost_cli", "sweep_cli", "self_distill_cli", "inplace_cli", "osakd_cli", "dynamic_cli"},
     {"cli", "__main__"},
 ]
 """A module may import its own level and those before it."""

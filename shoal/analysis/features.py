@@ -1,0 +1,79 @@
+"""What each classifier's linear layer reads (section 5.4): separability by class, and principal components."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from shoal.cascade import results_of
+from shoal.errors import ShoalError
+from shoal.reshape import operands
+from shoal.surgery import edit
+
+
+def with_features(model: nn.Module) -> fx.GraphModule:
+    """A copy of `model` in eval mode that gives, instead of each exit's logits, what its linear layer reads: [N, D].
+
+    Raises ShoalError where logits are no linear layer's result.
+    """
+
+    def change(traced: fx.GraphModule) -> None:
+        sources = []
+        for result in results_of(traced):
+            linear = result.op == "call_module" and isinstance(traced.get_submodule(str(result.target)), nn.Linear)
+            if not linear and result.target is not torch.nn.functional.linear:
+                raise ShoalError(f"found logits from {result}; need a linear layer's, whose input is the features")
+            sources.append(operands(result)[0])
+        next(n for n in traced.graph.nodes if n.op == "output").args = (tuple(sources),)
+
+    return edit(model, change).eval()
+
+
+@torch.no_grad()
+def collect_features(model: nn.Module, images: Tensor, batch: int = 250) -> list[Tensor]:
+    """Features [N, D] of every exit, weak to strong, for normalised `images` [N, C, H, W]."""
+    network = with_features(model)
+    parts = [network(x) for x in images.split(batch)]
+    return [torch.cat(exit).double().cpu() for exit in zip(*parts, strict=True)]
+
+
+class Separability(NamedTuple):
+    """Squares of features [N, D] about their class means, and of class means about the mean, both a row: means over N.
+
+    They add up to the features' variance; the smaller the ratio, the better the classes are apart (Table 11). The
+    paper does not say how it scales either sum; their ratio does not depend on it.
+    """
+
+    sse: float
+    ssb: float
+
+    @property
+    def ratio(self) -> float:
+        """SSE / SSB; infinite where all class means are equal."""
+        return self.sse / self.ssb if self.ssb else float("inf")
+
+
+def separability(features: Tensor, labels: Tensor) -> Separability:
+    """Sums of squares of `features` [N, D] within and between the classes of `labels` [N]."""
+    _, place, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(counts), features.shape[1], dtype=features.dtype).index_add_(0, place, features)
+    means /= counts[:, None]
+    sse = (features - means[place]).square().sum() / len(features)
+    ssb = (counts[:, None] * (means - features.mean(0)).square()).sum() / len(features)
+    return Separability(float(sse), float(ssb))
+
+
+def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
+    """Coordinates [N, count] of `features` [N, D] along their principal components, and shares [count] of variance.
+
+    Missing components, where D or N is smaller, are zeros.
+    """
+    centred = features - features.mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    shares = s.square() / s.square().sum().clamp_min(torch.finfo(s.dtype).tiny)
+    coordinates = torch.zeros(len(features), count, dtype=features.dtype)
+    kept = min(count, len(s))
+    coordinates[:, :kept] = u[:, :kept] * s[:kept]
+    return coordinates, torch.cat((shares[:kept], shares.new_zeros(count - kept)))

@@ -1,0 +1,47 @@
+"""Vanishing gradients (section 5.5, Fig. 15): how large they are in each convolution, by the exit they come from."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shoal.errors import ShoalError
+from shoal.outputs import forward
+
+ALL = "all"
+"""The exit of rows for the sum of all exits' losses."""
+
+
+def gradient_magnitudes(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 128) -> list[dict[str, object]]:
+    """For each convolution and exit: the mean absolute gradient of its weights under that exit's cross-entropy.
+
+    Of a copy in training mode, so with batch statistics, as mean over batches of normalised `images` [N, C, H, W].
+    Exits count from 0, the weakest; `ALL` is the sum of their losses. A layer that an exit does not read has 0.
+    Raises ShoalError for a network without a convolution.
+    """
+    trained = copy.deepcopy(model).train()
+    layers = {name: m for name, m in trained.named_modules() if isinstance(m, nn.Conv2d)}
+    if not layers:
+        raise ShoalError("found no convolution in the network; need one or more to study their gradients")
+    sums: dict[tuple[str, int | str], Tensor] = {}
+    batches = list(zip(images.split(batch), labels.split(batch), strict=True))
+    for x, y in batches:
+        for exit, values in _of_batch(trained, list(layers.values()), x, y).items():
+            for name, value in zip(layers, values, strict=True):
+                sums[name, exit] = sums.get((name, exit), torch.zeros(())) + value / len(batches)
+    return [{"layer": name, "exit": exit, "gradient": float(value)} for (name, exit), value in sums.items()]
+
+
+def _of_batch(model: nn.Module, layers: list[nn.Conv2d], x: Tensor, y: Tensor) -> dict[int | str, list[Tensor]]:
+    """Mean absolute gradients, a list of all layers for each exit and for `ALL`."""
+    losses: list[Tensor] = [F.cross_entropy(z, y) for z in forward(model, x).logits]
+    targets: dict[int | str, Tensor] = {**dict(enumerate(losses)), ALL: torch.stack(losses).sum()}
+    weights = [layer.weight for layer in layers]
+    found = {}
+    for exit, loss in targets.items():
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        found[exit] = [torch.zeros(()) if g is None else g.abs().mean().cpu() for g in gradients]
+    return found
