@@ -27,13 +27,13 @@ from shoal.data import Dataset, load
 from shoal.distill import Objective, cross_entropy
 from shoal.lessons import Lesson, Problem, Teach
 from shoal.models import build
-from shoal.neighbours import Neighbourhood, NeighbourTeacher, neighbours
 from shoal.outputs import forward
 from shoal.recipes import comparators, osakd
 from shoal.run import Run, environment
 from shoal.spec import Spec
 from shoal.stages import Stages
 from shoal.surgery import normalise
+from shoal.teachers.neighbours import Neighbourhood, NeighbourTeacher, neighbours
 from shoal.train import Schedule, Settings, evaluate
 
 METHODS = ("baseline", "osakd-8", "osakd-16", "one", "ffl", "dml")

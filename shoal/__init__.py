@@ -2,11 +2,11 @@
 
 from shoal.branch import add_branches, branched_blocks, commit_branches, set_gate
 from shoal.budget import Budget, allocate
-from shoal.cascade import Cascade, cascade
 from shoal.cost import Cost, cost, count
 from shoal.data import Dataset, Split, load
 from shoal.distill import Objective, Term
-from shoal.dynamic import Decisions, infer
+from shoal.early.cascade import Cascade, cascade
+from shoal.early.dynamic import Decisions, infer
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, keep_exit
 from shoal.fold import fold

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.analysis import STUDIES, Subject, write
-from shoal.cascade import with_own_layers
+from shoal.early.cascade import with_own_layers
 from shoal.errors import ShoalError
 from shoal.run import Run
 from shoal.train import Settings

@@ -14,13 +14,13 @@ from shoal.data import Dataset
 from shoal.errors import ShoalError
 from shoal.figures import figures
 from shoal.lessons import Problem, Result, Teach, learn
-from shoal.neighbours import Neighbourhood
 from shoal.progress import bars
 from shoal.recipes import comparators, osakd
 from shoal.report import plot_curves
 from shoal.run import Run, environment
 from shoal.spec import Spec
 from shoal.stages import Stages
+from shoal.teachers.neighbours import Neighbourhood
 from shoal.train import Schedule, Settings, evaluate
 from shoal.training import Shared, check_network, load_data, longer, teacher_of
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.cascade import Cascade, cascade, strongest
 from shoal.data import Dataset, Split
-from shoal.dynamic import check_thresholds, infer
+from shoal.early.cascade import Cascade, cascade, strongest
+from shoal.early.dynamic import check_thresholds, infer
+from shoal.early.evidence import Evidence, Outcome, collect
+from shoal.early.latency import Classify, compare, stage_seconds
+from shoal.early.plots import plot_exits
+from shoal.early.thresholds import CELLS, METHODS, Found, Goal, Grid, search
 from shoal.errors import ShoalError
-from shoal.evidence import Evidence, Outcome, collect
-from shoal.exit_plots import plot_exits
-from shoal.latency import Classify, compare, stage_seconds
 from shoal.run import Run
-from shoal.thresholds import CELLS, METHODS, Found, Goal, Grid, search
 from shoal.train import Settings
 from shoal.training import load_data
 

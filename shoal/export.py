@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.cascade import Cascade, cascade
 from shoal.checkpoint import replacing, write_text
-from shoal.dynamic import check_thresholds
+from shoal.early.cascade import Cascade, cascade
+from shoal.early.dynamic import check_thresholds
 from shoal.early_exit import read_thresholds
 from shoal.errors import ShoalError
 from shoal.graph import read_json

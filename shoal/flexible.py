@@ -12,8 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.anytime import FAMILY, Budgeted, Macs, Stored, anytime_rows, budgeted, geometric_shares, macs, store, within
 from shoal.data import Dataset
+from shoal.early.anytime import (
+    FAMILY,
+    Budgeted,
+    Macs,
+    Stored,
+    anytime_rows,
+    budgeted,
+    geometric_shares,
+    macs,
+    store,
+    within,
+)
 from shoal.errors import ShoalError
 from shoal.figures import figures
 from shoal.progress import bars

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from shoal.distillation import METHODS, Asked
 from shoal.distillation import distill as run_distill
-from shoal.neighbours import LOSSES, SPACES
 from shoal.options import (
     DataDir,
     Device,
@@ -26,6 +25,7 @@ from shoal.options import (
     show,
 )
 from shoal.signals import until_terminated
+from shoal.teachers.neighbours import LOSSES, SPACES
 from shoal.training import Shared
 
 METHOD = "Who teaches the network: " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from shoal.distill import Objective, cross_entropy
+from shoal.early.plots import plot_pruning
 from shoal.errors import ShoalError
-from shoal.exit_plots import plot_pruning
 from shoal.progress import bars
 from shoal.pruning import METHODS, pruned, settle, weights_left
 from shoal.run import Run

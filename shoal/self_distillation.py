@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from shoal.data import Dataset
+from shoal.early.figures import exit_figures
 from shoal.errors import ShoalError
-from shoal.exit_figures import exit_figures
 from shoal.exits import keep_exit
 from shoal.figures import figures
 from shoal.progress import bars

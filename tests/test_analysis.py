@@ -22,8 +22,8 @@ from shoal.analysis.confidence import threshold_curve
 from shoal.analysis.features import collect_features, principal_components, separability
 from shoal.analysis.gradients import ALL, gradient_magnitudes
 from shoal.analysis.noise import noise_curve
+from shoal.early.evidence import Evidence
 from shoal.errors import ShoalError
-from shoal.evidence import Evidence
 from shoal.outputs import forward
 
 SHAPE = (1, 8, 8)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from shoal.anytime import (
+from shoal.cost import count
+from shoal.data import Split
+from shoal.early.anytime import (
     FAMILY,
     Stored,
     anytime_rows,
@@ -23,8 +25,6 @@ from shoal.anytime import (
     thresholds,
     within,
 )
-from shoal.cost import count
-from shoal.data import Split
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, keep_exit
 from shoal.models import build

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal import pixel_operations as pixels
 from shoal.augment import augment_batch
-from shoal.autoaugment import OPERATIONS, POLICY, STAGES, autoaugment
+from shoal.augment.autoaugment import OPERATIONS, POLICY, STAGES, autoaugment
 
 GREY = (128, 128, 128)
 

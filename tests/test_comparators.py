@@ -12,18 +12,18 @@ import torch
 from conftest import Residual, blobs
 from torch import nn
 
-from shoal.adapters import detach
 from shoal.distill import Objective, cross_entropy
 from shoal.errors import ShoalError
 from shoal.lessons import Problem, Result, Teach, learn
 from shoal.models import build
-from shoal.neighbours import Neighbourhood
 from shoal.recipes import comparators, osakd
 from shoal.recipes.comparators import METHODS, check_options, method
 from shoal.recipes.offline import Options
 from shoal.run import Run
 from shoal.spec import Spec, assemble
 from shoal.stages import Stages, StoppedError
+from shoal.teachers.adapters import detach
+from shoal.teachers.neighbours import Neighbourhood
 from shoal.train import Schedule, Settings, evaluate, fit
 
 DATA, SHAPE = blobs(64), (1, 8, 8)

@@ -10,13 +10,13 @@ import torch
 from conftest import Residual, randomise
 from torch import Tensor, nn
 
-from shoal.cascade import cascade
 from shoal.cost import count
-from shoal.dynamic import confidence, infer
+from shoal.early.cascade import cascade
+from shoal.early.dynamic import confidence, infer
+from shoal.early.evidence import Evidence
+from shoal.early.latency import compare, stage_seconds
 from shoal.errors import ShoalError
-from shoal.evidence import Evidence
 from shoal.exits import add_exits, keep_exit
-from shoal.latency import compare, stage_seconds
 from shoal.models import build
 from shoal.sites import relu_sites
 from shoal.slim import slimmable
@@ -251,7 +251,6 @@ class Whole(nn.Module):
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5] * 2, ensemble=True), "need 3"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(0, *SHAPE), [0.5] * 2), "no image"),
         (lambda: compare({}, torch.zeros(3, *SHAPE), 4, 1), "batches of 4, 1 rounds and 3 images"),
-        (lambda: Evidence.of([torch.zeros(0, 3)] * 2, torch.zeros(0)), "empty split"),
     ],
 )
 def test_what_cannot_leave_early_is_refused(make: Callable[[], object], pattern: str) -> None:

@@ -11,9 +11,9 @@ from test_commands import call
 from test_exits_command import trained
 
 from shoal import export as exporting
-from shoal.cascade import cascade
 from shoal.data import load
-from shoal.dynamic import infer
+from shoal.early.cascade import cascade
+from shoal.early.dynamic import infer
 from shoal.errors import ShoalError
 from shoal.export import load_exported
 from shoal.run import Run

@@ -10,7 +10,11 @@ import torch
 from conftest import Residual, randomise
 from torch import Tensor, nn
 
-from shoal.adapters import (
+from shoal.distill import Term
+from shoal.errors import ShoalError
+from shoal.models import NAMES, build
+from shoal.outputs import Outputs, forward
+from shoal.teachers.adapters import (
     Feature,
     MarginReLU,
     attach,
@@ -23,11 +27,7 @@ from shoal.adapters import (
     regressor,
     stage_ends,
 )
-from shoal.distill import Term
-from shoal.errors import ShoalError
-from shoal.hints import attention, fitnet, matched, overhaul, relations, similarity
-from shoal.models import NAMES, build
-from shoal.outputs import Outputs, forward
+from shoal.teachers.hints import attention, fitnet, matched, overhaul, relations, similarity
 
 SHAPE = (1, 8, 8)
 ZOO = [name for name in NAMES if not name.startswith(("wrn-28", "wrn-40", "resnet44", "resnet56", "resnet110"))]

@@ -7,16 +7,15 @@ from pathlib import Path
 
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint", "clock"}
-    | {"augment", "autoaugment", "pixel_operations"}
+    | {"augment"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {"models", "sites", "exits", "exit_points", "attention_exits", "optimiser", "train", "cost", "equivalence"},
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
-    | {"teaching", "batch_norm", "neighbours", "adapters", "hints", "mutual", "peers"}
-    | {"cascade", "dynamic", "evidence", "thresholds", "genetic", "pruning"}
+    | {"teaching", "teachers", "batch_norm", "pruning"}
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
-    {"designs", "figures", "depth", "exit_figures", "latency", "exit_plots", "analysis"},
+    {"designs", "figures", "depth", "early", "analysis"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
@@ -28,7 +27,7 @@ LEVELS = [
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
     | {"private.network"},
-    {"loopback", "rehearsal", "progress", "signals", "anytime", "__init__"},
+    {"loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training", "serving", "grid_reduction", "self_distillation", "flexible", "distillation"}
     | {"early_exit", "export", "analysing", "prune_grid"},

@@ -12,8 +12,8 @@ import torch
 from conftest import Residual, blobs
 from torch import Tensor, nn
 
-from shoal.anytime import macs
 from shoal.cost import count
+from shoal.early.anytime import macs
 from shoal.errors import ShoalError
 from shoal.optimiser import parameter_groups
 from shoal.outputs import Outputs, forward

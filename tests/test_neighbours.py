@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.neighbours import LOSSES, SPACES, Neighbourhood, NeighbourTeacher, neighbour_labels, neighbours
 from shoal.outputs import Outputs
+from shoal.teachers.neighbours import LOSSES, SPACES, Neighbourhood, NeighbourTeacher, neighbour_labels, neighbours
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0]])
 LABELS = torch.tensor([0, 1, 3])

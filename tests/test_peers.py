@@ -14,10 +14,10 @@ from shoal.distill import Objective, Term
 from shoal.errors import ShoalError
 from shoal.exits import add_exits, default_exit_point, keep_exit
 from shoal.models import NAMES, build
-from shoal.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
 from shoal.optimiser import parameter_groups
 from shoal.outputs import Outputs
-from shoal.peers import Fusion, Gate, Peers, fork_of, fused, gated
+from shoal.teachers.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
+from shoal.teachers.peers import Fusion, Gate, Peers, fork_of, fused, gated
 from shoal.train import Schedule, Settings, fit
 
 SHAPE = (1, 8, 8)

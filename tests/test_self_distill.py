@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from shoal.attention_exits import add_adapters, add_aligned_exits, feature_taps
 from shoal.cli import app
 from shoal.distill import Objective, Term, cross_entropy, switched
+from shoal.early.figures import Ensembles, exit_figures
 from shoal.errors import ShoalError
-from shoal.exit_figures import Ensembles, exit_figures
 from shoal.exit_points import exit_points
 from shoal.exits import count_exits, keep_exit
 from shoal.outputs import Outputs, forward

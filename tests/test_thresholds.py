@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.early.evidence import Evidence
+from shoal.early.genetic import Genetic, decode
+from shoal.early.genetic import search as genetic_search
+from shoal.early.thresholds import METHODS, Goal, Grid, search
 from shoal.errors import ShoalError
-from shoal.evidence import Evidence
-from shoal.genetic import Genetic, decode
-from shoal.genetic import search as genetic_search
-from shoal.thresholds import METHODS, Goal, Grid, search
 
 PRICES = (3.0, 5.0, 8.0, 10.0)
 

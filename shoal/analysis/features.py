@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from shoal.cascade import results_of
+from shoal.early.cascade import results_of
 from shoal.errors import ShoalError
 from shoal.reshape import operands
 from shoal.surgery import edit

@@ -22,7 +22,7 @@ from shoal.analysis.gradients import gradient_magnitudes
 from shoal.analysis.noise import noise_curve
 from shoal.checkpoint import replacing, write_text
 from shoal.data import Dataset, Split
-from shoal.evidence import collect
+from shoal.early.evidence import collect
 from shoal.outputs import forward
 from shoal.train import Settings
 

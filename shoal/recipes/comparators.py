@@ -12,11 +12,11 @@ from functools import partial
 
 from shoal.errors import ShoalError
 from shoal.lessons import Lesson, Problem, Teach
-from shoal.peers import check_count
 from shoal.recipes import offline, online
 from shoal.recipes.offline import Options
 from shoal.spec import Spec
 from shoal.surgery import trace
+from shoal.teachers.peers import check_count
 from shoal.train import Schedule
 
 REPDISTILLER = Schedule(240, 0.05, (150, 180, 210), batch_size=64)

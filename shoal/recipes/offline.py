@@ -10,7 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from shoal.adapters import (
+from shoal.distill import Objective, Term, cross_entropy, kd
+from shoal.errors import ShoalError
+from shoal.lessons import Lesson, Problem
+from shoal.spec import Spec
+from shoal.teachers.adapters import (
     Feature,
     MarginReLU,
     attach,
@@ -22,11 +26,7 @@ from shoal.adapters import (
     regressor,
     stage_ends,
 )
-from shoal.distill import Objective, Term, cross_entropy, kd
-from shoal.errors import ShoalError
-from shoal.hints import attention, fitnet, overhaul, relations, similarity
-from shoal.lessons import Lesson, Problem
-from shoal.spec import Spec
+from shoal.teachers.hints import attention, fitnet, overhaul, relations, similarity
 
 
 @dataclass(frozen=True)

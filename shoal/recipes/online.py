@@ -6,9 +6,9 @@ from torch import nn
 
 from shoal.exits import keep_exit
 from shoal.lessons import Lesson, Problem
-from shoal.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
-from shoal.peers import Peers, fused, gated
 from shoal.recipes.offline import Options
+from shoal.teachers.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
+from shoal.teachers.peers import Peers, fused, gated
 
 PUBLISHED = 300
 """Epochs of ONE and FFL, in the first 80 of which the divergences' weight rises."""

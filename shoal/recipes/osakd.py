@@ -9,7 +9,7 @@ from shoal.data import Dataset
 from shoal.distill import cross_entropy
 from shoal.errors import ShoalError
 from shoal.lessons import Lesson, Problem, Teach
-from shoal.neighbours import LOSSES, Neighbourhood, NeighbourTeacher, neighbours
+from shoal.teachers.neighbours import LOSSES, Neighbourhood, NeighbourTeacher, neighbours
 from shoal.train import Schedule
 
 

@@ -118,7 +118,7 @@ def plot_anytime(
 ) -> None:
     """Test accuracy against multiply-adds: of each classifier, and of early exits by the average that they took.
 
-    `rows` are those of `shoal.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
+    `rows` are those of `shoal.early.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
     """
     figure, axes = _axes(7.6, 4.4)
     points = [(row["macs"] / 1e6, row["accuracy"]) for row in rows]

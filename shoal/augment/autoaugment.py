@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal import pixel_operations as pixels
-from shoal.pixel_operations import FILL
+from shoal.augment import pixel_operations as pixels
+from shoal.augment.pixel_operations import FILL
 
 __all__ = ["FILL", "OPERATIONS", "POLICY", "autoaugment"]
 

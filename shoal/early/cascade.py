@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from shoal.cost import cost
+from shoal.early.costs import exit_costs
 from shoal.errors import ShoalError
 from shoal.exits import keep_exit
-from shoal.graph import Graph
 from shoal.reshape import fix_sizes, is_tensor, operands
 from shoal.slim import Slimmable, narrowed
 from shoal.surgery import shapes, trace
@@ -74,7 +73,8 @@ def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
     results = results_of(traced)
     if len(results) < 2:
         raise ShoalError("found a network with one classifier; need two or more to leave early; add exits")
-    made = Cascade(_cut(traced, results), *_prices(trace(model, shape)))
+    costs = exit_costs(trace(model, shape))
+    made = Cascade(_cut(traced, results), costs.macs_in_order, costs.macs, costs.in_order[-1].unknown)
     _check_images_apart(made, shape)
     return made
 
@@ -196,27 +196,6 @@ def _check_carried(node: fx.Node) -> None:
             f"found at {node} a result that is no tensor of one row an image; need such tensors alone where an exit "
             "divides the network; place the exit elsewhere"
         )
-
-
-def _prices(graph: Graph) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
-    """Multiply-adds up to each exit, those of each exit alone, and operations without a formula."""
-    total = cost(graph)
-    macs = {row.name: row.macs + row.linear_macs for row in total.rows}
-    needed = [_ancestors(graph, name) for name in graph.outputs]
-    alone = tuple(sum(macs.get(n, 0) for n in names) for names in needed)
-    so_far = [set[str]().union(*needed[: i + 1]) for i in range(len(needed))]
-    return tuple(sum(macs.get(n, 0) for n in names) for names in so_far), alone, total.unknown
-
-
-def _ancestors(graph: Graph, name: str) -> set[str]:
-    inputs = {node.name: node.inputs for node in graph.nodes}
-    found, waiting = set[str](), [name]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += inputs[node]
-    return found
 
 
 @torch.no_grad()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoal.cost import Cost, cost
 from shoal.data import Dataset, Split
-from shoal.graph import Graph, live
+from shoal.early.costs import exit_costs
 from shoal.outputs import forward
 from shoal.surgery import trace
 from shoal.train import Settings, evaluate
@@ -52,20 +51,7 @@ class ExitFigures:
 def exit_figures(model: nn.Module, data: Dataset, split: Split, settings: Settings) -> dict[str, Any]:
     """Figures of every classifier of `model` on `split`, weak to strong, and both ensembles' accuracy in percent."""
     *own, logits, softmax = evaluate(Ensembles(model), data, split, settings)
-    graph = trace(model, data.shape)
-    rows = []
-    for index, accuracy in enumerate(own):
-        alone, cascade = _needed(graph, index, index + 1), _needed(graph, 0, index + 1)
-        rows.append(asdict(ExitFigures(accuracy, alone.params, alone.relus, _macs(alone), _macs(cascade))))
+    costs = exit_costs(trace(model, data.shape))
+    columns = zip(own, costs.alone, costs.macs, costs.macs_in_order, strict=True)
+    rows = [asdict(ExitFigures(a, alone.params, alone.relus, macs, after)) for a, alone, macs, after in columns]
     return {"exits": rows, "ensemble": {"logits": logits, "softmax": softmax}}
-
-
-def _macs(total: Cost) -> int:
-    return total.macs + total.linear_macs
-
-
-def _needed(graph: Graph, first: int, end: int) -> Cost:
-    """The cost of what classifiers `first` to `end` - 1 need."""
-    cut = replace(graph, outputs=graph.outputs[first:end])
-    names = live(cut)
-    return cost(cut.with_nodes([node for node in graph.nodes if node.name in names], graph.weights))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoal.autoaugment import FILL, autoaugment
+from shoal.augment.autoaugment import FILL, autoaugment
 from shoal.errors import ShoalError
 
 POLICIES = (
@@ -23,7 +23,7 @@ def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator)
     """Augment uint8 [N, C, H, W], each image by its own draw; same shape, type and device.
 
     `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `autoaugment` is the
-    CIFAR policy (`shoal.autoaugment`), `cutout` zeroes a square with sides of H/4 around any pixel. With `autoaugment`,
+    CIFAR policy (`shoal.augment.autoaugment`), `cutout` zeroes a square with sides of H/4 around any pixel. With it,
     the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21). Draws
     are made on the generator's device, so that a seed gives the same images on every device. Raises ShoalError for a
     policy not in POLICIES.

@@ -7,7 +7,6 @@ section 3; the family of exit shares is that of its public code).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.cost import cost, count
+from shoal.cost import count
 from shoal.data import Dataset, Split
+from shoal.early.costs import exit_costs, multiply_adds
+from shoal.early.evidence import stored_logits
 from shoal.errors import ShoalError
-from shoal.graph import Graph
-from shoal.outputs import forward
 from shoal.slim import Slimmable, narrowed
 from shoal.surgery import trace
 from shoal.train import Settings
@@ -55,32 +54,12 @@ class Stored:
         return right.gather(-2, leaves.unsqueeze(-2)).squeeze(-2)
 
 
-@torch.no_grad()
 def store(
     model: nn.Module, data: Dataset, split: Split, settings: Settings | None = None, batch_size: int = 500
 ) -> Stored:
-    """The logits of every classifier of `model`, in inference, on `split`, in order and without augmentation.
-
-    Raises ShoalError for an empty split.
-    """
-    settings, was_training = settings or Settings(), model.training
-    if not len(split):
-        raise ShoalError("found an empty split; need images whose logits to store; choose a larger share for it")
-    model.to(settings.device).eval()
-    try:
-        found = list(_logits(model, data, split, settings, batch_size))
-    finally:
-        model.train(was_training)
-    return Stored(torch.cat(found, 1), split.labels.cpu())
-
-
-def _logits(model: nn.Module, data: Dataset, split: Split, settings: Settings, size: int) -> Iterator[Tensor]:
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    for i in range(0, len(split), size):
-        x = data.normalise(split.images[i : i + size].to(settings.device)).to(memory_format=layout)
-        with settings.autocast():
-            logits = forward(model, x).logits
-        yield torch.stack([z.float().cpu() for z in logits])
+    """The logits of every classifier of `model` on `split`, as `stored_logits` gives them."""
+    found = stored_logits(model, data, split, settings or Settings(), batch_size)
+    return Stored(torch.stack(found), split.labels.cpu())
 
 
 @dataclass(frozen=True)
@@ -96,29 +75,12 @@ class Macs:
 
 
 def macs(model: nn.Module, shape: tuple[int, ...]) -> Macs:
-    """Count every classifier of `model` for images of `shape` [C, H, W]; exact.
-
-    An exit needs what its logits are computed from and nothing else: MSDNet's finer scales at an exit's depth count
-    from the next exit on.
-    """
+    """Count every classifier of `model` for images of `shape` [C, H, W]; exact."""
     if isinstance(model, Slimmable):
-        totals = [count(narrowed(model, i, shape), shape) for i in range(len(model.widths))]
-        alone = tuple(total.macs + total.linear_macs for total in totals)
+        alone = tuple(multiply_adds(count(narrowed(model, i, shape), shape)) for i in range(len(model.widths)))
         return Macs(alone, tuple(accumulate(alone)))
-    graph = trace(model, shape)
-    price = {row.name: row.macs + row.linear_macs for row in cost(graph).rows}
-    needed = [_needed(graph, output) for output in graph.outputs]
-    unions = accumulate(needed, lambda a, b: a | b)
-    return Macs(*(tuple(sum(price.get(name, 0) for name in names) for names in sets) for sets in (needed, unions)))
-
-
-def _needed(graph: Graph, output: str) -> frozenset[str]:
-    """The nodes that `output` is computed from, itself too."""
-    names = {output}
-    for node in reversed(graph.nodes):
-        if node.name in names:
-            names |= set(node.inputs)
-    return frozenset(names)
+    costs = exit_costs(trace(model, shape))
+    return Macs(costs.macs, costs.macs_in_order)
 
 
 def geometric_shares(ratios: Tensor, exits: int) -> Tensor:

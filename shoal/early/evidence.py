@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shoal.data import Dataset, Split
-from shoal.dynamic import check_thresholds, confidence
+from shoal.early.dynamic import check_thresholds, confidence
 from shoal.errors import ShoalError
 from shoal.outputs import forward
 from shoal.train import Settings
@@ -42,9 +42,7 @@ class Evidence:
 
     @classmethod
     def of(cls, logits: Sequence[Tensor], labels: Tensor) -> Evidence:
-        """From the logits [N, classes] of K exits and labels [N]. Raises ShoalError without an image."""
-        if not len(labels):
-            raise ShoalError("found an empty split to choose thresholds on; need images; hold some out (val=)")
+        """From the logits [N, classes] of K exits and labels [N] of one image or more."""
         mean = torch.stack([z.float() for z in logits]).mean(0)
         right = torch.stack([z.argmax(1) == labels for z in logits], 1)
         sure = torch.stack([confidence(z) for z in logits], 1)
@@ -93,15 +91,29 @@ class Evidence:
         return 100 * hits / count, paid / count
 
 
-@torch.inference_mode()
 def collect(network: nn.Module, data: Dataset, split: Split, settings: Settings, batch: int = 500) -> Evidence:
-    """The evidence of every exit of `network`, in eval mode, on `split`."""
-    network.eval()
+    """The evidence of every exit of `network` on `split`."""
+    return Evidence.of(stored_logits(network, data, split, settings, batch), split.labels.cpu())
+
+
+@torch.inference_mode()
+def stored_logits(
+    network: nn.Module, data: Dataset, split: Split, settings: Settings, batch: int = 500
+) -> list[Tensor]:
+    """Float32 logits [N, classes] on the CPU of every exit of `network`, in eval mode, for the images of `split`.
+
+    They are in order and not augmented. Raises ShoalError for an empty split.
+    """
+    if not len(split):
+        raise ShoalError("found an empty split; need images to judge by; hold some out (val=)")
+    was_training = network.training
+    network.to(settings.device).eval()
     parts: list[tuple[Tensor, ...]] = []
-    for i in range(0, len(split), batch):
-        images = data.normalise(split.images[i : i + batch].to(settings.device))
-        with settings.autocast():
-            parts.append(tuple(z.cpu() for z in forward(network, images).logits))
-    if not parts:
-        raise ShoalError("found an empty split to choose thresholds on; need images; hold some out (val=)")
-    return Evidence.of([torch.cat(z) for z in zip(*parts, strict=True)], split.labels.cpu())
+    try:
+        for i in range(0, len(split), batch):
+            images = data.normalise(split.images[i : i + batch].to(settings.device))
+            with settings.autocast():
+                parts.append(tuple(z.float().cpu() for z in forward(network, images).logits))
+    finally:
+        network.train(was_training)
+    return [torch.cat(z) for z in zip(*parts, strict=True)]

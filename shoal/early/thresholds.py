@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shoal.early.evidence import Evidence, Floats
+from shoal.early.genetic import Genetic
+from shoal.early.genetic import search as genetic_search
 from shoal.errors import ShoalError
-from shoal.evidence import Evidence, Floats
-from shoal.genetic import Genetic
-from shoal.genetic import search as genetic_search
 
 CELLS = 2**21
 """The most combinations of thresholds that a grid holds: 17 MB for each array of them."""

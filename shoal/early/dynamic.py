@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoal.cascade import Cascade
+from shoal.early.cascade import Cascade
 from shoal.errors import ShoalError
 
 

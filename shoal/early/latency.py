@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.cascade import Cascade
+from shoal.early.cascade import Cascade
 from shoal.errors import ShoalError
 
 Classify = Callable[[Tensor], object]
