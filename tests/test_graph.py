@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import randomise
+from quick_networks import QUICK
 from torch import nn
 
 from shoal.branch import GatedBranch, add_branches, branched_blocks, commit_branches, named_blocks, set_gate
@@ -18,15 +19,14 @@ from shoal.exits import add_exits, default_exit_point, keep_exit
 from shoal.fold import border_error, fold, merge_convs
 from shoal.graph import Graph
 from shoal.mask import MaskedReLU, add_masks, check_budget, random_masks, top_k
-from shoal.models import NAMES, build
+from shoal.models import build
 from shoal.outputs import forward
 from shoal.sites import find_blocks, relu_sites
 from shoal.surgery import normalise, replace, trace
 
 SHAPE = (1, 8, 8)
-DEEP = ("wrn-28", "wrn-40", "wrn50", "wrn101", "resnet110", "resnet56", "resnet101", "resnet152", "resnext101")
 GATED = ("senet", "resnest")  # no form in a Graph
-ZOO = [name for name in NAMES if not name.startswith((*DEEP, *GATED))]
+ZOO = [name for name in QUICK if not name.startswith(GATED)]
 
 
 def zoo(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -8,11 +8,12 @@ from statistics import NormalDist
 import pytest
 import torch
 from conftest import Residual, randomise
+from quick_networks import QUICK
 from torch import Tensor, nn
 
 from shoal.distill import Term
 from shoal.errors import ShoalError
-from shoal.models import NAMES, build
+from shoal.models import build
 from shoal.outputs import Outputs, forward
 from shoal.teachers.adapters import (
     Feature,
@@ -30,7 +31,6 @@ from shoal.teachers.adapters import (
 from shoal.teachers.hints import attention, fitnet, matched, overhaul, relations, similarity
 
 SHAPE = (1, 8, 8)
-ZOO = [name for name in NAMES if not name.startswith(("wrn-28", "wrn-40", "resnet44", "resnet56", "resnet110"))]
 LABELS = torch.tensor([0, 1, 3])
 STUDENT = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
 TEACHER = torch.tensor([[0.0, 3.0, 0.0, 0.0], [0.0, 0.0, 4.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
@@ -157,7 +157,7 @@ def test_the_larger_map_is_pooled() -> None:
         assert min(pair, key=lambda x: float(x.sum())).shape == (1, 1, 2, 2)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", QUICK)
 def test_adapters_change_nothing_and_go(name: str) -> None:
     shape = (3, 16, 16)
     model = randomise(build(name, 5, width=0.0625))

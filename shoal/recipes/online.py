@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from shoal.distill import Weight
 from shoal.exits import keep_exit
 from shoal.lessons import Lesson, Problem
 from shoal.recipes.offline import Options
-from shoal.teachers.mutual import SigmoidRamp, below, cross_entropies, each_other, from_mean, lessons_of
+from shoal.teachers.mutual import below, cross_entropies, each_other, from_mean, lessons_of, sigmoid_ramp
 from shoal.teachers.peers import Peers, fused, gated
 
 PUBLISHED = 300
@@ -34,23 +35,23 @@ def mutual(problem: Problem, options: Options) -> Lesson:
     return Lesson(Peers(_networks(problem, count)), terms, exit=0, cut=_first_peer)
 
 
-def _ramp(problem: Problem) -> SigmoidRamp:
+def _ramp(problem: Problem) -> Weight:
     """80 of the published 300 epochs, and the same part of any other number."""
-    return SigmoidRamp(problem.schedule.epochs * 80 / PUBLISHED)
+    return sigmoid_ramp(problem.schedule.epochs * 80 / PUBLISHED)
 
 
 def gated_branches(problem: Problem, options: Options) -> Lesson:
     """Branches and their gated ensemble, which teaches them at temperature 3 (ONE)."""
-    count, ramp = options.branches, _ramp(problem)
-    terms = (*cross_entropies(count + 1), ramp.on(lessons_of(below(count), 3.0)))
+    count = options.branches
+    terms = (*cross_entropies(count + 1), lessons_of(below(count), 3.0, _ramp(problem)))
     model = gated(_networks(problem, count), problem.spec.shape)
-    return Lesson(model, terms, hooks=(ramp,), exit=0, cut=_first)
+    return Lesson(model, terms, exit=0, cut=_first)
 
 
 def fused_branches(problem: Problem, options: Options) -> Lesson:
     """Branches, taught by the classifier of their fused features, which the mean of their logits teaches (FFL)."""
     count, ramp = options.branches, _ramp(problem)
-    learned = (lessons_of(below(count), 3.0), from_mean(count, range(count), 3.0))
-    terms = (*cross_entropies(count + 1), *(ramp.on(term) for term in learned))
+    learned = (lessons_of(below(count), 3.0, ramp), from_mean(count, range(count), 3.0, ramp))
+    terms = (*cross_entropies(count + 1), *learned)
     model = fused(_networks(problem, count), problem.spec.shape)
-    return Lesson(model, terms, hooks=(ramp,), exit=0, cut=_first)
+    return Lesson(model, terms, exit=0, cut=_first)

@@ -7,40 +7,26 @@ The terms of deep mutual learning (Zhang et al., CVPR'18), ONE (Lan et al., Neur
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoal.distill import Term, cross_entropy, kl_divergence
+from shoal.distill import Term, Weight, cross_entropy, kl_divergence
 from shoal.errors import ShoalError
 from shoal.outputs import Outputs
 from shoal.teaching import Lessons
 
 
-class SigmoidRamp:
-    """A factor of terms that rises from exp(-5) to 1 over the first `until` epochs; a hook of `fit`.
+def sigmoid_ramp(until: float) -> Callable[[int], float]:
+    """A term's weight that rises from exp(-5) to 1 over the first `until` epochs, from epoch to epoch.
 
-    exp(-5 (1 - epoch / until)^2), from epoch to epoch (Laine and Aila, ICLR'17), as ONE and FFL have it.
+    exp(-5 (1 - epoch / until)^2) (Laine and Aila, ICLR'17), as ONE and FFL have it. Raises ShoalError for a length of
+    0 or less.
     """
-
-    taps: tuple[str, ...] = ()
-
-    def __init__(self, until: float) -> None:
-        """Raise ShoalError for a length of 0 or less."""
-        if not until > 0:
-            raise ShoalError(f"found a ramp over {until} epochs; need more than 0; leave the ramp out for none")
-        self.until = until
-        self.on_epoch_start(None, 0)
-
-    def on_epoch_start(self, model: nn.Module | None, epoch: int) -> None:
-        """Set the factor for this epoch."""
-        self.value = math.exp(-5 * (1 - min(1.0, epoch / self.until)) ** 2)
-
-    def on(self, term: Term) -> Term:
-        """The same term, times the factor."""
-        return replace(term, loss=lambda s, t, y: self.value * term.loss(s, t, y))
+    if not until > 0:
+        raise ShoalError(f"found a ramp over {until} epochs; need more than 0; leave the ramp out for none")
+    return lambda epoch: math.exp(-5 * (1 - min(1.0, epoch / until)) ** 2)
 
 
 def each_other(count: int) -> Lessons:
@@ -53,7 +39,7 @@ def below(count: int) -> Lessons:
     return {i: {count: 1.0} for i in range(count)}
 
 
-def lessons_of(table: Lessons, temperature: float = 1.0, weight: float = 1.0, name: str = "mutual") -> Term:
+def lessons_of(table: Lessons, temperature: float = 1.0, weight: Weight = 1.0, name: str = "mutual") -> Term:
     """The sum of weighted divergences KL(teacher || student), times the temperature squared.
 
     `table` gives each student, an exit, its teachers, exits of the same network, with their weights.
@@ -68,14 +54,16 @@ def lessons_of(table: Lessons, temperature: float = 1.0, weight: float = 1.0, na
     return Term(name, weight, loss)
 
 
-def from_mean(pupil: int, members: Sequence[int], temperature: float = 1.0, name: str = "ensemble") -> Term:
+def from_mean(
+    pupil: int, members: Sequence[int], temperature: float = 1.0, weight: Weight = 1.0, name: str = "ensemble"
+) -> Term:
     """Classifier `pupil` towards the mean of the members' logits (FFL)."""
 
     def loss(student: Outputs, _: Outputs | None, labels: Tensor) -> Tensor:
         mean = torch.stack([student.logits[i].detach().float() for i in members]).mean(0)
         return kl_divergence(mean, student.logits[pupil], temperature)
 
-    return Term(name, 1.0, loss)
+    return Term(name, weight, loss)
 
 
 def cross_entropies(count: int) -> tuple[Term, ...]:
