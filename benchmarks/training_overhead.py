@@ -34,6 +34,7 @@ from shoal.run import environment
 from shoal.sites import relu_sites
 from shoal.spec import Spec, assemble
 from shoal.surgery import normalise
+from shoal.teachers.neighbours import Neighbourhood, NeighbourTeacher, neighbours
 from shoal.train import Schedule, Settings, evaluate, fit
 
 SHAPE = (3, 32, 32)
@@ -142,10 +143,10 @@ def flexible_step(name: str, width: float, batch: int, count: int) -> dict[str, 
     plain = [own for _, own in inplace.parts(spec, model).values()] if spec.widths else [assemble(spec)]
     x, y = torch.randn(batch, *SHAPE).to(memory_format=torch.channels_last), torch.randint(0, 100, (batch,))
     objective = inplace.objective(options.method, len(classifiers), 0.8, 5.0)
-    return alternate(flexible_pass(model.train(), objective, x, y), passes(plain, x, y), count)
+    return alternate(whole_step(model.train(), objective, x, y), passes(plain, x, y), count)
 
 
-def flexible_pass(model: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> Callable[[], None]:
+def whole_step(model: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> Callable[[], None]:
     """One step as `fit` does it."""
     model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(parameter_groups(model, 5e-4), 0.01, 0.9)
@@ -157,6 +158,26 @@ def flexible_pass(model: nn.Module, objective: Objective, x: Tensor, y: Tensor) 
         optimiser.step()
 
     return step
+
+
+OSAKD = {
+    "osakd-cnn1, 3x32x32, batch 64": ("osakd-cnn1", (3, 32, 32), 64),
+    "osakd-cnn2, 1x28x28, batch 64": ("osakd-cnn2", (1, 28, 28), 64),
+    "resnet32-projection, 3x32x32, batch 128": ("resnet32-projection", (3, 32, 32), 128),
+}
+"""The paper's networks at its batch sizes."""
+
+
+def osakd_step(model: str, shape: tuple[int, ...], batch: int, count: int) -> dict[str, float]:
+    """A step with the labels of 8 neighbours in the mini-batch over a plain one of the same network."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, *shape).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (batch,))
+    own = neighbours(NeighbourTeacher(Neighbourhood(8), 10), 0.1)
+    sides = (Objective((cross_entropy(0.9), own)), Objective((cross_entropy(),)))
+    networks = [normalise(build(model, 10, channels=shape[0])).train() for _ in sides]
+    taught, plain = (whole_step(n, o, x, y) for n, o in zip(networks, sides, strict=True))
+    return alternate(taught, plain, count)
 
 
 def synthetic(count: int) -> Dataset:
@@ -202,7 +223,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--masks", nargs="+", choices=LEARNERS, default=["senet", "snl", "autorep-linear", "autorep"])
-    parser.add_argument("--only", choices=("masks", "flexible"), help="one half alone")
+    parser.add_argument("--only", choices=("masks", "flexible", "osakd"), help="one part alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
@@ -211,13 +232,15 @@ def main() -> None:
         "settings": {k: v for k, v in vars(a).items() if k != "out"},
         "environment": environment(),
     }
-    if a.only != "flexible":
+    if a.only in (None, "masks"):
         body |= {
             "masked_step_over_plain_step": search_step("random", a.width, a.batch, a.pairs),
             "search_step_over_plain_step": {m: search_step(m, a.width, a.batch, a.pairs) for m in a.masks},
             "fit_over_bare_loop": loop(a.width, a.batch, a.pairs, 10 * a.batch),
         }
-    if a.only != "masks":
+    if a.only in (None, "osakd"):
+        body["osakd_step_over_plain_step"] = {name: osakd_step(*case, a.pairs) for name, case in OSAKD.items()}
+    if a.only in (None, "flexible"):
         steps = {name: flexible_step(name, a.width, a.batch, a.pairs) for name in FLEXIBLE}
         body["flexible_step_over_bare_passes"] = steps
     a.out.parent.mkdir(parents=True, exist_ok=True)

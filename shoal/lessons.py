@@ -26,14 +26,15 @@ def _as_it_is(model: nn.Module) -> nn.Module:
 class Lesson:
     """What one `fit` gets: the module to train, what it learns from, and how the plain network is cut out of it.
 
-    `exit` is the classifier that is deployed, whose validation accuracy chooses the best epoch.
+    `exit` is the classifier that is deployed, whose validation accuracy chooses the best epoch; None for the mean of
+    all.
     """
 
     model: nn.Module
     terms: tuple[Term, ...]
     teacher: nn.Module | None = None
     hooks: tuple[Any, ...] = ()
-    exit: int = -1
+    exit: int | None = -1
     cut: Callable[[nn.Module], nn.Module] = _as_it_is
 
 

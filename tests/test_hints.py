@@ -8,7 +8,7 @@ from statistics import NormalDist
 import pytest
 import torch
 from conftest import Residual, randomise
-from quick_networks import QUICK
+from quick_networks import ONE_CLASSIFIER
 from torch import Tensor, nn
 
 from shoal.distill import Term
@@ -157,7 +157,7 @@ def test_the_larger_map_is_pooled() -> None:
         assert min(pair, key=lambda x: float(x.sum())).shape == (1, 1, 2, 2)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ONE_CLASSIFIER)
 def test_adapters_change_nothing_and_go(name: str) -> None:
     shape = (3, 16, 16)
     model = randomise(build(name, 5, width=0.0625))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from conftest import Residual, blobs, randomise
-from quick_networks import QUICK
+from quick_networks import ONE_CLASSIFIER
 from torch import Tensor, fx, nn
 
 from shoal.distill import Objective, Term
@@ -22,7 +22,6 @@ from shoal.teachers.peers import Fusion, Gate, Peers, fork_of, fused, gated
 from shoal.train import Schedule, Settings, fit
 
 SHAPE = (1, 8, 8)
-ZOO = [name for name in QUICK if not name.startswith("msdnet")]  # has several classifiers
 FEW = ("resnet10", "resnet20", "wrn-16-4", "vgg16-avg", "osakd-cnn1")
 LABELS = torch.tensor([0, 1, 3])
 LOGITS = (
@@ -107,7 +106,7 @@ def spliced(first: nn.Module, other: nn.Module, branch: fx.GraphModule) -> dict[
     return {k: (other if k in own else first).state_dict()[k] for k in first.state_dict()}
 
 
-@pytest.mark.parametrize(("make", "name"), [*((gated, n) for n in ZOO), *((fused, n) for n in FEW)])
+@pytest.mark.parametrize(("make", "name"), [*((gated, n) for n in ONE_CLASSIFIER), *((fused, n) for n in FEW)])
 def test_branches_are_networks_of_their_own(make: Callable[..., fx.GraphModule], name: str) -> None:
     shape = (3, 16, 16)
     first, other = (randomise(build(name, 5, width=0.0625)) for _ in range(2))
