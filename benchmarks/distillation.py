@@ -25,10 +25,10 @@ import torch
 from shoal.data import Dataset, load
 from shoal.distill import Objective, cross_entropy
 from shoal.exit_points import exit_points
+from shoal.exits import count_exits
 from shoal.lessons import Lesson, Problem, Teach
 from shoal.recipes import comparators, inplace, osakd, self_distill
 from shoal.run import Run, environment
-from shoal.sites import relu_sites
 from shoal.spec import Spec, assemble
 from shoal.stages import Stages
 from shoal.teachers.neighbours import Neighbourhood
@@ -83,7 +83,8 @@ def flexible(method: str) -> Callable[[argparse.Namespace], Teach]:
 
         def lesson(problem: Problem) -> Lesson:
             base = problem.network()
-            exits = () if a.widths else _stage_ends(base, problem.spec)
+            own = a.widths or count_exits(base) > 1
+            exits = () if own else exit_points(base, problem.spec.shape, "downsample", None)
             options = inplace.Options(method, tuple(a.widths or ()), exits)
             spec = options.spec(problem.spec)
             model = assemble(spec, base)
@@ -94,14 +95,6 @@ def flexible(method: str) -> Callable[[argparse.Namespace], Teach]:
         return lesson
 
     return made
-
-
-def _stage_ends(base: torch.nn.Module, spec: Spec) -> tuple[str, ...]:
-    """The last ReLU of every stage but the last one; none for a network that has exits of its own."""
-    if spec.base.startswith("msdnet"):
-        return ()
-    last = {site.stage: site.name for site in relu_sites(base, spec.shape)}
-    return tuple(last.values())[:-1]
 
 
 STUDIES: dict[str, Methods] = {
