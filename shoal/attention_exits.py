@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from shoal.errors import ShoalError
 from shoal.exits import PREFIX, attach
 from shoal.sites import relu_sites
-from shoal.surgery import edit, module_calls, normalise, shapes
+from shoal.surgery import edit, normalise
 
 FINAL = PREFIX + "final"
 """Where the final classifier's features are; its own layers keep the names that they have."""
@@ -97,12 +97,6 @@ def add_aligned_exits(
     Raises ShoalError when a name has no feature map, and when the model does not end in a linear layer.
     """
     marked = edit(model, _mark_features)
-    maps = {name: node.meta["shape"] for name, node in module_calls(shapes(marked, shape)).items()}
-    odd = [name for name in after if len(maps.get(name, ())) != 3]
-    if odd:
-        raise ShoalError(
-            f"found no feature map at {odd[0]!r} for an exit; need a submodule's [C, H, W]; name a ReLU site"
-        )
     last = [site.shape for site in relu_sites(marked, shape) if len(site.shape) == 3][-1]
     features = _final_layer(marked).in_features
 
@@ -123,7 +117,7 @@ def feature_taps(model: nn.Module) -> tuple[str, ...]:
     taps = [name for name in called if name.startswith(PREFIX) and name.endswith(".features")]
     if len(taps) < 2:
         raise ShoalError("found no aligned exits; need them for a feature loss; add_aligned_exits first")
-    return (*(name for name in taps if not name.startswith(FINAL)), f"{FINAL}.features")
+    return (*(name for name in taps if not name.startswith(f"{FINAL}.")), f"{FINAL}.features")
 
 
 def add_adapters(model: nn.Module, taps: Sequence[str]) -> tuple[fx.GraphModule, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
 from shoal.sites import relu_sites
-from shoal.surgery import NORMAL, edit, module_calls, normalise, shapes
+from shoal.surgery import NORMAL, edit, free_name, module_calls, normalise, shapes
 
 PREFIX = "exits."
 
@@ -60,28 +60,68 @@ def attach(
 ) -> fx.GraphModule:
     """A copy of `model` with the classifier that `make` gives for a shape [C, H, W] after each submodule named.
 
-    Its forward gives logits weak to strong. Raises ShoalError when a name is no submodule's that forward calls.
+    Its forward gives logits weak to strong; a network's own classifiers keep their order, and stand where they leave
+    the way to the last one. Raises ShoalError when a name is no submodule's that forward calls, is there twice, or has
+    no feature map.
     """
     traced = shapes(model, shape)
     traced.train(model.training)
     calls = module_calls(traced)
+    _check_sites(after, calls)
     output = next(n for n in traced.graph.nodes if n.op == "output")
-    missing = [name for name in after if name not in calls]
-    if missing or not after:
-        raise ShoalError(f"found no site {missing or '(none named)'} for an exit; need a name that relu_sites gives")
-    position = {node: i for i, node in enumerate(traced.graph.nodes)}
+    place = {node: i for i, node in enumerate(traced.graph.nodes)}
+    results = [(_leaves(node, _results(output)[-1], place), node) for node in _results(output)]
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
-    logits = []
-    for site in sorted(after, key=lambda name: position[calls[name]]):
-        name = PREFIX + site.replace(".", "_")
+    for site in after:
+        name = free_name(traced, PREFIX + site.replace(".", "_"))
         traced.add_submodule(name, make(calls[site].meta["shape"]).to(device))
         with traced.graph.inserting_before(output):
-            logits.append(traced.graph.call_module(name, (calls[site],)))
-    final = output.args[0]
-    output.args = ((*logits, *(final if isinstance(final, (tuple, list)) else (final,))),)
+            results.append((place[calls[site]], traced.graph.call_module(name, (calls[site],))))
+    output.args = (tuple(node for _, node in sorted(results, key=lambda result: result[0])),)
     traced.recompile()
     traced.meta[NORMAL] = False  # inline the exits' own layers, so that their ReLUs become sites
     return normalise(traced)
+
+
+def _check_sites(after: Sequence[str], calls: dict[str, fx.Node]) -> None:
+    missing = [name for name in after if name not in calls]
+    if missing or not after:
+        raise ShoalError(f"found no site {missing or '(none named)'} for an exit; need a name that relu_sites gives")
+    if len(set(after)) < len(after):
+        raise ShoalError(f"found a site twice in {list(after)}; need one exit a site; leave one out")
+    odd = [name for name in after if len(calls[name].meta["shape"]) != 3]
+    if odd:
+        raise ShoalError(
+            f"found no feature map at {odd[0]!r} for an exit; need a submodule's [C, H, W]; name a ReLU site"
+        )
+
+
+def _results(output: fx.Node) -> tuple[fx.Node, ...]:
+    result = output.args[0]
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)  # type: ignore[return-value]
+
+
+def _leaves(result: fx.Node, last: fx.Node, place: dict[fx.Node, int]) -> int:
+    """The place of the last node that both results are computed from; of the last result, after all."""
+    if result is last:
+        return len(place)
+    return max((place[node] for node in _sources(result) & _sources(last)), default=0)
+
+
+def _sources(result: fx.Node) -> set[fx.Node]:
+    found, waiting = set[fx.Node](), [result]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def depth_order(model: nn.Module, after: Sequence[str]) -> tuple[str, ...]:
+    """The submodules `after` in the order in which forward calls them; unknown names last."""
+    called = list(module_calls(normalise(model)))
+    return tuple(sorted(after, key=lambda name: called.index(name) if name in called else len(called)))
 
 
 def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
@@ -92,8 +132,7 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
 
     def cut(traced: fx.GraphModule) -> None:
         output = next(n for n in traced.graph.nodes if n.op == "output")
-        result = output.args[0]
-        results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        results = _results(output)
         if not -len(results) <= index < len(results):
             raise ShoalError(f"found no exit {index}; need one of 0 to {len(results) - 1} (or -1 for the final one)")
         output.args = (results[index],)
@@ -103,5 +142,4 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
 
 def count_exits(model: nn.Module) -> int:
     """How many classifiers the forward pass of `model` gives the logits of."""
-    result = next(n for n in normalise(model).graph.nodes if n.op == "output").args[0]
-    return len(result) if isinstance(result, (tuple, list)) else 1
+    return len(_results(next(n for n in normalise(model).graph.nodes if n.op == "output")))

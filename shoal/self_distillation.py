@@ -86,14 +86,15 @@ def distill(
         result = self_distill.distill(
             spec, data, options, plan, settings, base=base, run=run, listen=shown.listen, tensorboard=shared.tensorboard
         )
-    return _save(run, result, spec, data, settings) | {"selected_on": plan.select}
+    return _save(run, result, spec, data, replace(settings, select=plan.select))
 
 
 def _preset(name: str, epochs: int | None) -> self_distill.Preset:
     if name not in self_distill.PRESETS:
         raise ShoalError(f"found preset {name!r}; need one of {', '.join(self_distill.PRESETS)}")
     plan = self_distill.PRESETS[name]()
-    return replace(plan, schedule=longer(plan.schedule, epochs))
+    schedule = longer(plan.schedule, epochs)
+    return replace(plan, schedule=schedule, release=min(plan.release, schedule.epochs - 1))
 
 
 def _save(run: Run, result: self_distill.Result, plain: Spec, data: Dataset, settings: Settings) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _save(run: Run, result: self_distill.Result, plain: Spec, data: Dataset, set
         part.save_model(own, keep_exit(result.model, index))
     final = figures(keep_exit(result.model, last), data, result.spec, settings)
     body = {"data": data.name, "model": plain.base, "seed": settings.seed, "after": result.spec.exits} | found
-    body |= {"reduced": final, "environment": environment()}
+    body |= {"reduced": final, "selected_on": settings.select, "environment": environment()}
     if result.baseline is not None:
         run.save_model(plain, result.baseline, "baseline")
         body["baseline"] = figures(result.baseline, data, plain, settings)

@@ -78,7 +78,7 @@ class Spec:
     @property
     def is_reduced(self) -> bool:
         """Whether any surgery has been done on the base network."""
-        return any(getattr(self, name) for name in (*NAMED, "widths"))
+        return any(getattr(self, name) for name in (*NAMED, "widths")) or self.kept_exit is not None
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""

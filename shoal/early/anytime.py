@@ -7,6 +7,7 @@ section 3; the family of exit shares is that of its public code).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -149,7 +150,7 @@ def within(budget: float, validation: Stored, test: Stored, in_order: tuple[int,
 
     `budget` is an average an image on the validation split. Raises ShoalError below the first exit's cost.
     """
-    if budget < in_order[0]:
+    if not in_order[0] <= budget < math.inf:
         raise ShoalError(f"found a budget of {budget:,.0f} MACs; need {in_order[0]:,}, the first exit's, or more")
     exits = len(in_order)
     first = torch.eye(exits, dtype=torch.float64)[:1]  # all leave at once

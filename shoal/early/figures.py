@@ -50,7 +50,7 @@ class ExitFigures:
 
 def exit_figures(model: nn.Module, data: Dataset, split: Split, settings: Settings) -> dict[str, Any]:
     """Figures of every classifier of `model` on `split`, weak to strong, and both ensembles' accuracy in percent."""
-    *own, logits, softmax = evaluate(Ensembles(model), data, split, settings)
+    *own, logits, softmax = evaluate(Ensembles(model).train(model.training), data, split, settings)
     costs = exit_costs(trace(model, data.shape))
     columns = zip(own, costs.alone, costs.macs, costs.macs_in_order, strict=True)
     rows = [asdict(ExitFigures(a, alone.params, alone.relus, macs, after)) for a, alone, macs, after in columns]

@@ -168,7 +168,10 @@ def _draw(model: nn.Module, drawn: int, stages: Stages, batch: int) -> tuple[Cal
         return ()
     assert isinstance(model, Slimmable)
     model.sandwich(drawn)
-    return (Calibration(lambda: (x for x, _ in stages.some_batches(5 * batch, batch))),)
+    # Whole batches: the mean over batches gives each the same weight.
+    size = min(batch, len(stages.data.train))
+    most = min(5, len(stages.data.train) // size) * size
+    return (Calibration(lambda: (x for x, _ in stages.some_batches(most, size))),)
 
 
 def _without_decay(model: nn.Module) -> None:
@@ -197,6 +200,19 @@ def parts(spec: Spec, model: nn.Module) -> dict[str, tuple[Spec, nn.Module]]:
     }
 
 
+def _check_logits(model: nn.Module, spec: Spec) -> None:
+    if isinstance(model, Slimmable):
+        return
+    graph = trace(model, spec.shape)
+    shapes = [graph[name].shape for name in graph.outputs]
+    odd = [shape for shape in shapes if len(shape) != 1 or shape[0] < spec.classes]
+    if odd:
+        raise ShoalError(
+            f"found a result of shape {odd[0]} an image from {spec.base!r}; need {spec.classes} logits, one a class, "
+            "from every classifier; change what forward gives"
+        )
+
+
 def check_options(options: Options, spec: Spec, base: nn.Module | None = None) -> None:
     """Raise ShoalError for options without an effect or a meaning, and for a network that they do not fit."""
     if options.widths and options.exits:
@@ -211,6 +227,7 @@ def check_options(options: Options, spec: Spec, base: nn.Module | None = None) -
         raise ShoalError("found a KL direction for conventional training; need a method that distils; leave it out")
     made = options.spec(spec)
     model = assemble(made, base)
+    _check_logits(model, spec)
     if isinstance(model, Slimmable) and options.drawn:
         model.sandwich(options.drawn)
     count = len(names(made, model))

@@ -15,7 +15,7 @@ from shoal.distill import Objective, Term, Weight, cross_entropy, switched
 from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.exit_points import exit_points
-from shoal.exits import count_exits
+from shoal.exits import count_exits, depth_order
 from shoal.run import Run
 from shoal.spec import EXIT_KINDS, Spec, assemble
 from shoal.stages import Listener, Stages, check_teacher
@@ -139,32 +139,42 @@ def distill(
 def check_options(options: Options, preset: Preset, spec: Spec, base: nn.Module | None = None) -> Spec:
     """The spec with its exits. Raises ShoalError, before any training, for what cannot be trained."""
     check_teacher(spec)
-    _check_loss(preset, options.kind)
+    _check_loss(preset, options)
     if base is not None:
         check_trace(base, spec.shape)
     plain = assemble(spec, base)
-    after = options.after or exit_points(plain, spec.shape, options.scheme, options.count)
+    if count_exits(plain) > 1:
+        raise ShoalError(
+            f"found {count_exits(plain)} classifiers in {spec.base!r}; need a network with one; train all of its own "
+            "at once with shoal inplace"
+        )
+    if options.after and options.count is not None:
+        raise ShoalError("found a count of exits and their sites; need one of them; leave the count out")
+    chosen = options.after or exit_points(plain, spec.shape, options.scheme, options.count)
+    after = depth_order(plain, chosen)
     grown = replace(spec, exits=after, exit_kind=options.kind)
     objective_terms(assemble(grown, plain), preset)
     return grown
 
 
-def _check_loss(preset: Preset, kind: str) -> None:
+def _check_loss(preset: Preset, options: Options) -> None:
     known: tuple[tuple[str, str, Iterable[str]], ...] = (
         ("path", preset.path, PATHS),
         ("distance", preset.distance, DISTANCES),
-        ("exits of kind", kind, EXIT_KINDS),
+        ("exits of kind", options.kind, EXIT_KINDS),
         ("augmentation", preset.augment or "none", POLICIES),
     )
     for what, value, values in known:
         if value not in values:
             raise ShoalError(f"found {what} {value!r}; need one of {', '.join(values)}; choose one")
+    if options.path is not None and not preset.alpha and not preset.feature_weight:
+        raise ShoalError("found a path and nothing that is taught along it; need alpha or a feature weight; give one")
     if not 0 <= preset.alpha <= 1 or preset.feature_weight < 0:
         raise ShoalError(
             f"found alpha {preset.alpha:g} and a feature weight of {preset.feature_weight:g}; need an alpha from 0 to "
             "1 and a weight of at least 0; correct them"
         )
-    if kind == "plain" and preset.feature_weight:
+    if options.kind == "plain" and preset.feature_weight:
         raise ShoalError(
             "found plain exits, which have no aligned features; need a feature weight of 0 with them; set it, or use "
             "aligned exits"
