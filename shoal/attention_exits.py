@@ -123,7 +123,7 @@ def feature_taps(model: nn.Module) -> tuple[str, ...]:
 def add_adapters(model: nn.Module, taps: Sequence[str]) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """A copy of `model` with a linear layer on the features at each of `taps`, whose results are taps alone.
 
-    Returns also their names. The public code's feature loss trains such layers; `drop_adapters` takes them away.
+    Returns also their names. The public code's feature loss trains such layers; `surgery.drop_unread` takes them away.
     """
     traced = normalise(model)
     device = next(traced.parameters()).device
@@ -138,11 +138,6 @@ def add_adapters(model: nn.Module, taps: Sequence[str]) -> tuple[fx.GraphModule,
             names.append(name)
     traced.recompile()
     return traced, tuple(names)
-
-
-def drop_adapters(model: nn.Module) -> fx.GraphModule:
-    """A copy of `model` without what its logits do not depend on."""
-    return edit(model, lambda traced: None)
 
 
 def _result(traced: fx.GraphModule) -> fx.Node:

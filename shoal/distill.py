@@ -23,13 +23,15 @@ Weight = float | Callable[[int], float]
 class Term:
     """One named part of an objective: `weight` times `loss(student, teacher, labels)`, a scalar.
 
-    `taps` are the submodules, such as ReLU sites, whose results the loss reads.
+    `taps` are the submodules, such as ReLU sites, whose results the loss reads of student and teacher, `own` those of
+    which it reads the student's alone.
     """
 
     name: str
     weight: Weight
     loss: Loss
     taps: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     def weight_at(self, epoch: int) -> float:
         """The factor in `epoch`, counted from 0."""
@@ -54,8 +56,13 @@ class Objective:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Every site that a term reads, once."""
+        """Every site that a term reads of both networks, once."""
         return tuple(dict.fromkeys(name for term in self.terms for name in term.taps))
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Every site that a term reads of the student alone, once."""
+        return tuple(dict.fromkeys(name for term in self.terms for name in term.own))
 
     def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its weighted parts, detached, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -97,8 +98,8 @@ def _check_sites(after: Sequence[str], calls: dict[str, fx.Node]) -> None:
 
 
 def _results(output: fx.Node) -> tuple[fx.Node, ...]:
-    result = output.args[0]
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)  # type: ignore[return-value]
+    result: Any = output.args[0]
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
 def _leaves(result: fx.Node, last: fx.Node, place: dict[fx.Node, int]) -> int:

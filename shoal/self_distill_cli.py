@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from shoal.options import (
     grid,
     show,
 )
+from shoal.recipes.beside import BESIDE
 from shoal.recipes.self_distill import PRESETS, Options
 from shoal.signals import until_terminated
 from shoal.teaching import PATHS
@@ -54,6 +56,13 @@ def self_distill(
         float | None, typer.Option(help="Weight of the distance of features (lambda); or as the preset.")
     ] = None,
     augment: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; or as the preset.")] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(help="Learn also from " + "; ".join(f"{name}: {what}" for name, what in BESIDE.items()) + "."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="kd, at: a run of shoal train on the same data, with the same seed.")
+    ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Also train the plain network by the same schedule.")
     ] = True,
@@ -76,10 +85,10 @@ def self_distill(
     of one of them alone, weak to strong, for shoal evaluate and compile.
     """
     source = self_distillation.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))
-    options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, baseline)
+    options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, beside, baseline)
     with until_terminated() as stop:
         shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
-        body = self_distillation.distill(source, preset, epochs, options, shared)
+        body = self_distillation.distill(source, preset, epochs, options, shared, teacher)
     show(body, json, lambda: _table(body))
 
 

@@ -20,7 +20,7 @@ from shoal.report import plot_curves
 from shoal.run import Run, environment
 from shoal.spec import Spec
 from shoal.train import Settings
-from shoal.training import Shared, check_network, load_data, longer
+from shoal.training import Shared, check_network, load_data, longer, teacher_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,12 @@ class Source:
 
 
 def distill(
-    source: Source, preset: str, epochs: int | None, options: self_distill.Options, shared: Shared
+    source: Source,
+    preset: str,
+    epochs: int | None,
+    options: self_distill.Options,
+    shared: Shared,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Train a network with several classifiers, and the plain one beside it, into a run folder.
 
@@ -78,15 +83,31 @@ def distill(
     plan, config = _preset(preset, epochs), source.config(shared.seed)
     data = load_data(config, source.data_dir, shared.device)
     spec, base = source.network(data)
-    self_distill.check_options(options, options.applied(plan), spec, base)
-    config |= {"command": "self-distill", "preset": preset, "epochs": epochs, "options": options}
+    network = _teacher(teacher, config, shared)
+    self_distill.check_options(options, options.applied(plan), spec, base, network)
+    config |= {"command": "self-distill", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
     run, settings = Run.create(shared.out, config, shared.resume), shared.settings(config["seed"])
     stages = ["baseline", "self-distillation"] if options.baseline else ["self-distillation"]
     with bars(dict.fromkeys(stages, plan.schedule.epochs)) as shown:
         result = self_distill.distill(
-            spec, data, options, plan, settings, base=base, run=run, listen=shown.listen, tensorboard=shared.tensorboard
-        )
+            spec, data, options, plan, settings,
+            base=base, teacher=network, run=run, listen=shown.listen, tensorboard=shared.tensorboard,
+        )  # fmt: skip
     return _save(run, result, spec, data, replace(settings, select=plan.select))
+
+
+def _teacher(folder: Path | None, config: dict[str, Any], shared: Shared) -> nn.Module | None:
+    """The trained network in `folder`. Raises ShoalError unless it saw the same images."""
+    if folder is None:
+        return None
+    _, network, origin = teacher_of(folder, shared)
+    for name in ("data", "limit", "seed"):
+        if origin.get(name) != config.get(name):
+            raise ShoalError(
+                f"found --{name} {config.get(name)} and a teacher of {name} {origin.get(name)}; need the same, for the "
+                "validation split to be the same; train a teacher on it"
+            )
+    return network.to(shared.device)
 
 
 def _preset(name: str, epochs: int | None) -> self_distill.Preset:

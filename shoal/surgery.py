@@ -210,6 +210,11 @@ def edit(model: nn.Module, change: Callable[[fx.GraphModule], None]) -> fx.Graph
     return _finish(traced)
 
 
+def drop_unread(model: nn.Module) -> fx.GraphModule:
+    """A copy of `model` without what its logits do not depend on, such as adapters that only losses read."""
+    return edit(model, lambda traced: None)
+
+
 def module_calls(traced: fx.GraphModule) -> dict[str, fx.Node]:
     """For each submodule name, the node that calls it."""
     return {str(node.target): node for node in traced.graph.nodes if node.op == "call_module"}

@@ -146,4 +146,4 @@ def self_features(
                 parts += [part * DISTANCES[form](own, known[j]) for j, part in row.items()]
         return torch.stack(parts).sum()
 
-    return Term(name, weight, loss, tuple(dict.fromkeys((*taps, *shown.values()))))
+    return Term(name, weight, loss, own=tuple(dict.fromkeys((*taps, *shown.values()))))

@@ -256,6 +256,7 @@ class _Loop:
             self.teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         wanted = [*taps, *getattr(objective, "taps", ()), *(t for h in hooks for t in getattr(h, "taps", ()))]
         self.taps = tuple(dict.fromkeys(wanted))
+        self.own = tuple(dict.fromkeys((*self.taps, *getattr(objective, "own", ()))))
         self.optimiser = torch.optim.SGD(
             parameter_groups(self.inner, schedule.weight_decay),
             schedule.lr,
@@ -339,7 +340,7 @@ class _Loop:
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = _forward(self.teacher, x, self.taps)
-            student = _forward(self.model, x, self.taps)
+            student = _forward(self.model, x, self.own)
         loss, parts = self.objective(student, taught, y)
         self._call("on_batch", student, taught)
         del student, taught  # taps that no gradient needs would lie in memory through the backward pass

@@ -15,7 +15,6 @@ from shoal.attention_exits import (
     add_adapters,
     add_aligned_exits,
     alignment,
-    drop_adapters,
     feature_taps,
 )
 from shoal.cost import Cost, cost, count
@@ -27,7 +26,7 @@ from shoal.graph import Graph, live
 from shoal.models import build
 from shoal.outputs import forward
 from shoal.private.refusal import refusals
-from shoal.surgery import trace
+from shoal.surgery import drop_unread, trace
 
 CIFAR, SMALL = (3, 32, 32), (1, 8, 8)
 
@@ -211,7 +210,7 @@ def test_adapters_are_tapped_and_cut_away() -> None:
     for name, tap in zip(names, taps[1:3], strict=True):
         assert torch.allclose(out.taps[name], adapted.get_submodule(name)(out.taps[tap]))
     assert size(adapted) == size(model) + 2 * (51 * 51 + 51)
-    assert drop_adapters(adapted).state_dict().keys() == model.state_dict().keys()
+    assert drop_unread(adapted).state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(out.logits, model(x), strict=True))
 
 
@@ -239,7 +238,7 @@ def test_impossible_places_are_refused(choice: dict[str, object], message: str) 
 
 def test_what_cannot_have_aligned_exits_is_refused() -> None:
     plain = build("resnet10", 5, width=0.1)
-    with pytest.raises(ShoalError, match="found no feature map at 'layer9'"):
+    with pytest.raises(ShoalError, match=r"found no site \['layer9'\] for an exit"):
         add_aligned_exits(plain, ["layer9"], 5, CIFAR)
     with pytest.raises(ShoalError, match="need a linear layer"):
         add_aligned_exits(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten()), ["1"], 3, SMALL)

@@ -75,7 +75,7 @@ def test_skipped_students_learn_no_features_and_adapted_ones_show_their_adapters
     assert value(self_features("deepest", ("a", "b", "c"), 1.0, skipped=(1,))) == pytest.approx(18 / 3, abs=1e-6)
     term = self_features("deepest", ("a", "b", "c"), 1.0, adapted={0: "b"}, skipped=(1,))
     assert value(term) == pytest.approx(19 / 3, abs=1e-6)
-    assert term.taps == ("a", "b", "c")
+    assert term.own == ("a", "b", "c")
 
 
 def kl(teacher: int, student: int, temperature: float = 3.0) -> float:
@@ -204,7 +204,7 @@ def test_adapters_train_and_are_cut_away() -> None:
     model = aligned()
     adapted, (name,) = add_adapters(model, feature_taps(model)[:1])
     terms = objective_terms(adapted, plan, {0: name})
-    Objective(terms)(forward(adapted, torch.randn(3, *SHAPE), terms[-1].taps), None, LABELS)[0].backward()
+    Objective(terms)(forward(adapted, torch.randn(3, *SHAPE), terms[-1].own), None, LABELS)[0].backward()
     weight = adapted.get_parameter(f"{name}.weight")
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
@@ -246,7 +246,7 @@ BAD: list[tuple[Options, Preset, str]] = [
     (Options(kind="plain"), PLAN, "found plain exits, which have no aligned features"),
     (Options(augment="mixup"), PLAN, "found augmentation 'mixup'"),
     (Options("nowhere"), PLAN, "found scheme 'nowhere'"),
-    (Options(after=("layer9",)), PLAN, "found no feature map at 'layer9'"),
+    (Options(after=("layer9",)), PLAN, "found no site \\['layer9'\\] for an exit"),
     (Options(), replace(PLAN, release=3), "found 3 epochs, of which the last 3 have no distillation"),
     (Options(), replace(PLAN, distance="cosine"), "found distance 'cosine'"),
     (Options("shallow", 1), replace(PLAN, skipped=(1,)), "found no student of features among 2 classifiers"),

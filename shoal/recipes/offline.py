@@ -14,12 +14,12 @@ from shoal.distill import Objective, Term, cross_entropy, kd
 from shoal.errors import ShoalError
 from shoal.lessons import Lesson, Problem
 from shoal.spec import Spec
+from shoal.surgery import drop_unread
 from shoal.teachers.adapters import (
     Feature,
     MarginReLU,
     attach,
     connector,
-    detach,
     embedding,
     feature_shape,
     margins,
@@ -72,20 +72,32 @@ Pair = tuple[Adapter, Adapter]
 """An adapter of the student and one of the teacher, for one loss."""
 
 
-def _with_hints(problem: Problem, student: nn.Module, teacher: nn.Module, pairs: Sequence[Pair], term: Term) -> Lesson:
-    """Cross-entropy and a feature loss; the adapters are named by their place, as the term's taps are."""
-    shape = problem.spec.shape
+def hinted(
+    student: nn.Module, teacher: nn.Module, shape: tuple[int, ...], pairs: Sequence[Pair], terms: tuple[Term, ...]
+) -> Lesson:
+    """A lesson whose terms read what pairs of adapters give; these are named by their place, see `hint_taps`."""
     mine, theirs = ({f"{i}": pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
-    return Lesson(attach(student, shape, mine), (cross_entropy(), term), attach(teacher, shape, theirs), cut=detach)
+    return Lesson(attach(student, shape, mine), terms, attach(teacher, shape, theirs), cut=drop_unread)
 
 
-def _taps(count: int) -> tuple[str, ...]:
+def _with_hints(problem: Problem, student: nn.Module, teacher: nn.Module, pairs: Sequence[Pair], term: Term) -> Lesson:
+    """Cross-entropy and a feature loss."""
+    return hinted(student, teacher, problem.spec.shape, pairs, (cross_entropy(), term))
+
+
+def as_it_is(site: str) -> Adapter:
+    """A site's result, not adapted."""
+    return Feature(site), nn.Identity()
+
+
+def hint_taps(count: int) -> tuple[str, ...]:
+    """The taps of so many pairs of adapters."""
     return tuple(f"hints.{i}" for i in range(count))
 
 
-def _ends(problem: Problem, student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+def matched_ends(shape: tuple[int, ...], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
     """The last sites of the stages, student's and teacher's. Raises ShoalError for different numbers of stages."""
-    mine, theirs = (stage_ends(model, problem.spec.shape) for model in (student, teacher))
+    mine, theirs = (stage_ends(model, shape) for model in (student, teacher))
     if len(mine) != len(theirs):
         raise ShoalError(
             f"found {len(mine)} stages in the student and {len(theirs)} in the teacher; need as many; take networks of "
@@ -97,7 +109,7 @@ def _ends(problem: Problem, student: nn.Module, teacher: nn.Module) -> list[tupl
 def hint_layer(problem: Problem, options: Options) -> Lesson:
     """The hint is the second stage's result, or that of the only one."""
     student, teacher = problem.network(), _teacher(options)
-    mine, theirs = _ends(problem, student, teacher)[:2][-1]
+    mine, theirs = matched_ends(problem.spec.shape, student, teacher)[:2][-1]
     sizes = [feature_shape(m, problem.spec.shape, Feature(s))[0] for m, s in ((student, mine), (teacher, theirs))]
     pair = ((Feature(mine), regressor(*sizes)), (Feature(theirs), nn.Identity()))
     return _with_hints(problem, student, teacher, [pair], fitnet("hints.0"))
@@ -106,9 +118,9 @@ def hint_layer(problem: Problem, options: Options) -> Lesson:
 def attention_maps(problem: Problem, options: Options) -> Lesson:
     """Attention maps at the end of every stage."""
     student, teacher = problem.network(), _teacher(options)
-    ends = _ends(problem, student, teacher)
-    pairs = [((Feature(a), nn.Identity()), (Feature(b), nn.Identity())) for a, b in ends]
-    return _with_hints(problem, student, teacher, pairs, attention(_taps(len(pairs))))
+    ends = matched_ends(problem.spec.shape, student, teacher)
+    pairs = [(as_it_is(a), as_it_is(b)) for a, b in ends]
+    return _with_hints(problem, student, teacher, pairs, attention(hint_taps(len(pairs))))
 
 
 def similarities(problem: Problem, options: Options) -> Lesson:
@@ -131,8 +143,8 @@ def before_relu(problem: Problem, options: Options) -> Lesson:
     """What the last ReLU of every stage receives, through connectors and margins (the feature overhaul)."""
     student, teacher, shape = problem.network(), _teacher(options), problem.spec.shape
     pairs = []
-    for a, b in _ends(problem, student, teacher):
+    for a, b in matched_ends(problem.spec.shape, student, teacher):
         mine, theirs = Feature(a, before=True), Feature(b, before=True)
         sizes = [feature_shape(m, shape, f)[0] for m, f in ((student, mine), (teacher, theirs))]
         pairs.append(((mine, connector(*sizes)), (theirs, MarginReLU(margins(teacher, shape, b)))))
-    return _with_hints(problem, student, teacher, pairs, overhaul(_taps(len(pairs))))
+    return _with_hints(problem, student, teacher, pairs, overhaul(hint_taps(len(pairs))))

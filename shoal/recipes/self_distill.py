@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from shoal.attention_exits import add_adapters, drop_adapters, feature_taps
+from shoal.attention_exits import add_adapters, feature_taps
 from shoal.augment import POLICIES
 from shoal.data import Dataset
 from shoal.distill import Objective, Term, Weight, cross_entropy, switched
@@ -16,6 +16,7 @@ from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.exit_points import exit_points
 from shoal.exits import count_exits, depth_order
+from shoal.recipes import beside
 from shoal.run import Run
 from shoal.spec import EXIT_KINDS, Spec, assemble
 from shoal.stages import Listener, Stages, check_teacher
@@ -91,6 +92,8 @@ class Options:
     alpha: float | None = None
     feature_weight: float | None = None
     augment: str | None = None
+    beside: str | None = None
+    """What else teaches, of `recipes.beside.BESIDE`."""
     baseline: bool = True
     """Train the plain network by the same schedule, too."""
 
@@ -118,27 +121,36 @@ def distill(
     settings: Settings,
     *,
     base: nn.Module | None = None,
+    teacher: nn.Module | None = None,
     run: Run | None = None,
     listen: Listener | None = None,
     tensorboard: bool = False,
 ) -> Result:
     """Train the plain network of `spec` with shallow classifiers that learn from its deeper ones.
 
-    It begins with the weights of `base`, or new ones; so does the baseline. Raises ShoalError for impossible options,
+    It begins with the weights of `base`, or new ones; so does the baseline. `teacher` is what `options.beside` learns
+    from as well. Raises ShoalError for impossible options,
     and StoppedError when the settings' time ran out.
     """
     preset = options.applied(preset)
-    grown = check_options(options, preset, spec, base)
+    grown = check_options(options, preset, spec, base, teacher)
     chosen = replace(settings, select=preset.select, augment=preset.augment or settings.augment)
     stages = Stages(data, chosen, run, listen, tensorboard)
-    baseline = _fitted(stages, "baseline", spec, base, preset) if options.baseline else None
-    model = _fitted(stages, "self-distillation", grown, base, preset)
-    return Result(grown, drop_adapters(model).eval(), baseline, stages.histories)
+    baseline = _baseline(stages, spec, base, preset) if options.baseline else None
+    model = _taught(stages, spec, grown, base, preset, options.beside, teacher)
+    return Result(grown, model.eval(), baseline, stages.histories)
 
 
-def check_options(options: Options, preset: Preset, spec: Spec, base: nn.Module | None = None) -> Spec:
+def check_options(
+    options: Options,
+    preset: Preset,
+    spec: Spec,
+    base: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+) -> Spec:
     """The spec with its exits. Raises ShoalError, before any training, for what cannot be trained."""
     check_teacher(spec)
+    beside.check(options.beside, teacher)
     _check_loss(preset, options)
     if base is not None:
         check_trace(base, spec.shape)
@@ -153,7 +165,7 @@ def check_options(options: Options, preset: Preset, spec: Spec, base: nn.Module 
     chosen = options.after or exit_points(plain, spec.shape, options.scheme, options.count)
     after = depth_order(plain, chosen)
     grown = replace(spec, exits=after, exit_kind=options.kind)
-    objective_terms(assemble(grown, plain), preset)
+    beside.lesson(options.beside, lambda: _made(grown, plain, preset), plain, teacher, spec.shape)
     return grown
 
 
@@ -186,15 +198,40 @@ def _check_loss(preset: Preset, options: Options) -> None:
         )
 
 
-def _fitted(stages: Stages, name: str, spec: Spec, base: nn.Module | None, preset: Preset) -> nn.Module:
-    """The network of `spec` after its training: by the whole loss where it has exits, else by cross-entropy."""
+def _baseline(stages: Stages, spec: Spec, base: nn.Module | None, preset: Preset) -> nn.Module:
+    """The plain network after its training."""
     torch.manual_seed(stages.settings.seed)
-    model, adapted = assemble(spec, base), dict[int, str]()
-    if spec.exits and preset.adapters and preset.feature_weight:
-        model, adapted = _adapted(model, preset)
-    terms = objective_terms(model, preset, adapted) if spec.exits else (cross_entropy(),)
-    stages.fit(name, model, Objective(terms), preset.schedule)
+    model = assemble(spec, base)
+    stages.fit("baseline", model, Objective((cross_entropy(),)), preset.schedule)
     return model
+
+
+def _taught(
+    stages: Stages,
+    spec: Spec,
+    grown: Spec,
+    base: nn.Module | None,
+    preset: Preset,
+    by: str | None,
+    teacher: nn.Module | None,
+) -> nn.Module:
+    """The network of `grown` after its training, without what only its losses read."""
+    plain = assemble(spec, base)
+    torch.manual_seed(stages.settings.seed)
+    own = beside.lesson(by, lambda: _made(grown, base, preset), plain, teacher, spec.shape)
+    stages.fit(
+        "self-distillation", own.model, Objective(own.terms), preset.schedule, teacher=own.teacher,
+        settings={"exit": own.exit},
+    )  # fmt: skip
+    return own.cut(own.model)
+
+
+def _made(spec: Spec, base: nn.Module | None, preset: Preset) -> tuple[nn.Module, tuple[Term, ...]]:
+    """A network with its shallow classifiers, and the terms that train it."""
+    model, adapted = assemble(spec, base), dict[int, str]()
+    if preset.adapters and preset.feature_weight:
+        model, adapted = _adapted(model, preset)
+    return model, objective_terms(model, preset, adapted)
 
 
 def _adapted(model: nn.Module, preset: Preset) -> tuple[nn.Module, dict[int, str]]:

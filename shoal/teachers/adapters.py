@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
 from shoal.sites import relu_sites
-from shoal.surgery import edit, module_calls, shapes
+from shoal.surgery import module_calls, shapes
 
 PREFIX = "hints."
 
@@ -33,8 +33,8 @@ def attach(
 ) -> fx.GraphModule:
     """A copy of `model` that also computes each adapter on its feature; the tap of the adapter `a` is ``hints.a``.
 
-    The logits and the names of all other submodules stay. `detach` takes the adapters away. Raises ShoalError for a
-    site that is no submodule.
+    The logits and the names of all other submodules stay. `surgery.drop_unread` takes the adapters away. Raises
+    ShoalError for a site that is no submodule.
     """
     traced = shapes(model, shape)
     traced.train(model.training)
@@ -47,11 +47,6 @@ def attach(
             traced.graph.call_module(path, (node,))
     traced.recompile()
     return traced
-
-
-def detach(model: nn.Module) -> fx.GraphModule:
-    """A copy of `model` without its adapters: nothing reads them, so they are dead code."""
-    return edit(model, lambda traced: None)
 
 
 def feature_shape(model: nn.Module, shape: tuple[int, ...], feature: Feature) -> tuple[int, ...]:

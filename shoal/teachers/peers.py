@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
+from shoal.outputs import forward
 from shoal.sites import ReluSite, relu_sites
 from shoal.surgery import module_calls, shapes
 
@@ -21,7 +22,7 @@ PREFIX = "branches."
 
 
 class Peers(nn.Module):
-    """Networks side by side; the forward gives the logits [N, classes] of each for images [N, C, H, W]."""
+    """Networks side by side; the forward gives all logits [N, classes] of each for images [N, C, H, W]."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class Peers(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits of every network."""
-        return tuple(network(x) for network in self.networks)
+        return tuple(z for network in self.networks for z in forward(network, x).logits)
 
 
 def check_count(count: int) -> None:
