@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,28 @@ def analyse(
     unknown = [name for name in chosen if name not in STUDIES]
     if unknown or images < 1:
         raise ShoalError(f"found studies {unknown} and {images} images; need {', '.join(STUDIES)}, and 1 or more")
+    if not all(0 <= level < math.inf for level in levels):
+        raise ShoalError(f"found noise levels {list(levels)}; need standard deviations of 0 or more; correct --levels")
     run, settings = Run(folder), Settings(seed=seed, device=device)
     settings.check()
-    spec, model = run.load_model()
+    spec, model = run.load_whole()
     data = load_data(run.config(), data_dir, device)
     network = with_own_layers(model, spec.shape).to(device).eval()
     subject = Subject(network, data, images, tuple(levels), seed, settings)
     place = out if out is not None else folder / "analysis"
-    return {name: _study(name, subject, place) for name in chosen or STUDIES}
+    return {name: _study(name, subject, place, bool(chosen)) for name in chosen or STUDIES}
 
 
-def _study(name: str, subject: Subject, place: Path) -> dict[str, Any]:
-    result = STUDIES[name](subject)
+def _study(name: str, subject: Subject, place: Path, asked: bool) -> dict[str, Any]:
+    """One study; of those that nobody asked for by name, also why this network has none."""
+    try:
+        result, note = STUDIES[name](subject), "this network has none"
+    except ShoalError as error:
+        if asked:
+            raise
+        result, note = None, str(error)
     if result is None:
-        return {"rows": 0, "files": [], "note": "this network has none"}
+        return {"rows": 0, "files": [], "note": note}
     place.mkdir(parents=True, exist_ok=True)
     write(name, result, place)
     return {"rows": len(result.rows), "files": [str(place / f"{name}.{kind}") for kind in ("csv", "png")]}

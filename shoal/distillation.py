@@ -12,12 +12,13 @@ from torch import nn
 
 from shoal.data import Dataset
 from shoal.errors import ShoalError
+from shoal.exits import check_one_classifier
 from shoal.figures import figures
 from shoal.lessons import Problem, Result, Teach, learn
 from shoal.progress import bars
 from shoal.recipes import comparators, osakd
 from shoal.report import plot_curves
-from shoal.run import Run, environment
+from shoal.run import Run, environment, own_network
 from shoal.spec import Spec
 from shoal.stages import Stages
 from shoal.teachers.neighbours import Neighbourhood
@@ -63,6 +64,7 @@ def distill(asked: Asked, shared: Shared) -> dict[str, Any]:
     data = load_data(config, asked.data_dir, shared.device)
     spec = Spec(asked.model, data.classes, data.shape, asked.width, asked.resolution, replaced=asked.replaced)
     check_network(spec)
+    check_one_classifier(own_network(spec), spec.base)
     settings = shared.settings(config["seed"])
     teach, schedule = _plan(asked, spec, data, teacher)
     if asked.assistant is None:  # one who must be trained first cannot be tried

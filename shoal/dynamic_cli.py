@@ -32,8 +32,12 @@ def exits(
         float | None, typer.Option(help="The paper's fitness: acceleration + beta x points of accuracy gained.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="grid (exact), genetic (the paper's) or evolution (differential).")
-    ] = "grid",
+        str | None,
+        typer.Option(
+            help="grid (all combinations), genetic (the paper's) or evolution (differential); the grid up to four "
+            "thresholds, evolution beyond, if left out."
+        ),
+    ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Where no exit is sure, the mean of all exits' logits answers.")
     ] = False,
@@ -79,7 +83,7 @@ def exits_table(title: str, body: dict[str, Any]) -> Table:
         f"batch {batch}: {1e3 * t['dynamic']:.3g} ms an image against {1e3 * t['full']:.3g}, {t['speedup']:.2f}x"
         for batch, t in body["seconds"].items()
     ]
-    kinds = dict.fromkeys(name.partition(" ")[2].strip("()") for name in body["uncounted"])
+    kinds = dict.fromkeys(name.partition(" (")[2].partition(" of ")[0].rstrip(")") for name in body["uncounted"])
     missing = [f"MACs leave out {', '.join(kinds)}"] if kinds else []
     table.caption = "\n".join([*times, *missing])
     return table
@@ -151,7 +155,8 @@ def prune(
     """Prune a trained network by magnitude and train it on, by several amounts: accuracy against weights left.
 
     Run it on a network with self-distillation and on one without to compare them (the paper's Fig. 6). Pruned weights
-    are zeros in layers of the same size; MACs stay what they are. OUT/pruning.json and pruning.png hold the figures.
+    are zeros in layers of the same size; MACs stay what they are. OUT/amount-0.5 and so on are runs of their own, and
+    OUT/pruning.json and pruning.png hold the figures.
     """
     with until_terminated() as stop:
         shared = Shared(out, 0, device, "fp32", max_seconds, resume, False, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from shoal.early.dynamic import check_thresholds, infer
 from shoal.early.evidence import Evidence, Outcome, collect
 from shoal.early.latency import Classify, compare, stage_seconds
 from shoal.early.plots import plot_exits
-from shoal.early.thresholds import CELLS, METHODS, Found, Goal, Grid, search
+from shoal.early.thresholds import CELLS, METHODS, Found, Goal, Grid, search, usual_method
 from shoal.errors import ShoalError
 from shoal.run import Run
 from shoal.train import Settings
@@ -46,6 +47,9 @@ class Wanted:
         given = [k for k in ("budget", "loss", "beta") if getattr(self, k) is not None]
         if len(given) > 1:
             raise ShoalError(f"found --{given[0]} and --{given[1]}; need one goal; leave one of them out")
+        odd = [k for k in ("loss", "beta") if not math.isfinite(getattr(self, k) or 0.0)]
+        if odd:
+            raise ShoalError(f"found --{odd[0]} {getattr(self, odd[0])}; need a number; correct it")
         if self.budget is not None:
             self.amount()
         if self.batch is not None and not self.in_seconds:
@@ -94,7 +98,7 @@ def exits(
     folder: Path,
     wanted: Wanted,
     *,
-    method: str = "grid",
+    method: str | None = None,
     ensemble: bool = False,
     compiled: bool = False,
     rounds: int = 5,
@@ -105,7 +109,7 @@ def exits(
 
     Raises ShoalError for a run with one exit and when no thresholds reach what is wanted; nothing is written then.
     """
-    if method not in METHODS:
+    if method is not None and method not in METHODS:
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
     if rounds < 1:
         raise ShoalError(f"found {rounds} rounds; need 1 or more timed ones; leave --rounds out")
@@ -116,6 +120,7 @@ def exits(
         full.compile(dynamic=True)
     images = data.normalise(data.test.images[: max(512, 8 * wanted.size)])
     prices, price = _prices(network, full, wanted, images, rounds)
+    method = method or usual_method(val.exits if ensemble else val.exits - 1)
     found = search(val, prices, wanted.goal(price, val.accuracies[-1]), method=method, ensemble=ensemble)
     body = _choice(wanted, found, method, ensemble) | _results(network, val, test, data, found, ensemble)
     body["seconds"] = _seconds(network, full, found.thresholds, ensemble, images, rounds)
@@ -129,7 +134,7 @@ def _opened(folder: Path, data_dir: Path | None, device: str) -> tuple[Run, Data
     """The run, its data, its network, that as a cascade, and its strongest classifier alone."""
     Settings(device=device).check()
     run = Run(folder)
-    spec, model = run.load_model()
+    spec, model = run.load_whole()
     model = model.to(device)
     network, full = cascade(model, spec.shape), strongest(model, spec.shape)
     return run, load_data(run.config(), data_dir, device), model, network, full

@@ -141,6 +141,16 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
     return edit(model, cut)
 
 
+def check_one_classifier(model: nn.Module, name: str) -> None:
+    """Raise ShoalError for a network, called `name`, that has several classifiers."""
+    found = count_exits(model)
+    if found > 1:
+        raise ShoalError(
+            f"found {found} classifiers in {name!r}; need a network with one; train all of its own at once with shoal "
+            "inplace"
+        )
+
+
 def count_exits(model: nn.Module) -> int:
     """How many classifiers the forward pass of `model` gives the logits of."""
     return len(_results(next(n for n in normalise(model).graph.nodes if n.op == "output")))

@@ -43,7 +43,7 @@ def export(folder: Path, out: Path, data_dir: Path | None = None) -> dict[str, A
     """
     _check_installed()
     run = Run(folder)
-    spec, model = run.load_model()
+    spec, model = run.load_whole()
     network = cascade(model, spec.shape)
     thresholds, ensemble = read_thresholds(run, len(network))
     Run(out).check_free()

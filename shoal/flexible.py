@@ -30,13 +30,10 @@ from shoal.figures import figures
 from shoal.progress import bars
 from shoal.recipes import inplace
 from shoal.report import plot_anytime, plot_curves
-from shoal.run import Run, environment
+from shoal.run import WHOLE, Run, environment
 from shoal.spec import Spec
 from shoal.train import Settings
 from shoal.training import Shared, check_network, load_data, longer
-
-WHOLE = "slimmable"
-"""Name under which a run keeps the network of all widths; its `model` is the widest alone, to compile and to count."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def anytime(folder: Path, budgets: Sequence[float], data_dir: Path | None, devic
     """
     run, settings = Run(folder), Settings(device=device)
     settings.check()
-    spec, model = run.load_model(WHOLE if run.has(f"{WHOLE}.json") else "model")
+    spec, model = run.load_whole()
     return _evaluate(run, spec, model, load_data(run.config(), data_dir, device), settings, budgets)
 
 

@@ -36,12 +36,15 @@ def prune_by_amounts(
     """
     _check(amounts, method, epochs, rate)
     shared.check()
-    spec, network = Run(source).load_model()
+    spec, network = Run(source).load_whole()
     if spec.widths and spec.kept_width is None:
         raise ShoalError("found a slimmable network; need one width or exits; prune one of its narrowed runs")
     config = Run(source).config()
     data, settings = load_data(config, data_dir, shared.device), shared.settings(config["seed"])
-    config = {k: config.get(k) for k in ("data", "data_dir", "seed", "limit")} | {"command": "prune", "source": source}
+    config = {k: config.get(k) for k in ("data", "data_dir", "seed", "limit")} | {
+        "command": "prune",
+        "source": source.resolve(),
+    }
     config |= {"method": method, "epochs": epochs, "rate": rate}
     run = Run.create(shared.out, config | {"amounts": list(amounts)}, shared.resume)
     stages = Stages(data, settings, run, tensorboard=shared.tensorboard)

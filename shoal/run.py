@@ -91,6 +91,10 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
+WHOLE = "slimmable"
+"""Name under which a run keeps the network of all widths; its `model` is the widest alone, to compile and to count."""
+
+
 class Run:
     """A run folder: `spec.json` + `model.safetensors` (the result), `teacher.*` (what it came from), `config.json`,
     `metrics.jsonl`, `environment.json`, and the stages' checkpoints under `stages/`.
@@ -213,6 +217,10 @@ class Run:
         """Store a network as `<name>.json` (its spec) and `<name>.safetensors`."""
         write_tensors(self.folder / f"{name}.safetensors", dict(model.state_dict()))
         spec.save(self.folder / f"{name}.json")
+
+    def load_whole(self) -> tuple[Spec, nn.Module]:
+        """The network with all of its widths, where the run has one under `WHOLE`, else as `load_model` gives it."""
+        return self.load_model(WHOLE if self.has(f"{WHOLE}.json") else "model")
 
     def load_model(self, name: str = "model", base: nn.Module | None = None) -> tuple[Spec, nn.Module]:
         """A stored network, in eval mode. Raises ShoalError when there is none, or its weights have been altered."""

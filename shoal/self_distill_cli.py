@@ -48,7 +48,10 @@ def self_distill(
         list[str] | None, typer.Option(help="A submodule after which one goes (repeat it), instead of --scheme.")
     ] = None,
     kind: Annotated[
-        str, typer.Option(help="attention (trains best), aligned (also runs in private), or plain (one convolution).")
+        str,
+        typer.Option(
+            help="attention (trains best, not for private inference), aligned (also in private) or plain (a convolution)."
+        ),
     ] = "attention",
     path: Annotated[str | None, typer.Option(help=f"Who teaches: {', '.join(PATHS)}; or as the preset.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the divergence, 0 to 1; or as the preset.")] = None,
@@ -81,7 +84,7 @@ def self_distill(
     """Train one network with several classifiers, the shallow ones taught by the deeper (Self-Distillation).
 
     Prints every classifier and both ensembles beside the plain network trained as long; cascaded MACs are those of the
-    weaker classifiers, too, asked before. OUT holds the network with all classifiers; OUT/exits/0, 1, ... each is a run
+    weaker classifiers, too, asked before. OUT holds the network with all classifiers; OUT/exits/1, 2, ... each is a run
     of one of them alone, weak to strong, for shoal evaluate and compile.
     """
     source = self_distillation.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))

@@ -74,7 +74,7 @@ def distill(
 ) -> dict[str, Any]:
     """Train a network with several classifiers, and the plain one beside it, into a run folder.
 
-    The run's own network has all classifiers; each alone is a run in `exits/0`, `exits/1`, ..., weak to strong. Raises
+    The run's own network has all classifiers; each alone is a run in `exits/1`, `exits/2`, ..., weak to strong. Raises
     ShoalError, before anything is written, for what cannot be trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -125,7 +125,7 @@ def _save(run: Run, result: self_distill.Result, plain: Spec, data: Dataset, set
     last = len(found["exits"]) - 1
     for index in range(last + 1):
         own = replace(result.spec, kept_exit=index)
-        part = Run.create(run.folder / "exits" / str(index), run.read_json("config.json"), resume=True)
+        part = Run.create(run.folder / "exits" / str(index + 1), run.read_json("config.json"), resume=True)
         part.save_model(own, keep_exit(result.model, index))
     final = figures(keep_exit(result.model, last), data, result.spec, settings)
     body = {"data": data.name, "model": plain.base, "seed": settings.seed, "after": result.spec.exits} | found

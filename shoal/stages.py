@@ -110,8 +110,8 @@ def check_teacher(spec: Spec) -> None:
     """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no reduction has been done."""
     if spec.is_reduced:
         raise ShoalError(
-            "found a network that has been reduced already; need the all-ReLU network that it came from; "
-            "reduce that one to the new budget"
+            "found a network that has been reduced already, or given exits; need the all-ReLU network that it came "
+            "from; begin with that one"
         )
 
 

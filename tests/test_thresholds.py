@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise, product
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from shoal.early.evidence import Evidence
 from shoal.early.genetic import Genetic, decode
 from shoal.early.genetic import search as genetic_search
-from shoal.early.thresholds import METHODS, Goal, Grid, search
+from shoal.early.thresholds import METHODS, Goal, Grid, search, usual_method
 from shoal.errors import ShoalError
 
 PRICES = (3.0, 5.0, 8.0, 10.0)
@@ -57,10 +58,19 @@ def test_outcomes_are_algorithm_1_image_by_image(seed: int) -> None:
 GOALS = (Goal(9.0, 70.0), Goal(9.0, 70.0, beta=0.2), Goal(9.0, 70.0, budget=6.0), Goal(9.0, 70.0, loss=0.5))
 
 
+def overconfident(count: int, exits: int) -> Evidence:
+    """As trained networks are: the same order of images, most confidences above 0.99."""
+    evidence = made(count, exits)
+    return Evidence(1 - (1 - evidence.confidence) ** 4 / 10, evidence.right, evidence.ensemble_right)
+
+
+@pytest.mark.parametrize("kind", [made, overconfident])
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_ten_thousand_images_and_three_thresholds(goal: Goal, ensemble: bool) -> None:
-    evidence = made(10_000, 3 if ensemble else 4)
+def test_ten_thousand_images_and_three_thresholds(
+    kind: Callable[[int, int], Evidence], goal: Goal, ensemble: bool
+) -> None:
+    evidence = kind(10_000, 3 if ensemble else 4)
     prices = PRICES[: evidence.exits]
     goal = Goal(prices[-1], evidence.accuracies[-1], goal.budget, goal.loss, goal.beta)
     grid = search(evidence, prices, goal, ensemble=ensemble)
@@ -69,6 +79,13 @@ def test_ten_thousand_images_and_three_thresholds(goal: Goal, ensemble: bool) ->
         assert found.fitness >= grid.fitness - 0.01 * abs(grid.fitness), method
         outcome = evidence.outcome(found.thresholds, prices, ensemble)
         assert (outcome.accuracy, outcome.price) == (found.accuracy, found.price)
+
+
+def test_the_usual_method_looks_close_with_many_exits() -> None:
+    evidence, prices = overconfident(2000, 7), tuple(range(10, 80, 10))
+    goal = Goal(70.0, evidence.accuracies[-1], loss=0.0)
+    assert search(evidence, prices, goal).fitness > search(evidence, prices, goal, method="grid").fitness
+    assert (usual_method(4), usual_method(5)) == ("grid", "evolution")
 
 
 def test_goals_by_hand() -> None:

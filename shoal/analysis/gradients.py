@@ -15,23 +15,30 @@ ALL = "all"
 """The exit of rows for the sum of all exits' losses."""
 
 
-def gradient_magnitudes(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 128) -> list[dict[str, object]]:
+def gradient_magnitudes(
+    model: nn.Module, images: Tensor, labels: Tensor, batch: int = 128, seed: int = 0
+) -> list[dict[str, object]]:
     """For each convolution and exit: the mean absolute gradient of its weights under that exit's cross-entropy.
 
     Of a copy in training mode, so with batch statistics, as mean over batches of normalised `images` [N, C, H, W].
-    Exits count from 0, the weakest; `ALL` is the sum of their losses. A layer that an exit does not read has 0.
-    Raises ShoalError for a network without a convolution.
+    Exits count from 0, the weakest; `ALL` is the sum of their losses. A layer that an exit does not read has 0. `seed`
+    decides what dropout drops; a last batch of one image is left out, which has no statistics. Raises ShoalError for a
+    network without a convolution, and for fewer than two images.
     """
     trained = copy.deepcopy(model).train()
     layers = {name: m for name, m in trained.named_modules() if isinstance(m, nn.Conv2d)}
     if not layers:
         raise ShoalError("found no convolution in the network; need one or more to study their gradients")
     sums: dict[tuple[str, int | str], Tensor] = {}
-    batches = list(zip(images.split(batch), labels.split(batch), strict=True))
-    for x, y in batches:
-        for exit, values in _of_batch(trained, list(layers.values()), x, y).items():
-            for name, value in zip(layers, values, strict=True):
-                sums[name, exit] = sums.get((name, exit), torch.zeros(())) + value / len(batches)
+    batches = [(x, y) for x, y in zip(images.split(batch), labels.split(batch), strict=True) if len(x) > 1]
+    if not batches:
+        raise ShoalError("found one image to study gradients with; need two or more, for their statistics; take more")
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
+        for x, y in batches:
+            for exit, values in _of_batch(trained, list(layers.values()), x, y).items():
+                for name, value in zip(layers, values, strict=True):
+                    sums[name, exit] = sums.get((name, exit), torch.zeros(())) + value / len(batches)
     return [{"layer": name, "exit": exit, "gradient": float(value)} for (name, exit), value in sums.items()]
 
 

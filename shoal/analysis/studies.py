@@ -69,7 +69,7 @@ def flat_minimum(subject: Subject) -> Result:
 
 def gradients(subject: Subject) -> Result:
     """Mean absolute gradients by convolution and exit on training images (section 5.5, Fig. 15)."""
-    rows = gradient_magnitudes(subject.model, *subject.of(subject.data.train))
+    rows = gradient_magnitudes(subject.model, *subject.of(subject.data.train), seed=subject.seed)
     return Result(rows, plots.by_layer(rows))
 
 

@@ -18,7 +18,7 @@ Values = NDArray[np.float64]
 class Genetic:
     """Everything that Algorithm 2 leaves open; the paper gives none of these numbers.
 
-    A threshold is a number of `bits` bits, from 0 to 1 in steps of 1 / (2^bits - 1). Each of `generations` keeps the
+    A number is of `bits` bits, from 0 to 1 in steps of 1 / (2^bits - 1). Each of `generations` keeps the
     `elite` fittest of `population` and fills the rest with children of parents that are each the fittest of
     `tournament` drawn at random; with probability `crossover` a child takes every bit from either parent, else all
     from one; each bit flips with probability `mutation` (None: 1 / number of bits of all thresholds).
@@ -26,7 +26,7 @@ class Genetic:
 
     population: int = 64
     generations: int = 40
-    bits: int = 10
+    bits: int = 12
     crossover: float = 0.9
     mutation: float | None = None
     tournament: int = 3
@@ -48,13 +48,13 @@ class Genetic:
 
 
 def decode(genes: Genes, bits: int) -> Values:
-    """Thresholds [P, T] in [0, 1] of genes [P, T * bits], each threshold's highest bit first."""
+    """Numbers [P, T] in [0, 1] of genes [P, T * bits], each number's highest bit first."""
     powers = 2.0 ** np.arange(bits - 1, -1, -1)
     return genes.reshape(len(genes), -1, bits) @ powers / (2.0**bits - 1)
 
 
 def search(fitness: Callable[[Values], Values], count: int, options: Genetic, seed: int) -> Values:
-    """The fittest `count` thresholds [T] that occurred; `fitness` gives [P] for thresholds [P, T]."""
+    """The fittest `count` numbers [T] in [0, 1] that occurred; `fitness` gives [P] for numbers [P, T]."""
     rng = np.random.default_rng(seed)
     genes = rng.random((options.population, count * options.bits)) < 0.5
     scores = fitness(decode(genes, options.bits))

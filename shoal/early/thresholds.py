@@ -71,30 +71,45 @@ def search(
     prices: Sequence[float],
     goal: Goal,
     *,
-    method: str = "grid",
+    method: str | None = None,
     ensemble: bool = False,
     seed: int = 0,
     genetic: Genetic | None = None,
 ) -> Found:
-    """The best thresholds on `evidence`, by one of `METHODS`; leaving at exit i costs ``prices[i]``.
+    """The best thresholds on `evidence` by one of `METHODS` (None: `usual_method`); leaving at exit i costs prices[i].
 
-    One for each exit but the last, and with `ensemble` for the last one, too. `seed` is of no use to the grid, which
-    is exact on its levels; `genetic` is of use to that method alone. Raises ShoalError for an unknown method, and
-    when no thresholds meet the goal.
+    One for each exit but the last, and with `ensemble` for the last one, too. The methods that do not try everything
+    search among quantiles of each exit's confidences, most of which are close to 1 in a trained network. `seed` is of
+    no use to the grid, which is exact on its levels; `genetic` is of use to that method alone. Raises ShoalError for an
+    unknown method, and when no thresholds meet the goal.
     """
-    _check(evidence, prices, method, genetic)
     count = evidence.exits if ensemble else evidence.exits - 1
+    method = method or usual_method(count)
+    _check(evidence, prices, method, genetic)
+    ranked = np.sort(evidence.confidence[:, :count], axis=0)
 
-    def fitness(thresholds: Floats) -> Floats:
-        return goal.fitness(*evidence.outcomes(thresholds, prices, ensemble))
+    def fitness(shares: Floats) -> Floats:
+        return goal.fitness(*evidence.outcomes(_at(ranked, shares), prices, ensemble))
 
     if method == "grid":
         best = Grid.of(evidence, prices, ensemble).best(goal)
     elif method == "genetic":
-        best = genetic_search(fitness, count, genetic or Genetic(), seed)
+        best = _at(ranked, genetic_search(fitness, count, genetic or Genetic(), seed)[None])[0]
     else:
-        best = _evolve(fitness, count, seed)
+        best = _at(ranked, _evolve(fitness, count, seed)[None])[0]
     return _found(evidence, prices, goal, best, ensemble)
+
+
+def usual_method(count: int) -> str:
+    """The grid where it has 32 levels or more for each of `count` thresholds, else differential evolution."""
+    return "grid" if 32**count <= CELLS else "evolution"
+
+
+def _at(ranked: Floats, shares: Floats) -> Floats:
+    """Thresholds [P, T]: a share of 0 lets all images leave, 1 none, and others that part stay; `ranked` is [N, T]."""
+    places = np.ceil(shares * len(ranked)).astype(np.int64) - 1
+    inner = np.take_along_axis(ranked, np.clip(places, 0, None), axis=0)
+    return np.where(shares >= 1, 1.0, np.where(places < 0, 0.0, inner))
 
 
 METHODS = ("grid", "genetic", "evolution")

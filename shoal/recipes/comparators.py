@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from shoal.errors import ShoalError
+from shoal.exits import check_one_classifier
 from shoal.lessons import Lesson, Problem, Teach
 from shoal.recipes import offline, online
 from shoal.recipes.offline import Options
@@ -100,6 +101,7 @@ def _check_fit(options: Options, spec: Spec) -> None:
         )
     if options.teacher is None:
         return
+    check_one_classifier(options.teacher, "the teacher")
     graph = trace(options.teacher, spec.shape)
     if [graph[name].shape for name in graph.outputs] != [(spec.classes,)]:
         raise ShoalError(

@@ -15,7 +15,7 @@ from shoal.distill import Objective, Term, Weight, cross_entropy, switched
 from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.exit_points import exit_points
-from shoal.exits import count_exits, depth_order
+from shoal.exits import check_one_classifier, count_exits, depth_order
 from shoal.recipes import beside
 from shoal.run import Run
 from shoal.spec import EXIT_KINDS, Spec, assemble
@@ -155,11 +155,7 @@ def check_options(
     if base is not None:
         check_trace(base, spec.shape)
     plain = assemble(spec, base)
-    if count_exits(plain) > 1:
-        raise ShoalError(
-            f"found {count_exits(plain)} classifiers in {spec.base!r}; need a network with one; train all of its own "
-            "at once with shoal inplace"
-        )
+    check_one_classifier(plain, spec.base)
     if options.after and options.count is not None:
         raise ShoalError("found a count of exits and their sites; need one of them; leave the count out")
     chosen = options.after or exit_points(plain, spec.shape, options.scheme, options.count)

@@ -82,7 +82,9 @@ def _distances(x: Tensor) -> Tensor:
 
 def _angles(x: Tensor) -> Tensor:
     """[N, D] -> [N, N, N]: cosines of the angles at each point between two others (RKD)."""
-    edges = F.normalize(x[None] - x[:, None], dim=2)
+    edges = x[None] - x[:, None]
+    # Within the root, so that samples with one and the same embedding get no endless gradient.
+    edges = edges / (edges.square().sum(2, keepdim=True) + 1e-8).sqrt()
     return edges @ edges.transpose(1, 2)
 
 
