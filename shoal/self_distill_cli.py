@@ -50,7 +50,7 @@ def self_distill(
     kind: Annotated[
         str,
         typer.Option(
-            help="attention (trains best, not for private inference), aligned (also in private) or plain (a convolution)."
+            help="attention (trains best, not for private inference), aligned (also in private) or plain (one layer)."
         ),
     ] = "attention",
     path: Annotated[str | None, typer.Option(help=f"Who teaches: {', '.join(PATHS)}; or as the preset.")] = None,

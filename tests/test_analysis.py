@@ -25,6 +25,8 @@ from shoal.analysis.noise import noise_curve
 from shoal.early.evidence import Evidence
 from shoal.errors import ShoalError
 from shoal.outputs import forward
+from shoal.run import Run, own_network
+from shoal.spec import Spec
 
 SHAPE = (1, 8, 8)
 
@@ -83,6 +85,20 @@ def test_gradients_reach_the_layers_that_an_exit_reads() -> None:
     assert sizes["c2", 2] > 0
     assert sizes["c2", ALL] == pytest.approx(sizes["c2", 2])  # the last exit alone reads it
     assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_gradients_have_a_seed_and_leave_single_images_out() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 4)
+    )
+    images, labels = some(9)
+    state = torch.get_rng_state()
+    first, again, other = (gradient_magnitudes(model, images, labels, 4, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert first == gradient_magnitudes(model, images[:8], labels[:8], 4)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ShoalError, match="found one image"):
+        gradient_magnitudes(model, images[:1], labels[:1])
 
 
 def test_gradients_by_hand() -> None:
@@ -230,6 +246,28 @@ def test_attention_is_drawn_where_there_is_any() -> None:
     assert all(0 < row["least"] <= row["mean"] <= row["most"] < 1 for row in result.rows)
 
 
+def test_studies_that_a_network_has_none_of_stop_only_who_asked(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"data": "digits", "seed": 0, "limit": 100, "data_dir": None})
+    spec = Spec("test_analysis:Pooled", 10, (1, 16, 16))
+    run.save_model(spec, own_network(spec))
+    body = json.loads(call("analyse", str(run.folder), "--images", "20", "--json"))
+    assert "found logits from" in body["pca"]["note"]
+    assert body["gradients"]["rows"] > 0
+    with pytest.raises(ShoalError, match="found logits from"):
+        call("analyse", str(run.folder), "--study", "pca")
+
+
+class Pooled(nn.Module):
+    """Without a linear layer."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv, self.relu, self.last = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu(self.conv(x))).mean((2, 3))
+
+
 def test_the_command_writes_a_plot_and_a_table_each(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     words = ("analyse", str(run), "--images", "60", "--levels", "0,0.1", "--json")
@@ -248,7 +286,8 @@ def test_the_command_writes_a_plot_and_a_table_each(tmp_path: Path) -> None:
         (("--study", "colour"), r"found studies \['colour'\]"),
         (("--images", "0"), "0 images"),
         (("--levels", "a"), "--levels 'a'"),
-        (("--levels", "-1", "--study", "flat-minimum"), "need levels of 0 or more"),
+        (("--levels", "-1", "--study", "flat-minimum"), "need standard deviations of 0 or more"),
+        (("--levels", "nan"), "need standard deviations of 0 or more"),
     ):
         with pytest.raises(ShoalError, match=pattern):
             call("analyse", str(run), *more)

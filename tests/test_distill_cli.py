@@ -83,6 +83,11 @@ def test_branches_are_measured_and_one_is_kept(tmp_path: Path) -> None:
         (["dml", *SMALL, *DIGITS, "--include-self"], "found exclude_self with method 'dml'"),
         (["dml", *SMALL, *DIGITS, "--preset", "paper-resnet"], "found preset 'paper-resnet'; need one of quick, paper"),
         (["kd", *SMALL, *DIGITS], "found no teacher for method 'kd'"),
+        (
+            ["osakd", "msdnet-5", "--width", "0.25", *DIGITS],
+            "found 5 classifiers in 'msdnet-5'; need a network with one",
+        ),
+        (["dml", "msdnet-5", "--width", "0.25", *DIGITS], "found 5 classifiers in 'msdnet-5'; need a network with one"),
         (["one", "osakd-cnn1", "--resolution", "0.25", *DIGITS], "found that the model fails|found a network with one"),
     ],
 )

@@ -85,6 +85,20 @@ def test_the_table(multi: Path) -> None:
     assert "ms an image against" in text
 
 
+def test_all_widths_of_a_run_are_its_exits(tmp_path: Path) -> None:
+    """Also for studies; what is stored as the run's network is the widest alone."""
+    words = ("resnet10", "--data", "digits", "--limit", "200", "--width", "0.125", "--epochs", "1", "--widths", "0.5,1")
+    made = json.loads(call("inplace", *words, "--out", str(tmp_path / "run"), "--json"))
+    body = exits(tmp_path / "run", "--loss", "100")
+    assert [row["macs"] for row in body["exits"]] == [row["macs"] for row in made["anytime"]]
+    assert [row["accuracy"] for row in body["exits"]] == pytest.approx([row["accuracy"] for row in made["anytime"]])
+    studies = json.loads(call("analyse", str(tmp_path / "run"), "--study", "separability", "--images", "50", "--json"))
+    assert studies["separability"]["rows"] == 2
+    with pytest.raises(ShoalError, match="found a slimmable network"):
+        call("prune", str(tmp_path / "run"), "--out", str(tmp_path / "pruned"))
+    assert not (tmp_path / "pruned").exists()
+
+
 def test_help_teaches() -> None:
     for command in ("exits", "export", "analyse", "prune"):
         assert len(call(command, "--help")) > 400
@@ -108,6 +122,8 @@ def test_refused_and_nothing_written(multi: Path, tmp_path: Path) -> None:
         ((str(multi), "--method", "best"), "method 'best'"),
         ((str(multi), "--rounds", "0"), "found 0 rounds"),
         ((str(multi), "--budget", "0.5", "--loss", "1"), "need one goal"),
+        ((str(multi), "--loss", "nan"), "found --loss nan"),
+        ((str(multi), "--beta", "inf"), "found --beta inf"),
         ((str(multi), "--batch", "8"), "no budget in seconds"),
         ((str(multi), "--budget", "1s", "--batch", "0"), "batches of 0"),
         ((str(multi), "--budget", "half"), "--budget 'half'"),

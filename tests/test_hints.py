@@ -132,8 +132,8 @@ def test_gradients_reach_the_student_only_and_are_finite(name: str) -> None:
     TERMS[name].loss(sides[0], sides[1], torch.zeros(4)).backward()
     assert teacher.grad is None
     assert student.grad is not None
-    assert student.grad.isfinite().all()
     assert student.grad.abs().sum() > 0
+    assert student.grad.abs().max() < 1e4
 
 
 @pytest.mark.parametrize("name", TERMS)
