@@ -101,6 +101,32 @@ def sweep() -> str:
 {table(head, rows)}"""
 
 
+def learners(name: str) -> Callable[[], str]:
+    return lambda: learners_table(result(name))
+
+
+def learners_table(body: dict[str, Any]) -> str:
+    """A row a method, a column a budget: accuracy and its spread over seeds."""
+    parts, cells = body["settings"]["parts"], body["table"]
+    whole = cells["teacher"]["relus"]
+    head = ("", *(f"1/{part} ({whole // part:,})" for part in parts), f"squares at 1/{parts[0]}", "seconds a run")
+    rows = [(label, *[_accuracy(cells[kind])] * len(parts), "", "") for kind, label in ALL_RELUS.items()]
+    for method in dict.fromkeys(kind.split("/")[2] for kind in cells if kind.count("/") == 3):
+        found = [cells[f"1/{part}/{method}/no gates"] for part in parts]
+        seconds = sum(cell["seconds_mean"] for cell in found) / len(found)
+        squares = f"{found[0]['quadratics']:,}" if found[0]["quadratics"] else ""
+        rows.append((f"`{method}`", *(_accuracy(cell) for cell in found), squares, f"{seconds:.0f}"))
+    return table(head, rows)
+
+
+ALL_RELUS = {"teacher": "teacher, all ReLUs", "baseline": "teacher trained on, equally long"}
+
+
+def _accuracy(cell: dict[str, Any]) -> str:
+    spread = "" if cell["accuracy_sd"] is None else f" ± {cell['accuracy_sd']:.2f}"
+    return f"{cell['accuracy_mean']:.2f}{spread}"
+
+
 def reducers(name: str) -> Callable[[], str]:
     return lambda: accuracy_table(result(name))
 
@@ -273,6 +299,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
     "sweep": sweep,
+    "learners_fashion_mnist": learners("learners_fashion_mnist"),
+    "learners_cifar100": learners("learners_cifar100"),
 }
 
 

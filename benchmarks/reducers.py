@@ -137,16 +137,26 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    whole = {name: row for name, row in summary.items() if name in ("teacher", "baseline")}
     lines: dict[str, list[dict[str, Any]]] = {}
     for kind, row in summary.items():
-        lines.setdefault(kind.split("/", 2)[-1].removesuffix("/no gates"), []).append(row)
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for label, rows in sorted(lines.items()):
-        rows = sorted(rows, key=lambda row: row["relus"])
-        x, y = [row["relus"] for row in rows], [row["accuracy_mean"] for row in rows]
-        axes.errorbar(x, y, [row["accuracy_sd"] or 0.0 for row in rows], marker="o", capsize=3, label=label)
+        if kind not in whole:
+            lines.setdefault(kind.split("/", 2)[-1].removesuffix("/no gates"), []).append(row)
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for (name, row), style in zip(whole.items(), ("--", ":"), strict=False):
+        axes.axhline(row["accuracy_mean"], color="black", ls=style, lw=1, label=f"{name}, {row['relus']:,} ReLUs")
+    best_first = sorted(lines.items(), key=lambda line: -max(row["accuracy_mean"] for row in line[1]))
+    for i, (label, rows) in enumerate(best_first):
+        # Beside each other, or the spreads of equal budgets would hide one another.
+        x = [row["relus"] * 1.02 ** (i - len(lines) / 2) for row in rows]
+        y, spread = [row["accuracy_mean"] for row in rows], [row["accuracy_sd"] or 0.0 for row in rows]
+        style = {"marker": "osD^v<>PX*pdh"[i % 13], "color": plt.get_cmap("tab20")(i % 20), "ms": 5, "lw": 1}
+        axes.errorbar(x, y, spread, capsize=2, label=label, **style)
     axes.set(xscale="log", xlabel="ReLUs an image", ylabel="test accuracy, %")
-    axes.legend(fontsize=7)
+    ticks = sorted({row["relus"] for rows in lines.values() for row in rows})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -200,6 +210,8 @@ def main() -> None:
             done |= found["cells"]
         for name, value in kept[0].items():
             setattr(a, name, value)
+        for name in ("seeds", "masks"):
+            setattr(a, name, list(dict.fromkeys(value for found in bodies for value in found["settings"][name])))
         return write()
     if "senet++" in a.masks and a.gates != "off":
         parser.error("found senet++ with gates; need --gates off: widths go with neither gates nor an exit")
