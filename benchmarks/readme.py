@@ -9,27 +9,14 @@ Run it after any benchmark that changed a result file.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+
+from result_tables import ROOT, result, table
+from training_sections import architectures, dynamic, learners, reducers, sweep, teaching, training
 
 from shoal.report import comparison
-
-ROOT = Path(__file__).parents[1]
-Rows = list[tuple[str, ...]]
-
-
-def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    return found
-
-
-def table(head: tuple[str, ...], rows: Rows) -> str:
-    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
 
 
 def demo() -> str:
@@ -75,70 +62,6 @@ TLS on loopback, means of {settings["rounds"]} alternated queries): `{command}`
 Server-owned weights take {shared:.2f}x the homomorphic time of shared ones (ResNet18 x {settings["small_width"]}).
 Of a masked ReLU only the kept values go through the protocol; each party picks them from, and puts them back into, its
 own share."""
-
-
-def training() -> str:
-    speed, memory = result("training_overhead"), result("fit_memory")
-    masked, bare = speed["masked_step_over_plain_step"]["ratio"], speed["fit_over_bare_loop"]["ratio"]
-    searches = ", ".join(f"`{name}` {row['ratio']:.2f}x" for name, row in speed["search_step_over_plain_step"].items())
-    return f"""**Training**: a masked step takes {masked:.3f}x a plain one, `fit` {bare:.3f}x a bare loop; a step of a
-search of masks, teacher forward in both: {searches}
-(`python benchmarks/training_overhead.py`, ResNet18 x 0.5, batch 32, one thread, alternated); `fit` on 50,000 images
-peaks at {memory["beyond_gib"]:.2f} GiB beyond data and model (`python benchmarks/fit_memory.py`, ResNet18, batch
-128)."""
-
-
-def sweep() -> str:
-    body, rows = result("sweep"), []
-    for width, row in body["widths"].items():
-        alone, together = (sum(side["seconds"] for side in row[k]) for k in ("one_after_the_other", "together"))
-        rows.append((f"resnet10 x {width}", f"{alone:.0f}", f"{together:.0f}", f"{row['ratio']:.2f}x"))
-    given = body["settings"]
-    head = ("", "one after the other, s", f"on {given['workers']} workers, s", "faster")
-    return f"""**Sweeps**: {given["runs"]} runs of {given["epochs"]} epochs on digits; alone, a run has both cores:
-`python benchmarks/sweep.py --out benchmarks/results/sweep.json`
-
-{table(head, rows)}"""
-
-
-def learners(name: str) -> Callable[[], str]:
-    return lambda: learners_table(result(name))
-
-
-def learners_table(body: dict[str, Any]) -> str:
-    """A row a method, a column a budget: accuracy and its spread over seeds."""
-    parts, cells = body["settings"]["parts"], body["table"]
-    whole = cells["teacher"]["relus"]
-    head = ("", *(f"1/{part} ({whole // part:,})" for part in parts), f"squares at 1/{parts[0]}", "seconds a run")
-    rows = [(label, *[_accuracy(cells[kind])] * len(parts), "", "") for kind, label in ALL_RELUS.items()]
-    for method in dict.fromkeys(kind.split("/")[2] for kind in cells if kind.count("/") == 3):
-        found = [cells[f"1/{part}/{method}/no gates"] for part in parts]
-        seconds = sum(cell["seconds_mean"] for cell in found) / len(found)
-        squares = f"{found[0]['quadratics']:,}" if found[0]["quadratics"] else ""
-        rows.append((f"`{method}`", *(_accuracy(cell) for cell in found), squares, f"{seconds:.0f}"))
-    return table(head, rows)
-
-
-ALL_RELUS = {"teacher": "teacher, all ReLUs", "baseline": "teacher trained on, equally long"}
-
-
-def _accuracy(cell: dict[str, Any]) -> str:
-    spread = "" if cell["accuracy_sd"] is None else f" ± {cell['accuracy_sd']:.2f}"
-    return f"{cell['accuracy_mean']:.2f}{spread}"
-
-
-def reducers(name: str) -> Callable[[], str]:
-    return lambda: accuracy_table(result(name))
-
-
-def accuracy_table(body: dict[str, Any]) -> str:
-    rows = []
-    for kind, cell in body["table"].items():
-        label = {"baseline": "teacher trained on, equally long"}.get(kind, kind)
-        spread = "" if cell["accuracy_sd"] is None else f"{cell['accuracy_sd']:.2f}"
-        counts = tuple(f"{cell[k]:,}" for k in ("relus", "macs", "depth"))
-        rows.append((label, f"{cell['accuracy_mean']:.2f}", spread, str(cell["runs"]), *counts))
-    return table(("", "accuracy, %", "sd", "seeds", "ReLUs", "MACs", "depth"), rows)
 
 
 def phases() -> str:
@@ -274,18 +197,6 @@ equal on {clear["argmax_equal"]} of {clear["images"]}, largest error {clear["max
 the exits alone {alone} %, leaving early {whole["leaving_accuracy"]:.2f} %."""
 
 
-def architectures() -> str:
-    body, rows = result("architectures"), []
-    for name, row in body["networks"].items():
-        figures = [f"{row[k]:,}" for k in ("relus", "comparisons", "macs", "depth")]
-        needs = "; ".join(dict.fromkeys(r["found"] for r in row["refused"]))
-        waits = f"{row['online']['latencies']:,}" if row["online"] else ""
-        rows.append((name, *figures, str(len(row["blocks"])), waits, f"no: {needs}" if needs else "yes"))
-    head = ("network", "ReLUs", "comparisons", "MACs", "depth", "blocks", "waits", "private")
-    size = "x".join(map(str, body["shape"]))
-    return f"`{body['command']}`, images of {size}:\n\n{table(head, rows)}"
-
-
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "private_direct": direct,
@@ -301,6 +212,13 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "sweep": sweep,
     "learners_fashion_mnist": learners("learners_fashion_mnist"),
     "learners_cifar100": learners("learners_cifar100"),
+    "self_fashion_mnist": teaching("self_fashion_mnist"),
+    "inplace_fashion_mnist": teaching("inplace_fashion_mnist"),
+    "osakd_fashion_mnist": teaching("osakd_fashion_mnist"),
+    "self_cifar100": teaching("self_cifar100"),
+    "inplace_cifar100": teaching("inplace_cifar100"),
+    "osakd_cifar100": teaching("osakd_cifar100"),
+    "dynamic": dynamic,
 }
 
 
