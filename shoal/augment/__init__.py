@@ -28,9 +28,10 @@ def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator)
 
     `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `autoaugment` is the
     CIFAR policy (`shoal.augment.autoaugment`), `cutout` zeroes a square with sides of H/4 around any pixel. With it,
-    the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21). Draws
-    are made on the generator's device, so that a seed gives the same images on every device. `scale-shift` is for
-    clouds: each axis times 2/3 to 3/2, then moved by up to 0.2, as in DGCNN's public code. Raises ShoalError for an unknown policy, and for one for images on clouds or the other way round.
+    the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
+    `scale-shift` is for clouds: each axis times 2/3 to 3/2, then moved by up to 0.2, as in DGCNN's public code. Draws
+    are made on the generator's device, so that a seed gives the same images on every device. Raises ShoalError for an
+    unknown policy, and for one for images on clouds or the other way round.
     """
     check_policy(policy)
     check_suits(policy, images_uint8)

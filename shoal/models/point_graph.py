@@ -1,7 +1,8 @@
 """Dynamic, dilated k-NN graphs over point clouds [N, C, P, 1], as one leaf that torch.fx does not look into.
 
-Sources: Wang et al., *Dynamic Graph CNN* (TOG'19), section 3: edges (x_i, x_j - x_i) to neighbours in feature space, found
-anew in every layer; Li et al., *DeepGCNs* (ICCV'19), "Dilated Aggregation": dilated neighbours and their stochastic variant.
+Sources: Wang et al., *Dynamic Graph CNN* (TOG'19), section 3: edges (x_i, x_j - x_i) to neighbours in feature space,
+found anew in every layer; Li et al., *DeepGCNs* (ICCV'19), "Dilated Aggregation": every d-th neighbour, or, now and
+then in training, random ones.
 """
 
 from __future__ import annotations
