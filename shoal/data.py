@@ -72,7 +72,8 @@ _SOURCES = {
     "svhn": "fetch train_32x32.mat and test_32x32.mat from ufldl.stanford.edu/housenumbers",
     "tiny-imagenet": "fetch and unpack tiny-imagenet-200.zip from cs231n.stanford.edu",
     "modelnet10": "fetch and unpack ModelNet10.zip from modelnet.cs.princeton.edu",
-    "modelnet40": "fetch and unpack ModelNet40.zip from modelnet.cs.princeton.edu",
+    "modelnet40": "fetch and unpack ModelNet40.zip from modelnet.cs.princeton.edu, or modelnet40_normal_resampled.zip "
+    "from shapenet.cs.stanford.edu/media",
 }
 
 
@@ -258,6 +259,8 @@ def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arr
     """From text where there is some, or else from meshes; the text of both sets is published in one folder."""
     listed, meshes = f"{kind}_shape_names.txt", kind.replace("modeln", "ModelN")
     places = (f"modelnet40_normal_resampled/{listed}", listed, meshes)
+    if root is not None and any(root.glob("*/train/*.off")):
+        return point_clouds.read_meshes(root, points)
     found = _find(kind, root, places)
     if found.name == listed:
         return point_clouds.read_resampled(found.parent, kind, points)

@@ -113,7 +113,7 @@ def test_a_file_gives_the_same_cloud_whatever_the_seed_and_the_other_files(tmp_p
     first, second = (load("modelnet40", tmp_path, size=20, seed=seed) for seed in (0, 1))
     assert torch.equal(first.test.images, second.test.images)
     (tmp_path / "ModelNet40" / "cube" / "test" / "cube_0004.off").unlink()
-    assert torch.equal(load("modelnet40", tmp_path, size=20).test.images, first.test.images[1:])
+    assert torch.equal(load("modelnet40", tmp_path / "ModelNet40", size=20).test.images, first.test.images[1:])
 
 
 def test_resampled_shapes_are_the_first_points_of_their_files(tmp_path: Path) -> None:
@@ -413,6 +413,8 @@ def test_the_command_trains_saves_and_evaluates(tmp_path: Path, monkeypatch: pyt
     words = ("self-distill", "resgcn8", "--data", "modelnet40", "--data-dir", root, "--width", 0.1, "--epochs", 2)
     bad = shoal(*words, "--preset", "paper", "--out", out)
     assert "found 'crop-flip-autoaugment' at augment for point clouds" in str(bad.exception)
+    wrong = shoal("train", "resnet10", *words[2:], "--out", out)
+    assert "found resnet10 for point clouds; need one of resgcn8, resgcn12" in str(wrong.exception)
     assert not out.exists()
     done = shoal(*words, "--out", out, "--json")
     assert done.exit_code == 0, done.output

@@ -40,7 +40,7 @@ NAMES: tuple[str, ...] = tuple(_BUILDERS)
 CLOUDS: tuple[str, ...] = tuple(resgcn.BUILDERS)
 """Every network for point clouds that `build` knows."""
 
-KNOWN = NAMES + CLOUDS
+KNOWN = CLOUDS + NAMES
 """Every name that `build` knows."""
 
 
