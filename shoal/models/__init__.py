@@ -40,7 +40,7 @@ NAMES: tuple[str, ...] = tuple(_BUILDERS)
 CLOUDS: tuple[str, ...] = tuple(resgcn.BUILDERS)
 """Every network for point clouds that `build` knows."""
 
-KNOWN = CLOUDS + NAMES
+KNOWN = NAMES + CLOUDS
 """Every name that `build` knows."""
 
 
@@ -71,7 +71,8 @@ def _check_name(name: str) -> None:
         return
     close = difflib.get_close_matches(str(name).lower(), KNOWN, n=3)
     remedy = f"try {' or '.join(close)}" if close else "choose one of them"
-    raise ShoalError(f"found {name!r} at build(name); need one of {', '.join(KNOWN)}; {remedy}")
+    remedy += f", or for point clouds one of {', '.join(CLOUDS)}"
+    raise ShoalError(f"found {name!r} at build(name); need one of {', '.join(NAMES)}; {remedy}")
 
 
 def _check_count(argument: str, value: int) -> None:
