@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
-from shoal.exits import PREFIX, attach
+from shoal.exits import PREFIX, attach, check_grid
 from shoal.sites import relu_sites
 from shoal.surgery import edit, normalise
 
@@ -94,11 +94,12 @@ def add_aligned_exits(
     """A copy of `model` with an aligned classifier after each named submodule, for images of `shape` [C, H, W].
 
     Its forward gives logits weak to strong. Without `attention`, exits have operations that private inference has.
-    Raises ShoalError when a name has no feature map, and when the model does not end in a linear layer.
+    Raises ShoalError when a name has no feature map, when the model does not end in a linear layer, and for clouds.
     """
-    marked = edit(model, _mark_features)
+    check_grid(shape)
+    marked = edit(model, mark_features)
     last = [site.shape for site in relu_sites(marked, shape) if len(site.shape) == 3][-1]
-    features = _final_layer(marked).in_features
+    features = final_layer(marked).in_features
 
     def make(site: tuple[int, ...]) -> nn.Module:
         halvings = round(math.log2(site[1] / last[1]))
@@ -131,7 +132,7 @@ def add_adapters(model: nn.Module, taps: Sequence[str]) -> tuple[fx.GraphModule,
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and node.target in taps:
             name = str(node.target).removesuffix(".features") + ".adapter"
-            size = _final_layer(traced).in_features
+            size = final_layer(traced).in_features
             traced.add_submodule(name, nn.Linear(size, size).to(device).train(traced.training))
             with traced.graph.inserting_after(node):
                 traced.graph.call_module(name, (node,))
@@ -148,7 +149,8 @@ def _result(traced: fx.GraphModule) -> fx.Node:
     return last
 
 
-def _final_layer(traced: fx.GraphModule) -> nn.Linear:
+def final_layer(traced: fx.GraphModule) -> nn.Linear:
+    """The linear layer that gives the last classifier's logits. Raises ShoalError where another operation does."""
     node = _result(traced)
     layer = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, nn.Linear):
@@ -159,9 +161,9 @@ def _final_layer(traced: fx.GraphModule) -> nn.Linear:
     return layer
 
 
-def _mark_features(traced: fx.GraphModule) -> None:
+def mark_features(traced: fx.GraphModule) -> None:
     """Put a named identity before the final linear layer, for taps to read."""
-    _final_layer(traced)
+    final_layer(traced)
     result = _result(traced)
     traced.add_submodule(f"{FINAL}.features", nn.Identity())
     with traced.graph.inserting_before(result):

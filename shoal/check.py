@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from shoal.commands import parse_shape
+from shoal.commands import input_shape
 from shoal.cost import cost
 from shoal.equivalence import check_trace
 from shoal.figures import counts
@@ -25,10 +25,10 @@ from shoal.surgery import trace
 
 
 def check(
-    model: str, size: str, classes: int, width: float, resolution: float, replaced: Sequence[str]
+    model: str, size: str | None, classes: int, width: float, resolution: float, replaced: Sequence[str]
 ) -> dict[str, Any]:
     """`examine` a zoo's or a user's network by name, its layers `replaced` first (``relu6=relu``)."""
-    shape = parse_shape(size)
+    shape = input_shape(size, model)
     return examine(own_network(Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))), shape)
 
 

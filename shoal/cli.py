@@ -90,7 +90,10 @@ Preset = Annotated[
 @app.command()
 def count(
     model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable that returns an nn.Module.")],
-    input: Annotated[str, typer.Option(help="Image size, channels x height x width.")] = "3x32x32",
+    input: Annotated[
+        str | None,
+        typer.Option(help="Channels x height x width; 3x32x32 unless given, 3x1024x1 for clouds of points."),
+    ] = None,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
     resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
@@ -115,7 +118,10 @@ def count(
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable that returns an nn.Module.")],
-    input: Annotated[str, typer.Option(help="Image size, channels x height x width.")] = "3x32x32",
+    input: Annotated[
+        str | None,
+        typer.Option(help="Channels x height x width; 3x32x32 unless given, 3x1024x1 for clouds of points."),
+    ] = None,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
     resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
@@ -134,7 +140,10 @@ def check(
 def train(
     model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable.")],
     data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet or a folder.")
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, modelnet10, modelnet40 or a folder."
+        ),
     ],
     out: Out,
     data_dir: DataDir = None,

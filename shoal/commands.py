@@ -19,6 +19,7 @@ from shoal.design_space import DesignSpace
 from shoal.designs import parse
 from shoal.errors import ShoalError
 from shoal.figures import accountings, counts, figures
+from shoal.models import CLOUDS
 from shoal.private.cost_model import Machine
 from shoal.report import Record, flat_row, plot_curves, plot_pareto, read, write_csv
 from shoal.report.forecast import Online, check_network_name, flat_online, online
@@ -58,9 +59,14 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return c, h, w
 
 
+def input_shape(size: str | None, model: str) -> tuple[int, int, int]:
+    """What `size` says, or without it 3x32x32, and 3x1024x1 for a point cloud network of the zoo."""
+    return parse_shape(size or ("3x1024x1" if model in CLOUDS else "3x32x32"))
+
+
 def count(
     model: str,
-    size: str,
+    size: str | None,
     classes: int,
     width: float,
     resolution: float,
@@ -68,7 +74,7 @@ def count(
     replaced: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Counts of a zoo or a user's network, or of a DeepReDuce design of it, then with its linear runs merged."""
-    shape = parse_shape(size)
+    shape = input_shape(size, model)
     spec = Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))
     network, merging = own_network(spec), dict[str, Any]()
     if design is not None:

@@ -1,6 +1,7 @@
 """Labelled image sets held in memory: load them, split them, draw augmented batches from them.
 
-Pixels stay uint8 until `Dataset.normalise`, so that a set costs a quarter of its float size on the device.
+Pixels stay uint8 until `Dataset.normalise`, so that a set costs a quarter of its float size on the device. A set of
+point clouds is held alike: P points are a float32 "image" [3, P, 1].
 """
 
 from __future__ import annotations
@@ -15,18 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoal import readers
+from shoal import point_clouds, readers
 from shoal.augment import augment_batch, check_policy
 from shoal.errors import ShoalError
 from shoal.readers import Arrays, Cifar
 
 NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder")
+"""Sets of images."""
+
+CLOUDS = ("modelnet10", "modelnet40")
+"""Sets of point clouds."""
+
+POINTS = 1024
+"""Points of a cloud unless `size` is given: those of PointNet++ and DGCNN."""
 
 # Where data are looked for without a root: beside the user's work, then where Debian's data packages put theirs.
 DEFAULT_ROOTS = (Path(".data"), Path("/usr/share/datasets"))
 
 # Mirrored digits and letters are other symbols, and only its owner knows that about a `folder`.
 _AUGMENT = {"fashion-mnist": "crop", "cifar10": "crop-flip", "cifar100": "crop-flip", "tiny-imagenet": "crop-flip"}
+_AUGMENT |= dict.fromkeys(CLOUDS, "scale-shift")
 
 _Moments = tuple[tuple[float, ...], tuple[float, ...]]
 _PUBLISHED: dict[str, _Moments] = {
@@ -62,12 +71,15 @@ _SOURCES = {
     "cifar100": "fetch cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
     "svhn": "fetch train_32x32.mat and test_32x32.mat from ufldl.stanford.edu/housenumbers",
     "tiny-imagenet": "fetch and unpack tiny-imagenet-200.zip from cs231n.stanford.edu",
+    "modelnet10": "fetch and unpack ModelNet10.zip from modelnet.cs.princeton.edu",
+    "modelnet40": "fetch and unpack ModelNet40.zip from modelnet.cs.princeton.edu, or modelnet40_normal_resampled.zip "
+    "from shapenet.cs.stanford.edu/media",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] and their labels int64 [N], on one device."""
+    """Images uint8 [N, C, H, W], or clouds float32 [N, 3, P, 1], and their labels int64 [N], on one device."""
 
     images: Tensor
     labels: Tensor
@@ -108,7 +120,9 @@ class Dataset:
         return channels, height, width
 
     def normalise(self, images_uint8: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std as float32, for uint8 [N, C, H, W] on any device."""
+        """(pixel / 255 - mean) / std as float32, for uint8 [N, C, H, W] on any device; clouds stay as they are."""
+        if images_uint8.is_floating_point():
+            return images_uint8
         mean, std = (
             torch.tensor(v, dtype=torch.float32, device=images_uint8.device)[:, None, None] * 255
             for v in (self.mean, self.std)
@@ -129,12 +143,13 @@ def load(
     limit: int | None = None,
     size: int | None = None,
 ) -> Dataset:
-    """Load the set `name`: one of NAMES, or a directory of images by class.
+    """Load the set `name`: one of NAMES or CLOUDS, or a directory of images by class.
 
     `root` holds the set's published folder or archive, or is that folder; without it, DEFAULT_ROOTS are searched.
     `val` is the fraction of the training images held out, stratified and chosen by `seed`. `limit` keeps that
     many of the remaining training images, stratified. `size` resizes every image to size x size pixels.
-    Without `size`, digits are 16x16 and fashion-mnist is zero-padded to 32x32.
+    Without `size`, digits are 16x16 and fashion-mnist is zero-padded to 32x32. Of clouds, `size` is the number of
+    points, POINTS unless given.
 
     Raises ShoalError for an unknown name, an argument out of range, and missing or damaged data.
     """
@@ -155,14 +170,14 @@ def _check_arguments(val: float, limit: int | None, size: int | None) -> None:
 
 
 def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
-    """The entry of NAMES that reads `name`, and where its data are. Known names win over directories."""
-    if name in NAMES:
+    """The entry of NAMES or CLOUDS that reads `name`, and where its data are. Known names win over directories."""
+    if name in (*NAMES, *CLOUDS):
         return name, None if root is None else Path(root).expanduser()
     if name and root is None and Path(name).expanduser().is_dir():
         return "folder", Path(name).expanduser()
-    close = get_close_matches(name.lower(), NAMES, n=1)
+    close = get_close_matches(name.lower(), (*NAMES, *CLOUDS), n=1)
     hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a directory and no root"
-    raise ShoalError(f"found {name!r} at data set name; need one of {', '.join(NAMES)}; {hint}")
+    raise ShoalError(f"found {name!r} at data set name; need one of {', '.join((*NAMES, *CLOUDS))}; {hint}")
 
 
 # ---- finding and reading each set
@@ -172,6 +187,8 @@ def _read(kind: str, root: Path | None, size: int | None, seed: int) -> tuple[Ar
     """Train, test and the number of classes, at the size that `load` promises."""
     if kind == "folder":
         return _read_folder(root, size, seed)
+    if kind in CLOUDS:
+        return _read_clouds(kind, root, size or POINTS)
     if kind == "tiny-imagenet":
         wnids = _find(kind, root, ("tiny-imagenet-200/wnids.txt", "wnids.txt"))
         return readers.read_tiny_imagenet(wnids.parent, size)
@@ -238,6 +255,18 @@ def _read_folder(root: Path | None, size: int | None, seed: int) -> tuple[Arrays
     return (*(_divide(*train, 0.2, seed) if test is None else (train, test)), classes)
 
 
+def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arrays, int]:
+    """From text where there is some, or else from meshes; the text of both sets is published in one folder."""
+    listed, meshes = f"{kind}_shape_names.txt", kind.replace("modeln", "ModelN")
+    places = (f"modelnet40_normal_resampled/{listed}", listed, meshes)
+    if root is not None and any(root.glob("*/train/*.off")):
+        return point_clouds.read_meshes(root, points)
+    found = _find(kind, root, places)
+    if found.name == listed:
+        return point_clouds.read_resampled(found.parent, kind, points)
+    return point_clouds.read_meshes(found, points)
+
+
 def _resize(pair: Arrays, size: int | None) -> Arrays:
     """Bilinear to size x size, in pieces, because the whole set in float32 takes four times its memory."""
     images, labels = pair
@@ -287,7 +316,9 @@ def _hold_out(split: Split, val: float, limit: int | None, seed: int) -> tuple[S
 
 
 def _moments(images: Tensor) -> _Moments:
-    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in units of pixel / 255."""
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in units of pixel / 255; 0 and 1 of floats."""
+    if images.is_floating_point():
+        return (0.0,) * images.shape[1], (1.0,) * images.shape[1]
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(1):

@@ -8,8 +8,9 @@ from itertools import pairwise
 from torch import fx, nn
 
 from shoal.errors import ShoalError
+from shoal.exits import is_cloud
 from shoal.reshape import is_tensor
-from shoal.sites import ReluSite, relu_sites
+from shoal.sites import ReluSite, is_sum, relu_sites
 from shoal.surgery import module_calls, shapes
 
 COUNT = 3
@@ -44,8 +45,8 @@ def exit_points(
     ``shallow`` after the first and ``deep`` after the last `count` blocks (3 unless given), ``every-block`` and
     ``every-layer`` (each ReLU) everywhere but at the end, where the final classifier is. A block ends with the module
     that takes what its paths were joined to; where sums have none (pre-activation), with its last ReLU; in a network
-    without branches each ReLU is one. Raises ShoalError for an unknown scheme, a `count` that the scheme does not use,
-    and a network that is too short.
+    without branches each ReLU is one. In networks for point clouds, whose end reads every block again, each sum is one.
+    Raises ShoalError for an unknown scheme, a `count` that the scheme does not use, and a network that is too short.
     """
     _check(scheme, count)
     sites = [site for site in relu_sites(model, shape) if len(site.shape) == 3]  # gates' vectors are no feature maps
@@ -82,6 +83,8 @@ def _chosen(ends: Names, scheme: str, count: int) -> Names:
 
 
 def _block_ends(traced: fx.GraphModule, sites: Sequence[ReluSite]) -> Names:
+    if is_cloud(next(node for node in traced.graph.nodes if node.op == "placeholder").meta["shape"]):
+        return _after_sums(traced)
     cuts = _cuts(traced)
     joins = [node for node in cuts if len(node.all_input_nodes) > 1]
     followers = [user for node in joins for user in node.users]
@@ -90,6 +93,12 @@ def _block_ends(traced: fx.GraphModule, sites: Sequence[ReluSite]) -> Names:
         return joints
     last = {site.block: site.name for site in sites if site.block is not None}
     return list(last.values()) or [site.name for site in sites]
+
+
+def _after_sums(traced: fx.GraphModule) -> Names:
+    """The modules that take residual sums."""
+    users = [user for node in traced.graph.nodes if is_sum(node) for user in node.users]
+    return [str(user.target) for user in users if user.op == "call_module"]
 
 
 def _cuts(traced: fx.GraphModule) -> list[fx.Node]:

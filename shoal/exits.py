@@ -46,13 +46,28 @@ def default_exit_point(model: nn.Module, shape: tuple[int, ...]) -> str:
     return before[-1].name
 
 
+def is_cloud(shape: Sequence[int]) -> bool:
+    """Whether `shape`, [C, P, 1], is that of P points in no order and not of an image's pixels."""
+    return len(shape) == 3 and shape[2] == 1 < shape[1]
+
+
+def check_grid(shape: Sequence[int]) -> None:
+    """Raise ShoalError for point clouds, where classifiers of 3x3 convolutions have no neighbours to join."""
+    if is_cloud(shape):
+        raise ShoalError(
+            f"found classifiers of 3x3 convolutions for clouds of {shape[1]} points; need ones that do not depend on "
+            "the order of points; use exits of kind pooled"
+        )
+
+
 def add_exits(
     model: nn.Module, after: Sequence[str], classes: int, shape: tuple[int, ...], *, relu: bool = True
 ) -> fx.GraphModule:
     """A copy of `model` with a classifier after each named ReLU site; its forward gives logits weak to strong.
 
-    Raises ShoalError when a name is no ReLU site.
+    Raises ShoalError when a name is no ReLU site, and for point clouds.
     """
+    check_grid(shape)
     return attach(model, after, shape, lambda site: Exit(site[0], classes, relu))
 
 

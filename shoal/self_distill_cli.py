@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from shoal import self_distillation
-from shoal.augment import POLICIES
+from shoal.augment import CLOUD_POLICIES, POLICIES
 from shoal.exit_points import CHOSEN, FIXED
 from shoal.options import (
     DataDir,
@@ -27,7 +27,7 @@ from shoal.options import (
     show,
 )
 from shoal.recipes.beside import BESIDE
-from shoal.recipes.self_distill import PRESETS, Options
+from shoal.recipes.self_distill import AUTO, PRESETS, Options
 from shoal.signals import until_terminated
 from shoal.teaching import PATHS
 from shoal.training import Shared
@@ -40,7 +40,13 @@ def self_distill(
     data_dir: DataDir = None,
     width: Annotated[float, typer.Option(help="Channel multiplier.")] = 1.0,
     resolution: Annotated[float, typer.Option(help="Feature-map multiplier: 1, 0.5 or 0.25.")] = 1.0,
-    scheme: Annotated[str, typer.Option(help=f"Where classifiers go: {', '.join((*FIXED, *CHOSEN))}.")] = "downsample",
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help=f"Where classifiers go: {', '.join((*FIXED, *CHOSEN))}; auto is downsample, for point clouds two "
+            "uniform ones."
+        ),
+    ] = AUTO,
     count: Annotated[
         int | None, typer.Option(help=f"How many shallow classifiers ({', '.join(CHOSEN)}); 3 unless given.")
     ] = None,
@@ -50,15 +56,18 @@ def self_distill(
     kind: Annotated[
         str,
         typer.Option(
-            help="attention (trains best, not for private inference), aligned (also in private) or plain (one layer)."
+            help="attention (trains best, not for private inference), aligned (also in private), plain (one layer), or "
+            "pooled; auto is attention, for point clouds pooled."
         ),
-    ] = "attention",
+    ] = AUTO,
     path: Annotated[str | None, typer.Option(help=f"Who teaches: {', '.join(PATHS)}; or as the preset.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the divergence, 0 to 1; or as the preset.")] = None,
     feature_weight: Annotated[
         float | None, typer.Option(help="Weight of the distance of features (lambda); or as the preset.")
     ] = None,
-    augment: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; or as the preset.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help=f"{', '.join((*POLICIES, *CLOUD_POLICIES[1:]))}; or as the preset.")
+    ] = None,
     beside: Annotated[
         str | None,
         typer.Option(help="Learn also from " + "; ".join(f"{name}: {what}" for name, what in BESIDE.items()) + "."),

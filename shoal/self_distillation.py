@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from shoal.augment import check_suits
 from shoal.data import Dataset
 from shoal.early.figures import exit_figures
 from shoal.errors import ShoalError
@@ -83,6 +84,8 @@ def distill(
     plan, config = _preset(preset, epochs), source.config(shared.seed)
     data = load_data(config, source.data_dir, shared.device)
     spec, base = source.network(data)
+    options = options.settled(spec.shape)
+    check_suits(options.applied(plan).augment or data.augment, data.train.images)
     network = _teacher(teacher, config, shared)
     self_distill.check_options(options, options.applied(plan), spec, base, network)
     config |= {"command": "self-distill", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}

@@ -144,13 +144,13 @@ def _block(traced: fx.GraphModule, relu: fx.Node, first: fx.Node, second: fx.Nod
     if not (plain and square and fits):
         return None
     user = _only_user(result)
-    add = user.name if user is not None and _is_add(user) else None
+    add = user.name if user is not None and is_sum(user) else None
     names = (str(first.target), str(second.target))
     channels = (a.in_channels, b.out_channels)
     return Block(str(relu.target), source.name, result.name, add, names, channels, stride, kernel)
 
 
-def _is_add(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
     """Whether `node` adds two values that forward computes, and no parameter or size."""
     # Only `+`, torch.add and Tensor.add carry this name in fx's own naming.
     name = getattr(node.target, "__name__", node.target)
@@ -179,7 +179,7 @@ def _stage_starts(traced: fx.GraphModule, order: dict[fx.Node, int]) -> list[tup
     """(position of the block's split, stage) for every residual block, in order."""
     starts, stage, last = [], 0, None
     for node in traced.graph.nodes:
-        if _is_add(node):
+        if is_sum(node):
             stage += node.meta["shape"] != last
             last = node.meta["shape"]
             starts.append((order[_split(node, order)], stage))

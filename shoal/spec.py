@@ -20,7 +20,8 @@ from shoal.errors import ShoalError
 from shoal.exits import add_exits, keep_exit
 from shoal.graph import read_json
 from shoal.mask import add_masks
-from shoal.models import NAMES, build
+from shoal.models import KNOWN, build
+from shoal.pooled_exits import add_pooled_exits
 from shoal.quadratic import add_quadratics
 from shoal.sites import find_blocks, relu_sites
 from shoal.slim import narrowed, slimmable
@@ -37,8 +38,10 @@ NAMED = ("dropped_blocks", "dropped", "masked", "branches", "exits")
 RESTS = ("identity", "quadratic")
 """What masked sites may do where they have no ReLU."""
 
-EXIT_KINDS = ("plain", "aligned", "attention")
-"""What classifiers at `exits` are: a convolution each, an alignment net each, or that behind an attention module."""
+EXIT_KINDS = ("plain", "aligned", "attention", "pooled")
+"""What classifiers at `exits` are: a convolution each, an alignment net each, that behind an attention module, or
+pooled features and an MLP, which point clouds need.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Spec:
     masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first.
     Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
     left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
-    ReLU, ``identity`` or ``quadratic``; `exit_kind` is what the classifiers at `exits` (submodules, if ``aligned`` or
-    with ``attention``) are; `widths` makes the network slimmable, `shared_affine` has its batch norms share scales
+    ReLU, ``identity`` or ``quadratic``; `exit_kind` is what the classifiers at `exits` (submodules, unless
+    ``plain``) are; `widths` makes the network slimmable, `shared_affine` has its batch norms share scales
     and shifts, and `kept_width` (an index) cuts it to one of them; `kept_exit` cuts to one classifier and `committed`
     says that gated blocks have been replaced.
     """
@@ -119,7 +122,7 @@ def base_model(spec: Spec) -> nn.Module:
 
 
 def _found(spec: Spec) -> nn.Module:
-    if spec.base in NAMES:
+    if spec.base in KNOWN:
         return build(spec.base, spec.classes, channels=spec.shape[0], width=spec.width, resolution=spec.resolution)
     if ":" in spec.base:
         return _call(_import(spec.base), spec)
@@ -183,6 +186,8 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
 def _with_exits(model: nn.Module, spec: Spec) -> nn.Module:
     if spec.exit_kind == "plain":
         return add_exits(model, spec.exits, spec.classes, spec.shape)
+    if spec.exit_kind == "pooled":
+        return add_pooled_exits(model, spec.exits, spec.classes, spec.shape)
     return add_aligned_exits(model, spec.exits, spec.classes, spec.shape, attention=spec.exit_kind == "attention")
 
 

@@ -17,9 +17,11 @@ from torch import nn
 from shoal.data import Dataset, load
 from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
+from shoal.exits import is_cloud
 from shoal.figures import figures
 from shoal.graph import read_json
 from shoal.learners import LEARNERS
+from shoal.models import CLOUDS, NAMES
 from shoal.plans import read as read_plan
 from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
@@ -116,7 +118,14 @@ def train(
 
 
 def check_network(spec: Spec) -> None:
-    """Raise ShoalError unless the base network can be built, is the same traced, and has a logit for each class."""
+    """Raise ShoalError unless the base network can be built, is the same traced, and has a logit for each class.
+
+    Networks of the zoo must be for the kind of data: convolutions over the order of points learn nothing of a cloud.
+    """
+    if is_cloud(spec.shape) and spec.base in NAMES:
+        raise ShoalError(
+            f"found {spec.base} for point clouds; need one of {', '.join(CLOUDS)}, or your own; choose one"
+        )
     network = own_network(spec)
     check_trace(network, spec.shape)
     graph = trace(network, spec.shape)

@@ -7,10 +7,21 @@ from pathlib import Path
 
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint", "clock"}
-    | {"augment"}
+    | {"augment", "point_clouds"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
-    {"models", "sites", "exits", "exit_points", "attention_exits", "optimiser", "train", "cost", "equivalence"},
+    {
+        "models",
+        "sites",
+        "exits",
+        "exit_points",
+        "attention_exits",
+        "pooled_exits",
+        "optimiser",
+        "train",
+        "cost",
+        "equivalence",
+    },
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
     | {"teaching", "teachers", "batch_norm", "pruning"}
     | {"substitution", "slim", "slim_layers"},

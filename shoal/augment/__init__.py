@@ -17,20 +17,28 @@ POLICIES = (
     "crop-flip-autoaugment",
     "crop-flip-autoaugment-cutout",
 )
+"""Policies for images."""
+
+CLOUD_POLICIES = ("none", "scale-shift")
+"""Policies for point clouds."""
 
 
 def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    """Augment uint8 [N, C, H, W], each image by its own draw; same shape, type and device.
+    """Augment uint8 [N, C, H, W] or clouds float32 [N, 3, P, 1], each by its own draw; same shape, type and device.
 
     `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `autoaugment` is the
     CIFAR policy (`shoal.augment.autoaugment`), `cutout` zeroes a square with sides of H/4 around any pixel. With it,
-    the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21). Draws
-    are made on the generator's device, so that a seed gives the same images on every device. Raises ShoalError for a
-    policy not in POLICIES.
+    the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
+    `scale-shift` is for clouds: each axis times 2/3 to 3/2, then moved by up to 0.2, as in DGCNN's public code. Draws
+    are made on the generator's device, so that a seed gives the same images on every device. Raises ShoalError for an
+    unknown policy, and for one for images on clouds or the other way round.
     """
     check_policy(policy)
+    check_suits(policy, images_uint8)
     if policy == "none":
         return images_uint8
+    if policy == "scale-shift":
+        return _scale_shift(images_uint8, generator)
     learned = "autoaugment" in policy
     images = _crop(images_uint8, generator, FILL if learned else 0)
     if "flip" in policy:
@@ -41,9 +49,20 @@ def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator)
 
 
 def check_policy(policy: str) -> None:
-    """Raise ShoalError for a policy not in POLICIES."""
-    if policy not in POLICIES:
-        raise ShoalError(f"found {policy!r} at augment; need one of {', '.join(POLICIES)}; correct the name")
+    """Raise ShoalError for a policy that is none for images and none for clouds."""
+    if policy not in POLICIES + CLOUD_POLICIES:
+        known = ", ".join(dict.fromkeys(POLICIES + CLOUD_POLICIES))
+        raise ShoalError(f"found {policy!r} at augment; need one of {known}; correct the name")
+
+
+def check_suits(policy: str, images: Tensor) -> None:
+    """Raise ShoalError for a policy for images where there are clouds, which are floats, or the other way round."""
+    cloud = images.is_floating_point()
+    if policy not in (known := CLOUD_POLICIES if cloud else POLICIES):
+        raise ShoalError(
+            f"found {policy!r} at augment for {'point clouds' if cloud else 'images'}; need one of {', '.join(known)}; "
+            "choose one"
+        )
 
 
 def _draw(images: Tensor, bound: int, generator: torch.Generator) -> Tensor:
@@ -73,3 +92,9 @@ def _cutout(images: Tensor, generator: torch.Generator, side: int) -> Tensor:
 
     rows, columns = (band(length) for length in images.shape[2:])
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _scale_shift(clouds: Tensor, generator: torch.Generator) -> Tensor:
+    scale, shift = torch.rand(2, *clouds.shape[:2], 1, 1, generator=generator, device=generator.device)
+    scale, shift = (2 / 3 + scale * (3 / 2 - 2 / 3)).to(clouds.device), (0.4 * shift - 0.2).to(clouds.device)
+    return clouds * scale + shift

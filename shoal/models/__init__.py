@@ -6,6 +6,8 @@ What every model here promises, and the tests check for each name in `NAMES`:
 - every ReLU is an `nn.ReLU` of its own, called once, so a path such as `layer1.0.relu1` names one site;
 - `torch.fx.symbolic_trace` takes it as it is;
 - neither `resolution` nor the input's size changes the shape of a weight.
+
+`CLOUDS` are networks for point clouds, (N, channels, P, 1) in, of which all but the sizes of images holds.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from collections.abc import Callable
 from torch import nn
 
 from shoal.errors import ShoalError
-from shoal.models import bottleneck, mobile, mobilenet, msdnet, resnet, small, vgg, wide_resnet
+from shoal.models import bottleneck, mobile, mobilenet, msdnet, resgcn, resnet, small, vgg, wide_resnet
 
-__all__ = ["NAMES", "build", "list_models"]
+__all__ = ["CLOUDS", "KNOWN", "NAMES", "build", "list_models"]
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = (
     resnet.BUILDERS
@@ -33,11 +35,17 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = (
 )
 
 NAMES: tuple[str, ...] = tuple(_BUILDERS)
+"""Every network for images that `build` knows."""
+
+CLOUDS: tuple[str, ...] = tuple(resgcn.BUILDERS)
+"""Every network for point clouds that `build` knows."""
+
+KNOWN = NAMES + CLOUDS
 """Every name that `build` knows."""
 
 
 def list_models() -> list[str]:
-    """Every name that `build` knows, family by family."""
+    """Every network for images that `build` knows, family by family; those for point clouds are `CLOUDS`."""
     return list(NAMES)
 
 
@@ -55,14 +63,15 @@ def build(name: str, classes: int, *, channels: int = 3, width: float = 1.0, res
     _check_count("channels", channels)
     _check_width(width)
     _check_resolution(resolution)
-    return _BUILDERS[name](classes, channels=channels, width=width, resolution=resolution)
+    return (_BUILDERS | resgcn.BUILDERS)[name](classes, channels=channels, width=width, resolution=resolution)
 
 
 def _check_name(name: str) -> None:
-    if name in NAMES:
+    if name in KNOWN:
         return
-    close = difflib.get_close_matches(str(name).lower(), NAMES, n=3)
+    close = difflib.get_close_matches(str(name).lower(), KNOWN, n=3)
     remedy = f"try {' or '.join(close)}" if close else "choose one of them"
+    remedy += f", or for point clouds one of {', '.join(CLOUDS)}"
     raise ShoalError(f"found {name!r} at build(name); need one of {', '.join(NAMES)}; {remedy}")
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from shoal.attention_exits import add_adapters, feature_taps
-from shoal.augment import POLICIES
+from shoal.augment import CLOUD_POLICIES, POLICIES
 from shoal.data import Dataset
 from shoal.distill import Objective, Term, Weight, cross_entropy, switched
 from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.exit_points import exit_points
-from shoal.exits import check_one_classifier, count_exits, depth_order
+from shoal.exits import check_one_classifier, count_exits, depth_order, is_cloud
 from shoal.recipes import beside
 from shoal.run import Run
 from shoal.spec import EXIT_KINDS, Spec, assemble
@@ -59,6 +59,11 @@ def paper() -> Preset:
     return Preset(Schedule(300, 0.1, (90, 180, 270)), augment="crop-flip-autoaugment")
 
 
+def paper_modelnet() -> Preset:
+    """Section 4.1 for ModelNet: point clouds have no AutoAugment, so the set's own augmentation."""
+    return Preset(Schedule(100, 0.1, (30, 60, 90), batch_size=256))
+
+
 def reference_code() -> Preset:
     """What the authors' public code does where it differs from the paper (see docs/papers/self_distillation.md)."""
     return Preset(
@@ -76,18 +81,27 @@ def reference_code() -> Preset:
     )
 
 
-PRESETS: dict[str, Callable[[], Preset]] = {"quick": quick, "paper": paper, "reference-code": reference_code}
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "quick": quick,
+    "paper": paper,
+    "paper-modelnet": paper_modelnet,
+    "reference-code": reference_code,
+}
+
+
+AUTO = "auto"
+"""The scheme, or the kind of exits, that suits the network's inputs."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Where classifiers go and what they are, and what of the preset's loss to change (None: nothing)."""
 
-    scheme: str = "downsample"
+    scheme: str = AUTO
     count: int | None = None
     after: tuple[str, ...] = ()
     """Submodules after which classifiers go, instead of the scheme's."""
-    kind: str = "attention"
+    kind: str = AUTO
     path: str | None = None
     alpha: float | None = None
     feature_weight: float | None = None
@@ -96,6 +110,18 @@ class Options:
     """What else teaches, of `recipes.beside.BESIDE`."""
     baseline: bool = True
     """Train the plain network by the same schedule, too."""
+
+    def settled(self, shape: tuple[int, ...]) -> Options:
+        """What ``auto`` stands for with inputs of `shape`.
+
+        For images, attention before each change of resolution. Point clouds have no resolutions: pooled exits, and two
+        of them after equal numbers of layers unless their number is given, for the three classifiers of Table 4.
+        """
+        cloud = is_cloud(shape)
+        kind = ("pooled" if cloud else "attention") if self.kind == AUTO else self.kind
+        scheme = ("uniform" if cloud else "downsample") if self.scheme == AUTO else self.scheme
+        two = cloud and self.scheme == AUTO and self.count is None and not self.after
+        return replace(self, kind=kind, scheme=scheme, count=2 if two else self.count)
 
     def applied(self, preset: Preset) -> Preset:
         """The preset with what is changed of it."""
@@ -132,7 +158,7 @@ def distill(
     from as well. Raises ShoalError for impossible options,
     and StoppedError when the settings' time ran out.
     """
-    preset = options.applied(preset)
+    preset, options = options.applied(preset), options.settled(spec.shape)
     grown = check_options(options, preset, spec, base, teacher)
     chosen = replace(settings, select=preset.select, augment=preset.augment or settings.augment)
     stages = Stages(data, chosen, run, listen, tensorboard)
@@ -149,6 +175,7 @@ def check_options(
     teacher: nn.Module | None = None,
 ) -> Spec:
     """The spec with its exits. Raises ShoalError, before any training, for what cannot be trained."""
+    options = options.settled(spec.shape)
     check_teacher(spec)
     beside.check(options.beside, teacher)
     _check_loss(preset, options)
@@ -170,7 +197,7 @@ def _check_loss(preset: Preset, options: Options) -> None:
         ("path", preset.path, PATHS),
         ("distance", preset.distance, DISTANCES),
         ("exits of kind", options.kind, EXIT_KINDS),
-        ("augmentation", preset.augment or "none", POLICIES),
+        ("augmentation", preset.augment or "none", POLICIES + CLOUD_POLICIES),
     )
     for what, value, values in known:
         if value not in values:

@@ -1,0 +1,73 @@
+"""Dynamic, dilated k-NN graphs over point clouds [N, C, P, 1], as one leaf that torch.fx does not look into.
+
+Sources: Wang et al., *Dynamic Graph CNN* (TOG'19), section 3: edges (x_i, x_j - x_i) to neighbours in feature space,
+found anew in every layer; Li et al., *DeepGCNs* (ICCV'19), "Dilated Aggregation": every d-th neighbour, or, now and
+then in training, random ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shoal.errors import ShoalError
+from shoal.graph import Lowered, unknown
+
+
+def nearest(points: Tensor, count: int) -> Tensor:
+    """The `count` nearest points of each point, itself included: [N, C, P] -> int64 [N, P, count], nearest first.
+
+    Distances are Euclidean, in at least float32 whatever the autocast. Of equally distant points any may come first.
+    """
+    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        x = points.detach()
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        squares = x.square().sum(1)
+        # |x_j|^2 - 2 x_i x_j: what is left out, |x_i|^2, is the same for all neighbours of a point.
+        distances = torch.baddbmm(squares[:, None], x.transpose(1, 2), x, alpha=-2)
+        return distances.topk(count, dim=2, largest=False).indices
+
+
+class EdgeFeatures(nn.Module):
+    """(x_i, x_j - x_i) for `k` neighbours j of every point i: [N, C, P, 1] -> [N, 2C, P, k].
+
+    With dilation d the neighbours are every d-th of the k d nearest; clouds too small for that have the largest d
+    that they can. In training all k d are drawn from with probability `epsilon` instead, the same ranks for a whole
+    batch (DeepGCNs' stochastic dilation, there with 0.2). Raises ShoalError for maps that are no clouds, and
+    for clouds of fewer than k points.
+    """
+
+    def __init__(self, k: int, dilation: int = 1, epsilon: float = 0.2) -> None:
+        super().__init__()
+        self.k, self.dilation, self.epsilon = k, dilation, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        points = x.squeeze(3)
+        count, channels, size = points.shape
+        dilation = min(self.dilation, size // self.k)
+        chosen = nearest(points, self.k * dilation)[:, :, self._ranks(dilation)]
+        # `gather` along points, and not indexing, whose backward pass on CUDA adds in an order that is not fixed.
+        where = chosen.reshape(count, 1, -1).expand(-1, channels, -1)
+        neighbours = points.gather(2, where).reshape(count, channels, size, self.k)
+        own = x.expand(-1, -1, -1, self.k)
+        return torch.cat((own, neighbours - own), dim=1)
+
+    def _ranks(self, dilation: int) -> Tensor:
+        if self.training and dilation > 1 and float(torch.rand(())) < self.epsilon:
+            return torch.randperm(self.k * dilation)[: self.k]
+        return torch.arange(0, self.k * dilation, dilation)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[3] != 1 or x.shape[2] < self.k:
+            raise ShoalError(
+                f"found a batch of shape {tuple(x.shape)} at a graph of {self.k} neighbours; need clouds [N, C, P, 1] "
+                f"of at least {self.k} points; give a point cloud set, or an input such as 3x1024x1"
+            )
+
+    def to_node(self) -> Lowered:
+        """No form in a Graph: neighbours depend on the data, which private inference must not show."""
+        return unknown("dynamic k-NN graph")
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, dilation={self.dilation}, epsilon={self.epsilon}"
