@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from shoal import pixel_operations as pixels
 from shoal.augment import augment_batch
+from shoal.augment import pixel_operations as pixels
 from shoal.augment.autoaugment import OPERATIONS, POLICY, STAGES, autoaugment
 
 GREY = (128, 128, 128)
