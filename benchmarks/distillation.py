@@ -57,12 +57,11 @@ def peers(name: str) -> Callable[[argparse.Namespace], Teach]:
     return lambda a: comparators.teach(name, comparators.Options(branches=2))
 
 
-def own_exits(distils: bool) -> Callable[[argparse.Namespace], Teach]:
-    """Classifiers with attention where the network halves its maps: taught by deeper ones, or by labels alone."""
+def own_exits(**loss: Any) -> Callable[[argparse.Namespace], Teach]:
+    """Classifiers with attention where the network halves its maps, by the quick preset with its loss changed."""
 
     def made(a: argparse.Namespace) -> Teach:
-        preset = self_distill.quick(a.epochs)
-        preset = preset if distils else replace(preset, alpha=0.0, feature_weight=0.0)
+        preset = replace(self_distill.quick(a.epochs), **loss)
 
         def lesson(problem: Problem) -> Lesson:
             base = problem.network()
@@ -106,7 +105,12 @@ STUDIES: dict[str, Methods] = {
         "ffl": peers("ffl"),
         "dml": peers("dml"),
     },
-    "self": {"baseline": plain, "deep-supervision": own_exits(False), "self-distillation": own_exits(True)},
+    "self": {
+        "baseline": plain,
+        "deep-supervision": own_exits(alpha=0.0, feature_weight=0.0),
+        "self-distillation": own_exits(),
+        "self-distillation-paper": own_exits(alpha=0.6, squared=True),
+    },
     "inplace": {"baseline": plain} | {name: flexible(name) for name in inplace.METHODS},
 }
 
