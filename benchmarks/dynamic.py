@@ -36,7 +36,7 @@ from shoal.surgery import normalise
 from shoal.train import Settings
 from shoal.training import load_data
 
-LEVELS = 40
+LEVELS = 20
 
 
 def searches(evidence: Evidence, prices: tuple[int, ...], count: int = 10_000) -> dict[str, dict[str, float]]:
