@@ -108,7 +108,7 @@ def dynamic() -> str:
     settings = body["settings"]
     command = "python benchmarks/dynamic.py runs/dynamic --out benchmarks/results/dynamic.json"
     return f"""**Dynamic inference** of {network["base"]} x {network["width"]:g} with {body["exits"]} exits on
-Fashion-MNIST, thresholds that lose no validation accuracy, {settings["threads"]} threads, medians of
+Fashion-MNIST, thresholds that lose no validation accuracy, threads: {settings["threads"]}, medians of
 {settings["rounds"]} turns: `{command}`
 
 {table(head, rows)}
