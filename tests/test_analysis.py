@@ -268,6 +268,7 @@ class Pooled(nn.Module):
         return self.last(self.relu(self.conv(x))).mean((2, 3))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_plot_and_a_table_each(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     words = ("analyse", str(run), "--images", "60", "--levels", "0,0.1", "--json")

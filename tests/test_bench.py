@@ -8,6 +8,7 @@ from parties import Case
 from shoal.errors import ShoalError
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_a_wan_costs_its_latencies_and_the_relay_sees_the_bytes(small: Case, spu: None) -> None:
     from shoal.bench import bench

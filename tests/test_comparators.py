@@ -55,6 +55,7 @@ def teach(name: str) -> Teach:
     return comparators.teach(name, options(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["osakd", *METHODS])
 def test_a_method_trains_its_network_and_is_cut_away(name: str) -> None:
     given = options(name) if name != "osakd" else Options()
@@ -94,6 +95,7 @@ def state_of(result: Result) -> dict[str, torch.Tensor]:
     return dict(result.whole.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["osakd", "overhaul", "ffl", "takd"])
 def test_a_resumed_run_ends_as_an_unbroken_one(name: str, tmp_path: Path) -> None:
     """Ramps follow the epoch; the bank is in the checkpoint; adapters and fusion have their momentum."""

@@ -48,6 +48,7 @@ def words(runs: Path, name: str, *more: str) -> tuple[str, ...]:
     return (*start, "--json", *more)
 
 
+@pytest.mark.slow
 def test_a_grid_resumes_to_the_same_front_and_chooses_anew(runs: Path) -> None:
     whole = json.loads(call(*words(runs, "whole", "--designs", "2,S3+S4-a0.5")))
     run = Run(runs / "whole")
@@ -160,6 +161,7 @@ def images(count: int = 8) -> Dataset:
     return Dataset("noise", split, split, split, 4, (0.5,) * 3, (0.3,) * 3, "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_goes_all_the_way(name: str, tmp_path: Path) -> None:
     """Built, trained for a step, stored, loaded, folded to the same function, and counted both ways."""

@@ -157,6 +157,7 @@ def test_the_larger_map_is_pooled() -> None:
         assert min(pair, key=lambda x: float(x.sum())).shape == (1, 1, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_CLASSIFIER)
 def test_adapters_change_nothing_and_go(name: str) -> None:
     shape = (3, 16, 16)

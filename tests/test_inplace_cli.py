@@ -42,6 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict
 NAMES = {"exits": ["1", "2", "3"], "widths": ["0.25", "0.5", "0.75", "1"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_run_for_every_classifier(runs: dict[str, tuple[Path, dict[str, Any]]], kind: str) -> None:
     out, body = runs[kind]
@@ -65,6 +66,7 @@ def test_all_widths_stay_one_network(runs: dict[str, tuple[Path, dict[str, Any]]
     assert spec.kept_width is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_budgets_from_the_command_line(runs: dict[str, tuple[Path, dict[str, Any]]], kind: str) -> None:
     out, body = runs[kind]

@@ -185,6 +185,7 @@ def test_prepared_by_two_threads_gives_the_clear_logits_bit_for_bit(pooled: Case
         assert np.abs(clear - truth).max() <= pooled.program.error_bound
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_prepared_between_two_processes(pooled: Case, certs: dict[str, TLS], spu: None) -> None:
     with serving(pooled.folder, certs["server"]) as (_, address):
@@ -196,6 +197,7 @@ def test_prepared_between_two_processes(pooled: Case, certs: dict[str, TLS], spu
     assert result.bytes == 2 * Plan(pooled.program).online.bytes
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_direct_inside_spu(pooled: Case, spu: None) -> None:
     server = Server(pooled.folder, "127.0.0.1:0", None, insecure=True, threads=1)

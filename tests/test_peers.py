@@ -106,6 +106,7 @@ def spliced(first: nn.Module, other: nn.Module, branch: fx.GraphModule) -> dict[
     return {k: (other if k in own else first).state_dict()[k] for k in first.state_dict()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "name"), [*((gated, n) for n in ONE_CLASSIFIER), *((fused, n) for n in FEW)])
 def test_branches_are_networks_of_their_own(make: Callable[..., fx.GraphModule], name: str) -> None:
     shape = (3, 16, 16)

@@ -173,6 +173,7 @@ def test_a_plan_is_for_its_own_teacher() -> None:
         made.check(replace(SPEC, base="resnet18"))
 
 
+@pytest.mark.slow
 def test_reduce_trains_what_the_plan_says(tmp_path: Path) -> None:
     small = ("--data", "digits", "--width", "0.125", "--limit", "300")
     call("train", "resnet10", *small, "--epochs", "1", "--out", tmp_path / "teacher", "--json")

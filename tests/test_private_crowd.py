@@ -16,6 +16,7 @@ SECONDS = float(os.environ.get("SHOAL_CROWD_SECONDS", "4"))
 CLIENTS = 8
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_a_crowd_of_clients_is_served_without_loss(tmp_path: Path, spu: None) -> None:
     script, out = ROOT / "benchmarks" / "private_soak.py", tmp_path / "soak.json"

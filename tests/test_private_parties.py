@@ -60,6 +60,7 @@ def ask_forever(client: Client, images: np.ndarray) -> None:
 # ---------------------------------------------------------------- two processes over TLS
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_server_goes_on_when_a_client_is_killed_mid_inference(
     small: Case, certs: dict[str, TLS], served: tuple[subprocess.Popen[str], str]
@@ -113,6 +114,7 @@ def test_that_comparison_would_notice_a_misplaced_mask(small: Case) -> None:
     assert np.abs(run_clear(wrong, small.weights, small.images[:3])[-1] - right).max() > 100 * UNITS * small.unit
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_client_ends_when_the_server_is_killed_mid_inference(small: Case, certs: dict[str, TLS], spu: None) -> None:
     with (
@@ -132,6 +134,7 @@ def test_client_ends_when_the_server_is_killed_mid_inference(small: Case, certs:
             c.query(small.images[:1].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_every_operation_with_shared_weights_ferret_and_plain_loopback(tmp_path: Path, spu: None) -> None:
     masks = {"relu2": torch.rand(6, 8, 8) < 0.5, "relu3": torch.tensor([True, False, True, True, False, True])}

@@ -98,6 +98,7 @@ def test_the_servers_half_is_destroyed_too(net: Case, certs: dict[str, TLS], tmp
         assert any("used already" in e for e in server.errors)
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_two_clients_at_once_mix_nothing(net: Case, certs: dict[str, TLS], address: str, tmp_path: Path) -> None:
     wrong: list[str] = []
@@ -119,6 +120,7 @@ def test_two_clients_at_once_mix_nothing(net: Case, certs: dict[str, TLS], addre
     assert not any(thread.is_alive() for thread in threads)
 
 
+@pytest.mark.slow
 @pytest.mark.private
 @pytest.mark.parametrize("task", ["prepare", "query"])
 def test_a_killed_client_leaves_a_usable_pool(
@@ -216,6 +218,7 @@ def test_what_the_server_refuses(net: Case, certs: dict[str, TLS], tmp_path: Pat
             control.close()
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_nothing_that_the_client_holds_or_hears_has_a_weight(
     net: Case, certs: dict[str, TLS], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,7 @@ def test_attempts_after_failures_come_later_each_time_and_a_waiting_query_is_tol
     assert "no server" in str(refill.error)
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_a_client_keeps_its_pool_between_queries(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2)
@@ -91,6 +92,7 @@ def test_a_client_keeps_its_pool_between_queries(net: Case, certs: dict[str, TLS
     assert client.refill_error is not None
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_a_process_keeps_a_pool_that_others_query(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 1)

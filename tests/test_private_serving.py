@@ -158,6 +158,7 @@ def server_process(net: Case, certs: dict[str, TLS], folder: Path, grace: int) -
         yield process
 
 
+@pytest.mark.slow
 @pytest.mark.private
 @pytest.mark.parametrize(
     ("grace", "signals", "answered"), [(30.0, [signal.SIGTERM], 1), (60.0, [signal.SIGINT] * 2, 0)]

@@ -275,6 +275,7 @@ def call(*words: object) -> dict[str, Any]:
     return dict(table(*words))
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_run_of_each_classifier(tmp_path: Path) -> None:
     small = ("--data", "digits", "--limit", 200, "--epochs", 2, "--json")
     call("train", "resnet9", *small, "--width", 0.05, "--out", tmp_path / "teacher")

@@ -171,6 +171,7 @@ def wait_for_epochs(runs: tuple[Planned, ...], count: int) -> None:
     assert eventually(lambda: all(epochs_of(run) >= count for run in runs), 120)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_goes_on_where_it_was(tmp_path: Path) -> None:
     runs = planned(tmp_path, PAIR)[:1]
     killed: list[int] = []
@@ -211,6 +212,7 @@ def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: P
     assert body["groups"][0]["sd"]["accuracy"] is not None
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_lone_command_at_a_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("train", "resnet10", "--data", "digits", "--width", "0.125", "--limit", "300", "--epochs", "200")
