@@ -61,6 +61,8 @@ A first tour (each command explains itself with --help):
   shoal inplace msdnet-7 --data cifar100 --data-dir DATA --out runs/msdnet     all of its exits at once, or --widths
   shoal distill osakd resnet18 --data cifar100 --data-dir DATA --out runs/osakd     or by a teacher, or by peers
 
+  shoal exits runs/exits                                      let images leave early that an exit is sure of
+
   shoal plan runs/teacher --target 0.5s --network lan --out plan.json     or a target in seconds, before training
 
   shoal sweep GRID.yaml --out runs/sweep          many of both: grids and seeds, some at once

@@ -11,11 +11,10 @@ from torch import nn
 
 from shoal.data import Dataset
 from shoal.distill import Objective, Term, cross_entropy
-from shoal.errors import ShoalError
 from shoal.exits import check_one_classifier
 from shoal.run import Run
 from shoal.spec import Spec, assemble
-from shoal.stages import Listener, Stages, fresh
+from shoal.stages import Listener, Stages, check_teacher, fresh
 from shoal.train import History, Schedule, Settings
 
 
@@ -85,8 +84,7 @@ def learn(
     Both begin with the same weights and see the same batches. Raises ShoalError for a network that has been reduced or
     has several classifiers, and StoppedError when the settings' time ran out.
     """
-    if spec.is_reduced:
-        raise ShoalError("found a reduced network to be taught; need a plain one; reduce it after it has been taught")
+    check_teacher(spec)
     problem = Problem(spec, schedule, Stages(data, settings, run, listen, tensorboard), base)
     check_one_classifier(problem.network(), spec.base)
     torch.manual_seed(settings.seed)

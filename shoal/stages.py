@@ -107,7 +107,7 @@ def train_teacher(
 
 
 def check_teacher(spec: Spec) -> None:
-    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no reduction has been done."""
+    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no surgery has been done."""
     if spec.is_reduced:
         raise ShoalError(
             "found a network that has been reduced already, or given exits; need the all-ReLU network that it came "

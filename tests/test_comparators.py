@@ -204,5 +204,5 @@ def test_osakd_refusals(asked: osakd.Options, message: str) -> None:
 
 
 def test_a_reduced_network_is_refused() -> None:
-    with pytest.raises(ShoalError, match="found a reduced network to be taught"):
+    with pytest.raises(ShoalError, match="found a network that has been reduced already"):
         learn(replace(SPEC, widths=(0.5, 1.0)), teach("dml"), DATA, PLAN, Settings())

@@ -111,7 +111,7 @@ def hint_layer(problem: Problem, options: Options) -> Lesson:
     student, teacher = problem.network(), _teacher(options)
     mine, theirs = matched_ends(problem.spec.shape, student, teacher)[:2][-1]
     sizes = [feature_shape(m, problem.spec.shape, Feature(s))[0] for m, s in ((student, mine), (teacher, theirs))]
-    pair = ((Feature(mine), regressor(*sizes)), (Feature(theirs), nn.Identity()))
+    pair = ((Feature(mine), regressor(*sizes)), as_it_is(theirs))
     return _with_hints(problem, student, teacher, [pair], fitnet("hints.0"))
 
 
@@ -126,9 +126,8 @@ def attention_maps(problem: Problem, options: Options) -> Lesson:
 def similarities(problem: Problem, options: Options) -> Lesson:
     """Similarities between samples in the last map."""
     student, teacher = problem.network(), _teacher(options)
-    last = [Feature(stage_ends(model, problem.spec.shape)[-1]) for model in (student, teacher)]
-    pair = ((last[0], nn.Identity()), (last[1], nn.Identity()))
-    return _with_hints(problem, student, teacher, [pair], similarity("hints.0"))
+    mine, theirs = (as_it_is(stage_ends(model, problem.spec.shape)[-1]) for model in (student, teacher))
+    return _with_hints(problem, student, teacher, [(mine, theirs)], similarity("hints.0"))
 
 
 def relational(problem: Problem, options: Options) -> Lesson:

@@ -159,8 +159,7 @@ def distill(
     """Train the plain network of `spec` with shallow classifiers that learn from its deeper ones.
 
     It begins with the weights of `base`, or new ones; so does the baseline. `teacher` is what `options.beside` learns
-    from as well. Raises ShoalError for impossible options,
-    and StoppedError when the settings' time ran out.
+    from as well. Raises ShoalError for impossible options, and StoppedError when the settings' time ran out.
     """
     preset, options = options.applied(preset), options.settled(spec.shape)
     grown = check_options(options, preset, spec, base, teacher)
