@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -162,7 +163,8 @@ class Checkpoint:
     ) -> None:
         """Everything that the next epoch depends on, in one file: what is not in it follows from seed and epoch.
 
-        `progress` is JSON data: `epoch` done, metric `rows`, `best` accuracy and `best_epoch`.
+        `progress` is JSON data: `epoch` done, metric `rows`, `best` accuracy and `best_epoch`; within an epoch also the
+        `step` and what its steps have come to.
         """
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         for i, state in optimiser.state_dict()["state"].items():
@@ -173,28 +175,38 @@ class Checkpoint:
                 tensors |= {f"hook{i}.{k}": v for k, v in hook.state().items()}
         write_tensors(self.last_path, tensors, {"progress": json.dumps(progress)})
 
-    def load_last(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, hooks: Sequence[Any] = ()
-    ) -> dict[str, Any]:
-        """Restore `model`, `optimiser` and `hooks` in place; returns the progress.
-
-        Raises ShoalError on a damaged file or one of another model.
-        """
+    def read_last(self) -> Last:
+        """What `save_last` wrote. Raises ShoalError on a damaged file."""
         tensors, metadata = _read(self.last_path)
         try:
             body: dict[str, Any] = json.loads(metadata["progress"])
         except (KeyError, TypeError, ValueError) as error:
             raise ShoalError(f"found no progress in {self.last_path}; need a checkpoint that fit wrote") from error
-        load_state(model, _below(tensors, "model."), self.last_path)
-        self._load_momentum(optimiser, _below(tensors, "momentum."))
+        return Last(self.last_path, tensors, body)
+
+
+@dataclass(frozen=True)
+class Last:
+    """A checkpoint that has been read: its tensors, and the progress as JSON data."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer, hooks: Sequence[Any] = ()) -> None:
+        """Restore `model`, `optimiser` and `hooks` in place. Raises ShoalError when it is of another model."""
+        load_state(model, _below(self.tensors, "model."), self.path)
+        self._load_momentum(optimiser)
         for i, hook in enumerate(hooks):
             if hasattr(hook, "load"):
-                hook.load(_below(tensors, f"hook{i}."))
-        return body
+                hook.load(_below(self.tensors, f"hook{i}."))
 
-    def _load_momentum(self, optimiser: torch.optim.Optimizer, buffers: dict[str, Tensor]) -> None:
-        plain = optimiser.state_dict()
-        plain["state"] = {int(i): {"momentum_buffer": buffer} for i, buffer in buffers.items()}
+    def _load_momentum(self, optimiser: torch.optim.Optimizer) -> None:
+        plain, parameters = optimiser.state_dict(), [p for g in optimiser.param_groups for p in g["params"]]
+        # A fused update goes through memory, so a buffer lies there as its parameter does: files know no channels_last.
+        buffers = {int(i): value for i, value in _below(self.tensors, "momentum.").items()}
+        laid = {i: torch.empty_like(parameters[i]).copy_(value) for i, value in buffers.items()}
+        plain["state"] = {i: {"momentum_buffer": value.detach()} for i, value in laid.items()}
         optimiser.load_state_dict(plain)
 
 

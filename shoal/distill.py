@@ -24,7 +24,8 @@ class Term:
     """One named part of an objective: `weight` times `loss(student, teacher, labels)`, a scalar.
 
     `taps` are the submodules, such as ReLU sites, whose results the loss reads of student and teacher, `own` those of
-    which it reads the student's alone.
+    which it reads the student's alone. `recordable` is false where the loss depends on what Python remembers of earlier
+    steps: a step with it is neither compiled nor recorded.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Term:
     loss: Loss
     taps: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    recordable: bool = True
 
     def weight_at(self, epoch: int) -> float:
         """The factor in `epoch`, counted from 0."""
@@ -45,14 +47,23 @@ def switched(before: float, after: float, epoch: int) -> Weight:
 
 @dataclass
 class Objective:
-    """A sum of terms. `fit` tells it each epoch, which weights may follow; where nobody does, it is epoch 0."""
+    """A sum of terms. `fit` tells it each epoch, which weights may follow; where nobody does, it is epoch 0.
+
+    The weights are one tensor, changed in place: a compiled or recorded step reads the new ones.
+    """
 
     terms: tuple[Term, ...]
     epoch: int = field(default=0, init=False)
+    weights: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
         """Use the weights of `epoch` from now on."""
         self.epoch = epoch
+        now = torch.tensor([term.weight_at(epoch) for term in self.terms])
+        device = next((p.device for p in model.parameters()), now.device)
+        if self.weights is None or self.weights.device != device:
+            self.weights = now.to(device)
+        self.weights.copy_(now)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -66,8 +77,12 @@ class Objective:
 
     def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total and its weighted parts, detached, by name."""
-        parts = {term.name: term.weight_at(self.epoch) * term.loss(student, teacher, labels) for term in self.terms}
-        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
+        losses = torch.stack([term.loss(student, teacher, labels) for term in self.terms])
+        if self.weights is None or self.weights.device != losses.device:
+            self.weights = torch.tensor([term.weight_at(self.epoch) for term in self.terms], device=losses.device)
+        weighted = losses * self.weights
+        names = (term.name for term in self.terms)
+        return weighted.sum(), dict(zip(names, weighted.detach().unbind(), strict=True))
 
 
 def taught(teacher: Outputs | None) -> Outputs:

@@ -74,7 +74,10 @@ class MaskedReLU(nn.Module):
         """Derive the clamp's floor from the mask; called after the mask changed."""
         zero = torch.zeros((), device=self.mask.device)
         floor = torch.where(self.mask, zero, zero - torch.inf)[None]
-        self.floor = floor.contiguous(memory_format=_layout(self.floor))
+        if self.floor.shape == floor.shape and self.floor.device == floor.device:
+            self.floor.copy_(floor)  # in place: a recorded step reads this memory
+        else:
+            self.floor = floor.contiguous(memory_format=_layout(self.floor))
 
     def set_mask(self, mask: Tensor) -> None:
         """Exchange the kept positions, on the module's own device."""

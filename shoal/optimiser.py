@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+
+from shoal.schedule import Schedule
+
+FUSED = ("cpu", "cuda")
+"""Kinds of device on which one kernel updates many parameters."""
+
+
+def sgd(model: nn.Module, schedule: Schedule, device: str) -> torch.optim.SGD:
+    """Stochastic gradient descent over `parameter_groups`, with rates as tensors on the device, to be set in place."""
+    groups = parameter_groups(model, schedule.weight_decay)
+    for group in groups:
+        group["lr"] = torch.tensor(schedule.lr, device=device)
+    fused = torch.device(device).type in FUSED
+    rate, momentum = torch.tensor(schedule.lr, device=device), schedule.momentum
+    return torch.optim.SGD(groups, rate, momentum, nesterov=schedule.nesterov, fused=fused)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from shoal.errors import ShoalError
 
@@ -24,23 +25,43 @@ class Outputs:
         return self.logits[-1]
 
 
+class Tapped:
+    """A network called for `Outputs`, with its taps installed until `close`: a training step need not renew them.
+
+    `model` may be wrapped by DistributedDataParallel; taps are submodules of what is inside. Raises ShoalError when a
+    tap is no submodule.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
+        self.model, self.caught, inner = model, dict[str, Tensor](), unwrap(model)
+        self.handles: list[RemovableHandle] = []
+        for name, module in {name: _submodule(inner, name) for name in taps}.items():
+            self.handles.append(module.register_forward_hook(_keep(self.caught, name)))
+
+    def __call__(self, x: Tensor) -> Outputs:
+        """Run the network on images `x` [N, C, H, W]."""
+        result = self.model(x)
+        logits = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        taps = dict(self.caught)
+        self.caught.clear()  # or activations would lie in memory until the next call
+        return Outputs(logits, taps)
+
+    def close(self) -> None:
+        """Leave the network as it was."""
+        for handle in self.handles:
+            handle.remove()
+
+
 def forward(model: nn.Module, x: Tensor, taps: Sequence[str] = ()) -> Outputs:
     """Run `model` on images `x` and keep the results of the submodules named in `taps`.
 
     The hooks are gone when this returns. Raises ShoalError when a tap is no submodule.
     """
-    caught: dict[str, Tensor] = {}
-    inner = unwrap(model)
-    handles = []
+    tapped = Tapped(model, taps)
     try:
-        for name in taps:
-            handles.append(_submodule(inner, name).register_forward_hook(_keep(caught, name)))
-        result = model(x)
+        return tapped(x)
     finally:
-        for handle in handles:
-            handle.remove()
-    logits = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-    return Outputs(logits, caught)
+        tapped.close()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

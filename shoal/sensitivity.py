@@ -45,19 +45,20 @@ class DynamicRewiring:
         self.momentum = {name: torch.zeros_like(w) for name, w in weights.items()}
 
     def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Gather momentum of the dense gradient of the step before, and cut the weights to the mask."""
+        """Cut the weights to the mask, and rewire when it is time."""
         with torch.no_grad():
             for name, weight in conv_weights(model).items():
-                self._gather(name, weight)
+                self._to(weight.device, name)
                 weight.mul_(self.masks[name])
         if int(epoch * self.per_epoch) > self.rewired:
             self._rewire(model)
 
-    def _gather(self, name: str, weight: Tensor) -> None:
-        self._to(weight.device, name)
-        if weight.grad is not None:
-            self.momentum[name].mul_(0.9).add_(weight.grad, alpha=0.1)
-            weight.grad = None  # taken once: a resumed epoch starts without a gradient too
+    def on_stepped(self, model: nn.Module) -> None:
+        """Gather momentum of the dense gradient."""
+        with torch.no_grad():
+            for name, weight in conv_weights(model).items():
+                if weight.grad is not None:
+                    self.momentum[name].mul_(0.9).add_(weight.grad, alpha=0.1)
 
     def _to(self, device: torch.device, name: str) -> None:
         self.masks[name] = self.masks[name].to(device)
@@ -65,9 +66,6 @@ class DynamicRewiring:
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Prune and regrow once more; after the last epoch only cut. Returns the density, which never changes."""
-        with torch.no_grad():
-            for name, weight in conv_weights(model).items():
-                self._gather(name, weight)
         self._rewire(model)
         self.rewired = (epoch + 1) * self.per_epoch
         kept = sum(int(mask.sum()) for mask in self.masks.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint", "clock"}
+    | {"schedule", "settings"}
     | {"augment", "point_clouds"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
@@ -18,6 +19,9 @@ LEVELS = [
         "attention_exits",
         "pooled_exits",
         "optimiser",
+        "stepping",
+        "batches",
+        "evaluation",
         "train",
         "cost",
         "equivalence",

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import Residual, blobs
+from fits import DATA, OBJECTIVE, PLAN, SHAPE, full, masked, network, same, weights_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.budget import allocate
-from shoal.checkpoint import Checkpoint, load_state, write_tensors
 from shoal.distill import Objective, cross_entropy, kd, kl_divergence, pram
 from shoal.errors import ShoalError
-from shoal.graph import load_weights
 from shoal.learners.senet import DifferenceLearner
-from shoal.mask import add_masks, check_budget, masked_sites, random_masks
+from shoal.mask import add_masks, check_budget, masked_sites
 from shoal.outputs import Outputs, forward
 from shoal.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.sites import ReluSite, relu_sites
-from shoal.train import Clock, Schedule, Settings, evaluate, fit, ramp
+from shoal.train import Schedule, Settings, evaluate, fit, ramp
 
-SHAPE = (1, 8, 8)
-DATA = blobs(256)
 ETA = (
     "0.0572 0.1854 0.2129 0.2506 0.2758 0.3549 0.4884 0.5102 0.5568 0.6739 0.8143 0.8277 0.8623 0.9410 0.9902 0.9986 1"
 )
@@ -157,26 +150,6 @@ def test_schedule_and_ramp_by_hand() -> None:
     assert cosine.rate(5) == pytest.approx(0.05)
 
 
-def network() -> torch.nn.Module:
-    torch.manual_seed(3)
-    return Residual()
-
-
-OBJECTIVE = Objective((cross_entropy(),))
-PLAN = Schedule(4, 0.1, (3,), batch_size=16)
-
-
-def weights_after(folder: Path | None, plan: Schedule, **options: Any) -> dict[str, torch.Tensor]:
-    model = network()
-    checkpoint = Checkpoint(folder) if folder else None
-    fit(model, DATA, OBJECTIVE, plan, settings=Settings(**options), checkpoint=checkpoint)
-    return model.state_dict()
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_fit_learns_and_is_deterministic(tmp_path: Path) -> None:
     first = weights_after(None, PLAN)
     assert same(first, weights_after(tmp_path, PLAN))
@@ -186,64 +159,6 @@ def test_fit_learns_and_is_deterministic(tmp_path: Path) -> None:
     assert evaluate(model, DATA, DATA.test)[0] > 90
     with pytest.raises(ShoalError, match="empty split"):
         evaluate(model, DATA, DATA.test.take(torch.arange(0)))
-
-
-def test_time_limit_stops_at_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
-    model = network()
-    history = fit(model, DATA, OBJECTIVE, PLAN, settings=Settings(max_seconds=0.0), checkpoint=Checkpoint(tmp_path))
-    assert history.stopped
-    assert len(history.rows) == 1
-    on, whole = Settings(resume=True), network()
-    resumed = fit(whole, DATA, OBJECTIVE, PLAN, settings=on, checkpoint=Checkpoint(tmp_path)).rows
-    assert same(whole.state_dict(), weights_after(None, PLAN))
-    assert [row["epoch"] for row in resumed] == [0, 1, 2, 3]
-    assert all(set(row) == set(history.rows[0]) for row in resumed)
-
-
-def test_one_clock_counts_several_fits() -> None:
-    clock = Clock(0.0)
-    first = fit(network(), DATA, OBJECTIVE, replace(PLAN, epochs=1), clock=clock)
-    second = fit(network(), DATA, OBJECTIVE, PLAN, clock=clock)
-    assert (first.stopped, len(first.rows)) == (False, 1)
-    assert (second.stopped, len(second.rows)) == (True, 0)
-    assert not fit(network(), DATA, OBJECTIVE, replace(PLAN, epochs=2), clock=Clock(None)).stopped
-
-
-KILLED = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from test_training import *
-def slow(e, s, n):
-    if e == 2 and s == 1:
-        print("middle", flush=True)
-        time.sleep(60)
-fit(network(), DATA, OBJECTIVE, PLAN, checkpoint=Checkpoint({folder!r}), progress=slow)
-"""
-
-
-def test_kill_dash_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "middle\n"
-        child.send_signal(signal.SIGKILL)
-    assert (tmp_path / "model.last.safetensors").exists()
-    assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
-
-
-def test_resume_restores_a_hook_too(tmp_path: Path) -> None:
-    def run(folder: Path | None, stop: bool = False, resume: bool = False) -> DynamicRewiring:
-        model = network()
-        hook = DynamicRewiring(model, PLAN.epochs, 0.3, per_epoch=2)
-        options = Settings(max_seconds=0.0 if stop else None, resume=resume)
-        checkpoint = Checkpoint(folder) if folder else None
-        fit(model, DATA, OBJECTIVE, PLAN, hooks=(hook,), settings=options, checkpoint=checkpoint)
-        return hook
-
-    whole = run(None)
-    run(tmp_path, stop=True)
-    assert run(tmp_path, resume=True).densities() == whole.densities()
 
 
 def test_rewiring_keeps_the_density_and_gives_a_sensitivity() -> None:
@@ -258,13 +173,6 @@ def test_rewiring_keeps_the_density_and_gives_a_sensitivity() -> None:
     eta = pruning_sensitivity(hook.densities(), sites)
     assert set(eta) == {s.name for s in sites}
     assert all(0 <= v < 1 for v in eta.values())
-
-
-def masked() -> tuple[Any, Any]:
-    model = network()
-    sites = relu_sites(model, SHAPE)
-    budget = allocate(sites, {s.name: 1.0 for s in sites}, 100)
-    return add_masks(model, random_masks(budget, sites, torch.Generator().manual_seed(0))), budget
 
 
 @pytest.mark.parametrize("score", ["published", "counterfactual"])
@@ -291,10 +199,6 @@ def test_difference_learner_takes_the_top_k_of_the_summed_difference(score: str)
         assert not len(kept) or not len(rest) or kept.min() >= rest.max()
 
 
-def full(student: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: torch.ones_like(m.mask) for name, m in masked_sites(student).items()}
-
-
 def test_fit_with_teacher_masks_and_bf16_runs() -> None:
     student, budget = masked()
     objective = Objective((cross_entropy(0.5), kd(0.5)))
@@ -310,37 +214,6 @@ def test_fit_with_teacher_masks_and_bf16_runs() -> None:
     )
     check_budget(student, budget)
     assert {"loss", "cross_entropy", "kd", "mask_change", "accuracy"} <= set(history.rows[-1])
-
-
-def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    model = network()
-    fit(model, DATA, OBJECTIVE, replace(PLAN, epochs=1), checkpoint=Checkpoint(tmp_path))
-    good = (tmp_path / "model.last.safetensors").read_bytes()
-    wild = replace(PLAN, lr=1e30)
-    with pytest.raises(ShoalError, match=r"found loss = nan in epoch 1"):
-        fit(network(), DATA, OBJECTIVE, wild, settings=Settings(resume=True), checkpoint=Checkpoint(tmp_path))
-    assert (tmp_path / "model.last.safetensors").read_bytes() == good
-
-
-def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "w.safetensors"
-    write_tensors(target, {"a": torch.ones(2)})
-    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ShoalError, match="No space left"):
-        write_tensors(target, {"a": torch.zeros(2)})
-    assert torch.equal(load_weights(target)["a"], torch.ones(2))
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_checkpoints_of_other_models_and_damaged_ones_are_refused(tmp_path: Path) -> None:
-    weights_after(tmp_path, replace(PLAN, epochs=1))
-    with pytest.raises(ShoalError, match="another model"):
-        load_state(Residual(classes=7), load_weights(tmp_path / "model.best.safetensors"), "there")
-    blob = (tmp_path / "model.last.safetensors").read_bytes()
-    for damaged in (blob[:40], blob[: len(blob) // 2], b"", b"\x00" * 64):
-        (tmp_path / "model.last.safetensors").write_bytes(damaged)
-        with pytest.raises(ShoalError, match="unreadable weight file"):
-            weights_after(tmp_path, PLAN, resume=True)
 
 
 DISTRIBUTED = """

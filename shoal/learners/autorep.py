@@ -132,20 +132,21 @@ class AutoRePLinear(Pressed[GatedReLU]):
         sums = torch.stack([module.kept().sum() for module in self.sites.values()])
         return self.pressure.strength * sums.sum()
 
-    def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Switch ReLUs by their scores, look at how many are left, and settle in the end."""
-        step = self.problem.step(epoch)
-        if all(module.soft for module in self.sites.values()):
-            self._switch(step)
+    def on_step(self, model: nn.Module, epoch: float) -> bool:
+        """Switch ReLUs by their scores, look at how many are left, and settle in the end; returns whether it did."""
+        soft = all(module.soft for module in self.sites.values())
+        return soft and self._switch(self.problem.step(epoch))
 
-    def _switch(self, step: int) -> None:
+    def _switch(self, step: int) -> bool:
         for module in self.sites.values():
             module.switch()
         if step >= self.problem.last_step:
             settle(self.sites, self.top({name: m.score.detach() for name, m in self.sites.items()}))
-            self.pressure.acts = False
-        elif self.pressure.is_due(step):
+            self.pressure.rest()
+            return True
+        if self.pressure.is_due(step):
             self.pressure.look(self._left(), step)
+        return False
 
     def _left(self) -> float:
         return float(torch.stack([module.mask.sum() for module in self.sites.values()]).sum())
@@ -181,15 +182,18 @@ class AutoReP(AutoRePLinear):
         self._fit(False)
         self.model.train(training)
 
-    def on_step(self, model: nn.Module, epoch: float) -> None:
+    def on_step(self, model: nn.Module, epoch: float) -> bool:
         """Fit the quadratics in the beginning, and then learn; else as with linear positions."""
-        self._fit(self.problem.step(epoch) < FITTING * self.problem.all_steps)
-        super().on_step(model, epoch)
+        changed = self._fit(self.problem.step(epoch) < FITTING * self.problem.all_steps)
+        return super().on_step(model, epoch) or changed
 
-    def _fit(self, fitting: bool) -> None:
-        for module in self.sites.values():
-            assert module.rest is not None
-            module.rest.fitting = fitting
+    def _fit(self, fitting: bool) -> bool:
+        """Begin or end fitting; returns whether that was not so already."""
+        rests = [module.rest for module in self.sites.values() if module.rest is not None]
+        changed = any(rest.fitting != fitting for rest in rests)
+        for rest in rests:
+            rest.fitting = fitting
+        return changed
 
     def finished(self) -> nn.Module:
         """A copy of the trained network with these masks and its quadratics."""

@@ -68,14 +68,16 @@ class DepthShrinker(Search):
                 "found no block conv - relu - conv in the network; need one to score blocks; use another --masks"
             )
 
-    def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Keep as many ReLUs as the line from all to the budget has, and settle in the end."""
+    def on_step(self, model: nn.Module, epoch: float) -> bool:
+        """Keep as many ReLUs as the line from all to the budget has, and settle in the end; returns whether it did."""
         step = self.problem.step(epoch)
         if step >= self.problem.last_step and all(module.soft for module in self.sites.values()):
             settle(self.sites, self._masks(self.problem.total))
-        elif step < self.problem.last_step and step % self.every == 0:
+            return True
+        if step < self.problem.last_step and step % self.every == 0:
             for name, mask in self._masks(int(self.problem.line(step))).items():
                 self.sites[name].set_mask(mask)
+        return False
 
     def _masks(self, total: int) -> dict[str, Tensor]:
         counts = self._counts(total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class DifferenceLearner:
     calls `on_epoch_end`, so a kept checkpoint holds the masks that it was trained and judged with.
     """
 
+    recordable = True
+
     def __init__(self, budget: Budget, granularity: str = "pixel", score: str = "counterfactual") -> None:
         if score not in SCORES:
             raise ShoalError(f"found score {score!r}; need one of {', '.join(SCORES)}")
@@ -39,8 +41,9 @@ class DifferenceLearner:
         self.scratch = torch.empty(0)
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
-        """Have the sites keep their inputs, where the score needs them."""
+        """Have the sites keep their inputs, where the score needs them, and begin to sum anew."""
         self.modules = masked_sites(model)
+        self.sums = {name: torch.zeros_like(self.modules[name].mask, dtype=torch.float32) for name in self.taps}
         for module in self.modules.values():
             module.watched = self.score == "counterfactual"
 
@@ -52,8 +55,7 @@ class DifferenceLearner:
             for name in self.taps:
                 module = self.modules[name]
                 own = module.seen if module.watched else student.taps[name]
-                gap = batch_sum(self._difference(teacher.taps[name].float(), own.float()).abs_())
-                self.sums[name] = self.sums[name].add_(gap) if name in self.sums else gap.clone()
+                self.sums[name].add_(batch_sum(self._difference(teacher.taps[name].float(), own.float()).abs_()))
                 module.seen = torch.empty(0)  # or it would lie in memory through the backward pass
 
     def _difference(self, a: Tensor, b: Tensor) -> Tensor:
@@ -72,6 +74,15 @@ class DifferenceLearner:
             module.watched, module.seen = False, torch.empty(0)
         self.sums = {}
         return {"mask_change": changed / (2 * self.budget.total)}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the middle of an epoch leaves behind besides the model; nothing at its end."""
+        return dict(self.sums)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave, within an epoch."""
+        for name, value in state.items():
+            self.sums[name].copy_(value)
 
     def look(self, model: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> None:
         """Install masks by one pass over normalised images, without training: where the search begins."""

@@ -45,19 +45,21 @@ class SNL(Pressed[SlopedReLU]):
         sums = torch.stack([module.slope.sum() for module in self.sites.values()])
         return self.pressure.strength * sums.sum()
 
-    def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Keep slopes in [0, 1], look at how many are left, and settle in the end."""
+    def on_step(self, model: nn.Module, epoch: float) -> bool:
+        """Keep slopes in [0, 1], look at how many are left, and settle in the end; returns whether it did."""
         step = self.problem.step(epoch)
         if not all(module.soft for module in self.sites.values()):
-            return
+            return False
         with torch.no_grad():
             for module in self.sites.values():
                 module.slope.clamp_(0, 1)
         if step >= self.problem.last_step:
             settle(self.sites, self.choose())
-            self.pressure.acts = False
-        elif self.pressure.is_due(step):
+            self.pressure.rest()
+            return True
+        if self.pressure.is_due(step):
             self.pressure.look(self._left(), step)
+        return False
 
     def _left(self) -> float:
         """The sum of all slopes, a slope of a whole site as often as it has positions."""

@@ -166,6 +166,8 @@ class Pressure:
         self.problem, self.scale = problem, scale
         self.weight, self.lowest, self.acts = PULL * scale, math.inf, True
         self.every = max(1, problem.last_step // CHECKS)
+        self.strength = torch.full((), self.weight, device=next(problem.model.parameters()).device)
+        """The weight, or 0 while the penalty rests; one tensor, changed in place."""
 
     def multiplier(self, distance: float) -> float:
         """The rate multiplier at which the first weight alone moves a parameter by `distance` before the last step."""
@@ -183,11 +185,15 @@ class Pressure:
         if self.acts and left >= self.lowest:
             self.weight *= GROWTH
         self.lowest = min(self.lowest, left)
+        self._apply()
 
-    @property
-    def strength(self) -> float:
-        """The weight, or 0 while the penalty rests."""
-        return self.weight if self.acts else 0.0
+    def rest(self) -> None:
+        """Press no more."""
+        self.acts = False
+        self._apply()
+
+    def _apply(self) -> None:
+        self.strength.fill_(self.weight if self.acts else 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs besides the model."""
@@ -197,6 +203,7 @@ class Pressure:
         """Restore what `state` gave."""
         self.weight, self.lowest, acts = state["pressure"].tolist()
         self.acts = bool(acts)
+        self._apply()
 
 
 def _mean_rate(schedule: Schedule) -> float:

@@ -160,4 +160,4 @@ def neighbours(
         logits = student.logits[exit].float()
         return measure(teacher.soft_labels(logits, labels), logits)
 
-    return Term(name, weight, value)
+    return Term(name, weight, value, recordable=not teacher.neighbourhood.bank)

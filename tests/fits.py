@@ -1,0 +1,50 @@
+"""Small fits that tests of training share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import Residual, blobs
+
+from shoal.budget import allocate
+from shoal.checkpoint import Checkpoint
+from shoal.distill import Objective, cross_entropy
+from shoal.mask import add_masks, masked_sites, random_masks
+from shoal.sites import relu_sites
+from shoal.train import Schedule, Settings, fit
+
+SHAPE = (1, 8, 8)
+DATA = blobs(256)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return Residual()
+
+
+OBJECTIVE = Objective((cross_entropy(),))
+PLAN = Schedule(4, 0.1, (3,), batch_size=16)
+
+
+def weights_after(folder: Path | None, plan: Schedule, **options: Any) -> dict[str, torch.Tensor]:
+    model = network()
+    checkpoint = Checkpoint(folder) if folder else None
+    fit(model, DATA, OBJECTIVE, plan, settings=Settings(**options), checkpoint=checkpoint)
+    return model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def full(student: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: torch.ones_like(m.mask) for name, m in masked_sites(student).items()}
+
+
+def masked() -> tuple[Any, Any]:
+    model = network()
+    sites = relu_sites(model, SHAPE)
+    budget = allocate(sites, {s.name: 1.0 for s in sites}, 100)
+    return add_masks(model, random_masks(budget, sites, torch.Generator().manual_seed(0))), budget
