@@ -14,6 +14,9 @@ from shoal.settings import Settings
 FAR = 1_000_003
 """A prime between seeds of neighbouring runs, for seeds of epochs."""
 
+AHEAD = 32
+"""Batches that are augmented at once on a GPU, where an operation costs its launch; on a CPU it is each alone."""
+
 
 def as_input(data: Dataset, images: Tensor, settings: Settings) -> Tensor:
     """Images uint8 [N, C, H, W] as a network takes them: on the device, normalised, in its order of memory."""
@@ -32,7 +35,8 @@ class Batches:
         self.data, self.settings, self.size, self.world = data, settings, size, world
         self.steps = max(1, len(data.train) // size)
         self.generator = torch.Generator(data.train.images.device)
-        self.inside = False
+        self.ahead = 1 if data.train.images.device.type == "cpu" else AHEAD
+        self.next, self.before = 0, self.generator.get_state()
 
     def begin(self, epoch: int) -> None:
         """Seed all that an epoch draws: its batches, and dropout."""
@@ -45,22 +49,32 @@ class Batches:
         split, (rank, count) = self.data.train, self.world
         seed = self.settings.seed * FAR + epoch
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.images.device)
-        policy = self.settings.augment or self.data.augment
-        self.inside = True
-        for step in range(first, self.steps):
-            mine = order[step * self.size : (step + 1) * self.size][rank::count]
-            x = augment_batch(split.images[mine], policy, self.generator)
-            yield as_input(self.data, x, self.settings), split.labels[mine].to(self.settings.device)
+        self.next = first
+        for start in range(first - first % self.ahead, self.steps, self.ahead):
+            self.before = self.generator.get_state()
+            stop = min(start + self.ahead, self.steps)
+            mine = [part[rank::count] for part in order[start * self.size : stop * self.size].split(self.size)]
+            for step, batch in enumerate(zip(*self._made(torch.cat(mine), len(mine[0])), strict=True), start):
+                if step >= first:  # what comes before was learned from before a stop
+                    self.next = step + 1
+                    yield batch
+
+    def _made(self, mine: Tensor, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Images and labels at `mine` in batches of `size`."""
+        split, policy = self.data.train, self.settings.augment or self.data.augment
+        x = as_input(self.data, augment_batch(split.images[mine], policy, self.generator), self.settings)
+        return x.split(size), split.labels[mine].to(self.settings.device).split(size)
 
     def end(self) -> None:
         """Note that the epoch's steps are done: the next one is seeded anew."""
-        self.inside = False
+        self.next = 0
 
     def state(self) -> dict[str, Tensor]:
-        """Within an epoch, the states of all generators."""
-        if not self.inside:
+        """Within an epoch, the states of all generators; that of the batches is what the next one is made from."""
+        if not self.next:
             return {}
-        found = {"batches": self.generator.get_state(), "cpu": torch.get_rng_state()}
+        batches = self.before if self.next % self.ahead else self.generator.get_state()
+        found = {"batches": batches, "cpu": torch.get_rng_state()}
         return found | ({"cuda": torch.cuda.get_rng_state()} if self._on_cuda else {})
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -123,15 +124,18 @@ class Dataset:
         """(pixel / 255 - mean) / std as float32, for uint8 [N, C, H, W] on any device; clouds stay as they are."""
         if images_uint8.is_floating_point():
             return images_uint8
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=images_uint8.device)[:, None, None] * 255
-            for v in (self.mean, self.std)
-        )
+        mean, std = (_levels(v, images_uint8.device) for v in (self.mean, self.std))
         return (images_uint8.to(torch.float32) - mean) / std
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same set with all three splits on `device`."""
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+
+@lru_cache(maxsize=64)
+def _levels(parts: tuple[float, ...], device: torch.device) -> Tensor:
+    """[C, 1, 1] in units of pixels; made once a device, since the host would wait for each copy to it."""
+    return torch.tensor(parts, dtype=torch.float32, device=device)[:, None, None] * 255
 
 
 def load(

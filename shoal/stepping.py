@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,46 +177,42 @@ class Recorded:
 Step = Work | Compiled | Recorded
 
 
-def make_step(work: Work, recorder: Recorder | None = None) -> Step:
-    """`work` in the way that its settings ask for; `recorder` stands in for CUDA graphs.
+def make_step(work: Work) -> Step:
+    """`work` in the way that its settings ask for.
 
-    Warns, as ShoalWarning, where the machine or a hook rules a way out, and says which is used.
+    Warns, as ShoalWarning, where the machine, a term or a hook rules a way out, which is then left.
     """
-    asked = work.settings.step
-    compiled, recorded = asked.startswith("compiled"), asked.endswith("graph")
-    if compiled and (reason := _not_one_process(work) or _unsuited(_terms(work))):
-        _warn(f"found {reason}; need work that is the same at every step to compile it; it is not compiled")
-        compiled = False
-    if recorded and (reason := _not_one_process(work) or _not_cuda(work, recorder) or _unsuited(_parts(work))):
-        _warn(
-            f"found {reason}; need a CUDA device and work that is the same at every step to record it as a graph; "
-            "it is not recorded"
-        )
-        recorded = False
-    step: Work | Compiled = Compiled(work) if compiled else work
-    return Recorded(step, recorder or CudaGraphs()) if recorded else step
-
-
-def _not_one_process(work: Work) -> str | None:
+    asked, step = work.settings.step, cast("Step", work)
     parallel = isinstance(work.student.model, nn.parallel.DistributedDataParallel)
-    return "several processes" if parallel else None
+    terms = (work.objective, *getattr(work.objective, "terms", ()))
+    if asked.startswith("compiled"):
+        reason = "several processes" if parallel else _unsuited(terms)
+        step = step if _ruled_out("compiled", reason) else Compiled(work)
+    if asked.endswith("graph"):
+        recorder = recorder_for(work.settings.device)
+        reason = "several processes" if parallel else _unsuited((*terms, *work.listeners))
+        reason = reason if recorder else f"device {work.settings.device!r}"
+        step = step if _ruled_out("recorded", reason) or recorder is None else Recorded(step, recorder)
+    return step
 
 
-def _not_cuda(work: Work, recorder: Recorder | None) -> str | None:
-    here = torch.device(work.settings.device).type == "cuda" or recorder is not None
-    return None if here else f"device {work.settings.device!r}"
+def _ruled_out(what: str, reason: str | None) -> bool:
+    if reason:
+        _warn(
+            f"found {reason}; need one process, the same work at every step, and for graphs a CUDA device; "
+            f"the step is not {what}"
+        )
+    return reason is not None
 
 
-def _terms(work: Work) -> tuple[Any, ...]:
-    return (work.objective, *getattr(work.objective, "terms", ()))
-
-
-def _parts(work: Work) -> tuple[Any, ...]:
-    return (*_terms(work), *work.listeners)
+def recorder_for(device: str) -> Recorder | None:
+    """What records work on `device`, if anything does."""
+    return CudaGraphs() if torch.device(device).type == "cuda" else None
 
 
 def _unsuited(parts: Sequence[Any]) -> str | None:
-    return next((f"{_name(part)}, which changes what it computes" for part in parts if not _recordable(part)), None)
+    found = next((part for part in parts if not _recordable(part)), None)
+    return None if found is None else f"{_name(found)}, which may compute something else at each step"
 
 
 def _recordable(part: Any) -> bool:

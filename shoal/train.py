@@ -22,7 +22,7 @@ from shoal.optimiser import sgd
 from shoal.outputs import Outputs
 from shoal.schedule import Schedule, ramp
 from shoal.settings import PRECISIONS, Settings
-from shoal.stepping import ObjectiveLike, Recorded, Recorder, Work, explain_layout, make_step
+from shoal.stepping import ObjectiveLike, Recorded, Work, explain_layout, make_step
 
 __all__ = [
     "PRECISIONS", "Clock", "History", "Hook", "ObjectiveLike", "Schedule", "Settings", "evaluate", "fit", "join",
@@ -91,20 +91,19 @@ def fit(
     report: Callable[[dict[str, float]], None] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     clock: Clock | None = None,
-    recorder: Recorder | None = None,
 ) -> History:
     """Train `model` in place and leave it with the weights of its best epoch on the validation split.
 
     After every epoch, or when ``settings.save_seconds`` have passed, and before it stops, be it within an epoch, the
     weights, optimiser state and metrics go to `checkpoint` atomically; with ``settings.resume`` training goes on from
     there, bit for bit as if it had never stopped (on the same kind of device, and on CPU). `report` gets each epoch's
-    row, `progress` (epoch, step, steps). `clock` counts the time of several fits instead of ``settings.max_seconds``;
-    `recorder` stands in for CUDA graphs. Raises ShoalError when the loss is not finite; the last good checkpoint stays.
+    row, `progress` (epoch, step, steps). `clock` counts the time of several fits instead of ``settings.max_seconds``.
+    Raises ShoalError when the loss is not finite; the last good checkpoint stays.
     """
     settings = settings or Settings()
     settings.check()
     clock = clock or Clock(settings.max_seconds)
-    loop = _Loop(model, data, objective, schedule, teacher, hooks, settings, checkpoint, clock, recorder)
+    loop = _Loop(model, data, objective, schedule, teacher, hooks, settings, checkpoint, clock)
     try:
         return loop.run(report or (lambda row: None), progress or (lambda epoch, step, steps: None))
     finally:
@@ -125,7 +124,6 @@ class _Loop:
         settings: Settings,
         checkpoint: Checkpoint | None,
         clock: Clock,
-        recorder: Recorder | None,
     ) -> None:
         self.data, self.objective, self.schedule, self.settings = data, objective, schedule, settings
         self.hooks, self.checkpoint, self.clock = hooks, checkpoint, clock
@@ -135,7 +133,7 @@ class _Loop:
         known = self._place(teacher).eval() if teacher is not None else None
         self.optimiser = sgd(self.inner, schedule, settings.device)
         self.work = Work(self.model, known, objective, hooks, self.optimiser, settings)
-        self.step = make_step(self.work, recorder)
+        self.step = make_step(self.work)
         self.batches = Batches(data, settings, schedule.batch_size, (self.rank, self.size))
         self.history, self.best, self.is_new = History(), dict[str, Tensor](), False
         self.spent, self.saved, self.position = 0.0, time.monotonic(), (0, 0)

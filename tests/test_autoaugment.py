@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from shoal.augment import augment_batch
 from shoal.augment import pixel_operations as pixels
-from shoal.augment.autoaugment import OPERATIONS, POLICY, STAGES, autoaugment
+from shoal.augment.autoaugment import OPERATIONS, POLICY, autoaugment, columns
 
 GREY = (128, 128, 128)
 
@@ -107,8 +108,8 @@ def test_posterizes_bits_fall_from_8_to_4() -> None:
 
 def test_the_policy_has_25_pairs() -> None:
     assert len(POLICY.strip().splitlines()) == 25
-    assert all(len(values) == 25 for step in STAGES for values in step)
-    assert all(0 <= p <= 1 for step in STAGES for p in step.probability.tolist())
+    assert all(len(values) == 25 for step in columns(torch.device("cpu")) for values in step)
+    assert all(0 <= p <= 1 for step in columns(torch.device("cpu")) for p in step.probability.tolist())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -155,3 +156,11 @@ def test_cutout_after_autoaugment_is_half_as_wide_as_the_image() -> None:
 def test_small_images_have_no_inside_to_smooth() -> None:
     images = pictures(height=2, width=2)
     assert torch.equal(pixels.sharpness(images, torch.zeros(len(images)).double()), images)
+
+
+def test_all_images_by_every_operation_is_what_each_has_by_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of GPUs, which waits for nothing, against that of CPUs."""
+    images, module = pictures(count=200), sys.modules["shoal.augment.autoaugment"]
+    own = autoaugment(images, seeded())
+    monkeypatch.setattr(module, "_chosen", module._all)  # type: ignore[attr-defined]
+    assert torch.equal(own, autoaugment(images, seeded()))

@@ -8,6 +8,7 @@ of 0 to 9; colours, shears, moves and turns go either way. Factors of colour, co
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from shoal.augment import pixel_operations as pixels
 from shoal.augment.pixel_operations import FILL
 
-__all__ = ["FILL", "OPERATIONS", "POLICY", "autoaugment"]
+__all__ = ["FILL", "OPERATIONS", "POLICY", "autoaugment", "columns"]
 
 STEPS = 9
 """The largest magnitude."""
@@ -110,7 +111,14 @@ def _steps() -> tuple[_Step, ...]:
     )
 
 
-STAGES = _steps()
+RULES = len(POLICY.strip().splitlines())
+"""Sub-policies."""
+
+
+@lru_cache(maxsize=8)
+def columns(device: torch.device) -> tuple[_Step, ...]:
+    """The policy's columns; made once a device, since the host would wait for each copy to it."""
+    return tuple(_Step(*(values.to(device) for values in step)) for step in _steps())
 
 
 def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -119,11 +127,11 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     Draws are made on the generator's device.
     """
     count, device = len(images), generator.device
-    chosen = torch.randint(len(STAGES[0].operation), (count,), generator=generator, device=device)
-    for step in STAGES:
+    chosen = torch.randint(RULES, (count,), generator=generator, device=device)
+    for step in columns(device):
         chance = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
         sign = torch.randint(2, (count,), generator=generator, device=device) * 2.0 - 1.0
-        operation, probability, magnitude = (values.to(device)[chosen] for values in step)
+        operation, probability, magnitude = (values[chosen] for values in step)
         done = torch.where(chance < probability, operation, -1).to(images.device)
         images = _apply(images, done, magnitude.to(images.device), sign.double().to(images.device))
     return images
@@ -131,9 +139,24 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _apply(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
     """Each image after the operation in `done` (none for -1), at its magnitude and sign; all [N]."""
+    apply = _chosen if images.device.type == "cpu" else _all
+    return apply(images, done, magnitude, sign)
+
+
+def _chosen(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
+    """Each operation on its own images: the least work."""
     result = images.clone()
     for index, operation in enumerate(OPERATIONS.values()):
         mine = (done == index).nonzero().flatten()
         if len(mine):
             result[mine] = operation.apply(images[mine], operation.strength(magnitude[mine], sign[mine]))
+    return result
+
+
+def _all(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
+    """Each operation on all images: the host need not wait to know whose they are."""
+    result = images
+    for index, operation in enumerate(OPERATIONS.values()):
+        changed = operation.apply(images, operation.strength(magnitude, sign))
+        result = torch.where((done == index)[:, None, None, None], changed, result)
     return result

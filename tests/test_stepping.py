@@ -1,0 +1,327 @@
+"""One step, four ways: recorded and compiled steps give what eager ones give, and nothing in them waits."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from fits import DATA, OBJECTIVE, PLAN, SHAPE, full, masked, network, same
+from tapes import Tapes, Waits
+from torch import Tensor, nn
+
+from shoal.augment import POLICIES
+from shoal.batches import Batches
+from shoal.distill import Objective, cross_entropy, kd, pram, switched
+from shoal.errors import ShoalError, ShoalWarning
+from shoal.learners import LEARNERS
+from shoal.learners.senet import DifferenceLearner
+from shoal.mask import add_masks
+from shoal.outputs import Outputs
+from shoal.recipes import shallow
+from shoal.sensitivity import DynamicRewiring
+from shoal.spec import Spec
+from shoal.stages import train_teacher
+from shoal.teachers.neighbours import Neighbourhood, NeighbourTeacher, neighbours
+from shoal.train import Schedule, Settings, fit
+
+SPEC = Spec("given", 4, SHAPE)
+EPOCHS = Schedule(3, 0.05, (2,), batch_size=32)
+PLANS = replace(
+    shallow.quick(), teacher=EPOCHS, sensitivity=replace(EPOCHS, epochs=2), mask=EPOCHS, finetune=EPOCHS, rewirings=4
+)
+
+
+COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+"""PyTorch's compiler warns of PyTorch's own ways."""
+
+
+@pytest.fixture
+def tapes(monkeypatch: pytest.MonkeyPatch) -> Tapes:
+    """Steps are recorded as if CPUs had CUDA graphs."""
+    made = Tapes()
+    monkeypatch.setattr("shoal.stepping.recorder_for", lambda device: made)
+    return made
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` traces both passes and leaves the kernels as they are, which takes a second and not a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+def distilled(step: str, **more: Any) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """A fit with teacher, all loss terms, weights that change, augmentation and a mask learner."""
+    torch.manual_seed(0)
+    student, budget = masked()
+    sites = list(budget.counts)
+    objective = Objective((cross_entropy(0.5), kd(switched(0.5, 0.2, 1)), pram(1.0, sites)))
+    settings = Settings(step=step, augment="crop-flip-cutout", **more)
+    history = fit(
+        student, DATA, objective, PLAN, teacher=add_masks(network(), full(student)), hooks=(DifferenceLearner(budget),),
+        settings=settings,
+    )  # fmt: skip
+    return student.state_dict(), [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+
+
+def test_a_recorded_step_gives_the_same_bits(tapes: Tapes) -> None:
+    weights, rows = distilled("eager")
+    again, rows_again = distilled("graph")
+    assert same(weights, again)
+    assert rows == rows_again
+    steps = PLAN.epochs * (len(DATA.train) // PLAN.batch_size)
+    assert (tapes.recorded, tapes.played) == (PLAN.epochs, steps - PLAN.epochs - 3)  # once an epoch, after three steps
+
+
+def reduced(step: str, masks: str) -> dict[str, Tensor]:
+    """All three stages: sensitivity by rewiring, the learner of masks, gated branches with an auxiliary classifier."""
+    settings, data = Settings(step=step), replace(DATA, augment="crop")
+    teacher, _ = train_teacher(SPEC, data, PLANS.teacher, settings, base=network())
+    options = shallow.Options(300, d_th=0.9, exit=LEARNERS[masks].rest == "identity", masks=masks)
+    return shallow.reduce(SPEC, teacher, data, options, PLANS, settings).model.state_dict()
+
+
+@pytest.mark.parametrize("masks", LEARNERS)
+def test_every_learner_is_recorded_with_the_same_bits(tapes: Tapes, masks: str) -> None:
+    expected = reduced("eager", masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ShoalWarning)
+        assert same(expected, reduced("graph", masks))
+    assert tapes.played > tapes.recorded > 0
+
+
+def test_rewiring_is_recorded_with_the_same_bits(tapes: Tapes) -> None:
+    def densities(step: str) -> dict[str, float]:
+        model = network()
+        hook = DynamicRewiring(model, PLAN.epochs, 0.3, per_epoch=3)
+        fit(model, DATA, OBJECTIVE, PLAN, hooks=(hook,), settings=Settings(step=step))
+        return hook.densities()
+
+    assert densities("eager") == densities("graph")
+
+
+def test_the_tape_tells_what_is_not_recordable(tapes: Tapes) -> None:
+    """The stand-in must fail where a CUDA graph would: a number that Python knows is fixed when it is recorded."""
+
+    class Growing:
+        recordable = True
+        steps = 0
+
+        def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Any:
+            self.steps += 1
+            loss, _ = OBJECTIVE(student, teacher, labels)
+            return self.steps * loss, {}
+
+    def trained(step: str) -> dict[str, Tensor]:
+        model = network()
+        fit(model, DATA, Growing(), replace(PLAN, epochs=1), settings=Settings(step=step))
+        return model.state_dict()
+
+    assert same(trained("eager"), trained("eager"))
+    assert not same(trained("eager"), trained("graph"))
+
+
+def bank() -> tuple[Objective, tuple[Any, ...]]:
+    teacher = NeighbourTeacher(Neighbourhood(k=3, bank=64), 4)
+    return Objective((cross_entropy(), neighbours(teacher, 0.5))), (teacher,)
+
+
+class Listening:
+    """A hook that says nothing about recording."""
+
+    taps: tuple[str, ...] = ()
+    heard = 0
+
+    def on_batch(self, student: Outputs, teacher: Outputs | None) -> None:
+        self.heard += 1
+
+
+@pytest.mark.parametrize(
+    ("step", "made", "text"),
+    [
+        ("graph", bank, "neighbours, which may compute something else.*not recorded"),
+        ("compiled", bank, "neighbours, which may compute something else.*not compiled"),
+        ("graph", lambda: (OBJECTIVE, (Listening(),)), "Listening, which may compute something else.*not recorded"),
+    ],
+)
+def test_what_remembers_steps_in_python_runs_eagerly_and_says_so(tapes: Tapes, step: str, made: Any, text: str) -> None:
+    def trained(step: str) -> dict[str, Tensor]:
+        model, (objective, hooks) = network(), made()
+        fit(model, DATA, objective, replace(PLAN, epochs=2), hooks=hooks, settings=Settings(step=step))
+        return model.state_dict()
+
+    expected = trained("eager")
+    with pytest.warns(ShoalWarning, match=text):
+        assert same(expected, trained(step))
+    assert not tapes.recorded
+
+
+@COMPILES
+@pytest.mark.parametrize("step", ["graph", "compiled-graph"])
+def test_a_cpu_has_no_graphs_and_a_warning_says_so(step: str, traced: None) -> None:
+    with pytest.warns(ShoalWarning, match="found device 'cpu'; need.*CUDA device; the step is not recorded"):
+        found = distilled(step)
+    assert close(found[0], distilled("eager")[0])
+
+
+def test_an_unknown_step_is_refused() -> None:
+    with pytest.raises(ShoalError, match="found step 'jit'; need one of eager, compiled, graph, compiled-graph"):
+        Settings(step="jit")
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.allclose(a[k].double(), b[k].double(), rtol=1e-3, atol=1e-4) for k in a)
+
+
+@COMPILES
+def test_a_compiled_step_learns_the_same(traced: None) -> None:
+    (weights, rows), (again, rows_again) = distilled("eager"), distilled("compiled")
+    assert close(weights, again)
+    assert all(a == pytest.approx(b, rel=1e-3, abs=1e-3) for a, b in zip(rows, rows_again, strict=True))
+
+
+@COMPILES
+@pytest.mark.slow
+@pytest.mark.parametrize("masks", LEARNERS)
+def test_every_learner_compiles_and_learns_the_same(traced: None, masks: str) -> None:
+    expected = reduced("eager", masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ShoalWarning)
+        assert close(expected, reduced("compiled", masks))
+
+
+@COMPILES
+def test_a_compiled_step_is_recorded(traced: None, tapes: Tapes) -> None:
+    assert close(distilled("eager")[0], distilled("compiled-graph")[0])
+    assert tapes.played > tapes.recorded > 0
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_where_compiling_fails_all_steps_run_eagerly(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: Tensor) -> Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            raise RuntimeError("no compiler")
+
+    def fails(judge: Any, **options: Any) -> Any:
+        def failing(x: Tensor, y: Tensor) -> Any:
+            loss, *rest = judge(x, y)  # by now batch norms have seen the batch
+            if where == "forward":
+                raise RuntimeError("no compiler")
+            return Broken.apply(loss), *rest
+
+        return failing
+
+    expected = distilled("eager")
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.warns(ShoalWarning, match="found that the step cannot be compiled .RuntimeError: no compiler"):
+        found = distilled("compiled")
+    assert same(expected[0], found[0])
+    assert expected[1] == found[1]
+
+
+@COMPILES
+@pytest.mark.slow
+def test_compiled_kernels_learn_the_same() -> None:
+    """With the real compiler; sums in another order part the paths, so it is two epochs that are compared."""
+    weights = []
+    for step in ("eager", "compiled"):
+        model = network()
+        fit(model, DATA, OBJECTIVE, replace(PLAN, epochs=2, lr=0.01), settings=Settings(step=step))
+        weights.append(model.state_dict())
+    assert close(*weights)
+
+
+class Watching:
+    """A hook that watches for operators that wait, between the end of an epoch's first step and the end of its last."""
+
+    taps: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.waits, self.steps = Waits(), 0
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        self.steps = 0
+
+    def on_stepped(self, model: nn.Module) -> None:
+        self.steps += 1
+        if self.steps == 1:
+            self.waits.__enter__()
+        if self.steps == len(DATA.train) // PLAN.batch_size:
+            self.waits.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_in_a_step_waits_for_the_device(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["shoal.augment.autoaugment"]  # the package's attribute is the function in it
+    monkeypatch.setattr(module, "_chosen", module._all)  # type: ignore[attr-defined]
+    watching = Watching()
+    student, budget = masked()
+    teacher = add_masks(network(), full(student))
+    objective = Objective((cross_entropy(0.5), kd(0.5), pram(1.0, list(budget.counts))))
+    hooks: tuple[Any, ...] = (DifferenceLearner(budget), watching)
+    fit(student, replace(DATA, augment=policy), objective, replace(PLAN, epochs=2), teacher=teacher, hooks=hooks)
+    assert watching.steps == len(DATA.train) // PLAN.batch_size
+    assert not watching.waits.found
+
+
+def test_the_watch_finds_what_waits() -> None:
+    with (waits := Waits()):
+        values = torch.arange(4.0)
+        assert not waits.found
+        float(values.sum())
+        values[values > 1]
+        torch.tensor(3.0)
+        torch.where(values > 1, values, 0)
+        values[torch.arange(2)]
+    assert waits.found == ["aten::_local_scalar_dense", "aten::index", "aten::lift_fresh"]
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4, 7])
+@pytest.mark.parametrize("ahead", [1, 3, 4])
+def test_batches_go_on_at_any_one(ahead: int, first: int) -> None:
+    def drawn() -> Batches:
+        batches = Batches(replace(DATA, augment="crop-flip-cutout"), Settings(seed=5), 32, (0, 1))
+        batches.ahead = ahead  # as on a GPU, where many are augmented at once
+        batches.begin(2)
+        return batches
+
+    whole = list(drawn().draw(2))
+    assert [len(y) for _, y in whole] == [32] * 8
+    begun = drawn()
+    for _ in zip(range(first), begun.draw(2), strict=False):
+        pass
+    rest = drawn()
+    rest.generator.manual_seed(99)
+    rest.load(begun.state() if first else {"batches": begun.generator.get_state(), "cpu": torch.get_rng_state()})
+    for (x, y), (again_x, again_y) in zip(whole[first:], rest.draw(2, first), strict=True):
+        assert torch.equal(x, again_x)
+        assert torch.equal(y, again_y)
+
+
+def test_batches_of_processes_are_parts_of_one() -> None:
+    def labels(rank: int, count: int) -> list[list[int]]:
+        batches = Batches(DATA, Settings(), 32, (rank, count))
+        batches.begin(0)
+        return [y.tolist() for _, y in batches.draw(0)]
+
+    for whole, one, other in zip(labels(0, 1), labels(0, 2), labels(1, 2), strict=True):
+        assert (whole[::2], whole[1::2]) == (one, other)
+
+
+def test_another_kind_of_device_draws_the_rest_of_the_epoch_anew() -> None:
+    batches = Batches(DATA, Settings(), 32, (0, 1))
+    batches.begin(0)
+    state = {"batches": torch.zeros(16, dtype=torch.uint8), "cuda": torch.zeros(16, dtype=torch.uint8)}
+    before = batches.generator.get_state()
+    batches.load(state | {"cpu": torch.get_rng_state()})
+    assert not torch.equal(before, batches.generator.get_state())
+    assert len(list(batches.draw(0, 3))) == 5
