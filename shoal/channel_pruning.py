@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -43,8 +43,11 @@ def torch_pruning() -> Any:
 
 
 def torch_pruning_version() -> str:
-    """The version that is installed."""
-    return version("torch-pruning")
+    """The version that is installed, as packaged: what the module says of itself has been an older one's."""
+    try:
+        return version("torch-pruning")
+    except PackageNotFoundError:
+        return str(torch_pruning().__version__)
 
 
 def cut_channels(model: nn.Module, shape: tuple[int, ...], amount: float) -> Cut:

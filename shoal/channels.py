@@ -56,21 +56,26 @@ def parse(texts: Iterable[str]) -> dict[str, Kept]:
     for text in texts:
         name, _, places = text.rpartition("=")
         ranges, _, of = places.rpartition("/")
-        if not name or name in found or not of.isdecimal():
+        count = _number(of)
+        if not name or name in found or count is None:
             raise ShoalError(f"found {text!r:.80} for channels kept; need a layer once, as in conv1=0-3,5/16")
-        found[name] = Kept(_places(ranges, int(of), text), int(of))
+        found[name] = Kept(_places(ranges, count, text), count)
     return found
+
+
+def _number(text: str) -> int | None:
+    # Seven digits at most: no layer has more outputs, and a damaged file is to cost no memory.
+    return int(text) if text.isdecimal() and len(text) <= 7 else None
 
 
 def _places(ranges: str, of: int, text: str) -> Indices:
     places: list[int] = []
     for run in ranges.split(","):
         first, _, last = run.partition("-")
-        ends = (first, last or first)
-        # Ends are held against the count before a range of them is made: a damaged file is to cost no memory.
-        if not all(end.isdecimal() and int(end) < of for end in ends):
+        low, high = _number(first), _number(last or first)
+        if low is None or high is None or high >= of:
             raise ShoalError(f"found {text!r:.80} for channels kept; need places below {of}, as in conv1=0-3,5/16")
-        places += range(int(ends[0]), int(ends[1]) + 1)
+        places += range(low, high + 1)
     return tuple(places)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from shoal.channel_pruning import cut_channels, torch_pruning_version
+from shoal.channel_pruning import cut_channels, torch_pruning, torch_pruning_version
 from shoal.cost import count
 from shoal.distill import Objective, cross_entropy
 from shoal.early.plots import plot_pruning
@@ -64,22 +64,18 @@ def prune_by_amounts(
         raise ShoalError("found a slimmable network; need one width or exits; prune one of its narrowed runs")
     config = Run(source).config()
     data, settings = load_data(config, data_dir, shared.device), shared.settings(config["seed"])
-    config = {k: config.get(k) for k in ("data", "data_dir", "seed", "limit")} | {
-        "command": "prune",
-        "source": source.resolve(),
-    }
-    config |= {"method": method, "epochs": epochs, "rate": rate}
+    config = {k: config.get(k) for k in ("data", "data_dir", "seed", "limit")}
+    config |= {"command": "prune", "source": source.resolve(), "method": method, "epochs": epochs, "rate": rate}
     smaller = {amount: _smaller(spec, network, amount, method) for amount in amounts}
     run = Run.create(shared.out, config | {"amounts": list(amounts)}, shared.resume)
     stages = Stages(data, settings, run, tensorboard=shared.tensorboard)
-    schedule = Schedule(epochs, rate, kind="cosine")
     exits = len(evaluate(network, data, data.test.take([0]), settings))
     rows = [_row(0.0, Pruned(spec, network), stages)]
     with bars({f"amount-{a:g}": epochs for a in amounts}) as shown:
         stages.listen = shown.listen
         for amount in amounts:
             below = stages.at(_below(run, config, amount, shared.resume), f"amount-{amount:g}")
-            _train_on(smaller[amount], exits, schedule, below)
+            _train_on(smaller[amount], exits, Schedule(epochs, rate, kind="cosine"), below)
             rows.append(_row(amount, smaller[amount], below) | {"of": rows[0]["of"]})
             _summarise(below, Pruned(spec, network), smaller[amount])
     body = {"method": method, "source": str(source), "rows": rows}
@@ -96,6 +92,8 @@ def _check(amounts: Sequence[float], method: str, epochs: int, rate: float) -> N
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
     if epochs < 1 or not rate > 0:
         raise ShoalError(f"found {epochs} epochs at rate {rate:g}; need 1 or more and a rate above 0")
+    if method == "channels":
+        torch_pruning()  # raises
 
 
 def _below(run: Run, config: dict[str, Any], amount: float, resume: bool) -> Run:
