@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from result_tables import ROOT, result, table
-from training_sections import architectures, dynamic, learners, reducers, sweep, teaching, training
+from training_sections import architectures, dynamic, learners, pruning, reducers, sweep, teaching, training
 
 from shoal.report import comparison
 
@@ -219,6 +219,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "inplace_cifar100": teaching("inplace_cifar100"),
     "osakd_cifar100": teaching("osakd_cifar100"),
     "dynamic": dynamic,
+    "pruning": pruning,
 }
 
 

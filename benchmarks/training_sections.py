@@ -116,6 +116,36 @@ Fashion-MNIST, thresholds that lose no validation accuracy, threads: {settings["
 Searches of thresholds for 10,000 images: {searched}."""
 
 
+def pruning() -> str:
+    body = result("pruning")
+    kinds, seeds, settings = ("plain", "self-distilled"), list(body["seeds"].values()), body["settings"]
+    rows = []
+    for i, first in enumerate(seeds[0]["plain"]):
+        left = (f"{first['macs'] / 1e6:.2f}", f"{first['relus']:,}", f"{first['params']:,}")
+        figures: list[str] = []
+        for kind in kinds:
+            deepest = [[row["accuracy"][-1] for row in seed[kind]] for seed in seeds]
+            lost = [found[i] - found[0] for found in deepest]
+            figures += [_each([found[i] for found in deepest], "{:.2f}"), _each(lost, "{:+.2f}") if i else ""]
+        exits = [sum(seed["self-distilled"][i]["accuracy"][:-1]) / 3 for seed in seeds]
+        rows.append((f"{first['amount']:.0%}", *left, *figures, _each(exits, "{:.2f}")))
+    head = ("cut", "M MACs", "ReLUs", "parameters", "plain, %", "change", "self-distilled, %", "change", "its exits, %")
+    seconds = ", ".join(f"{seed['seconds']:.0f}" for seed in seeds)
+    return f"""**Channels cut out** by Torch-Pruning {seeds[0]["torch_pruning"]} (resnet10 x 0.25 at half resolution,
+{settings["epochs"]} epochs, three attention exits; {settings["after"]} more after cutting, from labels alone):
+`python benchmarks/pruning.py --runs runs/pruning --out benchmarks/results/pruning.json`
+
+{table(head, rows)}
+
+Test accuracy of the deepest classifier for seeds {", ".join(body["seeds"])}; MACs, ReLUs and parameters are the plain
+network's. The last column is the mean of the three shallow classifiers. {seconds} s a seed on one thread, all
+trainings together."""
+
+
+def _each(values: list[float], form: str) -> str:
+    return ", ".join(form.format(value) for value in values)
+
+
 def reducers(name: str) -> Callable[[], str]:
     return lambda: accuracy_table(result(name))
 

@@ -142,7 +142,11 @@ def prune(
     out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty, unless --resume.")],
     amount: Annotated[str, typer.Option(help="Parts to prune, with commas between; a run for each.")] = "0.5,0.7,0.9",
     method: Annotated[
-        str, typer.Option(help="weights (the smallest of all layers) or filters (the smallest of each convolution).")
+        str,
+        typer.Option(
+            help="weights (the smallest of all layers), filters (the smallest of each convolution) or channels (the "
+            "least of each group of layers, cut out by Torch-Pruning; needs shoal[prune])."
+        ),
     ] = "weights",
     epochs: Annotated[int, typer.Option(help="Epochs of training after pruning.")] = 10,
     rate: Annotated[float, typer.Option(help="Learning rate at first; it falls to 0 along a cosine.")] = 0.01,
@@ -155,14 +159,20 @@ def prune(
     """Prune a trained network by magnitude and train it on, by several amounts: accuracy against weights left.
 
     Run it on a network with self-distillation and on one without to compare them (the paper's Fig. 6). Pruned weights
-    are zeros in layers of the same size; MACs stay what they are. OUT/amount-0.5 and so on are runs of their own, and
-    OUT/pruning.json and pruning.png hold the figures.
+    and filters are zeros in layers of the same size; MACs stay what they are. Channels are cut out, and MACs, ReLUs
+    and parameters with them; such a network is compiled, served and, without exits, reduced as any other.
+    OUT/amount-0.5 and so on are runs of their own, and OUT/pruning.json and pruning.png hold the figures.
     """
     with until_terminated() as stop:
         shared = Shared(out, 0, device, "fp32", max_seconds, resume, False, stop)
         body = prune_grid.prune_by_amounts(run, numbers(amount, "--amount"), method, epochs, rate, data_dir, shared)
     rows = [
-        [f"{row['amount']:g}", f"{row['weights']:,}", " ".join(f"{a:.2f}" for a in row["accuracy"])]
+        [f"{row['amount']:g}", *(f"{row[k]:,}" for k in LEFT), " ".join(f"{a:.2f}" for a in row["accuracy"])]
         for row in body["rows"]
     ]
-    show(body, json, lambda: grid(f"{run}: {method} pruned", ["pruned", "weights left", "test %, by exit"], rows))
+    heads = ["pruned", "weights left", "MACs", "ReLUs", "test %, by exit"]
+    show(body, json, lambda: grid(f"{run}: {method} pruned", heads, rows))
+
+
+LEFT = ("weights", "macs", "relus")
+"""What the table of shoal prune shows of each row, besides accuracy."""

@@ -1,7 +1,8 @@
 """Magnitude pruning of a trained network, by `torch.nn.utils.prune`: single weights, or whole filters.
 
 *Self-Distillation*, section 4.6 and Fig. 6, combines both with its networks and names neither method. Pruned weights
-are zeros: a pruned network is one of its own kind, with the same layers and names. Nothing is cut out of it.
+are zeros: a pruned network is one of its own kind, with the same layers and names. Nothing is cut out of it, which
+`channel_pruning` does.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 
 from shoal.attention_exits import add_aligned_exits
 from shoal.branch import add_branches, commit_branches, set_gate
+from shoal.channels import Kept, composed, keep_channels, written
+from shoal.channels import parse as parse_channels
 from shoal.checkpoint import write_text
 from shoal.dropping import drop_blocks, drop_relus
 from shoal.errors import ShoalError
@@ -34,6 +37,8 @@ GIVEN = "given"
 NAMED = ("dropped_blocks", "dropped", "masked", "branches", "exits")
 """The fields of a Spec that name sites."""
 
+CHANNELS = ("base_channels", "kept_channels")
+"""The fields of a Spec that say which channels stay."""
 
 RESTS = ("identity", "quadratic")
 """What masked sites may do where they have no ReLU."""
@@ -49,13 +54,14 @@ class Spec:
     """A base network and the surgery on it, in the order in which `assemble` does it.
 
     `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
-    masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first.
+    masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first, and
+    then its layers keep the outputs `base_channels` (``conv1=0-3,5/16``, as `channels.written` has them) alone.
     Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
     left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
     ReLU, ``identity`` or ``quadratic``; `exit_kind` is what the classifiers at `exits` (submodules, unless
     ``plain``) are; `widths` makes the network slimmable, `shared_affine` has its batch norms share scales
     and shifts, and `kept_width` (an index) cuts it to one of them; `kept_exit` cuts to one classifier and `committed`
-    says that gated blocks have been replaced.
+    says that gated blocks have been replaced. Last, layers of what that gives keep the outputs `kept_channels` alone.
     """
 
     base: str
@@ -77,11 +83,14 @@ class Spec:
     kept_width: int | None = None
     exit_kind: str = "plain"
     shared_affine: bool = False
+    base_channels: tuple[str, ...] = ()
+    kept_channels: tuple[str, ...] = ()
 
     @property
     def is_reduced(self) -> bool:
-        """Whether any surgery has been done on the base network."""
-        return any(getattr(self, name) for name in (*NAMED, "widths")) or self.kept_exit is not None
+        """Whether any surgery has been done on the base network, once its own layers are replaced and cut."""
+        done = any(getattr(self, name) for name in (*NAMED, "widths", "kept_channels"))
+        return done or self.kept_exit is not None
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -94,7 +103,7 @@ class Spec:
         known = {f.name for f in fields(cls)}
         if not isinstance(body, dict) or not {"base", "classes", "shape"} <= set(body) <= known:
             raise ShoalError(f"found no network spec at {path}; need a spec.json that shoal wrote")
-        bad = [k for k in NAMED if not _is_names(body.get(k, []))]
+        bad = [k for k in (*NAMED, *CHANNELS) if not _is_names(body.get(k, []))]
         if bad:
             raise ShoalError(f"found no list of names at {bad[0]!r} in {path}; need a spec.json that shoal wrote")
         widths, kept = body.get("widths", []), body.get("kept_width")
@@ -104,6 +113,8 @@ class Spec:
             raise ShoalError(f"found a bad 'kept_width' or 'rest' in {path}; need a spec.json that shoal wrote")
         if body.get("exit_kind", "plain") not in EXIT_KINDS:
             raise ShoalError(f"found a bad 'exit_kind' in {path}; need a spec.json that shoal wrote")
+        for name in CHANNELS:
+            parse_channels(body.get(name, []))  # raises
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
         return cls(**values)
 
@@ -113,12 +124,14 @@ def _is_names(value: Any) -> bool:
 
 
 def base_model(spec: Spec) -> nn.Module:
-    """The base network of `spec`, without surgery but for layers `replaced`.
+    """The base network of `spec`, without surgery but for layers `replaced` and outputs that are not `base_channels`.
 
     Raises ShoalError when it cannot be found or called, and when it has no such layers.
     """
     model = _found(spec)
-    return substitute(model, parse(spec.replaced)) if spec.replaced else model
+    if spec.replaced:
+        model = substitute(model, parse(spec.replaced))
+    return keep_channels(model, spec.shape, parse_channels(spec.base_channels)) if spec.base_channels else model
 
 
 def _found(spec: Spec) -> nn.Module:
@@ -161,7 +174,8 @@ def _call(factory: Any, spec: Spec) -> nn.Module:
 def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     """The network that `spec` describes, freshly initialised (or on `base`, which is left untouched).
 
-    Raises ShoalError when a named site or block is not in the base network, or has been dropped before.
+    A `base` is what `base_model` gives: its layers are replaced and cut already. Raises ShoalError when a named site or
+    block is not in the base network, or has been dropped before.
     """
     model: nn.Module = normalise(base if base is not None else base_model(spec))
     if spec.dropped_blocks:
@@ -180,7 +194,8 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     if spec.exits:
         model = _with_exits(model, spec)
     model = _finish(model, spec)
-    return _slimmed(model, spec) if spec.widths else model
+    model = _slimmed(model, spec) if spec.widths else model
+    return keep_channels(model, spec.shape, parse_channels(spec.kept_channels)) if spec.kept_channels else model
 
 
 def _with_exits(model: nn.Module, spec: Spec) -> nn.Module:
@@ -216,3 +231,13 @@ def _finish(model: nn.Module, spec: Spec) -> nn.Module:
 def committed(spec: Spec, kept_exit: int) -> Spec:
     """The spec after training: one exit, open gates replaced."""
     return replace(spec, kept_exit=kept_exit, committed=bool(spec.branches))
+
+
+def pruned_spec(spec: Spec, kept: Mapping[str, Kept]) -> Spec:
+    """The spec of a network of `spec` whose layers keep the outputs `kept` of those that they have.
+
+    Channels of a base without surgery are the base's own, so that it can be reduced; others are cut last.
+    """
+    field = "kept_channels" if spec.is_reduced else "base_channels"
+    before = parse_channels(getattr(spec, field))
+    return replace(spec, **{field: written(composed(before, kept))})  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ LEVELS = [
     },
     {"mask", "quadratic", "branch", "dropping", "sensitivity", "budget", "distill", "linear_tail", "merging", "front"}
     | {"teaching", "teachers", "batch_norm", "pruning"}
-    | {"substitution", "slim", "slim_layers"},
+    | {"substitution", "slim", "slim_layers", "channel_flow", "channels", "channel_pruning"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth", "early", "analysis"},
     {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,25 +29,38 @@ def _draw_exits(axes: Any, body: dict[str, Any]) -> None:
 
 
 def plot_pruning(body: dict[str, Any], path: Path) -> None:
-    """Draw what `prune_grid.prune_by_amounts` returns as a PNG: test accuracy of every exit against weights left."""
-    weights = [row["weights"] / 1e6 for row in body["rows"]]
-    with _drawing(path) as axes:
-        for exit, accuracy in enumerate(zip(*(row["accuracy"] for row in body["rows"]), strict=True)):
-            axes.plot(weights, accuracy, "o-", label=f"exit {exit + 1}")
+    """Draw what `prune_grid.prune_by_amounts` returns as a PNG: test accuracy of every exit against weights left.
+
+    Where channels were cut, a second panel has each exit's own multiply-adds.
+    """
+    cut = body["method"] == "channels"
+    with _drawing(path, panels=2 if cut else 1) as panels:
+        axes, *more = panels if cut else [panels]
+        _by_exit(axes, body, lambda row, exit: row["weights"] / 1e6)
         axes.set_xlabel("million weights that are not zero")
-        axes.set_ylabel("test accuracy, %")
         axes.set_title(f"pruned: {body['method']}")
+        for other in more:
+            _by_exit(other, body, lambda row, exit: row["exit_macs"][exit] / 1e6)
+            other.set_xlabel("million multiply-adds of the exit alone")
+
+
+def _by_exit(axes: Any, body: dict[str, Any], at: Callable[[dict[str, Any], int], float]) -> None:
+    for exit in range(len(body["rows"][0]["accuracy"])):
+        points = [(at(row, exit), row["accuracy"][exit]) for row in body["rows"]]
+        axes.plot(*zip(*points, strict=True), "o-", label=f"exit {exit + 1}")
+    axes.set_ylabel("test accuracy, %")
 
 
 @contextmanager
-def _drawing(path: Path) -> Iterator[Any]:
-    """The axes of a figure that is written to `path` as a PNG in the end."""
+def _drawing(path: Path, panels: int = 1) -> Iterator[Any]:
+    """The axes (or as many as there are panels) of a figure that is written to `path` as a PNG in the end."""
     from matplotlib.figure import Figure  # here, because it takes a while to load
 
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    yield axes
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    figure = Figure(figsize=(7.2 * panels, 4.4), layout="constrained")
+    found = figure.subplots(1, panels)
+    yield found
+    for axes in found if panels > 1 else [found]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=150, format="png")
