@@ -182,7 +182,7 @@ def _finetune(
     model = _grow(spec, masked)
     until = preset.finetune.first_drop if blocks else 0
     hooks = (_GateRamp(until, options.ramp),) if blocks else ()
-    objective = Objective(_finetune_terms(preset, sites, spec))
+    objective = Objective(finetune_terms(preset, sites, spec))
     kept = 0 if options.keep == "auxiliary" else -1
     choice = {"select_from": min(until, preset.finetune.epochs - 1), "exit": kept}
     stages.fit("finetune", model, objective, preset.finetune, teacher=teacher, hooks=hooks, settings=choice)
@@ -229,7 +229,7 @@ def _narrower(spec: Spec, model: nn.Module) -> dict[float, tuple[Spec, nn.Module
     return {part: (own, _cut(own, model).eval()) for part, own in specs.items()}
 
 
-def _finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> tuple[Term, ...]:
+def finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> tuple[Term, ...]:
     """Eq. 2 for the final classifier; the same CE and KL for the auxiliary one (AKD), or for each narrower width."""
     # A gated block's inner activation means nothing once its branch has taken over.
     pairs = [site for site in sites if site.name not in spec.branches]
