@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.checkpoint import Checkpoint, append_line, load_state, read_tensors, write_tensors, write_text
+from shoal.checkpoint import (
+    Checkpoint,
+    append_line,
+    fit_files,
+    has_tensors,
+    load_state,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 from shoal.errors import ShoalError
 from shoal.graph import read_json
 from shoal.spec import GIVEN, Spec, assemble, base_model
@@ -98,19 +107,24 @@ WHOLE = "slimmable"
 class Run:
     """A run folder: `spec.json` + `model.safetensors` (the result), `teacher.*` (what it came from), `config.json`,
     `metrics.jsonl`, `environment.json`, and the stages' checkpoints under `stages/`.
+
+    With `shard_bytes`, weights are written in files of at most that many bytes: `model.index.json` and what it names
+    in place of `model.safetensors`. Both are read by any run.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, shard_bytes: int | None = None) -> None:
+        self.folder, self.shard_bytes = Path(folder), shard_bytes
 
     @classmethod
-    def create(cls, folder: Path | str, config: dict[str, Any], resume: bool = False) -> Run:
-        """Make the folder and record `config` and the environment.
+    def create(
+        cls, folder: Path | str, config: dict[str, Any], resume: bool = False, shard_bytes: int | None = None
+    ) -> Run:
+        """Make the folder and record `config` and the environment; `shard_bytes` is no part of what is recorded.
 
         Raises ShoalError when a run is there already and `resume` is false, when its configuration differs, and when
         the folder holds files that are no run's.
         """
-        run = cls(folder)
+        run = cls(folder, shard_bytes)
         plain = json.loads(json.dumps(config, default=_plain))
         if run.has("config.json"):
             run._check_same(plain, resume)
@@ -118,7 +132,18 @@ class Run:
             run.check_free()
             run.write_json("config.json", plain)
         run.write_json("environment.json", environment() | {"command": sys.argv})
+        if shard_bytes is not None:
+            for place in (run.folder, run.folder / "stages"):  # what another limit has left
+                fit_files(place, shard_bytes)
         return run
+
+    def below(self, place: str, config: dict[str, Any] | None = None) -> Run:
+        """A run in a folder of this one, begun or gone on with, whose weights obey the same limit.
+
+        It has this run's configuration unless it is given its own. Raises ShoalError as `create` does.
+        """
+        own = self.read_json("config.json") if config is None else config
+        return Run.create(self.folder / place, own, True, self.shard_bytes)
 
     def check_free(self) -> None:
         """Raise ShoalError when something is at the folder's place and no run: nothing of it is to be lost."""
@@ -169,12 +194,13 @@ class Run:
         return read_json(self.folder / name)
 
     def has(self, name: str) -> bool:
-        """True when the run holds the file."""
-        return (self.folder / name).exists()
+        """True when the run holds the file; weights may be several files."""
+        path = self.folder / name
+        return has_tensors(path) if path.suffix == ".safetensors" else path.exists()
 
     def checkpoint(self, stage: str) -> Checkpoint:
         """The checkpoint of one training stage."""
-        return Checkpoint(self.folder / "stages", stage)
+        return Checkpoint(self.folder / "stages", stage, self.shard_bytes)
 
     def log(self, stage: str, row: dict[str, float]) -> None:
         """Append an epoch's row to `metrics.jsonl`."""
@@ -214,8 +240,9 @@ class Run:
         return rows
 
     def save_model(self, spec: Spec, model: nn.Module, name: str = "model") -> None:
-        """Store a network as `<name>.json` (its spec) and `<name>.safetensors`."""
-        write_tensors(self.folder / f"{name}.safetensors", dict(model.state_dict()))
+        """Store a network as `<name>.json` (its spec) and `<name>.safetensors`, or files of limited size."""
+        state = dict(model.state_dict())
+        write_tensors(self.folder / f"{name}.safetensors", state, shard_bytes=self.shard_bytes)
         spec.save(self.folder / f"{name}.json")
 
     def load_whole(self) -> tuple[Spec, nn.Module]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint", "clock"}
-    | {"augment", "point_clouds"}
+    | {"augment", "point_clouds", "shards", "shard_index"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {
