@@ -69,7 +69,7 @@ def distill(asked: Asked, shared: Shared) -> dict[str, Any]:
     teach, schedule = _plan(asked, spec, data, teacher)
     if asked.assistant is None:  # one who must be trained first cannot be tried
         teach(Problem(spec, schedule, Stages(data, settings, None)))
-    run = Run.create(shared.out, config, shared.resume)
+    run = shared.run(config)
     with bars({}, other=schedule.epochs) as shown:
         result = learn(
             spec, teach, data, schedule, settings,

@@ -40,7 +40,7 @@ def reduce_by_grid(
     data = load_data(config, data_dir, shared.device)
     options = deepreduce.Options(budget, tuple(part.strip() for part in designs.split(",")) if designs else ())
     deepreduce.check_options(options, spec, network)  # before anything is written
-    run, settings = Run.create(shared.out, config, shared.resume), shared.settings(config["seed"])
+    run, settings = shared.run(config), shared.settings(config["seed"])
     run.save_model(spec, network, "teacher")
     critical = {f"criticality-S{k}": plan.criticality.epochs for k in DesignSpace(spec, network).stages}
     with bars(critical, other=plan.design.epochs) as shown:

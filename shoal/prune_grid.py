@@ -46,7 +46,7 @@ def prune_by_amounts(
         "source": source.resolve(),
     }
     config |= {"method": method, "epochs": epochs, "rate": rate}
-    run = Run.create(shared.out, config | {"amounts": list(amounts)}, shared.resume)
+    run = shared.run(config | {"amounts": list(amounts)})
     stages = Stages(data, settings, run, tensorboard=shared.tensorboard)
     schedule = Schedule(epochs, rate, kind="cosine")
     exits = len(evaluate(network, data, data.test.take([0]), settings))
@@ -54,7 +54,7 @@ def prune_by_amounts(
     with bars({f"amount-{a:g}": epochs for a in amounts}) as shown:
         stages.listen = shown.listen
         for amount in amounts:
-            below = stages.at(_below(run, config, amount, shared.resume), f"amount-{amount:g}")
+            below = stages.at(run.below(f"amount-{amount:g}", config | {"amount": amount}), f"amount-{amount:g}")
             rows.append(_prune(spec, network, amount, method, exits, schedule, below))
     body = {"method": method, "source": str(source), "rows": rows}
     run.write_json("pruning.json", body)
@@ -69,11 +69,6 @@ def _check(amounts: Sequence[float], method: str, epochs: int, rate: float) -> N
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
     if epochs < 1 or not rate > 0:
         raise ShoalError(f"found {epochs} epochs at rate {rate:g}; need 1 or more and a rate above 0")
-
-
-def _below(run: Run, config: dict[str, Any], amount: float, resume: bool) -> Run:
-    folder = run.folder / f"amount-{amount:g}"
-    return Run.create(folder, config | {"amount": amount}, resume)
 
 
 def _prune(

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sharded import FACTS, LIMIT, TYPES, names, same, shards, some
+from test_commands import call
 from torch import Tensor, nn
 
 from shoal.checkpoint import Checkpoint, _read, fit_files, has_tensors, read_tensors, write_tensors
@@ -248,6 +249,25 @@ def test_a_run_keeps_networks_in_shards(tmp_path: Path) -> None:
     shards(tmp_path)[0].unlink()
     with pytest.raises(ShoalError, match=r"no file at .*model\.shard-"):
         Run(tmp_path).load_model()
+
+
+@pytest.mark.parametrize("name", ["train", "reduce", "self-distill", "inplace", "distill", "prune"])
+def test_commands_that_train_take_a_limit(name: str) -> None:
+    assert "--shard-mb" in call(name, "--help")
+
+
+def test_a_command_line_of_any_limit_goes_on_with_one_run(tmp_path: Path) -> None:
+    words = ("train", "resnet10", "--data", "digits", "--limit", "100", "--epochs", "2", "--width", "0.5", "--json")
+    out = ("--out", str(tmp_path / "out"))
+    with pytest.raises(ShoalError, match="time is up"):
+        call(*words, *out, "--max-seconds", "0")
+    body = json.loads(call(*words, *out, "--resume", "--shard-mb", "0.3"))
+    found = list((tmp_path / "out").rglob("*.safetensors"))
+    assert {path.name.partition(".shard-")[0] for path in found} == {"model", "teacher.best", "teacher.last"}
+    assert all(0 < path.stat().st_size <= 300_000 for path in found)
+    assert json.loads(call("evaluate", out[1], "--json"))["accuracy"] == body["accuracy"]
+    assert json.loads(call(*words, "--out", str(tmp_path / "whole")))["validation"] == body["validation"]
+    assert same(*(Run(tmp_path / f).load_model()[1].state_dict() for f in ("out", "whole")))
 
 
 def test_a_folder_is_brought_below_another_limit(tmp_path: Path) -> None:
