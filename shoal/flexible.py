@@ -27,6 +27,7 @@ from shoal.early.anytime import (
 )
 from shoal.errors import ShoalError
 from shoal.figures import figures
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.recipes import inplace
 from shoal.report import plot_anytime, plot_curves
@@ -62,7 +63,7 @@ def train(asked: Asked, options: inplace.Options, shared: Shared) -> dict[str, A
     spec = Spec(asked.model, data.classes, data.shape, asked.width, asked.resolution, replaced=asked.replaced)
     check_network(spec)  # before anything is written
     inplace.check_options(options, spec)
-    run, settings = shared.run(config), shared.settings()
+    run, settings = shared.run(began(config, data, asked.data_dir)), shared.settings()
     with bars({"inplace": preset.schedule.epochs}) as shown:
         result = inplace.train(
             spec, data, options, preset, settings, run=run, listen=shown.listen, tensorboard=shared.tensorboard

@@ -11,6 +11,7 @@ from torch import nn
 from shoal.distill import Objective, cross_entropy
 from shoal.early.plots import plot_pruning
 from shoal.errors import ShoalError
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.pruning import METHODS, pruned, settle, weights_left
 from shoal.run import Run
@@ -46,6 +47,7 @@ def prune_by_amounts(
         "source": source.resolve(),
     }
     config |= {"method": method, "epochs": epochs, "rate": rate}
+    config = began(config, data, data_dir, source=network)
     run = shared.run(config | {"amounts": list(amounts)})
     stages = Stages(data, settings, run, tensorboard=shared.tensorboard)
     schedule = Schedule(epochs, rate, kind="cosine")

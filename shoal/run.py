@@ -19,6 +19,7 @@ from torch import nn
 from shoal.checkpoint import (
     Checkpoint,
     append_line,
+    checksum,
     fit_files,
     has_tensors,
     load_state,
@@ -28,6 +29,7 @@ from shoal.checkpoint import (
 )
 from shoal.errors import ShoalError
 from shoal.graph import read_json
+from shoal.origins import check_origins, difference, fingerprints, updated
 from shoal.spec import GIVEN, Spec, assemble, base_model
 
 
@@ -121,13 +123,16 @@ class Run:
     ) -> Run:
         """Make the folder and record `config` and the environment; `shard_bytes` is no part of what is recorded.
 
-        Raises ShoalError when a run is there already and `resume` is false, when its configuration differs, and when
-        the folder holds files that are no run's.
+        A run that is resumed may have its data and the runs that it came from elsewhere (`origins`): `config.json`
+        names the places last used. What lies there must be what it began with, as far as `config` has fingerprints.
+
+        Raises ShoalError when a run is there already and `resume` is false, when its configuration differs or what lies
+        at its places, and when the folder holds files that are no run's.
         """
         run = cls(folder, shard_bytes)
         plain = json.loads(json.dumps(config, default=_plain))
         if run.has("config.json"):
-            run._check_same(plain, resume)
+            run._go_on(plain, resume)
         else:
             run.check_free()
             run.write_json("config.json", plain)
@@ -160,17 +165,28 @@ class Run:
                 "choose another --out"
             )
 
-    def _check_same(self, config: dict[str, Any], resume: bool) -> None:
+    def _go_on(self, config: dict[str, Any], resume: bool) -> None:
+        """Raise ShoalError unless the run may go on with `config`; its places become those of the run."""
         if not resume:
             raise ShoalError(f"found a run at {self.folder}; need --resume to go on with it, or another --out")
         body = self.read_json("config.json")
         old = body if isinstance(body, dict) else {}
-        odd = [key for key in {**old, **config} if old.get(key) != config.get(key)]
-        if odd:
+        odd = difference(old, config)
+        if odd is not None:
             raise ShoalError(
-                f"found {odd[0]} = {old.get(odd[0])!r} in the run at {self.folder}; need the same configuration "
-                f"to resume, not {config.get(odd[0])!r}"
+                f"found {odd} = {old.get(odd)!r} in the run at {self.folder}; need the same configuration "
+                f"to resume, not {config.get(odd)!r}"
             )
+        check_origins(self.folder, self._known(old), config)
+        if updated(old, config) != old:
+            self.write_json("config.json", updated(old, config))
+
+    def _known(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Fingerprints of what the run began with; an early run has none, but the teacher that it reduces."""
+        found = fingerprints(config)
+        if "teacher" not in found and config.get("teacher") is not None and self.has("teacher.json"):
+            found["teacher"] = checksum(read_tensors(self.folder / "teacher.safetensors"), {})
+        return found
 
     def config(self) -> dict[str, Any]:
         """What the run was made with. Raises ShoalError when it does not say with which data and seed."""

@@ -15,6 +15,7 @@ from shoal.early.figures import exit_figures
 from shoal.errors import ShoalError
 from shoal.exits import keep_exit
 from shoal.figures import figures
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.recipes import self_distill
 from shoal.report import plot_curves
@@ -89,7 +90,8 @@ def distill(
     network = _teacher(teacher, config, shared)
     self_distill.check_options(options, options.applied(plan), spec, base, network)
     config |= {"command": "self-distill", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
-    run, settings = shared.run(config), shared.settings(config["seed"])
+    run = shared.run(began(config, data, source.data_dir, source=base, teacher=network))
+    settings = shared.settings(config["seed"])
     stages = ["baseline", "self-distillation"] if options.baseline else ["self-distillation"]
     with bars(dict.fromkeys(stages, plan.schedule.epochs)) as shown:
         result = self_distill.distill(

@@ -22,6 +22,7 @@ from shoal.figures import figures
 from shoal.graph import read_json
 from shoal.learners import LEARNERS
 from shoal.models import CLOUDS, NAMES
+from shoal.origins import began, placed
 from shoal.plans import read as read_plan
 from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
@@ -84,8 +85,8 @@ class Shared:
 
 def load_data(config: dict[str, Any], data_dir: Path | None, device: str = "cpu") -> Dataset:
     """The data set of a run's configuration, under `data_dir` or where it lay."""
-    root = data_dir if data_dir is not None else config.get("data_dir")
-    return load(config["data"], root, seed=config["seed"], limit=config.get("limit")).to(device)
+    there = placed(config, data_dir)
+    return load(there["data"], there.get("data_dir"), seed=config["seed"], limit=config.get("limit")).to(device)
 
 
 def train(
@@ -116,7 +117,7 @@ def train(
     spec = Spec(model, dataset.classes, dataset.shape, width, resolution, replaced=tuple(replaced))
     check_network(spec)  # before anything is written
     rank, size = join()
-    run = shared.run(config) if rank == 0 else Run(shared.out)
+    run = shared.run(began(config, dataset, data_dir)) if rank == 0 else Run(shared.out)
     if size > 1:
         torch.distributed.barrier()
     with bars({"teacher": schedule.epochs}) as shown:
@@ -216,7 +217,7 @@ def reduce(
     plan = _stages(_preset(preset), epochs)
     data = load_data(config, data_dir, shared.device)
     shallow.check_options(options, plan, network, spec.shape)  # before anything is written
-    run = shared.run(config)
+    run = shared.run(began(config, data, data_dir, plan=planned, teacher=network))
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])
     summary = _reduce(run, spec, network, data, options, plan, settings, shared.tensorboard)

@@ -27,7 +27,7 @@ LEVELS = [
     | {"substitution", "slim", "slim_layers"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth", "early", "analysis"},
-    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
+    {"run", "origins", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"stages", "design_space", "design_training", "lessons"}
