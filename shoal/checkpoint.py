@@ -128,8 +128,8 @@ def _write_shard(path: Path, number: int, part: dict[str, Tensor], limit: int) -
 
 def _sweep(path: Path, kept: frozenset[str] | None) -> None:
     """Remove shards that no index names; they take room and do no harm, so one that stays is no error."""
-    for file in strays(path, kept) if kept is not None else ():
-        with suppress(OSError):
+    with suppress(OSError):
+        for file in strays(path, kept) if kept is not None else ():
             file.unlink()
 
 

@@ -75,7 +75,7 @@ class Shared:
     def check(self) -> None:
         """Raise ShoalError for what cannot be had on this machine, and for a place that is no run's."""
         self.settings().check()
-        _ = self.shard_bytes
+        _ = self.shard_bytes  # raises
         if self.tensorboard:
             summary_writer()
         run, first = Run(self.out), os.environ.get("RANK", "0") == "0"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -213,10 +216,13 @@ class Wide(nn.Module):
         return self.wide(self.body(x))
 
 
-def trained(folder: Path | None, limit: int | None = None, **options: Any) -> dict[str, Tensor]:
-    model = Wide()
+def trained(
+    folder: Path | None, limit: int | None = None, progress: Callable[..., None] | None = None, **options: Any
+) -> dict[str, Tensor]:
+    model, own = Wide(), Settings(**options)
     checkpoint = Checkpoint(folder, shard_bytes=limit) if folder else None
-    fit(model, DATA, Objective((cross_entropy(),)), PLAN, settings=Settings(**options), checkpoint=checkpoint)
+    objective = Objective((cross_entropy(),))
+    fit(model, DATA, objective, PLAN, settings=own, checkpoint=checkpoint, progress=progress)
     return model.state_dict()
 
 
@@ -231,6 +237,30 @@ def test_training_resumed_from_any_limit_equals_training_in_one_go(tmp_path: Pat
             assert (folder / "model.last.safetensors").exists() == (limit is None)
             assert limit is None or all(p.stat().st_size <= limit for p in folder.glob("model.last.*"))
         assert same(trained(folder, None, resume=True), whole)
+
+
+KILLED = """
+import sys, time, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+import test_shards
+def slow(epoch, step, steps):
+    if epoch == 2 and step == 1:
+        print("middle", flush=True)
+        time.sleep(60)
+test_shards.trained(test_shards.Path({folder!r}), test_shards.LIMIT, progress=slow)
+"""
+
+
+def test_kill_dash_nine_then_resume_from_shards_is_bit_identical(tmp_path: Path) -> None:
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "middle\n"
+        child.send_signal(signal.SIGKILL)
+    assert (tmp_path / "model.last.index.json").exists()
+    assert not list(tmp_path.glob("*.last.safetensors"))
+    assert same(trained(tmp_path, LIMIT, resume=True), trained(None))
 
 
 def test_a_run_keeps_networks_in_shards(tmp_path: Path) -> None:
