@@ -13,11 +13,13 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError
 from shoal.graph import load_weights
+from shoal.shard_index import Shard, names_in, read_index
+from shoal.shards import check_limit, index_path, indexed, is_shard, pack, read, strays
 
 CHECKSUM = "sha256"
 """Where a safetensors file's metadata hold the checksum of the rest."""
@@ -77,37 +79,118 @@ def _append(file: BinaryIO, size: int, data: bytes) -> None:
         raise
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, with its checksum, so that `path` holds either the old or the whole new content."""
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, shard_bytes: int | None = None
+) -> None:
+    """Write a safetensors file, with its checksum, so that `path` holds either the old or the whole new content.
+
+    With `shard_bytes` it is a set of files of at most that many bytes each (`shards`) in place of the one file, and
+    what of the other kind was there is removed. Raises ShoalError when they cannot be written, or not so small.
+    """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     facts = metadata or {}
+    if shard_bytes is not None:
+        check_limit(shard_bytes)
+        _write_shards(path, plain, facts, shard_bytes)
+        return _remove(path)
     with replacing(path) as scratch:
-        save_file(plain, scratch, facts | {CHECKSUM: _checksum(plain, facts)})
+        save_file(plain, scratch, facts | {CHECKSUM: checksum(plain, facts)})
+    _remove(index_path(path))  # it would be read instead
+    _sweep(path, frozenset())
+
+
+def _write_shards(path: Path, tensors: dict[str, Tensor], facts: dict[str, str], limit: int) -> None:
+    """Files, then the index that names them, then away with those of the set before, or of this one if it fails."""
+    index = index_path(path)
+    kept = names_in(index)
+    try:
+        written = [_write_shard(path, i, part, limit) for i, part in enumerate(pack(tensors, limit))]
+        made = indexed(tensors, facts, written)
+        text = made.text()
+        if len(text) > limit:
+            raise ShoalError(
+                f"found an index of {len(text)} bytes for {path}; need {limit} at most; choose a higher limit"
+            )
+        write_text(index, text)
+        kept = frozenset(shard.name for shard in made.files)
+    finally:
+        _sweep(path, kept)
+
+
+def _write_shard(path: Path, number: int, part: dict[str, Tensor], limit: int) -> tuple[Shard, dict[str, int]]:
+    """One file of the set of `path`, and how many elements of each tensor are in it."""
+    blob = save(part, {"part": str(number)})  # or equal pieces of one tensor would be one file
+    assert len(blob) <= limit
+    shard = Shard.of(path.stem, blob)
+    with replacing(path.with_name(shard.name)) as scratch:
+        scratch.write_bytes(blob)
+    return shard, {name: tensor.numel() for name, tensor in part.items()}
+
+
+def _sweep(path: Path, kept: frozenset[str] | None) -> None:
+    """Remove shards that no index names; they take room and do no harm, so one that stays is no error."""
+    with suppress(OSError):
+        for file in strays(path, kept) if kept is not None else ():
+            file.unlink()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def has_tensors(path: Path) -> bool:
+    """True when `read_tensors` finds something at `path`: one file, or a set of them."""
+    return path.exists() or index_path(path).exists()
+
+
+def fit_files(folder: Path, limit: int) -> None:
+    """Write again, as files of at most `limit` bytes, what of the tensors right in `folder` has larger ones.
+
+    Raises ShoalError for what cannot be read or written.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        if not is_shard(path) and path.stat().st_size > limit:
+            write_tensors(path, *_read(path), limit)
+    for index in sorted(folder.glob("*.index.json")):
+        path = index.with_name(index.name.removesuffix(".index.json") + ".safetensors")
+        if max(index.stat().st_size, *(shard.size for shard in read_index(index).files), 0) > limit:
+            write_tensors(path, *_read(path), limit)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file that `write_tensors` wrote. Raises ShoalError when it is missing, truncated or altered."""
+    """Tensors that `write_tensors` wrote, as one file or several.
+
+    Raises ShoalError when they are missing, truncated or altered.
+    """
     return _read(path)[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file; one without a checksum (made elsewhere) is taken as it is."""
+    """The tensors and the metadata; a safetensors file without a checksum (made elsewhere) is taken as it is.
+
+    Where there are both a file and an index, as a kill leaves them, both are whole, and the index is taken.
+    """
+    if index_path(path).exists():
+        return read(index_path(path))
     tensors = load_weights(path)
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata() or {})
     stated = metadata.pop(CHECKSUM, None)
-    if stated is not None and stated != _checksum(tensors, metadata):
+    if stated is not None and stated != checksum(tensors, metadata):
         raise ShoalError(
             f"found tensors unlike what was saved at {path}; need the file unaltered; copy it again or repeat the run"
         )
     return tensors, metadata
 
 
-def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """SHA-256 in hex over the metadata and every tensor's name, type, shape and bytes."""
     hasher = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name]
+        tensor = tensors[name].detach().cpu().contiguous()
         hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
@@ -121,10 +204,14 @@ def _cannot_write(path: Path, error: Exception) -> ShoalError:
 
 
 class Checkpoint:
-    """The two files of a training stage in `folder`: `<stage>.best` for use, `<stage>.last` for going on."""
+    """The two files of a training stage in `folder`: `<stage>.best` for use, `<stage>.last` for going on.
 
-    def __init__(self, folder: Path | str, stage: str = "model") -> None:
-        self.folder, self.stage = Path(folder), stage
+    With `shard_bytes`, each is a set of files of at most that many bytes. What another limit or none has written is
+    read all the same.
+    """
+
+    def __init__(self, folder: Path | str, stage: str = "model", shard_bytes: int | None = None) -> None:
+        self.folder, self.stage, self.shard_bytes = Path(folder), stage, shard_bytes
 
     @property
     def best_path(self) -> Path:
@@ -139,16 +226,16 @@ class Checkpoint:
     @property
     def has_best(self) -> bool:
         """True once an epoch has been judged."""
-        return self.best_path.exists()
+        return has_tensors(self.best_path)
 
     @property
     def has_last(self) -> bool:
         """True once an epoch has ended."""
-        return self.last_path.exists()
+        return has_tensors(self.last_path)
 
     def save_best(self, state: dict[str, Tensor]) -> None:
         """Keep a state dict as the best one."""
-        write_tensors(self.best_path, state)
+        write_tensors(self.best_path, state, shard_bytes=self.shard_bytes)
 
     def load_best(self) -> dict[str, Tensor]:
         """The state dict of the best epoch. Raises ShoalError on a damaged file."""
@@ -161,7 +248,7 @@ class Checkpoint:
         hooks: Sequence[Any],
         progress: dict[str, Any],
     ) -> None:
-        """Everything that the next epoch depends on, in one file: what is not in it follows from seed and epoch.
+        """Everything that the next epoch depends on, in one file or set: what is not in it follows from seed and epoch.
 
         `progress` is JSON data: `epoch` done, metric `rows`, `best` accuracy and `best_epoch`; within an epoch also the
         `step` and what its steps have come to.
@@ -173,7 +260,7 @@ class Checkpoint:
         for i, hook in enumerate(hooks):
             if hasattr(hook, "state"):
                 tensors |= {f"hook{i}.{k}": v for k, v in hook.state().items()}
-        write_tensors(self.last_path, tensors, {"progress": json.dumps(progress)})
+        write_tensors(self.last_path, tensors, {"progress": json.dumps(progress)}, self.shard_bytes)
 
     def read_last(self) -> Last:
         """What `save_last` wrote. Raises ShoalError on a damaged file."""

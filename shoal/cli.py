@@ -35,6 +35,7 @@ from shoal.options import (
     Replace,
     Resume,
     Seed,
+    ShardMb,
     TensorBoard,
     numbers,
     pairs,
@@ -161,6 +162,7 @@ def train(
     max_seconds: MaxSeconds = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    shard_mb: ShardMb = None,
     json: Json = False,
 ) -> None:
     """Train an all-ReLU network: the teacher of a reduction, or a baseline.
@@ -168,7 +170,9 @@ def train(
     Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
     """
     with until_terminated() as stop:
-        shared = training.Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
+        shared = training.Shared(
+            out, seed, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb
+        )
         body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared, replace or ())
     show(body, json, lambda: pairs(f"{model} on {data}", body))
 
@@ -223,6 +227,7 @@ def reduce(
     max_seconds: MaxSeconds = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    shard_mb: ShardMb = None,
     json: Json = False,
 ) -> None:
     """Reduce a trained network to a ReLU budget: learned masks and gated branches, or a grid of thinner designs.
@@ -242,7 +247,7 @@ def reduce(
     choices["gate_price"] = gate_price
     choices["widths"] = numbers(widths, "--widths")
     with until_terminated() as stop:
-        shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop)
+        shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
         if recipe == "deepreduce":
             grid_reduction.check_unused({**choices, "sensitivity": sensitivity, "plan": plan})
             body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)

@@ -81,7 +81,7 @@ class Trainer:
 
     def _trained(self, name: str, spec: Spec, objective: Objective, teacher: nn.Module | None) -> dict[str, Any]:
         """Figures of a network trained in the run `name`; read back when it has ended."""
-        own = Run.create(self.run.folder / name, self._config(name), resume=True)
+        own = self.run.below(name, self._config(name))
         if own.has("figures.json"):
             return dict(own.read_json("figures.json"))
         model = self.network(spec)

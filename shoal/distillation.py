@@ -15,6 +15,7 @@ from shoal.errors import ShoalError
 from shoal.exits import check_one_classifier
 from shoal.figures import figures
 from shoal.lessons import Problem, Result, Teach, learn
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.recipes import comparators, osakd
 from shoal.report import plot_curves
@@ -69,7 +70,7 @@ def distill(asked: Asked, shared: Shared) -> dict[str, Any]:
     teach, schedule = _plan(asked, spec, data, teacher)
     if asked.assistant is None:  # one who must be trained first cannot be tried
         teach(Problem(spec, schedule, Stages(data, settings, None)))
-    run = Run.create(shared.out, config, shared.resume)
+    run = shared.run(began(config, data, asked.data_dir, teacher=teacher))
     with bars({}, other=schedule.epochs) as shown:
         result = learn(
             spec, teach, data, schedule, settings,

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from shoal import analysing, early_exit, prune_grid
 from shoal import export as exporting
-from shoal.options import DataDir, Json, grid, numbers, pairs, show
+from shoal.options import DataDir, Json, ShardMb, grid, numbers, pairs, show
 from shoal.signals import until_terminated
 from shoal.training import Shared
 
@@ -154,6 +154,7 @@ def prune(
     device: Device = "cpu",
     max_seconds: Annotated[float | None, typer.Option(help="Stop at a checkpoint before this many seconds.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
+    shard_mb: ShardMb = None,
     json: Json = False,
 ) -> None:
     """Prune a trained network by magnitude and train it on, by several amounts: accuracy against weights left.
@@ -164,7 +165,7 @@ def prune(
     OUT/amount-0.5 and so on are runs of their own, and OUT/pruning.json and pruning.png hold the figures.
     """
     with until_terminated() as stop:
-        shared = Shared(out, 0, device, "fp32", max_seconds, resume, False, stop)
+        shared = Shared(out, 0, device, "fp32", max_seconds, resume, False, stop, shard_mb=shard_mb)
         body = prune_grid.prune_by_amounts(run, numbers(amount, "--amount"), method, epochs, rate, data_dir, shared)
     rows = [
         [f"{row['amount']:g}", *(f"{row[k]:,}" for k in LEFT), " ".join(f"{a:.2f}" for a in row["accuracy"])]

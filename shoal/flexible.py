@@ -27,6 +27,7 @@ from shoal.early.anytime import (
 )
 from shoal.errors import ShoalError
 from shoal.figures import figures
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.recipes import inplace
 from shoal.report import plot_anytime, plot_curves
@@ -62,7 +63,7 @@ def train(asked: Asked, options: inplace.Options, shared: Shared) -> dict[str, A
     spec = Spec(asked.model, data.classes, data.shape, asked.width, asked.resolution, replaced=asked.replaced)
     check_network(spec)  # before anything is written
     inplace.check_options(options, spec)
-    run, settings = Run.create(shared.out, config, shared.resume), shared.settings()
+    run, settings = shared.run(began(config, data, asked.data_dir)), shared.settings()
     with bars({"inplace": preset.schedule.epochs}) as shown:
         result = inplace.train(
             spec, data, options, preset, settings, run=run, listen=shown.listen, tensorboard=shared.tensorboard
@@ -109,7 +110,7 @@ def _save(run: Run, result: inplace.Result) -> None:
 
 def _part(run: Run, name: str, spec: Spec, model: nn.Module, data: Dataset, settings: Settings) -> dict[str, Any]:
     """Make one classifier's network a run of its own, for shoal evaluate and compile; returns its figures."""
-    own = Run.create(run.folder / ("widths" if spec.widths else "exits") / name, run.read_json("config.json"), True)
+    own = run.below(f"{'widths' if spec.widths else 'exits'}/{name}")
     own.save_model(spec, model)
     return figures(model, data, spec, settings)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from shoal.design_space import DesignSpace
 from shoal.errors import ShoalError
 from shoal.front import pareto
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
 from shoal.report import plot_curves
@@ -40,7 +41,8 @@ def reduce_by_grid(
     data = load_data(config, data_dir, shared.device)
     options = deepreduce.Options(budget, tuple(part.strip() for part in designs.split(",")) if designs else ())
     deepreduce.check_options(options, spec, network)  # before anything is written
-    run, settings = Run.create(shared.out, config, shared.resume), shared.settings(config["seed"])
+    run = shared.run(began(config, data, data_dir, teacher=network))
+    settings = shared.settings(config["seed"])
     run.save_model(spec, network, "teacher")
     critical = {f"criticality-S{k}": plan.criticality.epochs for k in DesignSpace(spec, network).stages}
     with bars(critical, other=plan.design.epochs) as shown:

@@ -20,6 +20,7 @@ from shoal.options import (
     Replace,
     Resume,
     Seed,
+    ShardMb,
     TensorBoard,
     grid,
     numbers,
@@ -68,6 +69,7 @@ def inplace(
     max_seconds: MaxSeconds = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    shard_mb: ShardMb = None,
     json: Json = False,
 ) -> None:
     """Train one network for all of its exits or widths at once; the stronger ones teach the weaker (IPKD-TA).
@@ -80,7 +82,7 @@ def inplace(
     )
     options = Options(method, numbers(widths, "--widths"), tuple(exit or ()), shared_affine, sandwich, direction)
     with until_terminated() as stop:
-        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
+        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
         body = flexible.train(asked, options, shared)
     show(body, json, lambda: anytime_table(body))
 

@@ -27,6 +27,10 @@ MaxSeconds = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's number.")]
+ShardMb = Annotated[
+    float | None,
+    typer.Option("--shard-mb", help="Write weights and optimiser state in files of at most this many MB."),
+]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events (extra).")]
 Replace = Annotated[
     list[str] | None,

@@ -20,6 +20,7 @@ from shoal.options import (
     Precision,
     Replace,
     Resume,
+    ShardMb,
     TensorBoard,
     grid,
     show,
@@ -72,6 +73,7 @@ def distill(
     max_seconds: MaxSeconds = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    shard_mb: ShardMb = None,
     json: Json = False,
 ) -> None:
     """Train a network by distillation: by its own neighbours, by a teacher, or together with others.
@@ -87,7 +89,7 @@ def distill(
         assistant, branches, neighbours,
     )  # fmt: skip
     with until_terminated() as stop:
-        shared = Shared(out, seed or 0, device, precision, max_seconds, resume, tensorboard, stop)
+        shared = Shared(out, seed or 0, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
         body = run_distill(asked, shared)
     show(body, json, lambda: table(body))
 

@@ -20,6 +20,7 @@ from shoal.early.plots import plot_pruning
 from shoal.errors import ShoalError
 from shoal.exits import keep_exit
 from shoal.figures import figures
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.pruning import METHODS as ZEROING
 from shoal.pruning import pruned, settle, weights_left
@@ -67,14 +68,15 @@ def prune_by_amounts(
     config = {k: config.get(k) for k in ("data", "data_dir", "seed", "limit")}
     config |= {"command": "prune", "source": source.resolve(), "method": method, "epochs": epochs, "rate": rate}
     smaller = {amount: _smaller(spec, network, amount, method) for amount in amounts}
-    run = Run.create(shared.out, config | {"amounts": list(amounts)}, shared.resume)
+    config = began(config, data, data_dir, source=network)
+    run = shared.run(config | {"amounts": list(amounts)})
     stages = Stages(data, settings, run, tensorboard=shared.tensorboard)
     exits = len(evaluate(network, data, data.test.take([0]), settings))
     rows = [_row(0.0, Pruned(spec, network), stages)]
     with bars({f"amount-{a:g}": epochs for a in amounts}) as shown:
         stages.listen = shown.listen
         for amount in amounts:
-            below = stages.at(_below(run, config, amount, shared.resume), f"amount-{amount:g}")
+            below = stages.at(run.below(f"amount-{amount:g}", config | {"amount": amount}), f"amount-{amount:g}")
             _train_on(smaller[amount], exits, Schedule(epochs, rate, kind="cosine"), below)
             rows.append(_row(amount, smaller[amount], below) | {"of": rows[0]["of"]})
             _summarise(below, Pruned(spec, network), smaller[amount])
@@ -94,11 +96,6 @@ def _check(amounts: Sequence[float], method: str, epochs: int, rate: float) -> N
         raise ShoalError(f"found {epochs} epochs at rate {rate:g}; need 1 or more and a rate above 0")
     if method == "channels":
         torch_pruning()  # raises
-
-
-def _below(run: Run, config: dict[str, Any], amount: float, resume: bool) -> Run:
-    folder = run.folder / f"amount-{amount:g}"
-    return Run.create(folder, config | {"amount": amount}, resume)
 
 
 def _smaller(spec: Spec, network: nn.Module, amount: float, method: str) -> Pruned:

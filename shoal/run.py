@@ -16,9 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.checkpoint import Checkpoint, append_line, load_state, read_tensors, write_tensors, write_text
+from shoal.checkpoint import (
+    Checkpoint,
+    append_line,
+    checksum,
+    fit_files,
+    has_tensors,
+    load_state,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 from shoal.errors import ShoalError
 from shoal.graph import read_json
+from shoal.origins import check_origins, difference, fingerprints, updated
 from shoal.spec import GIVEN, Spec, assemble, base_model
 
 
@@ -98,27 +109,46 @@ WHOLE = "slimmable"
 class Run:
     """A run folder: `spec.json` + `model.safetensors` (the result), `teacher.*` (what it came from), `config.json`,
     `metrics.jsonl`, `environment.json`, and the stages' checkpoints under `stages/`.
+
+    With `shard_bytes`, weights are written in files of at most that many bytes: `model.index.json` and what it names
+    in place of `model.safetensors`. Both are read by any run.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, shard_bytes: int | None = None) -> None:
+        self.folder, self.shard_bytes = Path(folder), shard_bytes
 
     @classmethod
-    def create(cls, folder: Path | str, config: dict[str, Any], resume: bool = False) -> Run:
-        """Make the folder and record `config` and the environment.
+    def create(
+        cls, folder: Path | str, config: dict[str, Any], resume: bool = False, shard_bytes: int | None = None
+    ) -> Run:
+        """Make the folder and record `config` and the environment; `shard_bytes` is no part of what is recorded.
 
-        Raises ShoalError when a run is there already and `resume` is false, when its configuration differs, and when
-        the folder holds files that are no run's.
+        A run that is resumed may have its data and the runs that it came from elsewhere (`origins`): `config.json`
+        names the places last used. What lies there must be what it began with, as far as `config` has fingerprints.
+
+        Raises ShoalError when a run is there already and `resume` is false, when its configuration differs or what lies
+        at its places, and when the folder holds files that are no run's.
         """
-        run = cls(folder)
+        run = cls(folder, shard_bytes)
         plain = json.loads(json.dumps(config, default=_plain))
         if run.has("config.json"):
-            run._check_same(plain, resume)
+            run._go_on(plain, resume)
         else:
             run.check_free()
             run.write_json("config.json", plain)
         run.write_json("environment.json", environment() | {"command": sys.argv})
+        if shard_bytes is not None:
+            for place in (run.folder, run.folder / "stages"):  # what another limit has left
+                fit_files(place, shard_bytes)
         return run
+
+    def below(self, place: str, config: dict[str, Any] | None = None) -> Run:
+        """A run in a folder of this one, begun or gone on with, whose weights obey the same limit.
+
+        It has this run's configuration unless it is given its own. Raises ShoalError as `create` does.
+        """
+        own = self.read_json("config.json") if config is None else config
+        return Run.create(self.folder / place, own, True, self.shard_bytes)
 
     def check_free(self) -> None:
         """Raise ShoalError when something is at the folder's place and no run: nothing of it is to be lost."""
@@ -135,17 +165,28 @@ class Run:
                 "choose another --out"
             )
 
-    def _check_same(self, config: dict[str, Any], resume: bool) -> None:
+    def _go_on(self, config: dict[str, Any], resume: bool) -> None:
+        """Raise ShoalError unless the run may go on with `config`; its places become those of the run."""
         if not resume:
             raise ShoalError(f"found a run at {self.folder}; need --resume to go on with it, or another --out")
         body = self.read_json("config.json")
         old = body if isinstance(body, dict) else {}
-        odd = [key for key in {**old, **config} if old.get(key) != config.get(key)]
-        if odd:
+        odd = difference(old, config)
+        if odd is not None:
             raise ShoalError(
-                f"found {odd[0]} = {old.get(odd[0])!r} in the run at {self.folder}; need the same configuration "
-                f"to resume, not {config.get(odd[0])!r}"
+                f"found {odd} = {old.get(odd)!r} in the run at {self.folder}; need the same configuration "
+                f"to resume, not {config.get(odd)!r}"
             )
+        check_origins(self.folder, self._known(old), config)
+        if updated(old, config) != old:
+            self.write_json("config.json", updated(old, config))
+
+    def _known(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Fingerprints of what the run began with; an early run has none, but the teacher that it reduces."""
+        found = fingerprints(config)
+        if "teacher" not in found and config.get("teacher") is not None and self.has("teacher.json"):
+            found["teacher"] = checksum(read_tensors(self.folder / "teacher.safetensors"), {})
+        return found
 
     def config(self) -> dict[str, Any]:
         """What the run was made with. Raises ShoalError when it does not say with which data and seed."""
@@ -169,12 +210,13 @@ class Run:
         return read_json(self.folder / name)
 
     def has(self, name: str) -> bool:
-        """True when the run holds the file."""
-        return (self.folder / name).exists()
+        """True when the run holds the file; weights may be several files."""
+        path = self.folder / name
+        return has_tensors(path) if path.suffix == ".safetensors" else path.exists()
 
     def checkpoint(self, stage: str) -> Checkpoint:
         """The checkpoint of one training stage."""
-        return Checkpoint(self.folder / "stages", stage)
+        return Checkpoint(self.folder / "stages", stage, self.shard_bytes)
 
     def log(self, stage: str, row: dict[str, float]) -> None:
         """Append an epoch's row to `metrics.jsonl`."""
@@ -214,8 +256,9 @@ class Run:
         return rows
 
     def save_model(self, spec: Spec, model: nn.Module, name: str = "model") -> None:
-        """Store a network as `<name>.json` (its spec) and `<name>.safetensors`."""
-        write_tensors(self.folder / f"{name}.safetensors", dict(model.state_dict()))
+        """Store a network as `<name>.json` (its spec) and `<name>.safetensors`, or files of limited size."""
+        state = dict(model.state_dict())
+        write_tensors(self.folder / f"{name}.safetensors", state, shard_bytes=self.shard_bytes)
         spec.save(self.folder / f"{name}.json")
 
     def load_whole(self) -> tuple[Spec, nn.Module]:

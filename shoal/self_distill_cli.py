@@ -22,6 +22,7 @@ from shoal.options import (
     Replace,
     Resume,
     Seed,
+    ShardMb,
     TensorBoard,
     grid,
     show,
@@ -88,6 +89,7 @@ def self_distill(
     max_seconds: MaxSeconds = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    shard_mb: ShardMb = None,
     json: Json = False,
 ) -> None:
     """Train one network with several classifiers, the shallow ones taught by the deeper (Self-Distillation).
@@ -99,7 +101,7 @@ def self_distill(
     source = self_distillation.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))
     options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, beside, baseline)
     with until_terminated() as stop:
-        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop)
+        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
         body = self_distillation.distill(source, preset, epochs, options, shared, teacher)
     show(body, json, lambda: _table(body))
 

@@ -15,6 +15,7 @@ from shoal.early.figures import exit_figures
 from shoal.errors import ShoalError
 from shoal.exits import keep_exit
 from shoal.figures import figures
+from shoal.origins import began
 from shoal.progress import bars
 from shoal.recipes import self_distill
 from shoal.report import plot_curves
@@ -89,7 +90,8 @@ def distill(
     network = _teacher(teacher, config, shared)
     self_distill.check_options(options, options.applied(plan), spec, base, network)
     config |= {"command": "self-distill", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
-    run, settings = Run.create(shared.out, config, shared.resume), shared.settings(config["seed"])
+    run = shared.run(began(config, data, source.data_dir, source=base, teacher=network))
+    settings = shared.settings(config["seed"])
     stages = ["baseline", "self-distillation"] if options.baseline else ["self-distillation"]
     with bars(dict.fromkeys(stages, plan.schedule.epochs)) as shown:
         result = self_distill.distill(
@@ -128,7 +130,7 @@ def _save(run: Run, result: self_distill.Result, plain: Spec, data: Dataset, set
     last = len(found["exits"]) - 1
     for index in range(last + 1):
         own = replace(result.spec, kept_exit=index)
-        part = Run.create(run.folder / "exits" / str(index + 1), run.read_json("config.json"), resume=True)
+        part = run.below(f"exits/{index + 1}")
         part.save_model(own, keep_exit(result.model, index))
     final = figures(keep_exit(result.model, last), data, result.spec, settings)
     body = {"data": data.name, "model": plain.base, "seed": settings.seed, "after": result.spec.exits} | found

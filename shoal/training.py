@@ -22,11 +22,13 @@ from shoal.figures import figures
 from shoal.graph import read_json
 from shoal.learners import LEARNERS
 from shoal.models import CLOUDS, NAMES
+from shoal.origins import began, placed
 from shoal.plans import read as read_plan
 from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
 from shoal.report import gated_macs, plot_budget, plot_comparison, plot_curves
 from shoal.run import Run, environment, own_network, summary_writer
+from shoal.shards import check_limit
 from shoal.spec import Spec
 from shoal.stages import check_teacher, train_teacher
 from shoal.surgery import trace
@@ -48,6 +50,20 @@ class Shared:
     """Asked before each epoch: whether to stop at a checkpoint."""
     begun: float = field(default_factory=time.monotonic)
     """When the command began: what it has done before training counts, too."""
+    shard_mb: float | None = None
+    """Most MB (of 10^6 bytes) of a file of weights; None for one file, however large."""
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """The limit in bytes. Raises ShoalError for one that is too small."""
+        if self.shard_mb is None:
+            return None
+        check_limit(1e6 * self.shard_mb)
+        return int(1e6 * self.shard_mb)
+
+    def run(self, config: dict[str, Any]) -> Run:
+        """The run at `out`, begun or gone on with. Raises ShoalError as `Run.create` does."""
+        return Run.create(self.out, config, self.resume, self.shard_bytes)
 
     def settings(self, seed: int | None = None) -> Settings:
         """The loop's settings from now on."""
@@ -59,6 +75,7 @@ class Shared:
     def check(self) -> None:
         """Raise ShoalError for what cannot be had on this machine, and for a place that is no run's."""
         self.settings().check()
+        _ = self.shard_bytes  # raises
         if self.tensorboard:
             summary_writer()
         run, first = Run(self.out), os.environ.get("RANK", "0") == "0"
@@ -68,8 +85,8 @@ class Shared:
 
 def load_data(config: dict[str, Any], data_dir: Path | None, device: str = "cpu") -> Dataset:
     """The data set of a run's configuration, under `data_dir` or where it lay."""
-    root = data_dir if data_dir is not None else config.get("data_dir")
-    return load(config["data"], root, seed=config["seed"], limit=config.get("limit")).to(device)
+    there = placed(config, data_dir)
+    return load(there["data"], there.get("data_dir"), seed=config["seed"], limit=config.get("limit")).to(device)
 
 
 def train(
@@ -100,7 +117,7 @@ def train(
     spec = Spec(model, dataset.classes, dataset.shape, width, resolution, replaced=tuple(replaced))
     check_network(spec)  # before anything is written
     rank, size = join()
-    run = Run.create(shared.out, config, shared.resume) if rank == 0 else Run(shared.out)
+    run = shared.run(began(config, dataset, data_dir)) if rank == 0 else Run(shared.out)
     if size > 1:
         torch.distributed.barrier()
     with bars({"teacher": schedule.epochs}) as shown:
@@ -200,7 +217,7 @@ def reduce(
     plan = _stages(_preset(preset), epochs)
     data = load_data(config, data_dir, shared.device)
     shallow.check_options(options, plan, network, spec.shape)  # before anything is written
-    run = Run.create(shared.out, config, shared.resume)
+    run = shared.run(began(config, data, data_dir, plan=planned, teacher=network))
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])
     summary = _reduce(run, spec, network, data, options, plan, settings, shared.tensorboard)
@@ -282,7 +299,7 @@ def _reduce(
 
 def _save_width(run: Run, part: float, spec: Spec, model: nn.Module, data: Dataset, settings: Settings) -> Any:
     """Make a narrower network a run of its own, `widths/PART`, for shoal evaluate and compile; returns its figures."""
-    own = Run.create(run.folder / "widths" / f"{part:g}", run.read_json("config.json"), resume=True)
+    own = run.below(f"widths/{part:g}")
     own.save_model(spec, model)
     return figures(model, data, spec, settings)
 

@@ -126,6 +126,8 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "--seed", "-1"), "seed -1"),
     ((*TRAIN, "--max-seconds", "-1"), "time limit of -1"),
     ((*TRAIN, "--max-seconds", "nan"), "time limit of nan"),
+    ((*TRAIN, "--shard-mb", "0.01"), r"limit of 0\.01 MB .*need 0\.064 or more"),
+    ((*TRAIN, "--shard-mb", "nan"), "limit of nan MB"),
     ((*TRAIN, "--tensorboard"), "no TensorBoard"),
     (own("Twisted"), "torch.fx cannot trace"),
     (own("narrow"), "need 10 logits"),

@@ -8,7 +8,7 @@ from pathlib import Path
 LEVELS = [
     {"errors", "outputs", "data", "readers", "graph", "reshape", "surgery", "checkpoint", "clock"}
     | {"schedule", "settings"}
-    | {"augment", "point_clouds"}
+    | {"augment", "point_clouds", "shards", "shard_index"}
     | {"lowering", "arithmetic", "indexing", "pooling", "idioms", "max_pool"}
     | {"private.fixed", "private.carry", "private.bitslice"},
     {
@@ -31,7 +31,7 @@ LEVELS = [
     | {"substitution", "slim", "slim_layers", "channel_flow", "channels", "channel_pruning"},
     {"learners", "spec", "fold", "private.certs"},
     {"designs", "figures", "depth", "early", "analysis"},
-    {"run", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
+    {"run", "origins", "private.program", "private.clear", "private.channel", "private.truncation", "private.lifting"}
     | {"private.images", "private.refusal"},
     {"private.artifact", "private.deploy", "private.segments", "private.shares", "private.spu", "report", "recipes"}
     | {"stages", "design_space", "design_training", "lessons"}

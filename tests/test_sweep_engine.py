@@ -187,6 +187,8 @@ def test_a_folder_is_one_sweeps(tmp_path: Path) -> None:
     other = Planned("a", "a", {}, ("train", "--out", "b"), (), tmp_path)
     with pytest.raises(ShoalError, match="run 'a' made with other options"):
         home.check([other], resume=True)
+    for words in (("train", "--shard-mb", "15", "--out", "a"), ("train", "--out", "a", "--shard-mb", "2")):
+        home.check([Planned("a", "a", {}, words, (), tmp_path)], resume=True)
     home.check([*runs, planned(tmp_path, "new")], resume=True)
     (tmp_path / "results" / "a.json").write_text("{}")
     with pytest.raises(ShoalError, match="found no result in"):

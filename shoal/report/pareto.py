@@ -14,8 +14,8 @@ from shoal.report.record import SIDES, Record, look_up
 AXES = ("relus", "macs", "waits", "online_s")
 """Costs that accuracy is drawn against; each of them is better smaller."""
 
-NOT_SETTINGS = ("seed", "teacher", "data_dir", "command")
-"""What two runs of one configuration may differ in: the seed, where things lie, and how they were started."""
+NOT_SETTINGS = ("seed", "teacher", "data_dir", "fingerprints", "command")
+"""What two runs of one configuration may differ in: seed, where things lie, what lies there, how they were started."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Folder:
     def check(self, runs: Sequence[Planned], resume: bool) -> None:
         """Raise ShoalError, before anything is written, when `runs` cannot be made or gone on with here.
 
-        A resumed grid may have more or fewer runs than before, but a run that both have must be the same.
+        A resumed grid may have more or fewer runs than before, but a run that both have must be the same, but for the
+        size of its files.
         """
         if not self._has_grid():
             Run(self.path).check_free()
@@ -40,7 +41,7 @@ class Folder:
             raise ShoalError(f"found a sweep at {self.path}; need --resume to go on with it, or another --out")
         old = self._grid()
         for run in runs:
-            if run.name in old and old[run.name] != list(run.words):
+            if run.name in old and _compared(old[run.name]) != _compared(list(run.words)):
                 ours, theirs = " ".join(run.words), " ".join(map(str, old[run.name]))
                 raise ShoalError(
                     f"found run {run.name!r} made with other options at {self.path} (shoal {theirs}); need the same to "
@@ -132,3 +133,11 @@ class Folder:
         if not isinstance(body, dict) or not all(isinstance(body.get(k), kind) for k, kind in kinds.items()):  # type: ignore[arg-type]
             raise ShoalError(f"found no result in {path}; need the file that shoal wrote; remove it to repeat the run")
         return body
+
+
+def _compared(words: Any) -> Any:
+    """A command line without what changes only how weights lie on the disk."""
+    if not isinstance(words, list) or "--shard-mb" not in words:
+        return words
+    place = words.index("--shard-mb")
+    return [*words[:place], *words[place + 2 :]]
