@@ -262,6 +262,14 @@ class Checkpoint:
                 tensors |= {f"hook{i}.{k}": v for k, v in hook.state().items()}
         write_tensors(self.last_path, tensors, {"progress": json.dumps(progress)}, self.shard_bytes)
 
+    def take(self, other: Checkpoint) -> None:
+        """Have what `other` has, as this one's; a stage that has begun here stays as it is."""
+        if self.has_last:
+            return
+        for own, theirs in ((self.best_path, other.best_path), (self.last_path, other.last_path)):
+            if has_tensors(theirs):
+                write_tensors(own, *_read(theirs), self.shard_bytes)
+
     def read_last(self) -> Last:
         """What `save_last` wrote. Raises ShoalError on a damaged file."""
         tensors, metadata = _read(self.last_path)

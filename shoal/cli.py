@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,27 +23,21 @@ from shoal import (
     sweep_cli,
     training,
 )
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, ShoalWarning
 from shoal.learners import SUMMARIES
 from shoal.options import (
     DataDir,
-    Device,
     Epochs,
     Json,
-    MaxSeconds,
-    Out,
-    Precision,
     Replace,
-    Resume,
     Seed,
-    ShardMb,
-    TensorBoard,
     numbers,
     pairs,
     show,
+    trains,
 )
 from shoal.report import comparison_table
-from shoal.signals import until_terminated
+from shoal.training import Shared
 
 HELP = """Make a trained CNN shallow and ReLU-light, then run it privately between two parties.
 
@@ -140,6 +135,7 @@ def check(
 
 
 @app.command()
+@trains
 def train(
     model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable.")],
     data: Annotated[
@@ -148,7 +144,6 @@ def train(
             help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, modelnet10, modelnet40 or a folder."
         ),
     ],
-    out: Out,
     data_dir: DataDir = None,
     width: Annotated[float, typer.Option(help="Channel multiplier.")] = 1.0,
     resolution: Annotated[float, typer.Option(help="Feature-map multiplier: 1, 0.5 or 0.25.")] = 1.0,
@@ -157,30 +152,22 @@ def train(
     limit: Annotated[int | None, typer.Option(help="Use only this many training images.")] = None,
     replace: Replace = None,
     seed: Seed = 0,
-    device: Device = "cpu",
-    precision: Precision = "fp32",
-    max_seconds: MaxSeconds = None,
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    shard_mb: ShardMb = None,
+    *,
+    shared: Shared,
     json: Json = False,
 ) -> None:
     """Train an all-ReLU network: the teacher of a reduction, or a baseline.
 
     Several GPUs or processes: torchrun --nproc-per-node=N -m shoal train ...
     """
-    with until_terminated() as stop:
-        shared = training.Shared(
-            out, seed, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb
-        )
-        body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared, replace or ())
+    body = training.train(model, data, data_dir, width, resolution, preset, epochs, limit, shared, replace or ())
     show(body, json, lambda: pairs(f"{model} on {data}", body))
 
 
 @app.command()
+@trains
 def reduce(
     teacher: Annotated[Path, typer.Argument(help="A run folder of `shoal train`.")],
-    out: Out,
     budget: Annotated[
         int | None, typer.Option(help="ReLUs to keep in the whole network; deepreduce: to choose a design by, at most.")
     ] = None,
@@ -217,17 +204,17 @@ def reduce(
     ] = None,
     ramp: Annotated[str, typer.Option(help="How gates open: linear or cosine.")] = "linear",
     sensitivity: Annotated[Path | None, typer.Option(help="JSON {site: value} instead of stage 1.")] = None,
+    masks_from: Annotated[
+        Path | None,
+        typer.Option(help="Another run of reduce whose masks to take: same teacher and budget, other fine-tuning."),
+    ] = None,
     data_dir: DataDir = None,
     epochs: Annotated[
         str | None,
         typer.Option(help="Instead of the preset's: sensitivity,mask,finetune; deepreduce: criticality,design."),
     ] = None,
-    device: Device = "cpu",
-    precision: Precision = "fp32",
-    max_seconds: MaxSeconds = None,
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    shard_mb: ShardMb = None,
+    *,
+    shared: Shared,
     json: Json = False,
 ) -> None:
     """Reduce a trained network to a ReLU budget: learned masks and gated branches, or a grid of thinner designs.
@@ -246,14 +233,13 @@ def reduce(
     choices |= {"ramp": ramp, "budget": budget, "gated": tuple(gate) if gate else None, "gate_limit": gate_limit}
     choices["gate_price"] = gate_price
     choices["widths"] = numbers(widths, "--widths")
-    with until_terminated() as stop:
-        shared = training.Shared(out, 0, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
-        if recipe == "deepreduce":
-            grid_reduction.check_unused({**choices, "sensitivity": sensitivity, "plan": plan})
-            body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)
-            return show(body, json, lambda: grid_reduction.front_table(body))
-        training.check_sources(budget, plan, designs)
-        body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared, plan)
+    if recipe == "deepreduce":
+        unused = {"sensitivity": sensitivity, "plan": plan, "masks_from": masks_from}
+        grid_reduction.check_unused(choices | unused)
+        body = grid_reduction.reduce_by_grid(teacher, preset, budget, designs, data_dir, epochs, shared)
+        return show(body, json, lambda: grid_reduction.front_table(body))
+    training.check_sources(budget, plan, designs)
+    body = training.reduce(teacher, recipe, preset, choices, sensitivity, data_dir, epochs, shared, plan, masks_from)
     show(body, json, lambda: comparison_table(body))
 
 
@@ -329,9 +315,24 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; a ShoalError is one clear sentence on standard error and exit status 1."""
+    """Run the command line; a ShoalError is one clear sentence on standard error and exit status 1.
+
+    So is a ShoalWarning, which ends nothing.
+    """
+    usual = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, ShoalWarning):
+            return _say(str(message))
+        usual(message, category, *rest)
+
+    warnings.showwarning = shown
     try:
         app(standalone_mode=True)
     except ShoalError as error:
-        Console(stderr=True, soft_wrap=True).print(f"shoal: {error}", markup=False, highlight=False)
+        _say(str(error))
         sys.exit(1)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"shoal: {text}", markup=False, highlight=False)

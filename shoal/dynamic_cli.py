@@ -10,8 +10,7 @@ from rich.table import Table
 
 from shoal import analysing, early_exit, prune_grid
 from shoal import export as exporting
-from shoal.options import DataDir, Json, ShardMb, grid, numbers, pairs, show
-from shoal.signals import until_terminated
+from shoal.options import DataDir, Json, grid, numbers, pairs, show, trains
 from shoal.training import Shared
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder whose network has several exits.")]
@@ -137,9 +136,9 @@ def analyse(
     show(body, json, lambda: grid(str(run), ["study", "rows", "files"], rows))
 
 
+@trains
 def prune(
     run: Annotated[Path, typer.Argument(help="A run folder; its network may have one exit or several.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty, unless --resume.")],
     amount: Annotated[str, typer.Option(help="Parts to prune, with commas between; a run for each.")] = "0.5,0.7,0.9",
     method: Annotated[
         str,
@@ -151,10 +150,8 @@ def prune(
     epochs: Annotated[int, typer.Option(help="Epochs of training after pruning.")] = 10,
     rate: Annotated[float, typer.Option(help="Learning rate at first; it falls to 0 along a cosine.")] = 0.01,
     data_dir: DataDir = None,
-    device: Device = "cpu",
-    max_seconds: Annotated[float | None, typer.Option(help="Stop at a checkpoint before this many seconds.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --out.")] = False,
-    shard_mb: ShardMb = None,
+    *,
+    shared: Shared,
     json: Json = False,
 ) -> None:
     """Prune a trained network by magnitude and train it on, by several amounts: accuracy against weights left.
@@ -164,9 +161,7 @@ def prune(
     and parameters with them; such a network is compiled, served and, without exits, reduced as any other.
     OUT/amount-0.5 and so on are runs of their own, and OUT/pruning.json and pruning.png hold the figures.
     """
-    with until_terminated() as stop:
-        shared = Shared(out, 0, device, "fp32", max_seconds, resume, False, stop, shard_mb=shard_mb)
-        body = prune_grid.prune_by_amounts(run, numbers(amount, "--amount"), method, epochs, rate, data_dir, shared)
+    body = prune_grid.prune_by_amounts(run, numbers(amount, "--amount"), method, epochs, rate, data_dir, shared)
     rows = [
         [f"{row['amount']:g}", *(f"{row[k]:,}" for k in LEFT), " ".join(f"{a:.2f}" for a in row["accuracy"])]
         for row in body["rows"]

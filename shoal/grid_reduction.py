@@ -68,7 +68,7 @@ def _preset(name: str, epochs: str | None) -> deepreduce.Preset:
 def check_unused(choices: dict[str, Any]) -> None:
     """Raise ShoalError for an option of the shallow recipe, which would have no effect here."""
     usual = {f.name: f.default for f in fields(shallow.Options) if f.default is not MISSING}
-    usual["plan"] = None
+    usual |= {"plan": None, "masks_from": None}
     odd = [name for name, value in choices.items() if name in usual and value != usual[name]]
     if odd:
         raise ShoalError(

@@ -14,29 +14,23 @@ from shoal.options import (
     Device,
     Epochs,
     Json,
-    MaxSeconds,
-    Out,
-    Precision,
     Replace,
-    Resume,
     Seed,
-    ShardMb,
-    TensorBoard,
     grid,
     numbers,
     show,
+    trains,
 )
 from shoal.recipes.inplace import METHODS, PRESETS, Options
-from shoal.signals import until_terminated
 from shoal.training import Shared
 
 
+@trains
 def inplace(
     model: Annotated[str, typer.Argument(help="A zoo name, such as msdnet-7, or package.module:callable.")],
     data: Annotated[
         str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet or a folder.")
     ],
-    out: Out,
     method: Annotated[
         str, typer.Option(help=f"Who teaches: {', '.join(METHODS)} (nobody, the strongest, the next, all stronger).")
     ] = "ta-m",
@@ -64,12 +58,8 @@ def inplace(
     limit: Annotated[int | None, typer.Option(help="Use only this many training images.")] = None,
     replace: Replace = None,
     seed: Seed = 0,
-    device: Device = "cpu",
-    precision: Precision = "fp32",
-    max_seconds: MaxSeconds = None,
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    shard_mb: ShardMb = None,
+    *,
+    shared: Shared,
     json: Json = False,
 ) -> None:
     """Train one network for all of its exits or widths at once; the stronger ones teach the weaker (IPKD-TA).
@@ -81,9 +71,7 @@ def inplace(
         model, data, data_dir, width, resolution, preset, epochs, limit, replaced=tuple(replace or ())
     )
     options = Options(method, numbers(widths, "--widths"), tuple(exit or ()), shared_affine, sandwich, direction)
-    with until_terminated() as stop:
-        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
-        body = flexible.train(asked, options, shared)
+    body = flexible.train(asked, options, shared)
     show(body, json, lambda: anytime_table(body))
 
 

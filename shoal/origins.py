@@ -22,8 +22,8 @@ from shoal.graph import read_json
 FINGERPRINTS = "fingerprints"
 """Where a configuration holds them, by what they are of."""
 
-PLACES = {"data": "data_dir", "teacher": "teacher", "source": "source", "plan": "plan"}
-"""What has a fingerprint, and the setting that says where it lies."""
+PLACES = {"data": "data_dir", "teacher": "teacher", "source": "source", "plan": "plan", "masks": "masks_from"}
+"""What has a fingerprint, and the setting that says where it lies. Masks have none: a run keeps its own copy."""
 
 _FOLDER = "folder"
 _ADVICE = {

@@ -12,30 +12,23 @@ from shoal.distillation import METHODS, Asked
 from shoal.distillation import distill as run_distill
 from shoal.options import (
     DataDir,
-    Device,
     Epochs,
     Json,
-    MaxSeconds,
-    Out,
-    Precision,
     Replace,
-    Resume,
-    ShardMb,
-    TensorBoard,
     grid,
     show,
+    trains,
 )
-from shoal.signals import until_terminated
 from shoal.teachers.neighbours import LOSSES, SPACES
 from shoal.training import Shared
 
 METHOD = "Who teaches the network: " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
 
 
+@trains
 def distill(
     method: Annotated[str, typer.Argument(help=METHOD)],
     model: Annotated[str, typer.Argument(help="The student: a zoo name, or package.module:callable.")],
-    out: Out,
     data: Annotated[
         str | None, typer.Option(help="A data set as in shoal train; with --teacher that of the teacher's run.")
     ] = None,
@@ -68,12 +61,8 @@ def distill(
     seed: Annotated[
         int | None, typer.Option(help="As in shoal train, 0 if left out; with --teacher that of its run.")
     ] = None,
-    device: Device = "cpu",
-    precision: Precision = "fp32",
-    max_seconds: MaxSeconds = None,
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    shard_mb: ShardMb = None,
+    *,
+    shared: Shared,
     json: Json = False,
 ) -> None:
     """Train a network by distillation: by its own neighbours, by a teacher, or together with others.
@@ -88,9 +77,7 @@ def distill(
         method, model, data, data_dir, width, resolution, limit, seed, tuple(replace or ()), preset, epochs, teacher,
         assistant, branches, neighbours,
     )  # fmt: skip
-    with until_terminated() as stop:
-        shared = Shared(out, seed or 0, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
-        body = run_distill(asked, shared)
+    body = run_distill(asked, shared)
     show(body, json, lambda: table(body))
 
 

@@ -43,6 +43,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
@@ -130,7 +131,7 @@ class Run:
         at its places, and when the folder holds files that are no run's.
         """
         run = cls(folder, shard_bytes)
-        plain = json.loads(json.dumps(config, default=_plain))
+        plain = as_json(config)
         if run.has("config.json"):
             run._go_on(plain, resume)
         else:
@@ -291,6 +292,11 @@ def _check_row(row: Any, path: Path) -> None:
     sound = isinstance(row, dict) and isinstance(row.get("stage"), str)
     if not sound or not isinstance(row.get("accuracy"), (int, float)):
         raise ShoalError(f"found a row without stage and accuracy in {path}; need the rows that shoal wrote; mend it")
+
+
+def as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as its file has it."""
+    return dict(json.loads(json.dumps(config, default=_plain)))
 
 
 def _plain(value: Any) -> Any:

@@ -13,30 +13,23 @@ from shoal.augment import CLOUD_POLICIES, POLICIES
 from shoal.exit_points import CHOSEN, FIXED
 from shoal.options import (
     DataDir,
-    Device,
     Epochs,
     Json,
-    MaxSeconds,
-    Out,
-    Precision,
     Replace,
-    Resume,
     Seed,
-    ShardMb,
-    TensorBoard,
     grid,
     show,
+    trains,
 )
 from shoal.recipes.beside import BESIDE
 from shoal.recipes.self_distill import AUTO, PRESETS, Options
-from shoal.signals import until_terminated
 from shoal.teaching import PATHS
 from shoal.training import Shared
 
 
+@trains
 def self_distill(
     model: Annotated[str, typer.Argument(help="A zoo name, package.module:callable, or a run folder of shoal train.")],
-    out: Out,
     data: Annotated[str | None, typer.Option(help="As for shoal train; a run folder has its own.")] = None,
     data_dir: DataDir = None,
     width: Annotated[float, typer.Option(help="Channel multiplier.")] = 1.0,
@@ -84,12 +77,8 @@ def self_distill(
     limit: Annotated[int | None, typer.Option(help="Use only this many training images.")] = None,
     replace: Replace = None,
     seed: Seed = 0,
-    device: Device = "cpu",
-    precision: Precision = "fp32",
-    max_seconds: MaxSeconds = None,
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    shard_mb: ShardMb = None,
+    *,
+    shared: Shared,
     json: Json = False,
 ) -> None:
     """Train one network with several classifiers, the shallow ones taught by the deeper (Self-Distillation).
@@ -100,9 +89,7 @@ def self_distill(
     """
     source = self_distillation.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))
     options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, beside, baseline)
-    with until_terminated() as stop:
-        shared = Shared(out, seed, device, precision, max_seconds, resume, tensorboard, stop, shard_mb=shard_mb)
-        body = self_distillation.distill(source, preset, epochs, options, shared, teacher)
+    body = self_distillation.distill(source, preset, epochs, options, shared, teacher)
     show(body, json, lambda: _table(body))
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from shoal.data import Dataset, load
+from shoal.earlier_masks import check_masks, has_masks, take_masks
 from shoal.equivalence import check_trace
 from shoal.errors import ShoalError
 from shoal.exits import is_cloud
@@ -27,7 +28,7 @@ from shoal.plans import read as read_plan
 from shoal.progress import bars
 from shoal.recipes import deepreduce, shallow
 from shoal.report import gated_macs, plot_budget, plot_comparison, plot_curves
-from shoal.run import Run, environment, own_network, summary_writer
+from shoal.run import Run, as_json, environment, own_network, summary_writer
 from shoal.shards import check_limit
 from shoal.spec import Spec
 from shoal.stages import check_teacher, train_teacher
@@ -47,11 +48,13 @@ class Shared:
     resume: bool = False
     tensorboard: bool = False
     stop: Callable[[], bool] = lambda: False
-    """Asked before each epoch: whether to stop at a checkpoint."""
+    """Asked before each step: whether to stop at a checkpoint."""
     begun: float = field(default_factory=time.monotonic)
     """When the command began: what it has done before training counts, too."""
     shard_mb: float | None = None
     """Most MB (of 10^6 bytes) of a file of weights; None for one file, however large."""
+    step: str = "eager"
+    save_seconds: float = 0.0
 
     @property
     def shard_bytes(self) -> int | None:
@@ -70,7 +73,10 @@ class Shared:
         chosen, limit = self.seed if seed is None else seed, self.max_seconds
         if limit is not None and limit > 0:
             limit = max(0.0, limit - (time.monotonic() - self.begun))
-        return Settings(chosen, self.device, self.precision, max_seconds=limit, resume=self.resume, stop=self.stop)
+        return Settings(
+            chosen, self.device, self.precision, max_seconds=limit, resume=self.resume, stop=self.stop, step=self.step,
+            save_seconds=self.save_seconds,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raise ShoalError for what cannot be had on this machine, and for a place that is no run's."""
@@ -198,8 +204,12 @@ def reduce(
     epochs: str | None,
     shared: Shared,
     planned: Path | None = None,
+    masks_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Reduce the network of a teacher's run into a run folder of its own, by options or by a plan's."""
+    """Reduce the network of a teacher's run into a run folder of its own, by options or by a plan's.
+
+    With `masks_from`, the run of another reduction, its masks are taken, and fine-tuning alone is done.
+    """
     if recipe != "shallow":
         raise ShoalError(f"found recipe {recipe!r}; need 'shallow' or 'deepreduce'")
     spec, network, origin = teacher_of(teacher, shared)
@@ -214,12 +224,20 @@ def reduce(
     config |= {f"teacher_{k}": origin.get(k) for k in ("preset", "epochs")}
     config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
     config |= {"plan": planned} if planned else {}
+    config |= {"masks_from": masks_from} if masks_from else {}
     plan = _stages(_preset(preset), epochs)
     data = load_data(config, data_dir, shared.device)
     shallow.check_options(options, plan, network, spec.shape)  # before anything is written
-    run = shared.run(began(config, data, data_dir, plan=planned, teacher=network))
+    config = began(config, data, data_dir, plan=planned, teacher=network)
+    begin = masks_from is not None and not (shared.resume and has_masks(Run(shared.out)))
+    if masks_from is not None and begin:
+        check_masks(as_json(config), Run(masks_from), plan.mask.epochs)
+    run = shared.run(config)
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])
+    if masks_from is not None and begin:
+        take_masks(run, Run(masks_from))
+        settings = replace(settings, resume=True)  # what has been taken is gone on from
     summary = _reduce(run, spec, network, data, options, plan, settings, shared.tensorboard)
     if chosen is not None:
         summary["reduced"]["plan"] = chosen.outcome(run.load_model()[1])

@@ -42,7 +42,7 @@ LEVELS = [
     {"private.line", "private.engine", "private.direct", "private.prepared", "private.server", "private.party"}
     | {"private.metrics", "private.pools", "private.journal", "private.monitor", "private.refill"}
     | {"private.network"},
-    {"loopback", "rehearsal", "progress", "signals", "__init__"},
+    {"earlier_masks", "loopback", "rehearsal", "progress", "signals", "__init__"},
     {"demo", "bench", "calibration"},
     {"deployment", "training", "serving", "grid_reduction", "self_distillation", "flexible", "distillation"}
     | {"early_exit", "export", "analysing", "prune_grid"},
