@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -319,19 +319,24 @@ def main() -> None:
 
     So is a ShoalWarning, which ends nothing.
     """
-    usual = warnings.showwarning
-
-    def shown(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if issubclass(category, ShoalWarning):
-            return _say(str(message))
-        usual(message, category, *rest)
-
-    warnings.showwarning = shown
+    warnings.showwarning = _shown
     try:
         app(standalone_mode=True)
     except ShoalError as error:
         _say(str(error))
         sys.exit(1)
+
+
+def _shown(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = f"{filename}:{lineno}: {category.__name__}: {message}"
+    _say(str(message) if issubclass(category, ShoalWarning) else text)
 
 
 def _say(text: str) -> None:
