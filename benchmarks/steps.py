@@ -82,7 +82,7 @@ def flexible(name: str, width: float, widths: tuple[float, ...] = ()) -> Case:
 
 CASES: dict[str, tuple[Callable[[float], Case], int]] = {
     "ResNet18": (lambda w: plain("resnet18", w), 128),
-    "WRN-22-8": (lambda w: plain("wrn22-8", w), 128),
+    "WRN-22-8": (lambda w: plain("wrn-22-8", w), 128),
     "ResNet18 + KD + PRAM": (lambda w: distilled("resnet18", w), 128),
     "MSDNet-7": (lambda w: flexible("msdnet-7", w), 64),
     "slimmable MobileNetV1": (lambda w: flexible("mobilenetv1", w, WIDTHS), 128),

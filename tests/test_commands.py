@@ -86,6 +86,7 @@ def test_reduce_evaluate_report(runs: Path) -> None:
         assert (runs / "reduced" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.usefixtures("epochwise")
 @pytest.mark.slow
 def test_a_stopped_reduction_resumes_to_the_same_network(runs: Path) -> None:
     whole = json.loads(call(*reduce_words(runs, "whole")))

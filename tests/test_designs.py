@@ -48,6 +48,7 @@ def words(runs: Path, name: str, *more: str) -> tuple[str, ...]:
     return (*start, "--json", *more)
 
 
+@pytest.mark.usefixtures("epochwise")
 @pytest.mark.slow
 def test_a_grid_resumes_to_the_same_front_and_chooses_anew(runs: Path) -> None:
     whole = json.loads(call(*words(runs, "whole", "--designs", "2,S3+S4-a0.5")))

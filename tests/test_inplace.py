@@ -153,6 +153,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("epochwise")
 @pytest.mark.parametrize(("make", "options", "names"), CASES, ids=range(len(CASES)))
 def test_one_training_gives_every_classifier_and_goes_on_after_stops(
     make: type[nn.Module], options: Options, names: tuple[str, ...], tmp_path: Path

@@ -110,6 +110,7 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(
         assert not out.exists()
 
 
+@pytest.mark.usefixtures("epochwise")
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     line = words(tmp_path / "run", "resnet10", "--widths", "0.5,1", "--max-seconds", "0")
     line[line.index("--epochs") + 1] = "2"

@@ -125,6 +125,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("epochwise")
 def test_a_run_that_moves_with_all_it_needs_ends_with_the_same_bits(cifar: Path, tmp_path: Path) -> None:
     whole, parts = Place(tmp_path / "whole", cifar), Place(tmp_path / "parts", cifar)
     whole.train()

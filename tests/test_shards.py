@@ -226,6 +226,7 @@ def trained(
     return model.state_dict()
 
 
+@pytest.mark.usefixtures("epochwise")
 def test_training_resumed_from_any_limit_equals_training_in_one_go(tmp_path: Path) -> None:
     whole = trained(None)
     for number, limits in enumerate(([LIMIT] * 4, [LIMIT, None, LIMIT, 100_000], [None, LIMIT, LIMIT, None])):

@@ -150,6 +150,7 @@ def options(**more: object) -> shallow.Options:
     return shallow.Options(**({"budget": 150, "gates": False, "exit": False, "widths": (0.5, 1.0)} | more))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("epochwise")
 def test_one_reduction_gives_every_width_and_goes_on_after_stops(teacher: nn.Module, tmp_path: Path) -> None:
     whole = shallow.reduce(SPEC, teacher, DATA, options(), PRESET, Settings())
     pieces = Settings(max_seconds=0.0, resume=True)
