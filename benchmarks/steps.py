@@ -3,8 +3,8 @@
     python benchmarks/steps.py --device cuda --precision bf16 --out benchmarks/results/steps_gpu.json
     python benchmarks/steps.py --width 0.25 --batch 32 --seconds 4 --out benchmarks/results/steps_cpu.json
 
-Ways of one network take turns on the same batch, so ratios hold when the machine's speed drifts. The peak is measured
-in the same run, by products of large matrices in the same precision. Work is counted as 2 operations a multiply-add of
+Ways of one network and the device's peak take turns, so ratios hold when the machine's speed drifts. The peak is that
+of products of large matrices in the same precision. Work is counted as 2 operations a multiply-add of
 convolutions and linear layers, three times for what is trained and once for a teacher.
 """
 
@@ -90,11 +90,17 @@ CASES: dict[str, tuple[Callable[[float], Case], int]] = {
 """Networks and the papers' batch sizes."""
 
 
-def peak(settings: Settings, size: int) -> float:
-    """Operations a second of a product of two matrices: the best of ten."""
-    kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=settings.device, dtype=kind) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b), 1, settings) for _ in range(12))
+class Peak:
+    """Operations a second of a product of two matrices."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.size, self.settings = 8192 if settings.device.startswith("cuda") else 2048, settings
+        kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        self.a, self.b = (torch.randn(self.size, self.size, device=settings.device, dtype=kind) for _ in range(2))
+
+    def rate(self) -> float:
+        """The best of four."""
+        return 2 * self.size**3 / min(seconds(lambda: torch.mm(self.a, self.b), 1, self.settings) for _ in range(4))
 
 
 def seconds(work: Callable[[], Any], count: int, settings: Settings) -> float:
@@ -140,7 +146,7 @@ class Way:
         return 2.0 * len(self.x) * (3 * self.case.macs + self.case.teacher_macs)
 
 
-def measure(name: str, a: argparse.Namespace, ways: list[str], top: float) -> dict[str, Any]:
+def measure(name: str, a: argparse.Namespace, ways: list[str], peak: Peak) -> dict[str, Any]:
     """Steps a second of every way that the machine has, over turns of about `a.seconds` in all."""
     make, batch = CASES[name]
     made: dict[str, Way] = {}
@@ -151,7 +157,9 @@ def measure(name: str, a: argparse.Namespace, ways: list[str], top: float) -> di
         begun[way] = made[way].warm()
     pace = max(seconds(way.go, 1, way.settings) for way in made.values())
     turns, count = 6, max(1, int(a.seconds / len(made) / 6 / pace))
+    tops = []
     for turn in range(turns):
+        tops.append(peak.rate())
         for way in list(made)[:: 1 if turn % 2 else -1]:
             made[way].rates.append(count / seconds(made[way].go, count, made[way].settings))
     rates = {way: statistics.median(found.rates) for way, found in made.items()}
@@ -159,7 +167,10 @@ def measure(name: str, a: argparse.Namespace, ways: list[str], top: float) -> di
         way: {
             "steps_a_second": rates[way],
             "over_eager": statistics.median(x / y for x, y in zip(found.rates, made["eager"].rates, strict=True)),
-            "share_of_peak": rates[way] * found.operations / top,
+            "share_of_peak": statistics.median(
+                x * found.operations / y for x, y in zip(found.rates, tops, strict=True)
+            ),
+            "peak_flops": statistics.median(tops),
             "first_steps_s": begun[way],
             "recorded": isinstance(found.step, Recorded),
             "batch": len(found.x),
@@ -212,12 +223,12 @@ def main() -> None:
     body: dict[str, Any] = {
         "settings": {k: v for k, v in vars(a).items() if k != "out"},
         "environment": environment() | {"gpu": torch.cuda.get_device_name() if on_gpu else None},
-        "peak_flops": peak(Settings(device=a.device, precision=a.precision), 8192 if on_gpu else 2048),
         "steps": {},
         "epochs": {},
     }
+    peak = Peak(Settings(device=a.device, precision=a.precision))
     for name in a.networks:
-        body["steps"][name] = measure(name, a, ways, body["peak_flops"])
+        body["steps"][name] = measure(name, a, ways, peak)
         if a.images:
             body["epochs"][name] = epochs(name, a, ways)
         for way, row in body["steps"][name].items():

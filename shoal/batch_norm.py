@@ -45,6 +45,7 @@ class Calibration:
     """Hook: calibrates after each epoch's last step, so that what is judged and kept has statistics at every width."""
 
     taps: tuple[str, ...] = ()
+    recordable = True
 
     def __init__(self, batches: Callable[[], Iterable[Tensor]]) -> None:
         self.batches = batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,8 @@ class Objective:
 
     The weights are one tensor, changed in place: a compiled or recorded step reads the new ones.
     """
+
+    recordable: ClassVar[bool] = True
 
     terms: tuple[Term, ...]
     epoch: int = field(default=0, init=False)

@@ -23,6 +23,7 @@ class DynamicRewiring:
     """
 
     taps: tuple[str, ...] = ()
+    recordable = True
 
     def __init__(
         self,

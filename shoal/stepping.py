@@ -220,6 +220,11 @@ def _recordable(part: Any) -> bool:
     return bool(getattr(part, "recordable", not hasattr(part, "on_batch")))
 
 
+def is_steady(part: Any) -> bool:
+    """Whether a record outlives the methods that an objective or a hook has for epochs."""
+    return bool(getattr(part, "recordable", not any(name.startswith("on_epoch") for name in dir(part))))
+
+
 def _name(part: Any) -> str:
     return getattr(part, "name", type(part).__name__)
 

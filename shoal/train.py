@@ -22,7 +22,7 @@ from shoal.optimiser import sgd
 from shoal.outputs import Outputs
 from shoal.schedule import Schedule, ramp
 from shoal.settings import PRECISIONS, Settings
-from shoal.stepping import ObjectiveLike, Recorded, Work, explain_layout, make_step
+from shoal.stepping import ObjectiveLike, Recorded, Work, explain_layout, is_steady, make_step
 
 __all__ = [
     "PRECISIONS", "Clock", "History", "Hook", "ObjectiveLike", "Schedule", "Settings", "evaluate", "fit", "join",
@@ -37,8 +37,9 @@ class Hook(Protocol):
     """What a method may add to the loop. Every part is optional; a mask learner is one.
 
     `on_step` comes before each step; it returns true where the step now computes something else, and not only with
-    other values in its tensors. `on_batch` gets what both networks said; with `recordable` its Python may run once for
-    many steps (see `shoal.stepping`). `on_stepped` comes after the update, when gradients are still there.
+    other values in its tensors. `on_batch` gets what both networks said. `on_stepped` comes after the update, when
+    gradients are still there. With `recordable` the Python of `on_batch` may run once for many steps (see
+    `shoal.stepping`), and the methods of epochs change nothing but values of tensors.
     `on_epoch_trained` comes before an epoch is judged and perhaps kept as the best, `on_epoch_end` after. `state` and
     `load` are for checkpoints, which may lie within an epoch; `on_epoch_start` then comes before `load`.
     """
@@ -184,7 +185,8 @@ class _Loop:
         self.batches.begin(epoch)
         self._call("on_epoch_start", self.inner, epoch)
         self.work.begin({})
-        self._forget()
+        if not all(is_steady(hook) for hook in (self.objective, *self.hooks)):
+            self._forget()
 
     def _forget(self) -> None:
         if isinstance(self.step, Recorded):

@@ -74,7 +74,18 @@ def test_a_recorded_step_gives_the_same_bits(tapes: Tapes) -> None:
     assert same(weights, again)
     assert rows == rows_again
     steps = PLAN.epochs * (len(DATA.train) // PLAN.batch_size)
-    assert (tapes.recorded, tapes.played) == (PLAN.epochs, steps - PLAN.epochs - 3)  # once an epoch, after three steps
+    assert (tapes.recorded, tapes.played) == (1, steps - 1 - 3)  # once, after three steps
+
+
+def test_a_hook_that_says_nothing_has_each_epoch_recorded_anew(tapes: Tapes) -> None:
+    class Ending:
+        taps: tuple[str, ...] = ()
+
+        def on_epoch_end(self, model: nn.Module, epoch: int) -> None:
+            """Whatever it may do."""
+
+    fit(network(), DATA, OBJECTIVE, PLAN, hooks=(Ending(),), settings=Settings(step="graph"))
+    assert tapes.recorded == PLAN.epochs
 
 
 def reduced(step: str, masks: str) -> dict[str, Tensor]:

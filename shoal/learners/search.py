@@ -92,6 +92,7 @@ class Search(ABC):
     rest = "identity"
     granularities: tuple[str, ...] = ("pixel", "channel")
     taps: tuple[str, ...] = ()
+    recordable = True
     terms: tuple[Term, ...] = ()
 
     model: nn.Module

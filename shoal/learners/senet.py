@@ -37,13 +37,18 @@ class DifferenceLearner:
         self.budget, self.granularity, self.score = budget, granularity, score
         self.taps = tuple(budget.counts)
         self.sums: dict[str, Tensor] = {}
+        self.counting = False
         self.modules: dict[str, MaskedReLU] = {}
         self.scratch = torch.empty(0)
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
         """Have the sites keep their inputs, where the score needs them, and begin to sum anew."""
         self.modules = masked_sites(model)
-        self.sums = {name: torch.zeros_like(self.modules[name].mask, dtype=torch.float32) for name in self.taps}
+        for name in self.taps:
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(self.modules[name].mask, dtype=torch.float32)
+            self.sums[name].zero_()
+        self.counting = True
         for module in self.modules.values():
             module.watched = self.score == "counterfactual"
 
@@ -72,12 +77,12 @@ class DifferenceLearner:
             changed += int((new != module.mask).sum())
             module.set_mask(new)
             module.watched, module.seen = False, torch.empty(0)
-        self.sums = {}
+        self.counting = False
         return {"mask_change": changed / (2 * self.budget.total)}
 
     def state(self) -> dict[str, Tensor]:
         """What the middle of an epoch leaves behind besides the model; nothing at its end."""
-        return dict(self.sums)
+        return dict(self.sums) if self.counting else {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` gave, within an epoch."""

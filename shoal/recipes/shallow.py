@@ -151,6 +151,7 @@ class _GateRamp:
     """Hook: opens every gate by the ramp, to 1 at the first drop of the learning rate."""
 
     taps: tuple[str, ...] = ()
+    recordable = True
 
     def __init__(self, until: int, kind: str) -> None:
         self.until, self.kind = until, kind
