@@ -27,12 +27,13 @@ from shoal.data import Dataset, Split, augment_batch
 from shoal.distill import Objective, cross_entropy, kd
 from shoal.learners import LEARNERS, Problem, Search
 from shoal.models import build
-from shoal.optimiser import parameter_groups
+from shoal.optimiser import sgd
 from shoal.outputs import forward
 from shoal.recipes import inplace
 from shoal.run import environment
 from shoal.sites import relu_sites
 from shoal.spec import Spec, assemble
+from shoal.stepping import Work
 from shoal.surgery import normalise
 from shoal.teachers.neighbours import Neighbourhood, NeighbourTeacher, neighbours
 from shoal.train import Schedule, Settings, evaluate, fit
@@ -45,28 +46,26 @@ STEPS = 1000
 def step_of(
     model: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, search: Search | None = None
 ) -> Callable[[], None]:
-    """One optimiser step with the teacher's forward pass, and with all that a search adds to it."""
-    model.train().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(parameter_groups(model, 5e-4), 0.01, 0.9)
+    """One step of `fit` with the teacher's forward pass, and with all that a search adds to it."""
     hooks = search.hooks if search else ()
     objective = Objective((cross_entropy(0.5), kd(0.5), *(search.terms if search else ())))
-    taps = tuple(dict.fromkeys([*objective.taps, *(tap for hook in hooks for tap in hook.taps)]))
-    moments = itertools.count()
+    work, moments = as_fit_does(model, objective, teacher, hooks), itertools.count()
     call(hooks, "on_epoch_start", model, 0)
 
     def step() -> None:
         call(hooks, "on_step", model, next(moments) / STEPS)
-        with torch.no_grad():
-            taught = forward(teacher, x, taps)
-        student = forward(model, x, taps)
-        loss, _ = objective(student, taught, y)
-        call(hooks, "on_batch", student, taught)
-        del student, taught  # as `fit` does
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        work(x, y)
 
     return step
+
+
+def as_fit_does(
+    model: nn.Module, objective: Objective, teacher: nn.Module | None = None, hooks: Sequence[Any] = ()
+) -> Work:
+    """The step of `fit` by itself."""
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = sgd(model, Schedule(1, 0.01), "cpu")
+    return Work(model, teacher, objective, hooks, optimiser, Settings())
 
 
 def call(hooks: Sequence[Any], name: str, *arguments: Any) -> None:
@@ -147,17 +146,8 @@ def flexible_step(name: str, width: float, batch: int, count: int) -> dict[str, 
 
 
 def whole_step(model: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """One step as `fit` does it."""
-    model.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(parameter_groups(model, 5e-4), 0.01, 0.9)
-
-    def step() -> None:
-        loss, _ = objective(forward(model, x), None, y)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-
-    return step
+    """One step of `fit`, without a teacher."""
+    return partial(as_fit_does(model, objective), x, y)
 
 
 OSAKD = {

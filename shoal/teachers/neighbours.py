@@ -72,17 +72,19 @@ def neighbour_labels(
         )
         if exclude_self:
             distances.fill_diagonal_(torch.inf)
-        one_hot = F.one_hot(labels, classes).float()
-        return _nearest(distances, k).float() @ one_hot / k
+        near = labels[_nearest(distances, k)]
+        counts = torch.zeros(len(points), classes, device=distances.device)
+        return counts.scatter_add_(1, near, torch.ones_like(near, dtype=counts.dtype)).div_(k)
 
 
 def _nearest(distances: Tensor, k: int) -> Tensor:
-    """Where each row [N, M] has its `k` smallest values, the first ones of those that are equal; `topk` promises no
-    order among those."""
-    furthest = distances.topk(k, 1, largest=False).values[:, -1:]
-    closer, equal = distances < furthest, distances == furthest
-    left = k - closer.sum(1, keepdim=True)
-    return closer | (equal & (equal.cumsum(1) <= left))
+    """Places [N, k] of the smallest float32 values of each row [N, M], none negative; of equal ones the first.
+
+    `topk` promises no order among those. Such floats are in the order of their bits; below them the place decides.
+    """
+    places = torch.arange(distances.shape[1], device=distances.device)
+    keys = distances.view(torch.int32).long().mul_(1 << 32).add_(places)
+    return keys.topk(k, 1, largest=False, sorted=False).indices
 
 
 class NeighbourTeacher:
