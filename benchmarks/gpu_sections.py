@@ -19,9 +19,10 @@ def steps() -> str:
         shares = " / ".join(f"{row[way]['share_of_peak']:.0%}" for way in ways)
         rates = (f"{row[way]['steps_a_second']:.2f}" for way in ways)
         rows.append((name, *rates, f"{last['over_eager']:.2f}x", shares, f"{last['first_steps_s']:.0f}", took))
+    command = f"python benchmarks/steps.py --width {given['width']:g} --batch {given['batch']} --seconds"
+    command += f" {given['seconds']:g} --threads {given['threads']} --images {given['images']}"
     return f"""On a CPU, which has no graphs, at width {given["width"]:g}, batch {given["batch"]}, in
-{given["precision"]}, with {given["threads"]} thread: `python benchmarks/steps.py --width {given["width"]:g} --batch {given["batch"]} --threads
-{given["threads"]} --seconds {given["seconds"]:g} --images {given["images"]} --out benchmarks/results/steps_cpu.json`
+{given["precision"]}, with {given["threads"]} thread: `{command} --out benchmarks/results/steps_cpu.json`
 ({machine["processor"]}; epochs over {given["images"]:,} images)
 
 {table(head, rows)}

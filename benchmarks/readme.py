@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from gpu_sections import paper, steps
 from result_tables import ROOT, result, table
 from training_sections import architectures, dynamic, learners, pruning, reducers, sweep, teaching, training
 
@@ -220,10 +221,12 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "osakd_cifar100": teaching("osakd_cifar100"),
     "dynamic": dynamic,
     "pruning": pruning,
+    "paper": paper,
+    "steps": steps,
 }
 
 
-PAGES = ("README.md", "docs/results.md", "docs/your_network.md")
+PAGES = ("README.md", "docs/results.md", "docs/your_network.md", "docs/gpu.md")
 
 
 def filled(texts: dict[str, str]) -> dict[str, str]:

@@ -336,3 +336,19 @@ def test_another_kind_of_device_draws_the_rest_of_the_epoch_anew() -> None:
     batches.load(state | {"cpu": torch.get_rng_state()})
     assert not torch.equal(before, batches.generator.get_state())
     assert len(list(batches.draw(0, 3))) == 5
+
+
+def test_bf16_keeps_statistics_weights_and_losses_in_fp32() -> None:
+    seen: dict[str, torch.dtype] = {}
+
+    class Noting:
+        def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Any:
+            loss, parts = OBJECTIVE(student, teacher, labels)
+            seen.update(logits=student.final.dtype, loss=loss.dtype, **{name: p.dtype for name, p in parts.items()})
+            return loss, parts
+
+    model = network()
+    history = fit(model, DATA, Noting(), replace(PLAN, epochs=2), settings=Settings(precision="bf16"))
+    assert seen == {"logits": torch.bfloat16, "loss": torch.float32, "cross_entropy": torch.float32}
+    assert {value.dtype for value in model.state_dict().values()} <= {torch.float32, torch.int64}
+    assert history.best > 50
