@@ -70,7 +70,7 @@ class Stages:
         self.histories[stage] = history
         if history.stopped:
             raise StoppedError(
-                f"found that the time is up in stage {stage!r}; all epochs that have ended are kept; need more time; "
+                f"found that the time is up in stage {stage!r}; its checkpoint keeps what was done; need more time; "
                 "run again with --resume (Settings.resume)"
             )
         return history

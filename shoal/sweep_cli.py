@@ -76,8 +76,8 @@ def sweep(
 ) -> None:
     """Run a grid of train and reduce commands, and print mean and spread over seeds.
 
-    Finished runs are never repeated. A run whose worker is killed goes on from its last checkpoint. Ctrl-C stops all at
-    the end of their epochs, a second one at once; --resume goes on. docs/sweeps.md has an example.
+    Finished runs are never repeated. A run whose worker is killed goes on from its last checkpoint. Ctrl-C stops all
+    at checkpoints, within a step, a second one at once; --resume goes on. docs/sweeps.md has an example.
     """
     if retries < 0:
         raise ShoalError(f"found --retries {retries}; need 0 or more; leave it out for 2")
@@ -87,7 +87,7 @@ def sweep(
     folder.check(runs, resume)
     console = Console(stderr=True)
     with closing(executor(workers, per_gpu, ray)) as place, folder.opened(runs), showing(console) as watch:
-        said = "stopping all runs at the end of their epochs; once more ends them at once"
+        said = "stopping all runs at checkpoints; once more ends them at once"
         with counting(signal.SIGINT, signal.SIGTERM, said=said) as asked:
             records = Sweep(folder, runs, place, retries).run(watch, asked)
     body = summary(records)

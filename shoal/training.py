@@ -45,7 +45,7 @@ class Shared:
     resume: bool = False
     tensorboard: bool = False
     stop: Callable[[], bool] = lambda: False
-    """Asked before each epoch: whether to stop at a checkpoint."""
+    """Asked before each step: whether to stop at a checkpoint."""
     begun: float = field(default_factory=time.monotonic)
     """When the command began: what it has done before training counts, too."""
 

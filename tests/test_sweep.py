@@ -201,7 +201,7 @@ def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: P
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 1
-    assert "stopping all runs at the end of their epochs" in said
+    assert "stopping all runs at checkpoints" in said
     assert f"stopped {runs[0].name}" in said
     with shoal(*words, "--resume") as process:
         said = process.communicate(timeout=120)[1]
