@@ -324,9 +324,9 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; a ShoalError is one clear sentence on standard error and exit status 1."""
+    """Run the command line; a ShoalError is one clear sentence on standard error and status 1, or 75 for a stop."""
     try:
         app(standalone_mode=True)
     except ShoalError as error:
         Console(stderr=True, soft_wrap=True).print(f"shoal: {error}", markup=False, highlight=False)
-        sys.exit(1)
+        sys.exit(error.status)

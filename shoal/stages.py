@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shoal.data import Dataset
 from shoal.distill import Objective, cross_entropy
 from shoal.equivalence import check_trace
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
 from shoal.run import Run
 from shoal.spec import Spec, assemble
 from shoal.train import Clock, History, Schedule, Settings, fit
@@ -24,6 +24,8 @@ Listener = Callable[[str, int, int, int], None]
 
 class StoppedError(ShoalError):
     """Time ran out at a checkpoint; resume goes on from it."""
+
+    status = TRY_AGAIN
 
 
 class Stages:

@@ -18,7 +18,7 @@ from processes import eventually, gone, shoal
 from test_commands import call
 
 from shoal.cli import app
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
 from shoal.run import Run
 from shoal.signals import Asked
 from shoal.sweep.cluster import RayExecutor
@@ -220,7 +220,7 @@ def test_sigterm_stops_a_lone_command_at_a_checkpoint(tmp_path: Path) -> None:
         assert eventually(lambda: bool(Run(out).metrics()), 60)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    assert process.returncode == TRY_AGAIN
     assert "told to stop (SIGTERM)" in said
     assert Run(out).checkpoint("teacher").has_last
     assert len(Run(out).metrics()) < 200

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
 from shoal.sweep import engine
 from shoal.sweep.engine import Record, Sweep
 from shoal.sweep.folder import Folder
@@ -49,7 +49,7 @@ class Scripted:
 
     def stop(self) -> None:
         self.place.stopped.append(self.name)
-        self.end(1)
+        self.end(self.place.on_stop)
 
     def kill(self) -> None:
         self.place.killed.append(self.name)
@@ -66,6 +66,7 @@ class Place:
         self.stopped: list[str] = []
         self.killed: list[str] = []
         self.used: dict[int, Scripted] = {}
+        self.on_stop = TRY_AGAIN
 
     def start(self, attempt: Attempt, slot: int) -> Scripted:
         assert 0 <= slot < self.slots
@@ -99,7 +100,7 @@ def do(folder: Path, runs: list[Planned], place: Place, retries: int = 2, ends: 
         return Sweep(home, runs, place, retries).run(asked=lambda: looks.pop(0) if len(looks) > 1 else looks[0])
 
 
-STATUSES = st.sampled_from([0, 0, 0, 1, -9])
+STATUSES = st.sampled_from([0, 0, 0, 1, -9, TRY_AGAIN])
 
 
 @given(st.integers(1, 4), st.lists(st.lists(STATUSES, max_size=4), min_size=2, max_size=8), st.integers(0, 2))
@@ -114,17 +115,19 @@ def test_every_run_ends_as_its_attempts_say(slots: int, scripts: list[list[int]]
         place = Place(slots, dict(zip(names, scripts, strict=True)))
         records = do(Path(folder), runs, place, retries)
     tries = Counter(place.started)
-    lost: set[str] = set()
+    lost, late = set[str](), set[str]()
     for name, script, record in zip(names, scripts, records, strict=True):
         endings = ([*script, 0, 0, 0])[: retries + 1]
         last = next((i for i, status in enumerate(endings) if status >= 0), retries)
         if set(record.run.needs) & lost:
             assert (record.state, tries[name]) == ("skipped", 0)
+        elif set(record.run.needs) & late:
+            assert (record.state, tries[name]) == ("waiting", 0)
         else:
-            assert (record.state == "finished") == (endings[last] == 0)
+            assert record.state == {0: "finished", TRY_AGAIN: "stopped"}.get(endings[last], "failed")
             assert record.attempts == tries[name] == last + 1
         if record.state != "finished":
-            lost.add(name)
+            (late if record.state in ("stopped", "waiting") else lost).add(name)
         for need in record.run.needs:
             assert name not in place.started or place.started.index(need) < place.started.index(name)
 
@@ -165,6 +168,16 @@ def test_an_end_asked_for_once_stops_and_twice_kills(tmp_path: Path) -> None:
     records = do(tmp_path / "twice", runs, place, ends=[0, 2])
     assert sorted(place.killed) == ["a", "b"]
     assert [r.state for r in records] == ["stopped", "stopped", "waiting"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [(TRY_AGAIN, "stopped"), (-15, "stopped"), (0, "finished"), (1, "failed")]
+)
+def test_a_stop_hides_no_failure(status: int, state: str, tmp_path: Path) -> None:
+    place = Place(1, {})
+    place.on_stop = status
+    (record,) = do(tmp_path, [planned(tmp_path, "a")], place, ends=[0, 1])
+    assert (record.state, place.started) == (state, ["a"])
 
 
 def test_workers_are_killed_when_the_sweep_itself_breaks(tmp_path: Path) -> None:

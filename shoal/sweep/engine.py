@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import Planned
 from shoal.sweep.processes import Executor, Worker
@@ -117,8 +117,8 @@ class Sweep:
         record.seconds = record.elapsed
         if status == 0:
             self._finish(record)
-        elif self._asked:
-            record.state = STOPPED
+        elif status == TRY_AGAIN or (status < 0 and self._asked):
+            record.state = STOPPED  # an error is one, asked or not: the run would end with it again
         elif status < 0 and record.attempts <= self.retries:
             record.state = WAITING
         else:
