@@ -66,6 +66,14 @@ def sweep(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="GRID", help="A YAML file: stages, their options and grids.")],
     out: Annotated[Path, typer.Option(help="The folder for all runs; new or empty, unless --resume.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[STAGE.]OPTION=VALUE",
+            help="Instead of what GRID says, in every stage that has the option, or in one (repeatable; YAML).",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at once, sharing the cores; as many as cores.")] = None,
     per_gpu: Annotated[int | None, typer.Option(help="Runs at once on each GPU (with `device: cuda`).")] = None,
     ray: Annotated[
@@ -89,7 +97,7 @@ def sweep(
     if retries < 0:
         raise ShoalError(f"found --retries {retries}; need 0 or more; leave it out for 2")
     assert context.parent is not None
-    runs = read_grid(file, commands(context.parent.command), out)
+    runs = read_grid(file, commands(context.parent.command), out, set_ or ())
     folder = Folder(out)
     folder.check(runs, resume)
     console = Console(stderr=True)
