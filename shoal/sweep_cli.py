@@ -119,6 +119,8 @@ def _report_unfinished(body: dict[str, Any], console: Console) -> None:
         if row["run"] in body["unfinished"]:
             console.print(f"{row['state']} {row['run']}", *row["error"], sep="\n  ", markup=False, highlight=False)
     if later:
-        console.print(f"{len(later)} runs stopped or waiting: --resume goes on with them", highlight=False)
+        console.print(
+            f"{len(later)} of {len(body['runs'])} runs stopped or waiting: --resume goes on with them", highlight=False
+        )
     if body["unfinished"]:
         raise typer.Exit(1)

@@ -273,7 +273,7 @@ def test_the_command_keeps_to_its_box_and_goes_on_in_the_next(tmp_path: Path) ->
             said = process.communicate(timeout=120)[1]
         assert process.returncode == 1
         assert time.monotonic() - begun < 28 + 12  # Python's own start and the table are not in the box
-        assert "2 runs stopped or waiting" in said
+        assert "2 of 2 runs stopped or waiting" in said
         rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
         assert [(row["state"], row["attempts"]) for row in rows] == [("stopped", attempt)] * 2
         now = [epochs_of(run) for run in runs]
