@@ -315,7 +315,7 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; a ShoalError is one clear sentence on standard error and exit status 1.
+    """Run the command line; a ShoalError is one clear sentence on standard error and status 1, or 75 for a stop.
 
     So is a ShoalWarning, which ends nothing.
     """
@@ -324,7 +324,7 @@ def main() -> None:
         app(standalone_mode=True)
     except ShoalError as error:
         _say(str(error))
-        sys.exit(1)
+        sys.exit(error.status)
 
 
 def _shown(

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+TRY_AGAIN = 75
+"""The exit status of a command that stopped at a checkpoint: EX_TEMPFAIL of sysexits.h, for what is no failure."""
+
 
 class ShoalError(Exception):
     """Something that the user can mend: *found X at NAME; need Y; do Z*."""
+
+    status: ClassVar[int] = 1
+    """What the command line exits with."""
 
 
 class ShoalWarning(UserWarning):

@@ -40,6 +40,6 @@ def counting(*signals: signal.Signals, said: str) -> Iterator[Asked]:
 @contextmanager
 def until_terminated() -> Iterator[Callable[[], bool]]:
     """Within the block SIGTERM asks to stop at the next checkpoint, which is what schedulers send before they kill."""
-    said = "told to stop (SIGTERM): stopping at the end of this epoch"
+    said = "told to stop (SIGTERM): stopping at a checkpoint; --resume goes on from there"
     with counting(signal.SIGTERM, said=said) as asked:
         yield lambda: asked() > 0

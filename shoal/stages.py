@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shoal.data import Dataset
 from shoal.distill import Objective, cross_entropy
 from shoal.equivalence import check_trace
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
 from shoal.run import Run
 from shoal.spec import Spec, assemble
 from shoal.train import Clock, History, Schedule, Settings, fit
@@ -24,6 +24,8 @@ Listener = Callable[[str, int, int, int], None]
 
 class StoppedError(ShoalError):
     """Time ran out at a checkpoint; resume goes on from it."""
+
+    status = TRY_AGAIN
 
 
 class Stages:
@@ -70,7 +72,7 @@ class Stages:
         self.histories[stage] = history
         if history.stopped:
             raise StoppedError(
-                f"found that the time is up in stage {stage!r}; all that has been done is kept; need more time; "
+                f"found that the time is up in stage {stage!r}; its checkpoint keeps what was done; need more time; "
                 "run again with --resume (Settings.resume)"
             )
         return history

@@ -7,6 +7,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
 from shoal.sweep import engine
 from shoal.sweep.engine import Record, Sweep
 from shoal.sweep.folder import Folder
@@ -49,7 +50,7 @@ class Scripted:
 
     def stop(self) -> None:
         self.place.stopped.append(self.name)
-        self.end(1)
+        self.end(self.place.on_stop)
 
     def kill(self) -> None:
         self.place.killed.append(self.name)
@@ -66,6 +67,7 @@ class Place:
         self.stopped: list[str] = []
         self.killed: list[str] = []
         self.used: dict[int, Scripted] = {}
+        self.on_stop = TRY_AGAIN
 
     def start(self, attempt: Attempt, slot: int) -> Scripted:
         assert 0 <= slot < self.slots
@@ -99,7 +101,7 @@ def do(folder: Path, runs: list[Planned], place: Place, retries: int = 2, ends: 
         return Sweep(home, runs, place, retries).run(asked=lambda: looks.pop(0) if len(looks) > 1 else looks[0])
 
 
-STATUSES = st.sampled_from([0, 0, 0, 1, -9])
+STATUSES = st.sampled_from([0, 0, 0, 1, -9, TRY_AGAIN])
 
 
 @given(st.integers(1, 4), st.lists(st.lists(STATUSES, max_size=4), min_size=2, max_size=8), st.integers(0, 2))
@@ -114,17 +116,19 @@ def test_every_run_ends_as_its_attempts_say(slots: int, scripts: list[list[int]]
         place = Place(slots, dict(zip(names, scripts, strict=True)))
         records = do(Path(folder), runs, place, retries)
     tries = Counter(place.started)
-    lost: set[str] = set()
+    lost, late = set[str](), set[str]()
     for name, script, record in zip(names, scripts, records, strict=True):
         endings = ([*script, 0, 0, 0])[: retries + 1]
         last = next((i for i, status in enumerate(endings) if status >= 0), retries)
         if set(record.run.needs) & lost:
             assert (record.state, tries[name]) == ("skipped", 0)
+        elif set(record.run.needs) & late:
+            assert (record.state, tries[name]) == ("waiting", 0)
         else:
-            assert (record.state == "finished") == (endings[last] == 0)
+            assert record.state == {0: "finished", TRY_AGAIN: "stopped"}.get(endings[last], "failed")
             assert record.attempts == tries[name] == last + 1
         if record.state != "finished":
-            lost.add(name)
+            (late if record.state in ("stopped", "waiting") else lost).add(name)
         for need in record.run.needs:
             assert name not in place.started or place.started.index(need) < place.started.index(name)
 
@@ -167,6 +171,16 @@ def test_an_end_asked_for_once_stops_and_twice_kills(tmp_path: Path) -> None:
     assert [r.state for r in records] == ["stopped", "stopped", "waiting"]
 
 
+@pytest.mark.parametrize(
+    ("status", "state"), [(TRY_AGAIN, "stopped"), (-15, "stopped"), (0, "finished"), (1, "failed")]
+)
+def test_a_stop_hides_no_failure(status: int, state: str, tmp_path: Path) -> None:
+    place = Place(1, {})
+    place.on_stop = status
+    (record,) = do(tmp_path, [planned(tmp_path, "a")], place, ends=[0, 1])
+    assert (record.state, place.started) == (state, ["a"])
+
+
 def test_workers_are_killed_when_the_sweep_itself_breaks(tmp_path: Path) -> None:
     place, home, runs = Place(2, {}), Folder(tmp_path), [planned(tmp_path, n) for n in "ab"]
 
@@ -189,10 +203,27 @@ def test_a_folder_is_one_sweeps(tmp_path: Path) -> None:
         home.check([other], resume=True)
     for words in (("train", "--shard-mb", "15", "--out", "a"), ("train", "--out", "a", "--shard-mb", "2")):
         home.check([Planned("a", "a", {}, words, (), tmp_path)], resume=True)
+    for words in (("train", "--device", "cuda", "--out", "a"), ("train", "--out", "a", "--save-seconds", "9")):
+        home.check([Planned("a", "a", {}, words, (), tmp_path)], resume=True)
     home.check([*runs, planned(tmp_path, "new")], resume=True)
     (tmp_path / "results" / "a.json").write_text("{}")
     with pytest.raises(ShoalError, match="found no result in"):
         do(tmp_path, runs, Place(1, {}))
+
+
+def test_a_sweep_may_move_but_not_its_runs_within_it(tmp_path: Path) -> None:
+    def reduction(place: str, teacher: str = "t") -> Planned:
+        words = ("reduce", "--out", f"{place}/runs/a", "--budget", "9", "--", f"{place}/runs/{teacher}")
+        return Planned("a", "a", {}, words, (), tmp_path)
+
+    home = Folder(tmp_path)
+    with home.opened([reduction("/here/sweep")]):
+        pass
+    for place in ("/there/sweep", "sweep", "."):
+        home.check([reduction(place)], resume=True)
+    for other in (reduction("/here/sweep", "u"), replace(reduction("there"), words=reduction("here").words[:-1])):
+        with pytest.raises(ShoalError, match="run 'a' made with other options"):
+            home.check([other], resume=True)
 
 
 def finished(folder: Path, seed: int, budget: int, accuracy: float) -> Record:

@@ -1,4 +1,4 @@
-"""The sweep itself: starts runs whose needs are met, tries killed ones again, stops at checkpoints when asked."""
+"""The sweep itself: starts runs whose needs are met, tries killed ones again, ends when asked or in time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.errors import ShoalError
+from shoal.errors import TRY_AGAIN, ShoalError
+from shoal.sweep.box import Box
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import Planned
 from shoal.sweep.processes import Executor, Worker
@@ -19,7 +20,10 @@ OVER = (FINISHED, FAILED, SKIPPED, STOPPED)
 
 @dataclass
 class Record:
-    """What is known of one run: its state, how often it was started, wall seconds of the attempts, its result."""
+    """What is known of one run: its state, how often it was started, wall seconds of the attempts, its result.
+
+    `attempts` and `seconds` go on from those of the sweeps that this one resumes; `earlier` attempts were theirs.
+    """
 
     run: Planned
     state: str = WAITING
@@ -28,11 +32,17 @@ class Record:
     result: dict[str, Any] = field(default_factory=dict)
     error: list[str] = field(default_factory=list)
     begun: float = 0.0
+    earlier: int = 0
 
     @property
     def elapsed(self) -> float:
         """Wall seconds of all attempts so far."""
         return self.seconds + (time.monotonic() - self.begun if self.state == RUNNING else 0.0)
+
+    @property
+    def tries(self) -> int:
+        """How often this sweep has started it."""
+        return self.attempts - self.earlier
 
 
 Watch = Callable[[Sequence[Record]], None]
@@ -40,10 +50,15 @@ Watch = Callable[[Sequence[Record]], None]
 
 
 class Sweep:
-    """Runs on an executor. A run whose worker is killed goes on from its checkpoint, `retries` times at most."""
+    """Runs on an executor. A run whose worker is killed goes on from its checkpoint, `retries` times at most.
 
-    def __init__(self, folder: Folder, runs: Sequence[Planned], executor: Executor, retries: int = 2) -> None:
-        self.folder, self.executor, self.retries = folder, executor, retries
+    Each worker gets as much time as `box` then has left for it, and none is started for too little.
+    """
+
+    def __init__(
+        self, folder: Folder, runs: Sequence[Planned], executor: Executor, retries: int = 2, box: Box | None = None
+    ) -> None:
+        self.folder, self.executor, self.retries, self.box = folder, executor, retries, box or Box()
         self.records = {run.name: Record(run) for run in runs}
         self._workers: dict[str, tuple[Worker, int]] = {}
         self._free = list(range(executor.slots))
@@ -53,11 +68,12 @@ class Sweep:
         """Do all runs; returns their records in the order of the grid.
 
         `asked` says how often an end was asked for: from 1 on no run is started and workers stop at their next
-        checkpoint, from 2 on they are killed. Raises ShoalError when the folder cannot be written or no worker started.
+        checkpoint, from 2 on they are killed; the box asks in the same way. Raises ShoalError when the folder cannot be
+        written or no worker started.
         """
         try:
-            self._take_finished()
-            while self._advance(asked()):
+            self._take_known()
+            while self._advance(max(asked(), self.box.asked())):
                 watch(list(self.records.values()))
                 time.sleep(POLL_SECONDS)
         finally:
@@ -66,12 +82,14 @@ class Sweep:
         watch(list(self.records.values()))
         return list(self.records.values())
 
-    def _take_finished(self) -> None:
+    def _take_known(self) -> None:
         for record in self.records.values():
             stored = self.folder.stored(record.run)
             if stored is not None:
                 record.state, record.result = FINISHED, stored["result"]
-                record.attempts, record.seconds = stored["attempts"], stored["seconds"]
+            spent = stored or self.folder.noted(record.run)
+            record.attempts, record.seconds = spent["attempts"], spent["seconds"]
+            record.earlier = record.attempts
 
     def _advance(self, asked: int) -> bool:
         """One look at everything; False once nothing runs and nothing more will."""
@@ -99,12 +117,18 @@ class Sweep:
         if lost:
             record.state, record.error = SKIPPED, [f"needs {lost[0]}, which did not finish"]
         elif self._free and not asked and all(other.state == FINISHED for other in needed):
-            self._start(record)
+            seconds = self.box.grant()
+            if seconds > 0:
+                self._start(record, seconds)
 
-    def _start(self, record: Record) -> None:
+    def _start(self, record: Record, seconds: float) -> None:
         slot = self._free.pop(0)
         record.state, record.begun, record.attempts = RUNNING, time.monotonic(), record.attempts + 1
-        self._workers[record.run.name] = self.executor.start(self.folder.attempt(record.run), slot), slot
+        self._note(record)  # now: when this process is killed, the attempt has still been one
+        self._workers[record.run.name] = self.executor.start(self.folder.attempt(record.run, seconds), slot), slot
+
+    def _note(self, record: Record) -> None:
+        self.folder.note(record.run, {"attempts": record.attempts, "seconds": record.seconds})
 
     def _collect(self, record: Record) -> None:
         """Take note of an attempt that has ended."""
@@ -115,11 +139,12 @@ class Sweep:
         del self._workers[record.run.name]
         self._free = sorted([*self._free, slot])
         record.seconds = record.elapsed
+        self._note(record)
         if status == 0:
             self._finish(record)
-        elif self._asked:
-            record.state = STOPPED
-        elif status < 0 and record.attempts <= self.retries:
+        elif status == TRY_AGAIN or (status < 0 and self._asked):
+            record.state = STOPPED  # an error is one, asked or not: the run would end with it again
+        elif status < 0 and record.tries <= self.retries:
             record.state = WAITING
         else:
             self._fail(record, status)
@@ -134,5 +159,5 @@ class Sweep:
         self.folder.store(record.run, {"attempts": record.attempts, "seconds": record.seconds, "result": record.result})
 
     def _fail(self, record: Record, status: int) -> None:
-        how = f"exit status {status}" if status > 0 else f"killed by signal {-status}, {record.attempts} times"
+        how = f"exit status {status}" if status > 0 else f"killed by signal {-status}, {record.tries} times"
         record.state, record.error = FAILED, [how, *self.folder.log_tail(record.run)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from shoal.sweep.processes import Attempt
 
 TAIL_LINES = 8
 """Lines of a log that tell why a run failed."""
+FREE = ("--shard-mb", "--save-seconds", "--device", "--step", "--data-dir")
+"""Options that a run may go on with otherwise: what lies at another place is compared by the run itself."""
+SPENT = {"attempts": int, "seconds": (int, float)}
+"""What is kept of every run that was started, and its types."""
 
 
 class Folder:
@@ -32,7 +37,7 @@ class Folder:
         """Raise ShoalError, before anything is written, when `runs` cannot be made or gone on with here.
 
         A resumed grid may have more or fewer runs than before, but a run that both have must be the same, but for the
-        size of its files.
+        options in `FREE`.
         """
         if not self._has_grid():
             Run(self.path).check_free()
@@ -41,7 +46,7 @@ class Folder:
             raise ShoalError(f"found a sweep at {self.path}; need --resume to go on with it, or another --out")
         old = self._grid()
         for run in runs:
-            if run.name in old and _compared(old[run.name]) != _compared(list(run.words)):
+            if run.name in old and _compared(old[run.name], run.name) != _compared(list(run.words), run.name):
                 ours, theirs = " ".join(run.words), " ".join(map(str, old[run.name]))
                 raise ShoalError(
                     f"found run {run.name!r} made with other options at {self.path} (shoal {theirs}); need the same to "
@@ -88,10 +93,17 @@ class Folder:
             raise ShoalError(f"found no grid in {self.path / 'grid.json'}; need the file that shoal wrote; put it back")
         return body
 
-    def attempt(self, run: Planned) -> Attempt:
-        """A start of `run`, which goes on from its last checkpoint if it has one."""
-        words = (run.words[0], "--json", "--resume", *run.words[1:])
-        return Attempt(words, self.log(run), self.path / "results" / f".{run.name}.out")
+    def attempt(self, run: Planned, seconds: float = math.inf) -> Attempt:
+        """A start of `run`, which goes on from its last checkpoint if it has one, and may train so many seconds."""
+        limit = ("--max-seconds", f"{seconds:.1f}") if math.isfinite(seconds) else ()
+        words = (run.words[0], "--json", "--resume", *limit, *run.words[1:])
+        return Attempt(words, self.log(run), self._output(run))
+
+    def _output(self, run: Planned) -> Path:
+        return self.path / "results" / f".{run.name}.out"
+
+    def _note(self, run: Planned) -> Path:
+        return self.path / "results" / f".{run.name}.json"  # no run's name begins with a dot
 
     def log(self, run: Planned) -> Path:
         """What all attempts at `run` said."""
@@ -107,7 +119,7 @@ class Folder:
 
     def output(self, run: Planned) -> dict[str, Any]:
         """The JSON that a finished attempt printed. Raises ShoalError when it printed none."""
-        path = self.attempt(run).result
+        path = self._output(run)
         try:
             body = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -121,23 +133,39 @@ class Folder:
     def store(self, run: Planned, result: dict[str, Any]) -> None:
         """Keep what is known of a finished run: it will not be repeated."""
         write_text(self.path / "results" / f"{run.name}.json", json.dumps(result, indent=1))
-        self.attempt(run).result.unlink(missing_ok=True)
+        self._output(run).unlink(missing_ok=True)
+        self._note(run).unlink(missing_ok=True)
 
     def stored(self, run: Planned) -> dict[str, Any] | None:
         """What `store` kept; None for a run that has not finished. Raises ShoalError for a damaged file."""
         path = self.path / "results" / f"{run.name}.json"
-        if not path.exists():
-            return None
-        body = read_json(path)
-        kinds = {"attempts": int, "seconds": (int, float), "result": dict}
-        if not isinstance(body, dict) or not all(isinstance(body.get(k), kind) for k, kind in kinds.items()):  # type: ignore[arg-type]
-            raise ShoalError(f"found no result in {path}; need the file that shoal wrote; remove it to repeat the run")
-        return body
+        return _read(path, SPENT | {"result": dict}, "repeat the run") if path.exists() else None
+
+    def note(self, run: Planned, spent: dict[str, Any]) -> None:
+        """Keep what an unfinished run has taken so far, for the sweep that goes on with it."""
+        write_text(self._note(run), json.dumps(spent))
+
+    def noted(self, run: Planned) -> dict[str, Any]:
+        """What `note` kept last; nothing spent where it has not. Raises ShoalError for a damaged file."""
+        path = self._note(run)
+        return _read(path, SPENT, "count from 0 again") if path.exists() else {"attempts": 0, "seconds": 0.0}
 
 
-def _compared(words: Any) -> Any:
-    """A command line without what changes only how weights lie on the disk."""
-    if not isinstance(words, list) or "--shard-mb" not in words:
+def _read(path: Path, kinds: Mapping[str, Any], then: str) -> dict[str, Any]:
+    body = read_json(path)
+    if not isinstance(body, dict) or not all(isinstance(body.get(key), kind) for key, kind in kinds.items()):
+        raise ShoalError(f"found no result in {path}; need the file that shoal wrote; remove it to {then}")
+    return body
+
+
+def _compared(words: Any, name: str) -> Any:
+    """A command line without what decides only where and how it runs: `FREE`, and where the sweep's folder lies."""
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or "--out" not in words:
         return words
-    place = words.index("--shard-mb")
-    return [*words[:place], *words[place + 2 :]]
+    kept = list(words)
+    for option in FREE:
+        if option in kept:
+            place = kept.index(option)
+            del kept[place : place + 2]
+    home = f"{kept[kept.index('--out') + 1].removesuffix(f'runs/{name}')}"
+    return [word.removeprefix(home) if home else word for word in kept]

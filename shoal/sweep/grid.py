@@ -1,19 +1,18 @@
-"""A grid file: the runs of shoal's commands that a sweep makes, their folders, and which has to wait for which."""
+"""The runs of shoal's commands that a grid file stands for, their folders, and which has to wait for which."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shoal.errors import ShoalError
 from shoal.sweep.command import Command, text
+from shoal.sweep.grid_file import Stage, read_stages, refuse_twice
+from shoal.sweep.overrides import override
 
 LONGEST_NAME = 200
 """Characters of a run's name; file systems end at 255, and logs and results add theirs."""
@@ -32,105 +31,29 @@ class Planned:
     folder: Path
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A stage of the file: what all its runs have, and the axes along which they differ."""
-
-    name: str
-    command: Command
-    fixed: dict[str, Any]
-    axes: dict[str, list[Any]]
-
-    @property
-    def where(self) -> str:
-        """For error messages."""
-        return f"stage {self.name!r}"
-
-    def combinations(self) -> Iterator[dict[str, Any]]:
-        """Each cell of the grid; the last axis changes fastest."""
-        for values in itertools.product(*self.axes.values()):
-            yield dict(zip(self.axes, values, strict=True))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, and not the end of the first one."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        twice = [key for key, n in Counter(str(k.value) for k, _ in node.value).items() if n > 1]
-        if twice:
-            raise ShoalError(f"found {twice[0]!r} twice{node.start_mark}; need one of them; make a list of its values")
-        return super().construct_mapping(node, deep)
-
-
-def read_grid(path: Path, commands: Mapping[str, Command], folder: Path) -> tuple[Planned, ...]:
+def read_grid(
+    path: Path, commands: Mapping[str, Command], folder: Path, overrides: Sequence[str] = ()
+) -> tuple[Planned, ...]:
     """The runs of a grid file, in an order in which each comes after those it needs; folders below `folder`.
 
+    `overrides` are `[STAGE.]OPTION=VALUE`, in the place of what the file says.
+
     Raises ShoalError for a file that is none, and for what would let a run fail before its work begins: unknown
-    commands, options and references, values that an option refuses, empty axes, two runs with one folder.
+    commands, options and references, values that an option refuses, empty axes, two runs with one folder; and for an
+    override that no stage takes.
     """
-    stages = [_stage(body, commands) for body in _bodies(path)]
-    _refuse_twice([stage.name for stage in stages], "stage", "give one of them another name")
+    stages = override(read_stages(path, commands), overrides)
     runs: list[Planned] = []
     for stage in stages:
         _check_axes(stage, runs)
         runs += [_plan(stage, axes, tuple(runs), folder) for axes in stage.combinations()]
-    _refuse_twice([run.name for run in runs], "run", "remove equal values, or give the stages other names")
+    refuse_twice([run.name for run in runs], "run", "remove equal values, or give the stages other names")
     for run in runs:
         commands[run.words[0]].check(run.words[1:])
     return tuple(runs)
 
 
-def _bodies(path: Path) -> list[dict[str, Any]]:
-    """The stages as they are written: a list below `stages`, or the whole file as the only one."""
-    try:
-        body = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ShoalError(f"found no grid at {path} ({error}); need a YAML file; see docs/sweeps.md") from error
-    stages = body.get("stages", [body]) if isinstance(body, dict) else None
-    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-        raise ShoalError(f"found no stages in {path}; need `command`, options and `grid`, or a list of such `stages`")
-    beside = [key for key in body if "stages" in body and key != "stages"]
-    if beside:
-        raise ShoalError(f"found {beside[0]!r} beside `stages` in {path}; need it within a stage; move it")
-    return stages
-
-
-def _stage(body: dict[str, Any], commands: Mapping[str, Command]) -> _Stage:
-    command = commands.get(str(body.get("command")))
-    if command is None:
-        raise ShoalError(f"found command {body.get('command')!r} in a stage; need one of {', '.join(commands)}")
-    name, axes = str(body.get("name", command.name)), body.get("grid", {})
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ShoalError(f"found stage name {name!r}; need letters, digits, '.', '_' and '-'; choose another")
-    if not isinstance(axes, dict):
-        raise ShoalError(f"found {axes!r} as `grid` of stage {name!r}; need lists of values by option; write them so")
-    fixed = {k: v for k, v in body.items() if k not in ("name", "command", "grid")}
-    stage = _Stage(name, command, _by_name(fixed), _by_name(axes))
-    _check_options(stage)
-    return stage
-
-
-def _by_name(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Options as Python spells them: data-dir is data_dir."""
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
-    if len(named) < len(values):
-        raise ShoalError(f"found an option twice, with - and with _, in {', '.join(map(str, values))}; need it once")
-    return named
-
-
-def _check_options(stage: _Stage) -> None:
-    """Raise ShoalError for fixed options that the command has not, and for axes that are no lists of values."""
-    for key in stage.fixed:
-        if key not in stage.command.settable:
-            raise ShoalError(f"found {stage.command.unknown(key)} at {stage.where}")
-        if key in stage.axes:
-            raise ShoalError(f"found {key!r} fixed and in the grid of {stage.where}; need one; remove the other")
-    for key, values in stage.axes.items():
-        if not isinstance(values, list) or not values:
-            raise ShoalError(f"found {values!r} as axis {key!r} of {stage.where}; need a list of values; fill it")
-
-
-def _check_axes(stage: _Stage, earlier: Sequence[Planned]) -> None:
+def _check_axes(stage: Stage, earlier: Sequence[Planned]) -> None:
     """Raise ShoalError for an axis that is neither an option nor used by a reference: its runs would be alike."""
     written = [str(value) for value in (*stage.fixed.values(), *itertools.chain(*stage.axes.values()))]
     used = {name for value in written for name in _REFERENCE.findall(value)}
@@ -140,13 +63,7 @@ def _check_axes(stage: _Stage, earlier: Sequence[Planned]) -> None:
             raise ShoalError(f"found {stage.command.unknown(axis)} in the grid of {stage.where}")
 
 
-def _refuse_twice(names: Sequence[str], what: str, do: str) -> None:
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise ShoalError(f"found {what} {twice[0]!r} twice; need a folder for each; {do}")
-
-
-def _plan(stage: _Stage, axes: dict[str, Any], earlier: Sequence[Planned], folder: Path) -> Planned:
+def _plan(stage: Stage, axes: dict[str, Any], earlier: Sequence[Planned], folder: Path) -> Planned:
     """The run of one cell."""
     needs: dict[str, Planned] = {}
 
@@ -171,7 +88,7 @@ def _filled(value: Any, meaning: Callable[[re.Match[str]], str]) -> Any:
     return _REFERENCE.sub(meaning, value) if isinstance(value, str) else value
 
 
-def _needed(name: str, stage: _Stage, axes: Mapping[str, Any], earlier: Sequence[Planned]) -> Planned:
+def _needed(name: str, stage: Stage, axes: Mapping[str, Any], earlier: Sequence[Planned]) -> Planned:
     """The one run of the earlier stage `name` that has the same values on all of that stage's axes."""
     runs = [run for run in earlier if run.stage == name]
     if not runs:
