@@ -167,5 +167,6 @@ def _compared(words: Any, name: str) -> Any:
         if option in kept:
             place = kept.index(option)
             del kept[place : place + 2]
-    home = f"{kept[kept.index('--out') + 1].removesuffix(f'runs/{name}')}"
-    return [word.removeprefix(home) if home else word for word in kept]
+    out, inside = kept[kept.index("--out") + 1], f"runs/{name}"
+    home = out.removesuffix(inside) if out.endswith(inside) else ""
+    return [word.removeprefix(home) for word in kept]
