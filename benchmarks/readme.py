@@ -1,4 +1,4 @@
-"""Write the figures of the README, docs/results.md and docs/your_network.md from `benchmarks/results/`, between their
+"""Write the figures of the README and of pages in docs/ from `benchmarks/results/`, between their
 markers; `--check` only says whether they agree.
 
     python benchmarks/readme.py

@@ -48,6 +48,11 @@ class Slimmable(nn.Module):
             return tuple(self._use(part, index)(x) for part, index in self._sandwich())
         return tuple(self.at(index)(x) for index in range(len(self.widths)))
 
+    @property
+    def recordable(self) -> bool:
+        """Whether each step runs the same widths (see `shoal.stepping`)."""
+        return not self.drawn
+
     def sandwich(self, drawn: int) -> None:
         """In training, run the narrowest and the widest and `drawn` widths between them (US-Nets' sandwich rule).
 

@@ -184,7 +184,7 @@ def make_step(work: Work) -> Step:
     """
     asked, step = work.settings.step, cast("Step", work)
     parallel = isinstance(work.student.model, nn.parallel.DistributedDataParallel)
-    terms = (work.objective, *getattr(work.objective, "terms", ()))
+    terms = (*work.student.model.modules(), *getattr(work.objective, "terms", ()), work.objective)
     if asked.startswith("compiled"):
         reason = "several processes" if parallel else _unsuited(terms)
         step = step if _ruled_out("compiled", reason) else Compiled(work)

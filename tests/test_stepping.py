@@ -22,7 +22,7 @@ from shoal.learners import LEARNERS
 from shoal.learners.senet import DifferenceLearner
 from shoal.mask import add_masks
 from shoal.outputs import Outputs
-from shoal.recipes import shallow
+from shoal.recipes import inplace, shallow
 from shoal.sensitivity import DynamicRewiring
 from shoal.spec import Spec
 from shoal.stages import train_teacher
@@ -177,6 +177,33 @@ def test_a_cpu_has_no_graphs_and_a_warning_says_so(step: str, traced: None) -> N
     with pytest.warns(ShoalWarning, match="found device 'cpu'; need.*CUDA device; the step is not recorded"):
         found = distilled(step)
     assert close(found[0], distilled("eager")[0])
+
+
+@pytest.mark.parametrize("step", ["graph", "compiled"])
+def test_drawn_widths_run_eagerly_and_say_so(tapes: Tapes, step: str) -> None:
+    plan = replace(inplace.quick(True), schedule=replace(PLAN, epochs=1))
+    options = inplace.Options("ta-m", widths=(0.5, 0.75, 1.0), drawn=2)
+
+    def trained(step: str) -> dict[str, Tensor]:
+        return inplace.train(SPEC, DATA, options, plan, Settings(step=step), base=network()).model.state_dict()
+
+    with pytest.warns(ShoalWarning, match="Slimmable, which may compute something else at each step"):
+        found = trained(step)
+    assert same(found, trained("eager"))
+    assert not tapes.recorded
+
+
+@pytest.mark.parametrize(
+    "options", [inplace.Options("ta-m", widths=(0.5, 1.0)), inplace.Options("ta-1", exits=("relu",))]
+)
+def test_exits_and_widths_are_recorded_with_the_same_bits(tapes: Tapes, options: inplace.Options) -> None:
+    plan = replace(inplace.quick(True), schedule=replace(PLAN, epochs=2))
+    results = [
+        inplace.train(SPEC, DATA, options, plan, Settings(step=step), base=network()).model.state_dict()
+        for step in ("eager", "graph")
+    ]
+    assert same(*results)
+    assert tapes.played > tapes.recorded == 1
 
 
 def test_an_unknown_step_is_refused() -> None:
