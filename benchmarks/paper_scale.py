@@ -122,6 +122,24 @@ def check(sweep: Path, stated: dict[str, dict[str, Any]]) -> int:
     return bad
 
 
+def trained_on(sweep: Path) -> dict[str, Any]:
+    """Versions and machine of each run."""
+    found = {folder.name: Run(folder).read_json("environment.json") for _, folder, _ in networks(sweep)}
+    return {name: {key: value for key, value in facts.items() if key != "command"} for name, facts in found.items()}
+
+
+def commands(sweep: Path) -> dict[str, list[str]]:
+    """The command line of each run, with the sweep at runs/NAME and the data at .data."""
+    found = {}
+    for name, words in json.loads((sweep / "grid.json").read_text()).items():
+        home = words[words.index("--out") + 1].removesuffix(f"/runs/{name}")
+        moved = [word.replace(home, f"runs/{sweep.name}") for word in words]
+        if "--data-dir" in moved:
+            moved[moved.index("--data-dir") + 1] = ".data"
+        found[name] = ["shoal", *moved]
+    return found
+
+
 def line(row: dict[str, Any]) -> str:
     """One row for the terminal."""
     said = f"{row['network']}: {row['accuracy']:.2f} %"
@@ -136,6 +154,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where the data lie now")
     parser.add_argument("--no-fixed", action="store_true", help="leave the fixed-point executor out")
     parser.add_argument("--check", type=Path, help="a result whose checksums to compare the files with")
+    parser.add_argument("--made-by", default="", help="the sweep's command line, to be kept with the result")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     if a.check:
@@ -147,15 +166,8 @@ def main() -> None:
         rows.append(judged(name, folder, row, a))
         files |= assets(a.sweep, folder)
         print(line(rows[-1]), flush=True)
-    commands = json.loads((a.sweep / "grid.json").read_text())
-    trained = {folder.name: Run(folder).read_json("environment.json") for _, folder, _ in networks(a.sweep)}
-    body = {
-        "environment": environment(),
-        "trained_on": trained,
-        "commands": commands,
-        "networks": rows,
-        "assets": files,
-    }
+    body: dict[str, Any] = {"made_by": a.made_by, "environment": environment(), "trained_on": trained_on(a.sweep)}
+    body |= {"commands": commands(a.sweep), "networks": rows, "assets": files}
     a.out.parent.mkdir(parents=True, exist_ok=True)
     a.out.write_text(json.dumps(body, indent=1) + "\n")
 
