@@ -5,7 +5,8 @@
 
 Ways of one network and the device's peak take turns, so ratios hold when the machine's speed drifts. The peak is that
 of products of large matrices in the same precision. Work is counted as 2 operations a multiply-add of
-convolutions and linear layers, three times for what is trained and once for a teacher.
+convolutions and linear layers, three times for what is trained and once for a teacher. A result of the same settings is
+added to, so that `--networks` may take them one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import nn
 from shoal.cost import cost
 from shoal.data import Dataset, Split
 from shoal.distill import Objective, cross_entropy
-from shoal.errors import ShoalWarning
+from shoal.errors import ShoalError, ShoalWarning
 from shoal.optimiser import sgd
 from shoal.recipes import inplace, shallow
 from shoal.run import environment
@@ -129,6 +130,7 @@ class Way:
             network.train().to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         teacher = self.case.teacher.eval() if self.case.teacher is not None else None
         optimiser = sgd(self.case.model, Schedule(1, 0.01, batch_size=batch), settings.device)
+        self.case.objective.on_epoch_start(self.case.model, 0)  # as `fit` does
         self.step = make_step(Work(self.case.model, teacher, self.case.objective, (), optimiser, settings))
         self.x = torch.randn(batch, *SHAPE, device=settings.device).to(memory_format=torch.channels_last)
         self.y = torch.randint(0, CLASSES, (batch,), device=settings.device)
@@ -151,10 +153,15 @@ def measure(name: str, a: argparse.Namespace, ways: list[str], peak: Peak) -> di
     make, batch = CASES[name]
     made: dict[str, Way] = {}
     begun: dict[str, float] = {}
+    failed: dict[str, Any] = {}
     for way in ways:
         settings = Settings(device=a.device, precision=a.precision, step=way)
-        made[way] = Way(make, settings, a.width, a.batch or batch)
-        begun[way] = made[way].warm()
+        try:
+            made[way] = Way(make, settings, a.width, a.batch or batch)
+            begun[way] = made[way].warm()
+        except (ShoalError, ShoalWarning) as error:
+            made.pop(way, None)
+            failed[way] = {"error": str(error)}
     pace = max(seconds(way.go, 1, way.settings) for way in made.values())
     turns, count = 6, max(1, int(a.seconds / len(made) / 6 / pace))
     tops = []
@@ -163,7 +170,7 @@ def measure(name: str, a: argparse.Namespace, ways: list[str], peak: Peak) -> di
         for way in list(made)[:: 1 if turn % 2 else -1]:
             made[way].rates.append(count / seconds(made[way].go, count, made[way].settings))
     rates = {way: statistics.median(found.rates) for way, found in made.items()}
-    return {
+    return failed | {
         way: {
             "steps_a_second": rates[way],
             "over_eager": statistics.median(x / y for x, y in zip(found.rates, made["eager"].rates, strict=True)),
@@ -220,18 +227,24 @@ def main() -> None:
     if ways[0] != "eager":
         parser.error(f"found --ways {' '.join(ways)}; need eager first, which the others are compared with")
     warnings.simplefilter("error", ShoalWarning)  # a way that is not there must not pass for one that is
+    earlier = json.loads(a.out.read_text()) if a.out.exists() else {}
     body: dict[str, Any] = {
-        "settings": {k: v for k, v in vars(a).items() if k != "out"},
+        "settings": {k: v for k, v in vars(a).items() if k not in ("out", "networks")},
         "environment": environment() | {"gpu": torch.cuda.get_device_name() if on_gpu else None},
         "steps": {},
         "epochs": {},
     }
+    if earlier.get("settings") == body["settings"]:  # other networks, measured before: one a command fits a short lease
+        body |= {"steps": earlier["steps"], "epochs": earlier["epochs"]}
     peak = Peak(Settings(device=a.device, precision=a.precision))
     for name in a.networks:
         body["steps"][name] = measure(name, a, ways, peak)
         if a.images:
-            body["epochs"][name] = epochs(name, a, ways)
+            body["epochs"][name] = epochs(name, a, [way for way in ways if "error" not in body["steps"][name][way]])
         for way, row in body["steps"][name].items():
+            if "error" in row:
+                print(f"{name}, {way}: {row['error']}", flush=True)
+                continue
             print(
                 f"{name}, {way}: {row['steps_a_second']:.2f} steps a second, {row['over_eager']:.2f}x eager, "
                 f"{row['share_of_peak']:.1%} of the peak, first steps {row['first_steps_s']:.0f} s",

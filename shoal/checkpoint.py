@@ -220,7 +220,7 @@ class Checkpoint:
 
     @property
     def last_path(self) -> Path:
-        """Weights, optimiser state and progress after the last epoch."""
+        """Weights, optimiser state and progress at the last checkpoint."""
         return self.folder / f"{self.stage}.last.safetensors"
 
     @property
@@ -299,9 +299,9 @@ class Last:
     def _load_momentum(self, optimiser: torch.optim.Optimizer) -> None:
         plain, parameters = optimiser.state_dict(), [p for g in optimiser.param_groups for p in g["params"]]
         # A fused update goes through memory, so a buffer lies there as its parameter does: files know no channels_last.
-        buffers = {int(i): value for i, value in _below(self.tensors, "momentum.").items()}
-        laid = {i: torch.empty_like(parameters[i]).copy_(value) for i, value in buffers.items()}
-        plain["state"] = {i: {"momentum_buffer": value.detach()} for i, value in laid.items()}
+        for i, value in _below(self.tensors, "momentum.").items():
+            laid = torch.empty_like(parameters[int(i)], requires_grad=False)
+            plain["state"][int(i)] = {"momentum_buffer": laid.copy_(value)}
         optimiser.load_state_dict(plain)
 
 

@@ -26,7 +26,7 @@ def evaluate(
     for i in range(0, len(split), batch_size):
         x, y = split.images[i : i + batch_size], split.labels[i : i + batch_size]
         try:
-            with settings.autocast():
+            with settings.autocast(), settings.exact():
                 logits = network(as_input(data, x, settings)).logits
         except RuntimeError as error:
             raise explain_layout(error, inner) from error

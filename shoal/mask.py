@@ -82,7 +82,7 @@ class MaskedReLU(nn.Module):
     def set_mask(self, mask: Tensor) -> None:
         """Exchange the kept positions, on the module's own device."""
         self.mask.copy_(mask)
-        self.refresh()
+        MaskedReLU.refresh(self)  # what else follows from buffers is not looked at: a GPU would have to be waited for
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to the same shape; ShoalError when [C, H, W] is not the mask's."""

@@ -20,7 +20,12 @@ def sgd(model: nn.Module, schedule: Schedule, device: str) -> torch.optim.SGD:
         group["lr"] = torch.tensor(schedule.lr, device=device)
     fused = torch.device(device).type in FUSED
     rate, momentum = torch.tensor(schedule.lr, device=device), schedule.momentum
-    return torch.optim.SGD(groups, rate, momentum, nesterov=schedule.nesterov, fused=fused)
+    optimiser = torch.optim.SGD(groups, rate, momentum, nesterov=schedule.nesterov, fused=fused)
+    if momentum:
+        # All from the start: a fused update cannot take a parameter whose first gradient comes later than others'.
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

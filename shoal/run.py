@@ -241,7 +241,10 @@ class Run:
         return record
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of `metrics.jsonl`; a line cut off by a kill is left out. Raises ShoalError on foreign rows."""
+        """The rows of `metrics.jsonl`, of an epoch that a kill has had repeated the last one.
+
+        A line cut off by a kill is left out. Raises ShoalError on foreign rows.
+        """
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return []
@@ -254,7 +257,7 @@ class Run:
         rows = [row for line in lines if (row := _parse(line)) is not None]
         for row in rows:
             _check_row(row, path)
-        return rows
+        return list({(row["stage"], row.get("epoch", -i)): row for i, row in enumerate(rows, 1)}.values())
 
     def save_model(self, spec: Spec, model: nn.Module, name: str = "model") -> None:
         """Store a network as `<name>.json` (its spec) and `<name>.safetensors`, or files of limited size."""

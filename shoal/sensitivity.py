@@ -44,26 +44,29 @@ class DynamicRewiring:
             raise ShoalError("found no convolution to measure sensitivity on; need at least one before a ReLU")
         self.masks = {n: _random_mask(w, density, generator) for n, w in weights.items()}
         self.momentum = {name: torch.zeros_like(w) for name, w in weights.items()}
+        self.weights = weights
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Have everything on the model's device."""
+        self.weights = conv_weights(model)
+        for name, weight in self.weights.items():
+            self.masks[name] = self.masks[name].to(weight.device)
+            self.momentum[name] = self.momentum[name].to(weight.device)
 
     def on_step(self, model: nn.Module, epoch: float) -> None:
         """Cut the weights to the mask, and rewire when it is time."""
         with torch.no_grad():
-            for name, weight in conv_weights(model).items():
-                self._to(weight.device, name)
-                weight.mul_(self.masks[name])
+            torch._foreach_mul_(list(self.weights.values()), [self.masks[name] for name in self.weights])
         if int(epoch * self.per_epoch) > self.rewired:
             self._rewire(model)
 
     def on_stepped(self, model: nn.Module) -> None:
         """Gather momentum of the dense gradient."""
-        with torch.no_grad():
-            for name, weight in conv_weights(model).items():
-                if weight.grad is not None:
-                    self.momentum[name].mul_(0.9).add_(weight.grad, alpha=0.1)
-
-    def _to(self, device: torch.device, name: str) -> None:
-        self.masks[name] = self.masks[name].to(device)
-        self.momentum[name] = self.momentum[name].to(device)
+        found = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        if found:
+            gathered = [self.momentum[name] for name in found]
+            torch._foreach_mul_(gathered, 0.9)
+            torch._foreach_add_(gathered, list(found.values()), alpha=0.1)
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Prune and regrow once more; after the last epoch only cut. Returns the density, which never changes."""
@@ -111,8 +114,9 @@ class DynamicRewiring:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` gave."""
-        self.masks = {k: state[f"mask.{k}"].bool() for k in self.masks}
-        self.momentum = {k: state[f"momentum.{k}"] for k in self.momentum}
+        for name in self.masks:
+            self.masks[name].copy_(state[f"mask.{name}"])
+            self.momentum[name].copy_(state[f"momentum.{name}"])
         self.rewired = int(state["rewired"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,23 @@ class Settings:
                 f"found that device {self.device!r} cannot be used ({reason}); need cpu, or cuda where PyTorch finds "
                 "a GPU; choose cpu"
             ) from error
+        device = torch.device(self.device)
+        if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+            raise ShoalError(
+                f"found device {self.device!r} where cuda:{torch.cuda.current_device()} is in use; need that one; give "
+                f"cuda, and choose the GPU by CUDA_VISIBLE_DEVICES={device.index}"
+            )
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within the block cuDNN takes algorithms that give the same bits again, and fp32 is not TF32."""
+        cudnn = torch.backends.cudnn
+        before = cudnn.deterministic, cudnn.allow_tf32
+        cudnn.deterministic, cudnn.allow_tf32 = True, False
+        try:
+            yield
+        finally:
+            cudnn.deterministic, cudnn.allow_tf32 = before
 
     def score(self, accuracy: Sequence[float]) -> float:
         """What an epoch is judged by, from the accuracy of each classifier."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, Protocol, cast
 
 import torch
@@ -82,8 +83,12 @@ class Work:
         for name in self.sums.keys() - sums.keys():
             self.sums[name].zero_()
 
+    is_ready = True
+    """Whether the next step is one like all others, neither compiled nor recorded first."""
+
     def close(self) -> None:
         """Leave the networks as they were."""
+        del self.judge  # a method of this object's: networks would wait for Python's collector of cycles
         for network in (self.student, self.teacher):
             if network is not None:
                 network.close()
@@ -94,7 +99,15 @@ class Compiled:
 
     def __init__(self, work: Work) -> None:
         self.work, self.plain, self.tried = work, work.judge, False
-        work.judge = torch.compile(work.judge, dynamic=False)
+        # Of its own: the compiler counts by code, gives up at the ninth network of a process, and only logs that.
+        known = signature(torch.compile).parameters  # PyTorch's later ones
+        own: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+        work.judge = torch.compile(work.judge, dynamic=False, **own)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next step is compiled already."""
+        return self.tried
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """See `Work`; where compiling fails, a warning says so and all steps run eagerly."""
@@ -143,8 +156,14 @@ class CudaGraphs:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
+        try:
+            with torch.cuda.graph(graph):
+                work()
+        except RuntimeError as error:
+            raise ShoalError(
+                f"found that the step cannot be recorded as a CUDA graph ({_first_line(_first_cause(error))}); need "
+                "work that never waits for the device; go on with --resume --step eager (Settings.step)"
+            ) from error
         graph.replay()
         return graph.replay
 
@@ -169,9 +188,15 @@ class Recorded:
             torch._foreach_copy_(list(self.batch), [x, y])
             self.replay()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next step is played back."""
+        return self.replay is not None
+
     def forget(self) -> None:
-        """Record anew at the next step: it computes something else."""
+        """Record anew, after another step as a preparation: it computes something else."""
         self.replay = self.batch = None
+        self.warm = min(self.warm, WARM - 1)
 
 
 Step = Work | Compiled | Recorded
@@ -229,7 +254,12 @@ def _name(part: Any) -> str:
     return getattr(part, "name", type(part).__name__)
 
 
-def _first_line(error: Exception) -> str:
+def _first_cause(error: BaseException) -> BaseException:
+    """What was raised first: ending a recording that has failed raises an error of its own."""
+    return error if error.__context__ is None else _first_cause(error.__context__)
+
+
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 

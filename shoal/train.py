@@ -29,6 +29,8 @@ __all__ = [
     "ramp", "world",
 ]  # fmt: skip
 
+PACE = 32
+"""Steps after which a GPU is waited for, when there is a time limit."""
 MIDWAY = 600.0
 """Seconds after which a checkpoint is written in the middle of an epoch, too."""
 
@@ -75,6 +77,8 @@ def world() -> tuple[int, int]:
 def join() -> tuple[int, int]:
     """Join the process group that torchrun set up, if it did; returns `world()`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return world()
 
@@ -106,7 +110,8 @@ def fit(
     clock = clock or Clock(settings.max_seconds)
     loop = _Loop(model, data, objective, schedule, teacher, hooks, settings, checkpoint, clock)
     try:
-        return loop.run(report or (lambda row: None), progress or (lambda epoch, step, steps: None))
+        with settings.exact():
+            return loop.run(report or (lambda row: None), progress or (lambda epoch, step, steps: None))
     finally:
         loop.work.close()
 
@@ -174,6 +179,7 @@ class _Loop:
                 return None
             self._train(epoch, step / steps, *next(batches))
             progress(epoch, step, steps)
+            self._keep_pace(step)
             if self.size == 1 and time.monotonic() - self.saved > max(MIDWAY, self.settings.save_seconds):
                 self._save(epoch, step + 1, moment)
         if self.size == 1 and self._must_stop("judgement"):
@@ -208,7 +214,7 @@ class _Loop:
         return row
 
     def _train(self, epoch: int, part: float, x: Tensor, y: Tensor) -> None:
-        moment = time.monotonic()
+        moment, ready = time.monotonic(), self.step.is_ready
         for group in self.optimiser.param_groups:
             group["lr"].fill_(self.schedule.rate(epoch + part) * group["multiplier"])
         for hook in self.hooks:
@@ -219,7 +225,13 @@ class _Loop:
         except RuntimeError as error:
             raise explain_layout(error, self.inner) from error
         self._call("on_stepped", self.inner)
-        self.clock.lap("step", time.monotonic() - moment)
+        if ready:  # compiling and recording are no measure of the steps to come
+            self.clock.lap("step", time.monotonic() - moment)
+
+    def _keep_pace(self, step: int) -> None:
+        """Let the device catch up now and then, where time is short: it may be many steps behind."""
+        if self.clock.limit is not None and step % PACE == PACE - 1 and self.settings.device.startswith("cuda"):
+            torch.cuda.synchronize()
 
     def _judge(self, epoch: int, moment: float) -> dict[str, float]:
         """What the epoch came to, once its steps are done: its row, which is kept."""
@@ -229,6 +241,7 @@ class _Loop:
         self._check_finite(parts, epoch)
         self._call("on_epoch_trained", self.inner, epoch)
         accuracy = evaluate(self.model, self.data, self._split(), self.settings)
+        self.work.student.caught.clear()  # taps of the evaluation's last batch would stay until the next step
         row = {"epoch": epoch, "lr": self.schedule.rate(epoch), "accuracy": accuracy[-1], **parts}
         row |= {f"accuracy_exit{i}": a for i, a in enumerate(accuracy[:-1])}
         if epoch >= self.settings.select_from:
@@ -276,18 +289,19 @@ class _Loop:
 
     def _save(self, epoch: int, step: int, moment: float) -> None:
         """Write what training needs to go on from here; `moment` is when the seconds began that no row has yet."""
-        begun, self.position = time.monotonic(), (epoch, step)
+        begun = time.monotonic()
         if self.checkpoint is not None and self.rank == 0:
+            sums = {name: float(total) for name, total in self.work.sums.items()} if step else {}
+            self._check_finite(sums, epoch)
             if self.is_new:
                 self.checkpoint.save_best(self.best)
                 self.is_new = False
             h = self.history
             done = {"epoch": epoch - 1, "rows": h.rows, "best": h.best, "best_epoch": h.best_epoch}
             if step:
-                sums = {name: float(total) for name, total in self.work.sums.items()}
                 done |= {"step": step, "sums": sums, "seconds": self.spent + begun - moment}
             self.checkpoint.save_last(self.inner, self.optimiser, (*self.hooks, self.batches), done)
-        self.saved = time.monotonic()
+        self.position, self.saved = (epoch, step), time.monotonic()
         self.clock.lap("save", self.saved - begun)
 
     def _resume(self) -> tuple[int, int]:

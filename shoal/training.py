@@ -65,8 +65,9 @@ class Shared:
         return int(1e6 * self.shard_mb)
 
     def run(self, config: dict[str, Any]) -> Run:
-        """The run at `out`, begun or gone on with. Raises ShoalError as `Run.create` does."""
-        return Run.create(self.out, config, self.resume, self.shard_bytes)
+        """The run at `out`, begun or gone on with in the same precision. Raises ShoalError as `Run.create` does."""
+        own = {"precision": self.precision} if self.precision != "fp32" else {}
+        return Run.create(self.out, config | own, self.resume, self.shard_bytes)
 
     def settings(self, seed: int | None = None) -> Settings:
         """The loop's settings from now on."""

@@ -21,6 +21,7 @@ from shoal.errors import ShoalError
 from shoal.graph import load_weights
 from shoal.learners.senet import DifferenceLearner
 from shoal.mask import add_masks
+from shoal.run import Run
 from shoal.sensitivity import DynamicRewiring
 from shoal.train import Clock, Settings, fit
 
@@ -135,6 +136,25 @@ def test_kill_dash_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
     assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
 
 
+@pytest.mark.parametrize("laps", [3, 16, 17, 20, 33])
+def test_rewiring_goes_on_at_any_step(tmp_path: Path, laps: int) -> None:
+    """Also from the moment before an epoch is judged, at which nothing but its own memory is at hand."""
+
+    def densities(clock: Clock, resume: bool) -> dict[str, float]:
+        model = network()
+        hook = DynamicRewiring(model, PLAN.epochs, 0.3, per_epoch=2)
+        settings, checkpoint = Settings(resume=resume), Checkpoint(tmp_path / str(laps)) if laps else None
+        fit(model, DATA, OBJECTIVE, PLAN, hooks=(hook,), settings=settings, checkpoint=checkpoint, clock=clock)
+        return hook.densities()
+
+    densities(stopping_after(laps), resume=False)
+    again = densities(Clock(None), resume=True)
+    model = network()
+    hook = DynamicRewiring(model, PLAN.epochs, 0.3, per_epoch=2)
+    fit(model, DATA, OBJECTIVE, PLAN, hooks=(hook,))
+    assert again == hook.densities()
+
+
 def test_resume_restores_a_hook_too(tmp_path: Path) -> None:
     def run(folder: Path | None, stop: bool = False, resume: bool = False) -> DynamicRewiring:
         model = network()
@@ -147,6 +167,26 @@ def test_resume_restores_a_hook_too(tmp_path: Path) -> None:
     whole = run(None)
     run(tmp_path, stop=True)
     assert run(tmp_path, resume=True).densities() == whole.densities()
+
+
+def test_a_stop_never_writes_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    fit(network(), DATA, OBJECTIVE, replace(PLAN, epochs=1), checkpoint=Checkpoint(tmp_path))
+    good = (tmp_path / "model.last.safetensors").read_bytes()
+    wild, settings = replace(PLAN, lr=1e30), Settings(resume=True)
+    with pytest.raises(ShoalError, match=r"found loss = (nan|inf) in epoch 1; .*the checkpoint of epoch 0 is kept"):
+        fit(
+            network(), DATA, OBJECTIVE, wild, settings=settings, checkpoint=Checkpoint(tmp_path),
+            clock=stopping_after(9),
+        )  # fmt: skip
+    assert (tmp_path / "model.last.safetensors").read_bytes() == good
+
+
+def test_epochs_that_a_kill_has_repeated_count_once(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for epoch, accuracy in ((0, 1.0), (1, 2.0), (2, 3.0), (1, 2.5), (2, 3.5), (3, 4.0)):
+        run.log("finetune", {"epoch": epoch, "accuracy": accuracy})
+    run.log("mask", {"epoch": 1, "accuracy": 9.0})
+    assert [(row["epoch"], row["accuracy"]) for row in run.metrics()] == [(0, 1), (1, 2.5), (2, 3.5), (3, 4), (1, 9)]
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

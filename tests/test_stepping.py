@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ PLANS = replace(
 )
 
 
-COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor")
 """PyTorch's compiler warns of PyTorch's own ways."""
 
 
@@ -222,6 +223,50 @@ def test_a_compiled_step_learns_the_same(traced: None) -> None:
     assert all(a == pytest.approx(b, rel=1e-3, abs=1e-3) for a, b in zip(rows, rows_again, strict=True))
 
 
+class Again:
+    """A stand-in for CUDA graphs that runs the Python again, under which the compiler works; counts what it does."""
+
+    def __init__(self) -> None:
+        self.recorded, self.compiled = 0, 0
+
+    def warm(self, work: Callable[[], None]) -> None:
+        work()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        before = compilations()
+        work()
+        self.recorded += 1
+        self.compiled += compilations() - before
+        return work
+
+
+def compilations() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@COMPILES
+@pytest.mark.slow
+@pytest.mark.parametrize("masks", ["snl", "autorep", "depthshrinker", "relupruner", "senet"])
+def test_nothing_is_compiled_while_a_step_is_recorded(
+    traced: None, monkeypatch: pytest.MonkeyPatch, masks: str
+) -> None:
+    """The compiler asks CUDA's generators, which a recording forbids."""
+    again, begun = Again(), compilations()
+    monkeypatch.setattr("shoal.stepping.recorder_for", lambda device: again)
+    reduced("compiled-graph", masks)
+    assert compilations() > begun
+    assert again.recorded > 0
+    assert again.compiled == 0
+
+
+@COMPILES
+def test_the_tenth_network_of_a_process_is_compiled_too(traced: None) -> None:
+    for _ in range(10):
+        before = compilations()
+        fit(network(), DATA, OBJECTIVE, replace(PLAN, epochs=1), settings=Settings(step="compiled"))
+        assert compilations() > before
+
+
 @COMPILES
 @pytest.mark.slow
 @pytest.mark.parametrize("masks", LEARNERS)
@@ -234,6 +279,7 @@ def test_every_learner_compiles_and_learns_the_same(traced: None, masks: str) ->
 
 @COMPILES
 def test_a_compiled_step_is_recorded(traced: None, tapes: Tapes) -> None:
+    """Under this stand-in the compiler leaves the step as it is; see `Again` for one under which it does not."""
     assert close(distilled("eager")[0], distilled("compiled-graph")[0])
     assert tapes.played > tapes.recorded > 0
 
@@ -311,6 +357,34 @@ def test_nothing_in_a_step_waits_for_the_device(policy: str, monkeypatch: pytest
     assert not watching.waits.found
 
 
+RARELY = 256
+"""Looks that a learner may take at its numbers in a whole search, or prunings."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masks", LEARNERS)
+def test_hardly_any_step_of_a_search_waits(masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a step a learner may look at its numbers now and then, and not each time at each site."""
+    method, waiting = LEARNERS[masks], list[bool]()
+    before = getattr(method, "on_step", None)
+    if before is None:
+        return
+
+    def watched(self: Any, model: nn.Module, epoch: float) -> Any:
+        with (waits := Waits()):
+            changed = before(self, model, epoch)
+        waiting.append(bool(waits.found))
+        return changed
+
+    monkeypatch.setattr(method, "on_step", watched)
+    long = replace(PLANS, mask=replace(EPOCHS, epochs=160))
+    data = replace(DATA, train=DATA.train.take(torch.arange(128)))
+    teacher, _ = train_teacher(SPEC, data, PLANS.teacher, Settings(), base=network())
+    shallow.reduce(SPEC, teacher, data, shallow.Options(300, gates=False, exit=False, masks=masks), long, Settings())
+    assert len(waiting) == 640
+    assert sum(waiting) <= RARELY
+
+
 def test_the_watch_finds_what_waits() -> None:
     with (waits := Waits()):
         values = torch.arange(4.0)
@@ -379,3 +453,37 @@ def test_bf16_keeps_statistics_weights_and_losses_in_fp32() -> None:
     assert seen == {"logits": torch.bfloat16, "loss": torch.float32, "cross_entropy": torch.float32}
     assert {value.dtype for value in model.state_dict().values()} <= {torch.float32, torch.int64}
     assert history.best > 50
+
+
+def test_parameters_may_begin_to_learn_later() -> None:
+    class Late:
+        taps: tuple[str, ...] = ()
+
+        def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+            model.a1.weight.requires_grad_(epoch > 0)  # type: ignore[union-attr]
+
+    model = network()
+    before = model.a1.weight.detach().clone()  # type: ignore[union-attr, operator]
+    fit(model, DATA, OBJECTIVE, replace(PLAN, epochs=2), hooks=(Late(),))
+    assert not torch.equal(before, model.a1.weight)  # type: ignore[arg-type]
+
+
+def test_taps_do_not_outlive_what_reads_them(tapes: Tapes) -> None:
+    student, budget = masked()
+    left: list[int] = []
+
+    class Looking:
+        taps = tuple(budget.counts)
+        recordable = True
+
+        def on_epoch_end(self, model: nn.Module, epoch: int) -> None:
+            left.append(sum(len(hook.__closure__[0].cell_contents) for hook in hooks_of(model)))
+
+    teacher = add_masks(network(), full(student))
+    fit(student, DATA, OBJECTIVE, replace(PLAN, epochs=2), teacher=teacher, hooks=(Looking(),))
+    assert left == [0, 0]
+    assert not hooks_of(student)
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    return [hook for module in model.modules() for hook in module._forward_hooks.values()]

@@ -41,13 +41,17 @@ class SoftReLU(MaskedReLU):
     def refresh(self) -> None:
         """Derive what follows from the buffers, also after they were loaded."""
         super().refresh()
-        self.soft = "learning" in self._buffers and bool(self.learning)
+        self._be("learning" in self._buffers and bool(self.learning))
+
+    def _be(self, soft: bool) -> None:
+        self.soft = soft
         for parameter in self.parameters(recurse=False):
-            parameter.requires_grad_(self.soft)
+            parameter.requires_grad_(soft)
 
     def settle(self, mask: Tensor) -> None:
         """Be an ordinary masked ReLU from now on."""
         self.learning.fill_(False)
+        self._be(False)
         self.set_mask(mask)
 
     def to_node(self) -> Lowered:

@@ -46,17 +46,24 @@ class EdgeFeatures(nn.Module):
         points = x.squeeze(3)
         count, channels, size = points.shape
         dilation = min(self.dilation, size // self.k)
-        chosen = nearest(points, self.k * dilation)[:, :, self._ranks(dilation)]
+        near, drawn = nearest(points, self.k * dilation), self._drawn(dilation)
+        chosen = near[:, :, ::dilation] if drawn is None else near[:, :, drawn.to(x.device)]
         # `gather` along points, and not indexing, whose backward pass on CUDA adds in an order that is not fixed.
         where = chosen.reshape(count, 1, -1).expand(-1, channels, -1)
         neighbours = points.gather(2, where).reshape(count, channels, size, self.k)
         own = x.expand(-1, -1, -1, self.k)
         return torch.cat((own, neighbours - own), dim=1)
 
-    def _ranks(self, dilation: int) -> Tensor:
+    @property
+    def recordable(self) -> bool:
+        """Whether no step draws (see `shoal.stepping`)."""
+        return self.dilation == 1 or not self.epsilon
+
+    def _drawn(self, dilation: int) -> Tensor | None:
+        """Ranks [k] in the place of every d-th, in some steps of training."""
         if self.training and dilation > 1 and float(torch.rand(())) < self.epsilon:
             return torch.randperm(self.k * dilation)[: self.k]
-        return torch.arange(0, self.k * dilation, dilation)
+        return None
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[3] != 1 or x.shape[2] < self.k:
