@@ -4,7 +4,7 @@
     python benchmarks/steps.py --width 0.25 --batch 32 --seconds 4 --out benchmarks/results/steps_cpu.json
 
 Ways of one network and the device's peak take turns, so ratios hold when the machine's speed drifts. The peak is that
-of products of large matrices in the same precision. Work is counted as 2 operations a multiply-add of
+of a large product of matrices or convolution in the same precision. Work is counted as 2 operations a multiply-add of
 convolutions and linear layers, three times for what is trained and once for a teacher. A result of the same settings is
 added to, so that `--networks` may take them one by one.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from shoal.cost import cost
@@ -92,16 +93,30 @@ CASES: dict[str, tuple[Callable[[float], Case], int]] = {
 
 
 class Peak:
-    """Operations a second of a product of two matrices."""
+    """Operations a second of the better of a product of two matrices and a 3x3 convolution, both large.
+
+    On some CPUs the one library reaches more than the other.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.size, self.settings = 8192 if settings.device.startswith("cuda") else 2048, settings
+        self.settings, big = settings, settings.device.startswith("cuda")
         kind = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        self.a, self.b = (torch.randn(self.size, self.size, device=settings.device, dtype=kind) for _ in range(2))
+        made = {"device": settings.device, "dtype": kind}
+        self.size, batch, channels = (8192, 512, 512) if big else (2048, 8, 256)
+        self.a, self.b = (torch.randn(self.size, self.size, **made) for _ in range(2))  # type: ignore[call-overload]
+        self.x = torch.randn(batch, channels, 32, 32, **made)  # type: ignore[call-overload]
+        self.weight = torch.randn(channels, channels, 3, 3, **made)  # type: ignore[call-overload]
+        self.x, self.weight = (t.to(memory_format=torch.channels_last) for t in (self.x, self.weight))
 
+    @torch.no_grad()
     def rate(self) -> float:
-        """The best of four."""
-        return 2 * self.size**3 / min(seconds(lambda: torch.mm(self.a, self.b), 1, self.settings) for _ in range(4))
+        """The best of four of each."""
+        product, convolution = 2 * self.size**3, 2 * 9 * self.x.numel() * len(self.weight)
+        works = {
+            product: lambda: torch.mm(self.a, self.b),
+            convolution: lambda: F.conv2d(self.x, self.weight, padding=1),
+        }
+        return max(count / seconds(work, 1, self.settings) for count, work in works.items() for _ in range(4))
 
 
 def seconds(work: Callable[[], Any], count: int, settings: Settings) -> float:
@@ -226,6 +241,7 @@ def main() -> None:
     ways = a.ways or ["eager", "compiled", *(["graph", "compiled-graph"] if on_gpu else [])]
     if ways[0] != "eager":
         parser.error(f"found --ways {' '.join(ways)}; need eager first, which the others are compared with")
+    torch._inductor.config.force_disable_caches = True  # or the first steps' seconds would be those of an earlier run
     warnings.simplefilter("error", ShoalWarning)  # a way that is not there must not pass for one that is
     earlier = json.loads(a.out.read_text()) if a.out.exists() else {}
     body: dict[str, Any] = {
