@@ -102,8 +102,8 @@ def fit(
     After every epoch, or when ``settings.save_seconds`` have passed, and before it stops, be it within an epoch, the
     weights, optimiser state and metrics go to `checkpoint` atomically; with ``settings.resume`` training goes on from
     there, bit for bit as if it had never stopped (on the same kind of device; docs/gpu.md names what CUDA does not
-    repeat). `report` gets each epoch's row, `progress` (epoch, step, steps). `clock` counts the time of several fits instead of ``settings.max_seconds``.
-    Raises ShoalError when the loss is not finite; the last good checkpoint stays.
+    repeat). `report` gets each epoch's row, `progress` (epoch, step, steps). `clock` counts the time of several fits
+    instead of ``settings.max_seconds``. Raises ShoalError when the loss is not finite; the last good checkpoint stays.
     """
     settings = settings or Settings()
     settings.check()
