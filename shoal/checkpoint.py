@@ -230,7 +230,7 @@ class Checkpoint:
 
     @property
     def has_last(self) -> bool:
-        """True once an epoch has ended."""
+        """True once `save_last` has written."""
         return has_tensors(self.last_path)
 
     def save_best(self, state: dict[str, Tensor]) -> None:
