@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from training_overhead import synthetic
 
 from shoal.cost import cost
-from shoal.data import Dataset, Split
 from shoal.distill import Objective, cross_entropy
 from shoal.errors import ShoalError, ShoalWarning
 from shoal.optimiser import sgd
@@ -201,19 +201,10 @@ def measure(name: str, a: argparse.Namespace, ways: list[str], peak: Peak) -> di
     }
 
 
-def synthetic(count: int, device: str) -> Dataset:
-    """Random images of CIFAR-100's size: what is in them changes no time."""
-    g = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, *SHAPE), generator=g, dtype=torch.uint8)
-    split = Split(images, torch.randint(0, CLASSES, (count,), generator=g))
-    small = split.take(torch.arange(200))
-    return Dataset("random", split, small, small, CLASSES, (0.5,) * 3, (0.25,) * 3, "crop-flip").to(device)
-
-
 def epochs(name: str, a: argparse.Namespace, ways: list[str]) -> dict[str, Any]:
     """Seconds of the third epoch of `fit` over `a.images` images, augmentation and evaluation on 200 with it."""
     make, batch = CASES[name]
-    found, data = {}, synthetic(a.images, a.device)
+    found, data = {}, synthetic(a.images).to(a.device)
     for way in ways:
         settings, case = Settings(device=a.device, precision=a.precision, step=way), make(a.width)
         plan = Schedule(3, 0.01, batch_size=a.batch or batch)

@@ -36,19 +36,18 @@ class Batches:
         self.steps = max(1, len(data.train) // size)
         self.generator = torch.Generator(data.train.images.device)
         self.ahead = 1 if data.train.images.device.type == "cpu" else AHEAD
-        self.next, self.before = 0, self.generator.get_state()
+        self.next, self.seed, self.before = 0, settings.seed * FAR, self.generator.get_state()
 
     def begin(self, epoch: int) -> None:
         """Seed all that an epoch draws: its batches, and dropout."""
-        seed = self.settings.seed * FAR + epoch
-        torch.manual_seed(seed)
-        self.generator.manual_seed(seed * self.world[1] + self.world[0])
+        self.seed = self.settings.seed * FAR + epoch
+        torch.manual_seed(self.seed)
+        self.generator.manual_seed(self.seed * self.world[1] + self.world[0])
 
-    def draw(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def draw(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images as the network takes them, labels int64 [N]) of the epoch begun, from step `first` on."""
         split, (rank, count) = self.data.train, self.world
-        seed = self.settings.seed * FAR + epoch
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.images.device)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed)).to(split.images.device)
         self.next = first
         for start in range(first - first % self.ahead, self.steps, self.ahead):
             self.before = self.generator.get_state()

@@ -13,7 +13,7 @@ from shoal.origins import fingerprints
 from shoal.run import Run
 
 STAGES = ("sensitivity", "mask")
-SETTINGS = ("seed", "limit", "preset")
+SETTINGS = ("seed", "limit", "preset", "precision")
 OPTIONS = ("budget", "masks", "granularity", "density", "sensitivity")
 """Settings of a run, and options of a reduction, that decide which masks are found; beside them epochs and teacher."""
 

@@ -17,3 +17,8 @@ class ShoalError(Exception):
 
 class ShoalWarning(UserWarning):
     """Something that was asked for and is not to be had here, and what is done instead."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that tell of its inside."""
+    return (str(error).splitlines() or [""])[0]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, first_line
 
 FORMAT = "shoal-graph-1"
 
@@ -228,7 +228,7 @@ def _check_node(graph: Graph, node: Node, path: Path) -> None:
         inputs = [torch.empty(1, *graph[name].shape, dtype=dtype, device="meta") for name in node.inputs]
         shape = tuple(evaluate(node, parameters, inputs).shape[1:])
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError, RuntimeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else next(iter(str(error).splitlines()), "")
+        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ShoalError(
             f"found a {node.op} that cannot be computed ({reason:.200}) at {node.name} in {path}; need an intact "
             "graph.json and graph.safetensors of one graph; make them again"

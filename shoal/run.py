@@ -27,7 +27,7 @@ from shoal.checkpoint import (
     write_tensors,
     write_text,
 )
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, first_line
 from shoal.graph import read_json
 from shoal.origins import check_origins, difference, fingerprints, updated
 from shoal.spec import GIVEN, Spec, assemble, base_model
@@ -74,7 +74,7 @@ def own_network(spec: Spec) -> nn.Module:
         raise
     except Exception as error:
         raise ShoalError(
-            f"found that {spec.base!r} gives no network ({type(error).__name__}: {_first_line(error)}); need "
+            f"found that {spec.base!r} gives no network ({type(error).__name__}: {first_line(error)}); need "
             "package.module:callable without arguments, or with `classes` alone; wrap yours in such a function"
         ) from error
 
@@ -88,10 +88,6 @@ def _current_folder_first() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def summary_writer() -> Any:

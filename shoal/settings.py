@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, first_line
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -62,10 +62,9 @@ class Settings:
         try:
             torch.zeros(1, device=self.device).item()  # `item` turns "meta" away, which holds no numbers
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
             raise ShoalError(
-                f"found that device {self.device!r} cannot be used ({reason}); need cpu, or cuda where PyTorch finds "
-                "a GPU; choose cpu"
+                f"found that device {self.device!r} cannot be used ({first_line(error)}); need cpu, or cuda where "
+                "PyTorch finds a GPU; choose cpu"
             ) from error
         device = torch.device(self.device)
         if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):

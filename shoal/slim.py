@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, first_line
 from shoal.mask import MaskedReLU
 from shoal.slim_layers import (
     SharedAffineBatchNorm2d,
@@ -182,9 +182,7 @@ def _inputs(model: Slimmable, index: int, shape: tuple[int, ...], failure: str) 
         with torch.no_grad():
             model.eval().at(index).eval()(torch.zeros(1, *shape, device=device))
     except RuntimeError as error:
-        raise ShoalError(
-            f"{failure} ({str(error).splitlines()[0]}); need one that scales; choose other widths"
-        ) from error
+        raise ShoalError(f"{failure} ({first_line(error)}); need one that scales; choose other widths") from error
     finally:
         for hook in hooks:
             hook.remove()

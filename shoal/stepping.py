@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from shoal.errors import ShoalError, ShoalWarning
+from shoal.errors import ShoalError, ShoalWarning, first_line
 from shoal.outputs import Outputs, Tapped, unwrap
 from shoal.settings import Settings
 
@@ -126,7 +126,7 @@ class Compiled:
                 torch.autograd.grad(self.work.judge(x, y)[0], wanted, allow_unused=True)
         except Exception as error:  # whatever a compiler raises; an error of the network's comes again without it
             self.work.judge = self.plain
-            _warn(f"found that the step cannot be compiled ({_first_line(error)}); the step runs eagerly")
+            _warn(f"found that the step cannot be compiled ({_said(error)}); the step runs eagerly")
         with torch.no_grad():
             for buffer, value in before:
                 buffer.copy_(value)
@@ -161,7 +161,7 @@ class CudaGraphs:
                 work()
         except RuntimeError as error:
             raise ShoalError(
-                f"found that the step cannot be recorded as a CUDA graph ({_first_line(_first_cause(error))}); need "
+                f"found that the step cannot be recorded as a CUDA graph ({_said(_first_cause(error))}); need "
                 "work that never waits for the device; go on with --resume --step eager (Settings.step)"
             ) from error
         graph.replay()
@@ -209,13 +209,13 @@ def make_step(work: Work) -> Step:
     """
     asked, step = work.settings.step, cast("Step", work)
     parallel = isinstance(work.student.model, nn.parallel.DistributedDataParallel)
-    terms = (*work.student.model.modules(), *getattr(work.objective, "terms", ()), work.objective)
+    computed = (*work.student.model.modules(), *getattr(work.objective, "terms", ()), work.objective)
     if asked.startswith("compiled"):
-        reason = "several processes" if parallel else _unsuited(terms)
+        reason = "several processes" if parallel else _unsuited(computed)
         step = step if _ruled_out("compiled", reason) else Compiled(work)
     if asked.endswith("graph"):
         recorder = recorder_for(work.settings.device)
-        reason = "several processes" if parallel else _unsuited((*terms, *work.listeners))
+        reason = "several processes" if parallel else _unsuited((*computed, *work.listeners))
         reason = reason if recorder else f"device {work.settings.device!r}"
         step = step if _ruled_out("recorded", reason) or recorder is None else Recorded(step, recorder)
     return step
@@ -259,8 +259,8 @@ def _first_cause(error: BaseException) -> BaseException:
     return error if error.__context__ is None else _first_cause(error.__context__)
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _warn(text: str) -> None:

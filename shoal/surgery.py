@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, first_line
 from shoal.graph import Chain, Graph, Lowered, Node, evaluate
 from shoal.idioms import join_idioms, settle_in_place
 from shoal.lowering import lower
@@ -229,7 +229,7 @@ def shapes(model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
             Shapes(traced).run(torch.zeros(1, *shape, device=device))
     except Exception as error:
         raise ShoalError(
-            f"found that the model fails on images of shape {shape}: {str(error).splitlines()[0]}; need the "
+            f"found that the model fails on images of shape {shape}: {first_line(error)}; need the "
             "input size and channels that it was built for"
         ) from error
     return traced

@@ -90,8 +90,8 @@ def sweep(
     """Run a grid of train and reduce commands, and print mean and spread over seeds.
 
     Finished runs are never repeated. A run whose worker is killed goes on from its last checkpoint. Ctrl-C stops all at
-    checkpoints, within a step, a second one at once. The exit status is 1 while a run has failed or is not done yet;
-    --resume goes on. docs/sweeps.md has an example.
+    checkpoints, within a step, a second one at once. The exit status is 1 when a run has failed, and 75 when all that
+    are not done may go on with --resume. docs/sweeps.md has an example.
     """
     box = Box(max_seconds)  # first of all: reading the file and looking for a cluster take time, too
     if retries < 0:

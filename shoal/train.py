@@ -172,7 +172,7 @@ class _Loop:
                 return None
             self._begin(epoch)
         self.model.train()
-        batches = self.batches.draw(epoch, first)
+        batches = self.batches.draw(first)
         for step in range(first, steps):
             if self.size == 1 and self._must_stop("step"):
                 self._pause(epoch, step, moment)

@@ -64,10 +64,13 @@ class Shared:
         check_limit(1e6 * self.shard_mb)
         return int(1e6 * self.shard_mb)
 
+    def recorded(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with what of these options decides the result: the precision, where it is not fp32."""
+        return config | ({"precision": self.precision} if self.precision != "fp32" else {})
+
     def run(self, config: dict[str, Any]) -> Run:
         """The run at `out`, begun or gone on with in the same precision. Raises ShoalError as `Run.create` does."""
-        own = {"precision": self.precision} if self.precision != "fp32" else {}
-        return Run.create(self.out, config | own, self.resume, self.shard_bytes)
+        return Run.create(self.out, self.recorded(config), self.resume, self.shard_bytes)
 
     def settings(self, seed: int | None = None) -> Settings:
         """The loop's settings from now on."""
@@ -232,7 +235,7 @@ def reduce(
     config = began(config, data, data_dir, plan=planned, teacher=network)
     begin = masks_from is not None and not (shared.resume and has_masks(Run(shared.out)))
     if masks_from is not None and begin:
-        check_masks(as_json(config), Run(masks_from), plan.mask.epochs)
+        check_masks(as_json(shared.recorded(config)), Run(masks_from), plan.mask.epochs)
     run = shared.run(config)
     run.save_model(spec, network, "teacher")
     settings = shared.settings(config["seed"])

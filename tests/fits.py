@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +51,26 @@ def masked() -> tuple[Any, Any]:
     sites = relu_sites(model, SHAPE)
     budget = allocate(sites, {s.name: 1.0 for s in sites}, 100)
     return add_masks(model, random_masks(budget, sites, torch.Generator().manual_seed(0))), budget
+
+
+KILLED = """
+import sys, time, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from pathlib import Path
+from {module} import *
+def slow(epoch, step, steps):
+    if epoch == 2 and step == 1:
+        print("middle", flush=True)
+        time.sleep(60)
+{fit}
+"""
+
+
+def kill_in_the_middle(module: str, fit: str) -> None:
+    """Run `fit`, a statement with `slow` for its progress, after `from module import *`, and kill it in epoch 2."""
+    code = KILLED.format(tests=str(Path(__file__).parent), module=module, fit=fit)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "middle\n"
+        child.send_signal(signal.SIGKILL)

@@ -31,14 +31,18 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
-class Tapes:
-    """See `shoal.stepping.Recorder`; `recorded` and `played` count."""
+class StandIn:
+    """What stand-ins for CUDA graphs share: `recorded` counts."""
 
     def __init__(self) -> None:
-        self.recorded, self.played = 0, 0
+        self.recorded, self.played, self.compiled = 0, 0, 0
 
     def warm(self, work: Callable[[], None]) -> None:
         work()
+
+
+class Tapes(StandIn):
+    """Plays back operators; `played` counts."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
@@ -54,6 +58,21 @@ class Tapes:
             for old, new in zip(given, tensors(func(*args, **kwargs)), strict=True):
                 if new.data_ptr() != old.data_ptr():  # neither a view nor a change in place
                     old.copy_(new)
+
+
+class Again(StandIn):
+    """Runs the Python again, under which the compiler works; `compiled` counts what it did while recording."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        before = compilations()
+        work()
+        self.recorded += 1
+        self.compiled += compilations() - before
+        return work
+
+
+def compilations() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 class Waits(TorchDispatchMode):

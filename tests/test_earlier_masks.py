@@ -58,6 +58,7 @@ REFUSED = [
     (("--budget", "900", "--epochs", "1,3,4"), "found another epochs"),
     (("--budget", "900", "--epochs", "1,2,4", "--masks", "snl"), "found another masks"),
     (("--budget", "900", "--epochs", "1,2,4", "--granularity", "channel"), "found another granularity"),
+    (("--budget", "900", "--epochs", "1,2,4", "--precision", "bf16"), "found another precision"),
     (("--recipe", "deepreduce", "--budget", "900"), "found masks_from .* with recipe deepreduce"),
 ]
 

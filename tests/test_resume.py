@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Residual
-from fits import DATA, OBJECTIVE, PLAN, full, masked, network, same, weights_after
+from fits import DATA, OBJECTIVE, PLAN, full, kill_in_the_middle, masked, network, same, weights_after
 
 from shoal.checkpoint import Checkpoint, load_state, write_tensors
 from shoal.distill import Objective, cross_entropy, kd, switched
@@ -113,25 +110,9 @@ def test_checkpoints_wait_for_their_seconds_and_the_last_is_always_written(tmp_p
         assert written == expected
 
 
-KILLED = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from test_resume import *
-def slow(e, s, n):
-    if e == 2 and s == 1:
-        print("middle", flush=True)
-        time.sleep(60)
-fit(network(), DATA, OBJECTIVE, PLAN, checkpoint=Checkpoint({folder!r}), progress=slow)
-"""
-
-
 def test_kill_dash_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "middle\n"
-        child.send_signal(signal.SIGKILL)
+    checkpoint = f"Checkpoint({str(tmp_path)!r})"
+    kill_in_the_middle("test_resume", f"fit(network(), DATA, OBJECTIVE, PLAN, checkpoint={checkpoint}, progress=slow)")
     assert (tmp_path / "model.last.safetensors").exists()
     assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
 

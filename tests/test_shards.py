@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Residual, blobs
+from fits import kill_in_the_middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -240,25 +238,8 @@ def test_training_resumed_from_any_limit_equals_training_in_one_go(tmp_path: Pat
         assert same(trained(folder, None, resume=True), whole)
 
 
-KILLED = """
-import sys, time, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-import test_shards
-def slow(epoch, step, steps):
-    if epoch == 2 and step == 1:
-        print("middle", flush=True)
-        time.sleep(60)
-test_shards.trained(test_shards.Path({folder!r}), test_shards.LIMIT, progress=slow)
-"""
-
-
 def test_kill_dash_nine_then_resume_from_shards_is_bit_identical(tmp_path: Path) -> None:
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "middle\n"
-        child.send_signal(signal.SIGKILL)
+    kill_in_the_middle("test_shards", f"trained(Path({str(tmp_path)!r}), LIMIT, progress=slow)")
     assert (tmp_path / "model.last.index.json").exists()
     assert not list(tmp_path.glob("*.last.safetensors"))
     assert same(trained(tmp_path, LIMIT, resume=True), trained(None))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 from fits import DATA, OBJECTIVE, PLAN, SHAPE, full, masked, network, same
-from tapes import Tapes, Waits
+from tapes import Again, Tapes, compilations
 from torch import Tensor, nn
 
-from shoal.augment import POLICIES
-from shoal.batches import Batches
 from shoal.distill import Objective, cross_entropy, kd, pram, switched
 from shoal.errors import ShoalError, ShoalWarning
 from shoal.learners import LEARNERS
@@ -97,12 +93,16 @@ def reduced(step: str, masks: str) -> dict[str, Tensor]:
     return shallow.reduce(SPEC, teacher, data, options, PLANS, settings).model.state_dict()
 
 
-@pytest.mark.parametrize("masks", LEARNERS)
-def test_every_learner_is_recorded_with_the_same_bits(tapes: Tapes, masks: str) -> None:
-    expected = reduced("eager", masks)
+def without_a_warning(step: str, masks: str) -> dict[str, Tensor]:
+    """`reduced` with steps of that kind indeed."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ShoalWarning)
-        assert same(expected, reduced("graph", masks))
+        return reduced(step, masks)
+
+
+@pytest.mark.parametrize("masks", LEARNERS)
+def test_every_learner_is_recorded_with_the_same_bits(tapes: Tapes, masks: str) -> None:
+    assert same(reduced("eager", masks), without_a_warning("graph", masks))
     assert tapes.played > tapes.recorded > 0
 
 
@@ -223,27 +223,6 @@ def test_a_compiled_step_learns_the_same(traced: None) -> None:
     assert all(a == pytest.approx(b, rel=1e-3, abs=1e-3) for a, b in zip(rows, rows_again, strict=True))
 
 
-class Again:
-    """A stand-in for CUDA graphs that runs the Python again, under which the compiler works; counts what it does."""
-
-    def __init__(self) -> None:
-        self.recorded, self.compiled = 0, 0
-
-    def warm(self, work: Callable[[], None]) -> None:
-        work()
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        before = compilations()
-        work()
-        self.recorded += 1
-        self.compiled += compilations() - before
-        return work
-
-
-def compilations() -> int:
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
 @COMPILES
 @pytest.mark.slow
 @pytest.mark.parametrize("masks", ["snl", "autorep", "depthshrinker", "relupruner", "senet"])
@@ -271,10 +250,7 @@ def test_the_tenth_network_of_a_process_is_compiled_too(traced: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("masks", LEARNERS)
 def test_every_learner_compiles_and_learns_the_same(traced: None, masks: str) -> None:
-    expected = reduced("eager", masks)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ShoalWarning)
-        assert close(expected, reduced("compiled", masks))
+    assert close(reduced("eager", masks), without_a_warning("compiled", masks))
 
 
 @COMPILES
@@ -322,121 +298,6 @@ def test_compiled_kernels_learn_the_same() -> None:
         fit(model, DATA, OBJECTIVE, replace(PLAN, epochs=2, lr=0.01), settings=Settings(step=step))
         weights.append(model.state_dict())
     assert close(*weights)
-
-
-class Watching:
-    """A hook that watches for operators that wait, between the end of an epoch's first step and the end of its last."""
-
-    taps: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.waits, self.steps = Waits(), 0
-
-    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
-        self.steps = 0
-
-    def on_stepped(self, model: nn.Module) -> None:
-        self.steps += 1
-        if self.steps == 1:
-            self.waits.__enter__()
-        if self.steps == len(DATA.train) // PLAN.batch_size:
-            self.waits.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_nothing_in_a_step_waits_for_the_device(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["shoal.augment.autoaugment"]  # the package's attribute is the function in it
-    monkeypatch.setattr(module, "_chosen", module._all)  # type: ignore[attr-defined]
-    watching = Watching()
-    student, budget = masked()
-    teacher = add_masks(network(), full(student))
-    objective = Objective((cross_entropy(0.5), kd(0.5), pram(1.0, list(budget.counts))))
-    hooks: tuple[Any, ...] = (DifferenceLearner(budget), watching)
-    fit(student, replace(DATA, augment=policy), objective, replace(PLAN, epochs=2), teacher=teacher, hooks=hooks)
-    assert watching.steps == len(DATA.train) // PLAN.batch_size
-    assert not watching.waits.found
-
-
-RARELY = 256
-"""Looks that a learner may take at its numbers in a whole search, or prunings."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("masks", LEARNERS)
-def test_hardly_any_step_of_a_search_waits(masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a step a learner may look at its numbers now and then, and not each time at each site."""
-    method, waiting = LEARNERS[masks], list[bool]()
-    before = getattr(method, "on_step", None)
-    if before is None:
-        return
-
-    def watched(self: Any, model: nn.Module, epoch: float) -> Any:
-        with (waits := Waits()):
-            changed = before(self, model, epoch)
-        waiting.append(bool(waits.found))
-        return changed
-
-    monkeypatch.setattr(method, "on_step", watched)
-    long = replace(PLANS, mask=replace(EPOCHS, epochs=160))
-    data = replace(DATA, train=DATA.train.take(torch.arange(128)))
-    teacher, _ = train_teacher(SPEC, data, PLANS.teacher, Settings(), base=network())
-    shallow.reduce(SPEC, teacher, data, shallow.Options(300, gates=False, exit=False, masks=masks), long, Settings())
-    assert len(waiting) == 640
-    assert sum(waiting) <= RARELY
-
-
-def test_the_watch_finds_what_waits() -> None:
-    with (waits := Waits()):
-        values = torch.arange(4.0)
-        assert not waits.found
-        float(values.sum())
-        values[values > 1]
-        torch.tensor(3.0)
-        torch.where(values > 1, values, 0)
-        values[torch.arange(2)]
-    assert waits.found == ["aten::_local_scalar_dense", "aten::index", "aten::lift_fresh"]
-
-
-@pytest.mark.parametrize("first", [0, 1, 3, 4, 7])
-@pytest.mark.parametrize("ahead", [1, 3, 4])
-def test_batches_go_on_at_any_one(ahead: int, first: int) -> None:
-    def drawn() -> Batches:
-        batches = Batches(replace(DATA, augment="crop-flip-cutout"), Settings(seed=5), 32, (0, 1))
-        batches.ahead = ahead  # as on a GPU, where many are augmented at once
-        batches.begin(2)
-        return batches
-
-    whole = list(drawn().draw(2))
-    assert [len(y) for _, y in whole] == [32] * 8
-    begun = drawn()
-    for _ in zip(range(first), begun.draw(2), strict=False):
-        pass
-    rest = drawn()
-    rest.generator.manual_seed(99)
-    rest.load(begun.state() if first else {"batches": begun.generator.get_state(), "cpu": torch.get_rng_state()})
-    for (x, y), (again_x, again_y) in zip(whole[first:], rest.draw(2, first), strict=True):
-        assert torch.equal(x, again_x)
-        assert torch.equal(y, again_y)
-
-
-def test_batches_of_processes_are_parts_of_one() -> None:
-    def labels(rank: int, count: int) -> list[list[int]]:
-        batches = Batches(DATA, Settings(), 32, (rank, count))
-        batches.begin(0)
-        return [y.tolist() for _, y in batches.draw(0)]
-
-    for whole, one, other in zip(labels(0, 1), labels(0, 2), labels(1, 2), strict=True):
-        assert (whole[::2], whole[1::2]) == (one, other)
-
-
-def test_another_kind_of_device_draws_the_rest_of_the_epoch_anew() -> None:
-    batches = Batches(DATA, Settings(), 32, (0, 1))
-    batches.begin(0)
-    state = {"batches": torch.zeros(16, dtype=torch.uint8), "cuda": torch.zeros(16, dtype=torch.uint8)}
-    before = batches.generator.get_state()
-    batches.load(state | {"cpu": torch.get_rng_state()})
-    assert not torch.equal(before, batches.generator.get_state())
-    assert len(list(batches.draw(0, 3))) == 5
 
 
 def test_bf16_keeps_statistics_weights_and_losses_in_fp32() -> None:

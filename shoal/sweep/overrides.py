@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, first_line
 from shoal.sweep.command import OWN
 from shoal.sweep.grid_file import Loader, Stage, check_options
 
@@ -38,7 +38,7 @@ def read_override(text: str) -> Override:
     try:
         value = yaml.load(written, Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ShoalError(f"found --set {text!r} ({reason}); need YAML after '='; write a value or [a, list]") from error
     if isinstance(value, dict):
         raise ShoalError(f"found --set {text!r}; need a value or a list; quote references: {option}='\"{{axis}}\"'")
