@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import shoal
-from shoal.private.deploy import deploy
-from shoal.recipes.shallow import quick
+from shoal.private.compiler.deployment import deploy
+from shoal.recipes.shallow.presets import quick
 
 
 class MyCNN(nn.Module):
@@ -41,7 +41,7 @@ def main(out: Path | None = None, epochs: int = 8) -> dict[str, float]:
     before, after = (shoal.cost(shoal.fold(shoal.trace(m, data.shape))) for m in (teacher, result.model))
     _, program, weights = deploy(result.model, data)
     if out is not None:
-        from shoal.private.artifact import save_artifact  # then: shoal serve OUT/server, shoal query OUT/client IMAGE
+        from shoal.private.program.artifact import save_artifact
 
         save_artifact(out, program, weights)
     return {

@@ -1,33 +1,85 @@
-"""shoal: make a trained CNN shallow and ReLU-light, then run it privately between a client and a server."""
+"""shoal: make a trained CNN shallow and ReLU-light, then run it privately between a client and a server.
 
-from shoal.branch import add_branches, branched_blocks, commit_branches, set_gate
-from shoal.budget import Budget, allocate
-from shoal.cost import Cost, cost, count
-from shoal.data import Dataset, Split, load
-from shoal.distill import Objective, Term
-from shoal.early.cascade import Cascade, cascade
-from shoal.early.dynamic import Decisions, infer
-from shoal.errors import ShoalError
-from shoal.exits import add_exits, keep_exit
-from shoal.fold import fold
-from shoal.graph import Graph, Node
-from shoal.mask import MaskedReLU, add_masks
-from shoal.models import build
-from shoal.outputs import Outputs, forward
-from shoal.recipes.shallow import Options, reduce
-from shoal.run import Run
-from shoal.sensitivity import pruning_sensitivity
-from shoal.sites import ReluSite, find_blocks, relu_sites
-from shoal.spec import Spec, assemble
-from shoal.stages import train_teacher
-from shoal.substitution import substitute
-from shoal.surgery import trace
-from shoal.train import Schedule, Settings, evaluate, fit
+This page lists the public names by subject. Each is imported when it is first used, so `import shoal` is quick and a
+process that only serves never loads the training code.
+"""
 
-__all__ = [
-    "Budget", "Cascade", "Cost", "Dataset", "Decisions", "Graph", "MaskedReLU", "Node", "Objective", "Options",
-    "Outputs", "ReluSite", "Run", "Schedule", "Settings", "ShoalError", "Spec", "Split", "Term", "add_branches",
-    "add_exits", "add_masks", "allocate", "assemble", "branched_blocks", "build", "cascade", "commit_branches",
-    "cost", "count", "evaluate", "find_blocks", "fit", "fold", "forward", "infer", "keep_exit", "load",
-    "pruning_sensitivity", "reduce", "relu_sites", "set_gate", "substitute", "trace", "train_teacher",
-]  # fmt: skip
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from shoal import moved
+from shoal.errors import ShoalError, ShoalWarning, StoppedError
+
+try:
+    __version__ = version("shoal")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0.1.0"
+
+PLACES: dict[str, tuple[str, ...]] = {
+    # data
+    "shoal.data.dataset": ("Dataset", "Split"),
+    "shoal.data.loading": ("load",),
+    # networks, as they are trained and as they are deployed
+    "shoal.models": ("build",),
+    "shoal.outputs": ("Outputs", "forward"),
+    "shoal.networks.spec": ("Spec",),
+    "shoal.networks.assembly": ("assemble",),
+    "shoal.networks.stored": ("load_network", "save_network"),
+    "shoal.storage.run": ("Run",),
+    "shoal.graph.graph": ("Graph",),
+    "shoal.graph.ops": ("Node",),
+    "shoal.graph.folding": ("fold",),
+    "shoal.graph.counting": ("Cost", "cost"),
+    # surgery
+    "shoal.surgery.tracing": ("count", "trace"),
+    "shoal.surgery.sites": ("ReluSite", "find_blocks", "relu_sites"),
+    "shoal.surgery.substitution": ("substitute",),
+    # training
+    "shoal.training.settings": ("Settings",),
+    "shoal.training.schedule": ("Schedule",),
+    "shoal.training.loop": ("fit",),
+    "shoal.training.evaluation": ("evaluate",),
+    "shoal.training.objective": ("Objective", "Term"),
+    "shoal.recipes.stages": ("train_teacher",),
+    # reduction
+    "shoal.reduction.sensitivity": ("pruning_sensitivity",),
+    "shoal.reduction.budget": ("Budget", "allocate"),
+    "shoal.reduction.masks": ("MaskedReLU", "add_masks"),
+    "shoal.reduction.gates": ("add_branches", "branched_blocks", "commit_branches", "set_gate"),
+    "shoal.recipes.shallow.options": ("Options",),
+    "shoal.recipes.shallow.presets": ("Preset", "paper", "quick"),
+    "shoal.recipes.shallow.recipe": ("reduce",),
+    # exits
+    "shoal.exits.classifiers": ("add_exits", "keep_exit"),
+    "shoal.exits.cascades": ("Cascade", "cascade"),
+    "shoal.exits.inference": ("Decisions", "infer"),
+    # private inference
+    "shoal.private.compiler.deployment": ("deploy",),
+    "shoal.private.program.artifact": ("save_artifact",),
+    "shoal.private.program.program": ("Program", "Weights"),
+    "shoal.private.serving.client": ("Client",),
+    "shoal.private.serving.server": ("Server",),
+    "shoal.private.transport.certs": ("TLS",),
+}
+"""The public names and the modules that define them."""
+
+_HOME = {name: module for module, names in PLACES.items() for name in names}
+
+__all__ = ["ShoalError", "ShoalWarning", "StoppedError", "__version__", *sorted(_HOME)]
+
+moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

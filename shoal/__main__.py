@@ -1,5 +1,5 @@
 """`python -m shoal`."""
 
-from shoal.cli import main
+from shoal.cli.app import main
 
 main()

@@ -15,6 +15,12 @@ class ShoalError(Exception):
     """What the command line exits with."""
 
 
+class StoppedError(ShoalError):
+    """Time ran out at a checkpoint; resume goes on from it."""
+
+    status = TRY_AGAIN
+
+
 class ShoalWarning(UserWarning):
     """Something that was asked for and is not to be had here, and what is done instead."""
 

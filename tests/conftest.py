@@ -6,12 +6,12 @@ import importlib.util
 
 import pytest
 import torch
-from parties import Case, Small, case, seeded, small_mask
 from torch import Tensor, nn
 
-from shoal.clock import Clock
-from shoal.data import Dataset, Split
-from shoal.private.certs import TLS, make_certificates
+from shoal.data.dataset import Dataset, Split
+from shoal.private.transport.certs import TLS, make_certificates
+from shoal.training.clock import Clock
+from tests.support.parties import Case, Small, case, seeded, small_mask
 
 
 @pytest.fixture(autouse=True)

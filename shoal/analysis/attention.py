@@ -7,8 +7,8 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from shoal.reshape import operands
-from shoal.surgery import shapes
+from shoal.surgery.sizes import operands
+from shoal.surgery.tracing import shapes
 
 PRODUCTS = (operator.mul, torch.mul, "mul")
 SIGMOIDS = (torch.sigmoid, torch.nn.functional.sigmoid, "sigmoid")

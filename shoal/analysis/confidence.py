@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shoal.early.evidence import Evidence
+from shoal.exits.evidence import Evidence
 
 
 def threshold_curve(evidence: Evidence, thresholds: Sequence[float]) -> list[dict[str, float | int | None]]:

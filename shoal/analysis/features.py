@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from shoal.early.cascade import results_of
 from shoal.errors import ShoalError
-from shoal.reshape import operands
-from shoal.surgery import edit
+from shoal.exits.cascades import results_of
+from shoal.surgery.normal_form import edit
+from shoal.surgery.sizes import operands
 
 
 def with_features(model: nn.Module) -> fx.GraphModule:

@@ -20,11 +20,11 @@ from shoal.analysis.confidence import threshold_curve
 from shoal.analysis.features import collect_features, principal_components, separability
 from shoal.analysis.gradients import gradient_magnitudes
 from shoal.analysis.noise import noise_curve
-from shoal.checkpoint import replacing, write_text
-from shoal.data import Dataset, Split
-from shoal.early.evidence import collect
+from shoal.data.dataset import Dataset, Split
+from shoal.exits.evidence import collect
 from shoal.outputs import forward
-from shoal.train import Settings
+from shoal.storage.files import replacing, write_text
+from shoal.training.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

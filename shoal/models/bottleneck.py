@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from shoal.models.resnet import BasicBlock, ResNet, Shortcut, make_shortcut, projection_shortcut
+from shoal.models.blocks import Shortcut, make_shortcut, projection_shortcut
+from shoal.models.resnet import BasicBlock, ResNet
 
 EXPANSION = 4
 """Channels of a bottleneck's result, in those of its stage in a plain ResNet."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from shoal.models.resnet import STEM_STRIDE, init_weights, scale_channels
+from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """MobileNetV2's stages: expansion, channels, blocks and stride of the first (Table 2; CIFAR's strides)."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from shoal.models.resnet import STEM_STRIDE, init_weights, scale_channels
+from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 PAIRS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 """Channels and stride of each pair."""

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from shoal.models.resnet import STEM_STRIDE, init_weights, scale_channels
+from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 CHANNELS, GROWTH, HEAD = 16, 6, 128
 """Channels of the finest scale after the first layer, channels that each layer adds to it, and a classifier's."""

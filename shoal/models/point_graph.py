@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError
-from shoal.graph import Lowered, unknown
+from shoal.graph.graph import Lowered, unknown
 
 
 def nearest(points: Tensor, count: int) -> Tensor:
@@ -56,7 +56,7 @@ class EdgeFeatures(nn.Module):
 
     @property
     def recordable(self) -> bool:
-        """Whether no step draws (see `shoal.stepping`)."""
+        """Whether no step draws (see `shoal.training.stepping`)."""
         return self.dilation == 1 or not self.epsilon
 
     def _drawn(self, dilation: int) -> Tensor | None:

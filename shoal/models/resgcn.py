@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError
+from shoal.models.blocks import init_weights, scale_channels
 from shoal.models.point_graph import EdgeFeatures
-from shoal.models.resnet import init_weights, scale_channels
 
 NEIGHBOURS = 16
 

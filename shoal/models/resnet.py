@@ -9,70 +9,21 @@ of `shoal.models.bottleneck`, which have two inner ReLUs and `relu3` after the s
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEM_STRIDE = {1.0: 1, 0.5: 2, 0.25: 4}
-"""Spatial scale rho -> stride of the stem conv, which shrinks every later map by the same factor."""
-
-
-def scale_channels(count: int, width: float) -> int:
-    """Channel count after DeepReDuce's channel scaling alpha = `width`, never below one."""
-    return max(1, round(count * width))
-
-
-def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
-    """3x3 conv, padding 1; (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
-    # No bias: a BatchNorm always follows (or precedes the next conv), and its shift does that work.
-    return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
-
-
-def init_weights(net: nn.Module) -> None:
-    """Kaiming-normal (fan out) convs, BatchNorms at scale 1, shift 0; linear layers as PyTorch has them."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-class PadShortcut(nn.Module):
-    """Option A of He et al.: no weights; drop every other pixel and fill the new channels with zeros.
-
-    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)).
-    """
-
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        # Half of the zeros on either side, as the common CIFAR ports do, so that their checkpoints fit.
-        self.before = (c_out - c_in) // 2
-        self.after = c_out - c_in - self.before
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
-
-
-def projection_shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
-    """Option B of He et al.: 1x1 conv and BatchNorm; shapes as `PadShortcut`."""
-    conv = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(c_out)))
-
-
-Shortcut = Callable[[int, int, int], nn.Module]
-"""(c_in, c_out, stride) -> the module on the skip path."""
-
-
-def make_shortcut(c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> nn.Module:
-    """Identity where the block keeps its shape, else `shortcut`."""
-    # Compare both: at tiny widths a strided stage may keep its channel count.
-    return nn.Identity() if stride == 1 and c_in == c_out else shortcut(c_in, c_out, stride)
+from shoal.models.blocks import (
+    STEM_STRIDE,
+    PadShortcut,
+    Shortcut,
+    conv3x3,
+    init_weights,
+    make_shortcut,
+    projection_shortcut,
+    scale_channels,
+)
 
 
 class BasicBlock(nn.Module):

@@ -22,7 +22,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from shoal.models.resnet import STEM_STRIDE, init_weights, scale_channels
+from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 
 class SmallCNN(nn.Module):

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from shoal.models.resnet import STEM_STRIDE, conv3x3, init_weights, scale_channels
+from shoal.models.blocks import STEM_STRIDE, conv3x3, init_weights, scale_channels
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each stage."""

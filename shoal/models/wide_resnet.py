@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from shoal.models.resnet import STEM_STRIDE, conv3x3, init_weights, scale_channels
+from shoal.models.blocks import STEM_STRIDE, conv3x3, init_weights, scale_channels
 
 
 class WideBlock(nn.Module):

@@ -1,0 +1,1 @@
+"""Private inference between two parties."""

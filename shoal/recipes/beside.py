@@ -7,16 +7,17 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from shoal.distill import Term, kd
+from shoal.distillation.hints import attention
+from shoal.distillation.losses import kd
+from shoal.distillation.mutual import lessons_of
+from shoal.distillation.peers import Peers
 from shoal.errors import ShoalError
-from shoal.exits import count_exits
-from shoal.lessons import Lesson
+from shoal.exits.classifiers import count_exits
 from shoal.outputs import Outputs
-from shoal.recipes.offline import as_it_is, hint_taps, hinted, matched_ends
-from shoal.surgery import drop_unread
-from shoal.teachers.hints import attention
-from shoal.teachers.mutual import lessons_of
-from shoal.teachers.peers import Peers
+from shoal.recipes.from_teacher import as_it_is, hint_taps, hinted, matched_ends
+from shoal.recipes.lessons import Lesson
+from shoal.surgery.normal_form import drop_unread
+from shoal.training.objective import Term
 
 BESIDE = {
     "kd": "softened logits of a trained network",

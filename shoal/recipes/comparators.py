@@ -10,15 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from shoal.distillation.peers import check_count
 from shoal.errors import ShoalError
-from shoal.exits import check_one_classifier
-from shoal.lessons import Lesson, Problem, Teach
-from shoal.recipes import offline, online
-from shoal.recipes.offline import Options
-from shoal.spec import Spec
-from shoal.surgery import trace
-from shoal.teachers.peers import check_count
-from shoal.train import Schedule
+from shoal.exits.classifiers import check_one_classifier
+from shoal.networks.spec import Spec
+from shoal.recipes import from_teacher as offline
+from shoal.recipes import together as online
+from shoal.recipes.from_teacher import Options
+from shoal.recipes.lessons import Lesson, Problem, Teach
+from shoal.surgery.tracing import trace
+from shoal.training.schedule import Schedule
 
 REPDISTILLER = Schedule(240, 0.05, (150, 180, 210), batch_size=64)
 OVERHAUL = Schedule(200, 0.1, (100, 150))

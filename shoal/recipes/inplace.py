@@ -13,22 +13,25 @@ from functools import partial
 import torch
 from torch import nn
 
-from shoal.batch_norm import Calibration
-from shoal.data import Dataset
-from shoal.distill import Objective, cross_entropy
+from shoal.channels.batch_norm import Calibration
+from shoal.channels.slim_layers import SharedAffineBatchNorm2d
+from shoal.channels.slimmable import Slimmable, narrowed
+from shoal.data.dataset import Dataset
+from shoal.distillation.paths import self_kd
 from shoal.errors import ShoalError
-from shoal.exits import keep_exit
-from shoal.run import Run
-from shoal.slim import Slimmable, narrowed
-from shoal.slim_layers import SharedAffineBatchNorm2d
-from shoal.spec import Spec, assemble
-from shoal.stages import Listener, Stages
-from shoal.surgery import trace
-from shoal.teaching import self_kd
-from shoal.train import History, Schedule, Settings
+from shoal.exits.classifiers import keep_exit
+from shoal.networks.assembly import assemble
+from shoal.networks.spec import Spec
+from shoal.recipes.stages import Listener, Stages
+from shoal.storage.run import Run
+from shoal.surgery.tracing import trace
+from shoal.training.loop import History
+from shoal.training.objective import Objective, cross_entropy
+from shoal.training.schedule import Schedule
+from shoal.training.settings import Settings
 
 METHODS: dict[str, str | None] = {"conventional": None, "ipkd": "deepest", "ta-1": "transitive", "ta-m": "dense"}
-"""Method -> the path of `shoal.teaching` by which classifiers teach; conventional training (eq. 4) has none."""
+"""Method -> the path (`distillation.paths`) by which classifiers teach; conventional training (eq. 4) has none."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shoal.data import Dataset
-from shoal.distill import cross_entropy
+from shoal.data.dataset import Dataset
+from shoal.distillation.neighbours import LOSSES, Neighbourhood, NeighbourTeacher, neighbours
 from shoal.errors import ShoalError
-from shoal.lessons import Lesson, Problem, Teach
-from shoal.teachers.neighbours import LOSSES, Neighbourhood, NeighbourTeacher, neighbours
-from shoal.train import Schedule
+from shoal.recipes.lessons import Lesson, Problem, Teach
+from shoal.training.objective import cross_entropy
+from shoal.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,24 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from shoal.attention_exits import add_adapters, feature_taps
-from shoal.augment import CLOUD_POLICIES, POLICIES
-from shoal.data import Dataset
-from shoal.distill import Objective, Term, Weight, cross_entropy, switched
-from shoal.equivalence import check_trace
+from shoal.data.augment import CLOUD_POLICIES, POLICIES
+from shoal.data.clouds import is_cloud
+from shoal.data.dataset import Dataset
+from shoal.distillation.paths import DISTANCES, PATHS, self_features, self_kd
 from shoal.errors import ShoalError
-from shoal.exit_points import exit_points
-from shoal.exits import check_one_classifier, count_exits, depth_order, is_cloud
+from shoal.exits.attention import add_adapters, feature_taps
+from shoal.exits.classifiers import check_one_classifier, count_exits, depth_order
+from shoal.exits.points import exit_points
+from shoal.networks.assembly import assemble
+from shoal.networks.spec import EXIT_KINDS, Spec
 from shoal.recipes import beside
-from shoal.run import Run
-from shoal.spec import EXIT_KINDS, Spec, assemble
-from shoal.stages import Listener, Stages, check_teacher
-from shoal.teaching import DISTANCES, PATHS, self_features, self_kd
-from shoal.train import History, Schedule, Settings
+from shoal.recipes.stages import Listener, Stages, check_teacher
+from shoal.storage.run import Run
+from shoal.surgery.tracing import check_trace
+from shoal.training.loop import History
+from shoal.training.objective import Objective, Term, Weight, cross_entropy, switched
+from shoal.training.schedule import Schedule
+from shoal.training.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from shoal.cost import count
-from shoal.sites import Block, find_blocks
+from shoal.surgery.sites import Block, find_blocks
+from shoal.surgery.tracing import count
 
 
 def gated_macs(model: nn.Module, shape: tuple[int, ...], blocks: Sequence[str]) -> tuple[int, int]:
@@ -34,7 +34,8 @@ def _shallow_macs(rows: Sequence[Any], block: Block) -> int:
 
 
 def _shortcut_macs(model: nn.Module, shape: tuple[int, ...], macs: Mapping[str, int], block: Block) -> int:
-    from shoal.surgery import module_calls, shapes
+    from shoal.surgery.normal_form import module_calls
+    from shoal.surgery.tracing import shapes
 
     traced = shapes(model, shape)
     calls = {node.name: node for node in traced.graph.nodes}

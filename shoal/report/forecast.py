@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.cost import NETWORKS
+from shoal.costs.links import NETWORKS
 from shoal.errors import ShoalError
-from shoal.fold import fold
+from shoal.graph.folding import fold
+from shoal.networks.stored import load_network
 from shoal.report.record import SIDES, Record, look_up
-from shoal.run import Run
-from shoal.surgery import trace
+from shoal.storage.run import Run
+from shoal.surgery.tracing import trace
 
 if TYPE_CHECKING:
-    from shoal.private.cost_model import Machine
-    from shoal.private.plan import Plan
+    from shoal.costs.machine import Machine
+    from shoal.private.protocol.plan import Plan
 
 NETWORK_FILES = {"baseline": "teacher", "reduced": "model"}
 """Under which name a run of `reduce` stores the network of each side."""
@@ -57,7 +58,7 @@ def online(record: Record, network: str, machine: Machine | None) -> dict[str, O
 
 
 def _online(record: Record, side: str, network: str, machine: Machine | None) -> Online:
-    from shoal.private.cost_model import prepared_cost
+    from shoal.costs.model import prepared_cost
 
     measured = look_up(record.summary[side], "prepared.online_s") if network == "none" else None
     try:
@@ -70,14 +71,14 @@ def _online(record: Record, side: str, network: str, machine: Machine | None) ->
 
 def _plan(folder: Path, side: str) -> Plan:
     """The compiled program's plan where the run holds one; else that of the stored network, with assumed bits."""
-    from shoal.private.cost_model import plan_of
-    from shoal.private.plan import Plan
-    from shoal.private.program import Program
+    from shoal.costs.model import plan_of
+    from shoal.private.program.program import Program
+    from shoal.private.protocol.plan import Plan
 
     client = folder / side / "client"
     if client.is_dir():
         return Plan(Program.load(client))
-    spec, model = Run(folder).load_model(NETWORK_FILES[side])
+    spec, model = load_network(Run(folder), NETWORK_FILES[side])
     return plan_of(fold(trace(model, spec.shape)))
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.checkpoint import replacing
 from shoal.errors import ShoalError
 from shoal.report.pareto import Point, front
 from shoal.report.published import Published
 from shoal.report.record import ROWS, Summary, look_up
-from shoal.run import Run
-from shoal.sites import ReluSite
+from shoal.storage.files import replacing
+from shoal.storage.run import Run
+from shoal.surgery.sites import ReluSite
 
 PAPER_MARKERS = "D^vPX"
 PAPER_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#56616c")
@@ -118,7 +118,7 @@ def plot_anytime(
 ) -> None:
     """Test accuracy against multiply-adds: of each classifier, and of early exits by the average that they took.
 
-    `rows` are those of `shoal.early.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
+    `rows` are those of `shoal.exits.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
     """
     figure, axes = _axes(7.6, 4.4)
     points = [(row["macs"] / 1e6, row["accuracy"]) for row in rows]

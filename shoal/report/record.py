@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.run import Run
+from shoal.storage.run import Run
 
 Summary = Mapping[str, Any]
 

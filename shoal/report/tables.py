@@ -10,8 +10,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from shoal.checkpoint import replacing
 from shoal.report.record import ROWS, SIDES, Record, Summary, look_up
+from shoal.storage.files import replacing
 
 
 def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shoal.checkpoint import write_text
 from shoal.errors import ShoalError
-from shoal.graph import read_json
-from shoal.run import Run
+from shoal.storage.files import read_json, write_text
+from shoal.storage.run import Run
 from shoal.sweep.grid import Planned
 from shoal.sweep.processes import Attempt
 

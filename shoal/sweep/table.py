@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from shoal.errors import ShoalError
-from shoal.run import Run
+from shoal.storage.run import Run
 from shoal.sweep.engine import FAILED, FINISHED, RUNNING, SKIPPED, STOPPED, WAITING, Record, Watch
 from shoal.sweep.results import flat, headline
 

@@ -1,0 +1,68 @@
+"""The offline phase of a ResNet18 shape by batch: seconds and bytes an item, by kind of product.
+
+    python -m benchmarks.private.offline --out benchmarks/results/private_offline.json
+
+Batches share SPU's packing of answers. Weights are random. Server and client are processes of their own, over mutual
+TLS on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.private.direct import SHAPE
+from benchmarks.private.phases import process, sized, tls_of
+from shoal.private.compiler.compilation import compile
+from shoal.private.program.artifact import save_artifact
+from shoal.private.serving.client import Client
+from shoal.private.transport.certs import make_certificates
+from shoal.storage.environment import environment
+
+
+def measure(folder: Path, certificates: Path, batch: int, least: int) -> dict[str, Any]:
+    """One session that makes whole batches, `least` items or more."""
+    count = batch * -(-least // batch)
+    with process("--serve", folder, certificates) as address:
+        client = Client(folder, address, tls_of(certificates, "client"), pool=folder / f"pool-{batch}")
+        begun = time.perf_counter()
+        made = client.prepare(count, batch=batch)
+        seconds = time.perf_counter() - begun
+        client.close()
+    kinds = {kind: {k: v / count for k, v in row.items()} for kind, row in made.kinds.items()}
+    return {"batch": batch, "items": count, "seconds": seconds / count, "kinds": kinds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--relus", type=int, default=557_056)
+    parser.add_argument("--blocks", type=int, default=0)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--least", type=int, default=4, help="items to make at least")
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make_certificates(folder / "certs")
+        graph = sized(a.relus, a.blocks, "resnet18")
+        program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
+        save_artifact(folder / "artifact", program, weights)
+        for batch in a.batches:
+            rows.append(measure(folder / "artifact", folder / "certs", batch, a.least))
+            print(json.dumps(rows[-1]), flush=True)
+    settings = {k: v for k, v in vars(a).items() if k != "out"}
+    if a.out:
+        a.out.write_text(
+            json.dumps({"settings": settings, "environment": environment(), "rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Prepared private inference of a ResNet18 shape: online, offline and floor, beside the direct run of the same network.
+
+    python -m benchmarks.private.phases --out benchmarks/results/private_phases.json
+
+Weights are random: times and bytes depend on shapes and on the number of kept ReLUs alone. Server and client are
+processes of their own, over mutual TLS on loopback. The floor is the same messages on the same kind of connection with
+no computing, plus the network's plain float convolutions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.private.direct import SHAPE, network
+from shoal.graph.counting import cost
+from shoal.graph.graph import Graph
+from shoal.jobs.serve import share_cores
+from shoal.private.compiler.compilation import compile
+from shoal.private.program.artifact import save_artifact
+from shoal.private.protocol.plan import Plan
+from shoal.private.serving.client import Client
+from shoal.private.serving.server import Server
+from shoal.private.transport.certs import TLS, make_certificates
+from shoal.private.transport.channel import admit, connect, listen
+from shoal.private.transport.wire import SocketWire
+from shoal.storage.environment import environment
+
+
+def sized(relus: int, blocks: int, model: str) -> Graph:
+    """A network of exactly `blocks` replaced blocks and about `relus` ReLUs left."""
+    whole = cost(network(model, 1.0, 1.0, 0)).relus
+    if relus >= whole:
+        return network(model, 1.0, 1.0, 0)
+    kept = relus / whole
+    for _ in range(3):
+        graph = network(model, 1.0, kept, blocks)
+        kept *= relus / cost(graph).relus
+    return graph
+
+
+class Watched(SocketWire):
+    """A wire that notes its script: words sent and received, message by message."""
+
+    script: list[tuple[int, int]]
+
+    def _both(self, mine: Any, words: int) -> Any:
+        self.script.append((0 if mine is None else mine.size, words))
+        return super()._both(mine, words)
+
+
+@contextlib.contextmanager
+def process(*arguments: object) -> Iterator[str]:
+    """Another run of this file that prints its address and serves until we are done with it."""
+    command = [sys.executable, "-m", "benchmarks.private.phases", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            yield child.stdout.readline().strip()
+        finally:
+            child.kill()
+
+
+def serve(folder: str, certificates: str) -> None:
+    tls = tls_of(Path(certificates), "server")
+    share_cores()
+    with Server(folder, "127.0.0.1:0", tls, engines=2) as server:
+        print(server.address, flush=True)
+        server.serve()
+
+
+def echo(script: str, certificates: str) -> None:
+    """The server's end of the bare exchanges: plays every script that it is asked for, mirrored."""
+    steps, listener = json.loads(Path(script).read_text()), listen("127.0.0.1:0")
+    print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    sock, peer = listener.accept()
+    channel = admit(sock, peer[0], tls_of(Path(certificates), "server"))
+    while True:
+        play(SocketWire(channel, 60.0), [(theirs, mine) for mine, theirs in steps])
+
+
+def play(wire: SocketWire, steps: list[tuple[int, int]]) -> None:
+    for mine, theirs in steps:
+        wire._both(np.zeros(mine, np.uint64) if mine else None, theirs)
+
+
+def tls_of(folder: Path, name: str) -> TLS:
+    return TLS(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
+
+
+def floor(script: list[tuple[int, int]], graph: Graph, folder: Path, certificates: Path, rounds: int) -> float:
+    """Median seconds of the bare exchanges, plus those of the plain convolutions."""
+    path = folder / "script.json"
+    path.write_text(json.dumps(script))
+    times = []
+    with process("--echo", path, certificates) as address:
+        channel = connect(address, tls_of(certificates, "client"), 30.0)
+        for _ in range(rounds + 2):
+            begun = time.perf_counter()
+            play(SocketWire(channel, 60.0), script)
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times[2:]) + plain(graph, rounds)
+
+
+def plain(graph: Graph, rounds: int) -> float:
+    """Median seconds of the float network without its ReLUs, by and large its convolutions."""
+    x, times = torch.rand(1, *SHAPE), []
+    with torch.no_grad():
+        for _ in range(rounds + 2):
+            begun = time.perf_counter()
+            graph(x)
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times[2:])
+
+
+def measure(graph: Graph, folder: Path, certificates: Path, a: argparse.Namespace, direct: bool) -> dict[str, Any]:
+    program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1, fraction_bits=a.fraction_bits)
+    save_artifact(folder, program, weights)
+    x = (np.random.default_rng(0).random((1, *SHAPE)) * 2 - 1).astype(np.float32)
+    with torch.no_grad():
+        truth = graph(torch.from_numpy(x))[-1].numpy()
+    row = facts(graph, Plan(program))
+    with process("--serve", folder, certificates) as address:
+        client = Client(folder, address, tls_of(certificates, "client"))
+        begun = time.perf_counter()
+        client.prepare(a.rounds + 2, batch=a.batch, progress=lambda made, _: print("made", made, flush=True))
+        row["offline_s"] = (time.perf_counter() - begun) / (a.rounds + 2)
+        with client:
+            queries = [client.query(x) for _ in range(a.rounds + 1)][1:]
+            script = record(client, x)
+        row |= {k: statistics.median(getattr(q, k) for q in queries) for k in ("relu_s", "linear_s", "bytes")}
+        row |= {"online_s": statistics.median(q.seconds for q in queries)}
+        row |= {"messages": queries[0].messages, "latencies": queries[0].latencies}
+        row["logit_error"] = max(float(np.abs(q.logits - truth).max()) for q in queries)
+        row["error_bound"] = program.error_bound
+        if direct:
+            row["direct_s"] = direct_seconds(folder, address, certificates, x, a.direct_rounds)
+    row["floor_s"] = floor(script, graph, folder, certificates, a.rounds)
+    return row
+
+
+def record(client: Client, x: np.ndarray) -> list[tuple[int, int]]:
+    """The client's messages of one more query."""
+    import shoal.private.serving.prepared as prepared
+
+    Watched.script = []
+    prepared.SocketWire = Watched  # type: ignore[misc]
+    client.query(x)
+    prepared.SocketWire = SocketWire  # type: ignore[misc]
+    return Watched.script
+
+
+def direct_seconds(folder: Path, address: str, certificates: Path, x: np.ndarray, rounds: int) -> float:
+    with Client(folder, address, tls_of(certificates, "client"), mode="direct") as client:
+        times = [client.query(x).seconds for _ in range(rounds + 1)]
+    print("direct", times, flush=True)
+    return statistics.median(times[1:])
+
+
+def facts(graph: Graph, plan: Plan) -> dict[str, Any]:
+    total = cost(graph)
+    return {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")} | {
+        "fraction_bits": plan.program.fraction_bits,
+        "sign_bits": sorted(plan.program.sign_bits.values()),
+        "exact_truncations": len(plan.exact),
+        "failure_bound": plan.program.failure_bound,
+        "disk_bytes": {"client": plan.stored_bytes(True), "server": plan.stored_bytes(False)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--relus", type=int, nargs="+", default=[557_056, 49_600, 24_900, 24_900])
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[0, 3, 3, 7], help="blocks replaced in each; 3: 14 convolutions, 7: 10"
+    )
+    parser.add_argument("--fraction-bits", type=int)
+    parser.add_argument("--batch", type=int, default=7, help="items made together")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--direct-rounds", type=int, default=3)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--echo", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    a = parser.parse_args()
+    if a.serve or a.echo:
+        return serve(*a.serve) if a.serve else echo(*a.echo)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_certificates(Path(folder) / "certs")
+        for i, (relus, blocks) in enumerate(zip(a.relus, a.blocks, strict=True)):
+            graph = sized(relus, blocks, a.model)
+            rows[f"{relus}" if blocks < 7 else f"{relus}, {blocks} blocks replaced"] = row = measure(
+                graph, Path(folder) / str(i), Path(folder) / "certs", a, i == 0
+            )
+            print(json.dumps(row), flush=True)
+    write(a, rows)
+
+
+def write(a: argparse.Namespace, rows: dict[str, Any]) -> None:
+    direct = next(iter(rows.values()))["direct_s"]
+    figures = {
+        relus: {
+            "online_times_faster_than_direct": direct / row["online_s"],
+            "online_over_floor": row["online_s"] / row["floor_s"],
+            "offline_and_online_over_direct": (row["offline_s"] + row["online_s"]) / direct,
+        }
+        for relus, row in rows.items()
+    }
+    settings = {k: v for k, v in vars(a).items() if k not in ("out", "serve", "echo")}
+    body = {"settings": settings, "environment": environment(), "figures": figures, "networks": rows}
+    if a.out:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        a.out.write_text(json.dumps(body, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: how the commands are typed and shown."""

@@ -1,0 +1,129 @@
+"""`shoal sweep`: reads what the other commands take off their own definitions, and shows what the engine does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from shoal.cli.options import Json, grid, show
+from shoal.cli.signals import counting
+from shoal.errors import TRY_AGAIN, ShoalError
+from shoal.storage.run import Run
+from shoal.sweep.box import Box
+from shoal.sweep.cluster import RayExecutor
+from shoal.sweep.command import OWN, Command, Option
+from shoal.sweep.engine import STOPPED, WAITING, Sweep
+from shoal.sweep.folder import Folder
+from shoal.sweep.grid import read_grid
+from shoal.sweep.processes import Executor, LocalExecutor, cores, count_slots, visible_gpus
+from shoal.sweep.results import group_rows, summary
+from shoal.sweep.table import showing
+
+
+def commands(app: Any) -> dict[str, Command]:
+    """What may be swept: the commands of a typer group that write a run folder and stop and go on at checkpoints."""
+    described = {name: _described(name, command) for name, command in app.commands.items() if name != sweep.__name__}
+    return {name: command for name, command in described.items() if set(OWN) <= set(command.options)}
+
+
+def _described(name: str, command: Any) -> Command:
+    options = {p.name: _option(p) for p in command.params if p.param_type_name == "option"}
+    arguments = tuple(p.name for p in command.params if p.param_type_name == "argument")
+
+    def check(words: Sequence[str]) -> None:
+        try:
+            command.make_context(name, list(words))  # parses, and converts values; runs nothing
+        except typer.BadParameter as error:
+            raise ShoalError(
+                f"found that shoal {name} refuses {' '.join(words)}: {error.format_message()}; see shoal {name} --help"
+            ) from error
+
+    return Command(name, arguments, options, check)
+
+
+def _option(parameter: Any) -> Option:
+    off = parameter.secondary_opts[0] if parameter.secondary_opts else None
+    return Option(parameter.opts[-1], off, bool(parameter.is_flag), bool(parameter.multiple))
+
+
+def executor(workers: int | None, per_gpu: int | None, address: str | None) -> Executor:
+    """Where the runs go. Raises ShoalError when there is no such place."""
+    if address is not None:
+        return RayExecutor(address, workers, per_gpu)
+    gpus = visible_gpus(os.environ, torch.cuda.device_count())
+    return LocalExecutor(count_slots(workers, per_gpu, len(gpus), cores()), gpus)
+
+
+def sweep(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="GRID", help="A YAML file: stages, their options and grids.")],
+    out: Annotated[Path, typer.Option(help="The folder for all runs; new or empty, unless --resume.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[STAGE.]OPTION=VALUE",
+            help="Instead of what GRID says, in every stage that has the option, or in one (repeatable; YAML).",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at once, sharing the cores; as many as cores.")] = None,
+    per_gpu: Annotated[int | None, typer.Option(help="Runs at once on each GPU (with `device: cuda`).")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="host:port of a Ray cluster, or local, instead of plain processes (extra).")
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(help="Time for the whole sweep: before it is up, runs stop at checkpoints; --resume goes on."),
+    ] = None,
+    retries: Annotated[int, typer.Option(help="How often a run goes on after its worker was killed.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; repeats no run.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a grid of train and reduce commands, and print mean and spread over seeds.
+
+    Finished runs are never repeated. A run whose worker is killed goes on from its last checkpoint. Ctrl-C stops all at
+    checkpoints, within a step, a second one at once. The exit status is 1 when a run has failed, and 75 when all that
+    are not done may go on with --resume. docs/sweeps.md has an example.
+    """
+    box = Box(max_seconds)  # first of all: reading the file and looking for a cluster take time, too
+    if retries < 0:
+        raise ShoalError(f"found --retries {retries}; need 0 or more; leave it out for 2")
+    assert context.parent is not None
+    runs = read_grid(file, commands(context.parent.command), out, set_ or ())
+    folder = Folder(out)
+    folder.check(runs, resume)
+    console = Console(stderr=True)
+    with closing(executor(workers, per_gpu, ray)) as place, folder.opened(runs), showing(console) as watch:
+        said = "stopping all runs at checkpoints; once more ends them at once"
+        with counting(signal.SIGINT, signal.SIGTERM, said=said) as asked:
+            records = Sweep(folder, runs, place, retries, box).run(watch, asked)
+    body = summary(records)
+    Run(out).write_json("sweep.json", body)
+    heads = ["runs of", "runs", "accuracy, %", "ReLUs", "MACs", "depth", "s"]
+    show(body, json, lambda: grid(str(out), heads, group_rows(body)))
+    _report_unfinished(body, console)
+
+
+def _report_unfinished(body: dict[str, Any], console: Console) -> None:
+    """Name the runs that did not finish, with the ends of their logs.
+
+    Exits with status 1 where one failed, and with that of a stop (75) where all others may go on.
+    """
+    later = [row for row in body["runs"] if row["state"] in (STOPPED, WAITING)]
+    for row in body["runs"]:
+        if row["run"] in body["unfinished"]:
+            console.print(f"{row['state']} {row['run']}", *row["error"], sep="\n  ", markup=False, highlight=False)
+    if later:
+        console.print(
+            f"{len(later)} of {len(body['runs'])} runs stopped or waiting: --resume goes on with them", highlight=False
+        )
+    if body["unfinished"]:
+        raise typer.Exit(TRY_AGAIN if len(later) == len(body["unfinished"]) else 1)

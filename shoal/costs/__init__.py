@@ -1,0 +1,1 @@
+"""What private inference will cost, before it is compiled: protocols, machines, links, plans."""

@@ -1,0 +1,50 @@
+"""Constants of a machine: seconds a product, a ReLU and an exchange take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from shoal.errors import ShoalError
+from shoal.storage.files import read_json, write_text
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Seconds of one unit of work between two parties like those that `shoal calibrate` measured.
+
+    Offline: a ciphertext product, an automorphism, an AND of one word, a bit times a word, a run of SPU. Online: an
+    exchange without a network, a float64 multiply-add, a weight read, a kept ReLU, a value through a linear layer, an
+    inference.
+    Direct: a ReLU. The defaults are two cores that both parties share, over TLS on loopback.
+    """
+
+    product_s: float = 0.33e-3
+    automorphism_s: float = 1.4e-3
+    and_s: float = 15e-6
+    chosen_s: float = 1.6e-6
+    run_s: float = 0.07
+    exchange_s: float = 0.36e-3
+    mac_s: float = 0.5e-10
+    weight_s: float = 3e-9
+    relu_s: float = 0.13e-6
+    value_s: float = 0.01e-6
+    query_s: float = 4.5e-3
+    direct_relu_s: float = 12.2e-6
+
+    def save(self, path: Path) -> None:
+        """Write the constants as JSON."""
+        write_text(path, json.dumps({"shoal_machine": 1} | asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Machine:
+        """Read what `save` wrote. Raises ShoalError for a missing, malformed or foreign file."""
+        body = read_json(path)
+        names = {f.name for f in fields(cls)}
+        values = {k: v for k, v in body.items() if k in names} if isinstance(body, dict) else {}
+        if values.keys() != names or not all(isinstance(v, (int, float)) and v >= 0 for v in values.values()):
+            raise ShoalError(
+                f"found no machine's constants at {path}; need what shoal calibrate wrote; calibrate again"
+            )
+        return cls(**values)

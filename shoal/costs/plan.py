@@ -1,0 +1,92 @@
+"""`Plan`: a candidate that was chosen to be trained, as a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.costs.candidates import Candidate
+from shoal.costs.machine import Machine
+from shoal.costs.target import Forecast, Target
+from shoal.errors import ShoalError
+from shoal.graph.folding import fold
+from shoal.networks.spec import Spec
+from shoal.storage.files import read_json, write_text
+from shoal.surgery.tracing import trace
+
+FORMAT = "shoal-plan-1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chosen candidate of a base network, with the target that it was to meet."""
+
+    base: str
+    shape: tuple[int, ...]
+    width: float
+    resolution: float
+    target: Target
+    machine: Machine | None
+    candidate: Candidate
+
+    def check(self, spec: Spec) -> None:
+        """Raise ShoalError unless `spec` is the network that the plan was made for, reshaped as it says."""
+        wanted = self.width * self.candidate.width, self.resolution * self.candidate.resolution
+        if (spec.base, spec.shape) != (self.base, self.shape):
+            raise ShoalError(
+                f"found a plan for {self.base} at {self.shape} and a teacher that is {spec.base} at {spec.shape}; "
+                "need a plan made for this teacher; run shoal plan on it"
+            )
+        if (spec.width, spec.resolution) != wanted:
+            raise ShoalError(
+                f"found a teacher of width {spec.width:g} and resolution {spec.resolution:g}; need the plan's "
+                f"{wanted[0]:g} and {wanted[1]:g}; train one: shoal train {self.base} --width {wanted[0]:g} "
+                f"--resolution {wanted[1]:g}, or pick a candidate that keeps the shape"
+            )
+
+    def choices(self) -> dict[str, Any]:
+        """Options of the shallow recipe."""
+        chosen = self.candidate
+        body: dict[str, Any] = {"budget": chosen.budget, "gates": bool(chosen.gated), "gated": chosen.gated}
+        return body | {"exit": chosen.keep == "auxiliary", "keep": chosen.keep}
+
+    def outcome(self, model: nn.Module) -> dict[str, Any]:
+        """What the plan promised, and what the cost model says of the network that training gave."""
+        forecast = self.target.forecast(fold(trace(model, self.shape)), self.machine)
+        return {"target": asdict(self.target), "planned": asdict(self.candidate.forecast), "forecast": asdict(forecast)}
+
+
+def write(body: dict[str, Any], pick: int, out: Path) -> None:
+    """Write a plan that has chosen candidate `pick`, counted from 1. Raises ShoalError where there is none."""
+    if not 1 <= pick <= len(body["candidates"]):
+        raise ShoalError(f"found --pick {pick}; need 1 to {len(body['candidates'])}, the candidates that there are")
+    body["chosen"] = pick - 1
+    write_text(out, json.dumps(body, indent=1) + "\n")
+
+
+def read(path: Path) -> Plan:
+    """The plan that `write` wrote. Raises ShoalError for a missing, damaged or foreign file."""
+    body = read_json(path)
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise ShoalError(f"found no plan at {path}; need what shoal plan --out wrote; plan again")
+    try:
+        chosen = dict(body["candidates"][body["chosen"]])
+        chosen["forecast"] = _only(Forecast, chosen["forecast"])
+        chosen["gated"] = tuple(chosen["gated"])
+        target, shape = _only(Target, body["target"]), tuple(int(size) for size in body["shape"])
+        machine = _only(Machine, body["machine"]) if body["machine"] else None
+        facts = (body["base"], shape, body["width"], body["resolution"])
+        return Plan(*facts, target, machine, _only(Candidate, chosen))
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ShoalError(f"found a damaged plan at {path} ({error!r}); need an intact file; plan again") from error
+
+
+def _only(kind: Any, body: dict[str, Any]) -> Any:
+    names = {field.name for field in fields(kind)}
+    if set(body) != names:
+        raise ValueError(f"{kind.__name__} with {sorted(set(body) ^ names)}")
+    return kind(**body)

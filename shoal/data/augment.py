@@ -1,0 +1,101 @@
+"""Augmentation of whole batches on their device, each image by its own draw."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.data.autoaugment import autoaugment
+from shoal.data.pixels import FILL
+from shoal.errors import ShoalError
+
+POLICIES = (
+    "none",
+    "crop",
+    "crop-flip",
+    "crop-flip-cutout",
+    "crop-flip-autoaugment",
+    "crop-flip-autoaugment-cutout",
+)
+"""Policies for images."""
+
+CLOUD_POLICIES = ("none", "scale-shift")
+"""Policies for point clouds."""
+
+
+def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator) -> Tensor:
+    """Augment uint8 [N, C, H, W] or clouds float32 [N, 3, P, 1], each by its own draw; same shape, type and device.
+
+    `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `autoaugment` is the
+    CIFAR policy (`shoal.data.autoaugment`), `cutout` zeroes a square with sides of H/4 around any pixel. With it,
+    the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
+    `scale-shift` is for clouds: each axis times 2/3 to 3/2, then moved by up to 0.2, as in DGCNN's public code. Draws
+    are made on the generator's device, so that a seed gives the same images on every device. Raises ShoalError for an
+    unknown policy, and for one for images on clouds or the other way round.
+    """
+    check_policy(policy)
+    check_suits(policy, images_uint8)
+    if policy == "none":
+        return images_uint8
+    if policy == "scale-shift":
+        return _scale_shift(images_uint8, generator)
+    learned = "autoaugment" in policy
+    images = _crop(images_uint8, generator, FILL if learned else 0)
+    if "flip" in policy:
+        images = _flip(images, generator)
+    if learned:
+        images = autoaugment(images, generator)
+    return _cutout(images, generator, images.shape[2] // (2 if learned else 4)) if "cutout" in policy else images
+
+
+def check_policy(policy: str) -> None:
+    """Raise ShoalError for a policy that is none for images and none for clouds."""
+    if policy not in POLICIES + CLOUD_POLICIES:
+        known = ", ".join(dict.fromkeys(POLICIES + CLOUD_POLICIES))
+        raise ShoalError(f"found {policy!r} at augment; need one of {known}; correct the name")
+
+
+def check_suits(policy: str, images: Tensor) -> None:
+    """Raise ShoalError for a policy for images where there are clouds, which are floats, or the other way round."""
+    cloud = images.is_floating_point()
+    if policy not in (known := CLOUD_POLICIES if cloud else POLICIES):
+        raise ShoalError(
+            f"found {policy!r} at augment for {'point clouds' if cloud else 'images'}; need one of {', '.join(known)}; "
+            "choose one"
+        )
+
+
+def _draw(images: Tensor, bound: int, generator: torch.Generator) -> Tensor:
+    """One integer in 0..bound-1 for each image."""
+    drawn = torch.randint(bound, (len(images),), generator=generator, device=generator.device)
+    return drawn.to(images.device)
+
+
+def _crop(images: Tensor, generator: torch.Generator, fill: int) -> Tensor:
+    height, width = images.shape[2:]
+    pad = height // 8
+    rows, columns = (_draw(images, 2 * pad + 1, generator) for _ in range(2))
+    # Every possible crop as a view, of which indexing copies one an image: six times as fast as a gather.
+    crops = F.pad(images, (pad, pad, pad, pad), value=fill).unfold(2, height, 1).unfold(3, width, 1)
+    return crops[torch.arange(len(images), device=images.device), :, rows, columns]
+
+
+def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    mirrored = _draw(images, 2, generator).bool()[:, None, None, None]
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def _cutout(images: Tensor, generator: torch.Generator, side: int) -> Tensor:
+    def band(length: int) -> Tensor:
+        offset = torch.arange(length, device=images.device) - _draw(images, length, generator)[:, None] + side // 2
+        return (offset >= 0) & (offset < side)
+
+    rows, columns = (band(length) for length in images.shape[2:])
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _scale_shift(clouds: Tensor, generator: torch.Generator) -> Tensor:
+    scale, shift = torch.rand(2, *clouds.shape[:2], 1, 1, generator=generator, device=generator.device)
+    scale, shift = (2 / 3 + scale * (3 / 2 - 2 / 3)).to(clouds.device), (0.4 * shift - 0.2).to(clouds.device)
+    return clouds * scale + shift

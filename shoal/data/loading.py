@@ -1,0 +1,208 @@
+"""`load`: a data set by name, from its published layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from shoal.data import clouds as point_clouds
+from shoal.data import readers
+from shoal.data.cifar import Cifar, read_cifar
+from shoal.data.dataset import CLOUDS, NAMES, Dataset, Split
+from shoal.data.folders import read_folder, read_tiny_imagenet
+from shoal.data.readers import Arrays
+from shoal.data.splits import Moments, divide, hold_out, moments
+from shoal.errors import ShoalError
+
+POINTS = 1024
+"""Points of a cloud unless `size` is given: those of PointNet++ and DGCNN."""
+# Where data are looked for without a root: beside the user's work, then where Debian's data packages put theirs.
+DEFAULT_ROOTS = (Path(".data"), Path("/usr/share/datasets"))
+# Mirrored digits and letters are other symbols, and only its owner knows that about a `folder`.
+_AUGMENT = {"fashion-mnist": "crop", "cifar10": "crop-flip", "cifar100": "crop-flip", "tiny-imagenet": "crop-flip"}
+_AUGMENT |= dict.fromkeys(CLOUDS, "scale-shift")
+_PUBLISHED: dict[str, Moments] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+_CIFAR = {
+    "cifar10": Cifar(
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test="test_batch",
+        label_key=b"labels",
+        classes=10,
+    ),
+    "cifar100": Cifar(
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        train=("train",),
+        test="test",
+        label_key=b"fine_labels",
+        classes=100,
+    ),
+}
+_SOURCES = {
+    "fashion-mnist": "install Debian's package dataset-fashion-mnist, or fetch the four IDX files of "
+    "github.com/zalandoresearch/fashion-mnist",
+    "cifar10": "fetch cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": "fetch cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
+    "svhn": "fetch train_32x32.mat and test_32x32.mat from ufldl.stanford.edu/housenumbers",
+    "tiny-imagenet": "fetch and unpack tiny-imagenet-200.zip from cs231n.stanford.edu",
+    "modelnet10": "fetch and unpack ModelNet10.zip from modelnet.cs.princeton.edu",
+    "modelnet40": "fetch and unpack ModelNet40.zip from modelnet.cs.princeton.edu, or modelnet40_normal_resampled.zip "
+    "from shapenet.cs.stanford.edu/media",
+}
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    val: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    size: int | None = None,
+) -> Dataset:
+    """Load the set `name`: one of NAMES or CLOUDS, or a directory of images by class.
+
+    `root` holds the set's published folder or archive, or is that folder; without it, DEFAULT_ROOTS are searched.
+    `val` is the fraction of the training images held out, stratified and chosen by `seed`. `limit` keeps that
+    many of the remaining training images, stratified. `size` resizes every image to size x size pixels.
+    Without `size`, digits are 16x16 and fashion-mnist is zero-padded to 32x32. Of clouds, `size` is the number of
+    points, POINTS unless given.
+
+    Raises ShoalError for an unknown name, an argument out of range, and missing or damaged data.
+    """
+    _check_arguments(val, limit, size)
+    kind, root = _kind(name, root)
+    train, test, classes = _read(kind, root, size, seed)
+    kept, held = hold_out(Split(*train), val, limit, seed)
+    mean, std = _PUBLISHED.get(kind) or moments(kept.images)
+    return Dataset(name, kept, held, Split(*test), classes, mean, std, _AUGMENT.get(kind, "none"))
+
+
+def _check_arguments(val: float, limit: int | None, size: int | None) -> None:
+    if not 0 <= val < 1:
+        raise ShoalError(f"found {val} at val; need a fraction in [0, 1); give 0.1, say, or 0 for none")
+    for name, value in (("limit", limit), ("size", size)):
+        if value is not None and value < 1:
+            raise ShoalError(f"found {value} at {name}; need 1 or more; leave it out for the whole set as it is")
+
+
+def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
+    """The entry of NAMES or CLOUDS that reads `name`, and where its data are. Known names win over directories."""
+    if name in (*NAMES, *CLOUDS):
+        return name, None if root is None else Path(root).expanduser()
+    if name and root is None and Path(name).expanduser().is_dir():
+        return "folder", Path(name).expanduser()
+    close = get_close_matches(name.lower(), (*NAMES, *CLOUDS), n=1)
+    hint = f"did you mean {close[0]}?" if close else "give one of these, or the path of a directory and no root"
+    raise ShoalError(f"found {name!r} at data set name; need one of {', '.join((*NAMES, *CLOUDS))}; {hint}")
+
+
+# ---- finding and reading each set
+
+
+def _read(kind: str, root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
+    """Train, test and the number of classes, at the size that `load` promises."""
+    if kind == "folder":
+        return _read_folder(root, size, seed)
+    if kind in CLOUDS:
+        return _read_clouds(kind, root, size or POINTS)
+    if kind == "tiny-imagenet":
+        wnids = _find(kind, root, ("tiny-imagenet-200/wnids.txt", "wnids.txt"))
+        return read_tiny_imagenet(wnids.parent, size)
+    if kind == "digits":
+        train, test = _read_digits()
+        size = size or 16
+    elif kind in _CIFAR:
+        train, test = _read_cifar(kind, root)
+    else:
+        train, test = _read_fashion(root) if kind == "fashion-mnist" else _read_svhn(root)
+    return _resize(train, size), _resize(test, size), _CIFAR[kind].classes if kind in _CIFAR else 10
+
+
+def _find(kind: str, root: Path | None, places: Sequence[str]) -> Path:
+    """The first of `places` that exists under `root`, or else under the default roots."""
+    roots = DEFAULT_ROOTS if root is None else (root,)
+    for path in (base / place for base in roots for place in places):
+        if path.exists():
+            return path
+    raise ShoalError(
+        f"found no {kind} data at {' or '.join(map(str, roots))}; need {' or '.join(places)} there; "
+        f"{_SOURCES[kind]}, put that under {roots[0]}, or give --data-dir (root=) the directory that holds it"
+    )
+
+
+def _read_digits() -> tuple[Arrays, Arrays]:
+    """scikit-learn's digits [N, 1, 8, 8]; 30 % are the test split, the same ones whatever `load`'s seed."""
+    from sklearn.datasets import load_digits  # here, as its import takes a second that no other set needs
+
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    images, labels = readers.arrays(pixels[:, None], bunch.target, 10, "scikit-learn's digits")
+    return divide(images, labels, 0.3, seed=0)
+
+
+def _read_fashion(root: Path | None) -> tuple[Arrays, Arrays]:
+    stem = "train-images-idx3-ubyte"
+    places = [f"{folder}{stem}{suffix}" for folder in ("fashion-mnist/", "") for suffix in ("", ".gz")]
+    folder = _find("fashion-mnist", root, places).parent
+
+    def part(prefix: str) -> Arrays:
+        images, labels = readers.read_idx_pair(folder, prefix, classes=10, side=28)
+        # 32 pixels halve evenly five times, as the networks for CIFAR need.
+        return F.pad(images, (2, 2, 2, 2)), labels
+
+    return part("train"), part("t10k")
+
+
+def _read_cifar(kind: str, root: Path | None) -> tuple[Arrays, Arrays]:
+    spec = _CIFAR[kind]
+    found = _find(kind, root, (f"{spec.folder}/{spec.test}", spec.test, spec.archive))
+    return read_cifar(found if found.name == spec.archive else found.parent, spec)
+
+
+def _read_svhn(root: Path | None) -> tuple[Arrays, Arrays]:
+    train = _find("svhn", root, ("svhn/train_32x32.mat", "train_32x32.mat"))
+    return readers.read_svhn(train), readers.read_svhn(train.with_name("test_32x32.mat"))
+
+
+def _read_folder(root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
+    if root is None:
+        raise ShoalError("found no data set folder; need a directory of images by class; give --data-dir (root=)")
+    train, test, classes = read_folder(root, size)
+    return (*(divide(train[0], train[1], 0.2, seed) if test is None else (train, test)), classes)
+
+
+def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arrays, int]:
+    """From text where there is some, or else from meshes; the text of both sets is published in one folder."""
+    listed, meshes = f"{kind}_shape_names.txt", kind.replace("modeln", "ModelN")
+    places = (f"modelnet40_normal_resampled/{listed}", listed, meshes)
+    if root is not None and any(root.glob("*/train/*.off")):
+        return point_clouds.read_meshes(root, points)
+    found = _find(kind, root, places)
+    if found.name == listed:
+        return point_clouds.read_resampled(found.parent, kind, points)
+    return point_clouds.read_meshes(found, points)
+
+
+def _resize(pair: Arrays, size: int | None) -> Arrays:
+    """Bilinear to size x size, in pieces, because the whole set in float32 takes four times its memory."""
+    images, labels = pair
+    if size is None or images.shape[2:] == (size, size):
+        return pair
+    pieces = [
+        F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
+        for piece in images.split(1024)
+    ]
+    return torch.cat(pieces), labels

@@ -1,0 +1,1 @@
+"""Who teaches a network, and how: losses, paths, hints, peers, neighbours in the batch."""

@@ -1,0 +1,155 @@
+"""Features of a network under names of their own, through adapters that train beside it and are cut away afterwards.
+
+A student and its teacher call their layers differently; `attach` gives what is compared one name in both, so that a
+loss reads one tap. The adapter is what lies between: a trained regressor, a margin, or nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from shoal.errors import ShoalError
+from shoal.surgery.normal_form import module_calls
+from shoal.surgery.sites import relu_sites
+from shoal.surgery.tracing import shapes
+
+PREFIX = "hints."
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What the submodule `site` gives, or with `before` what it receives."""
+
+    site: str
+    before: bool = False
+
+
+def attach(
+    model: nn.Module, shape: tuple[int, ...], adapters: Mapping[str, tuple[Feature, nn.Module]]
+) -> fx.GraphModule:
+    """A copy of `model` that also computes each adapter on its feature; the tap of the adapter `a` is ``hints.a``.
+
+    The logits and the names of all other submodules stay. `surgery.drop_unread` takes the adapters away. Raises
+    ShoalError for a site that is no submodule.
+    """
+    traced = shapes(model, shape)
+    traced.train(model.training)
+    for name, (feature, adapter) in adapters.items():
+        node = _node(traced, feature)
+        path = f"{PREFIX}{name}"
+        device = next((p.device for p in traced.parameters()), torch.device("cpu"))
+        traced.add_submodule(path, adapter.to(device).train(model.training))
+        with traced.graph.inserting_after(node):
+            traced.graph.call_module(path, (node,))
+    traced.recompile()
+    return traced
+
+
+def feature_shape(model: nn.Module, shape: tuple[int, ...], feature: Feature) -> tuple[int, ...]:
+    """The shape of a feature of one image of `shape`. Raises ShoalError for a site that is no submodule."""
+    result: tuple[int, ...] = _node(shapes(model, shape), feature).meta["shape"]
+    return result
+
+
+def _node(traced: fx.GraphModule, feature: Feature) -> fx.Node:
+    calls = module_calls(traced)
+    if feature.site not in calls:
+        raise ShoalError(f"found no submodule {feature.site!r} to read; need one that is called; see relu_sites")
+    node = calls[feature.site]
+    return node.all_input_nodes[0] if feature.before else node
+
+
+def stage_ends(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The last ReLU site of each stage that has maps, the stem's left out, in order.
+
+    Raises ShoalError for a network without such a site.
+    """
+    ends = {site.stage: site.name for site in relu_sites(model, shape) if len(site.shape) == 3 and site.stage > 0}
+    if not ends:
+        raise ShoalError("found no stage with maps; need a convolutional network with ReLUs for feature losses")
+    return tuple(ends[stage] for stage in sorted(ends))
+
+
+def embedding(model: nn.Module, shape: tuple[int, ...]) -> Feature:
+    """What the classifier reads. Raises ShoalError unless the logits come from one linear layer."""
+    traced = shapes(model, shape)
+    result = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+    if not isinstance(result, fx.Node) or not _is(traced, result, nn.Linear):
+        raise ShoalError(f"found logits from {result}; need one linear layer at the end for this loss")
+    return Feature(str(result.target), before=True)
+
+
+def _is(traced: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), kind)
+
+
+def regressor(channels: int, teacher_channels: int) -> nn.Module:
+    """A 1x1 convolution, batch norm and ReLU, [N, channels, H, W] -> [N, teacher_channels, H, W].
+
+    FitNets' regressor has no batch norm; the public codes' has, and needs it: at the usual weight of 100
+    a plain convolution diverges.
+    """
+    return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1), nn.BatchNorm2d(teacher_channels), nn.ReLU())
+
+
+def connector(channels: int, teacher_channels: int) -> nn.Module:
+    """A 1x1 convolution and a batch norm: the student transform of the feature overhaul."""
+    return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels))
+
+
+class MarginReLU(nn.Module):
+    """max(x, margin) with one margin, below 0, for each channel: the overhaul's teacher transform."""
+
+    margin: Tensor
+
+    def __init__(self, margin: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("margin", margin.reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape."""
+        return torch.maximum(x, self.margin.to(x.dtype))
+
+
+def margins(model: nn.Module, shape: tuple[int, ...], site: str) -> Tensor:
+    """The mean [C] of the negative values that the ReLU `site` receives, from the batch norm before it.
+
+    Before a residual sum it is the batch norm of the larger convolution, as the authors' code has it. Raises
+    ShoalError where there is none, or one without scale and shift.
+    """
+    traced = shapes(model, shape)
+    level = [_node(traced, Feature(site, before=True))]
+    while level:
+        norms = [node for node in level if _is(traced, node, nn.BatchNorm2d)]
+        if norms:
+            norm = traced.get_submodule(str(max(norms, key=lambda n: _weights_before(traced, n)).target))
+            assert isinstance(norm, nn.BatchNorm2d)
+            return expected_negative(norm)
+        level = [source for node in level for source in node.all_input_nodes]
+    raise ShoalError(f"found no batch norm before {site!r}; need one for the margins of overhaul; use another loss")
+
+
+def _weights_before(traced: fx.GraphModule, norm: fx.Node) -> int:
+    source = norm.all_input_nodes[0]
+    owned = traced.get_submodule(str(source.target)).parameters() if source.op == "call_module" else ()
+    return sum(p.numel() for p in owned)
+
+
+def expected_negative(norm: nn.BatchNorm2d) -> Tensor:
+    """E[x | x < 0] for x ~ N(shift, scale^2), [C]: shift - scale * phi(shift / scale) / Phi(-shift / scale).
+
+    Raises ShoalError for a batch norm without scale and shift.
+    """
+    if not norm.affine:
+        raise ShoalError("found a batch norm without scale and shift; need both for margins; use another loss")
+    # In logarithms: both densities vanish where a channel is almost never negative.
+    scale, shift = norm.weight.detach().double().abs().clamp_min(1e-6), norm.bias.detach().double()
+    ratio = shift / scale
+    log_density = -0.5 * (ratio.square() + math.log(2 * math.pi))
+    mean = shift - scale * (log_density - torch.special.log_ndtr(-ratio)).exp()
+    return mean.clamp_max(0.0).float()

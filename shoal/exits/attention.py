@@ -1,0 +1,170 @@
+"""Classifiers with attention and alignment (*Self-Distillation*, TPAMI'21, section 3.2 and Fig. 3).
+
+Layers are those of the authors' public code, which the figure does not show in full: a separable convolution is two
+depthwise-pointwise pairs, and the mask has all channels. Features are pooled to one value a channel, whatever the
+image size, and lie as the result of the submodule ``exits.<site>.features``; those of the final classifier as that of
+``exits.final.features``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from shoal.errors import ShoalError
+from shoal.exits.classifiers import PREFIX, attach, check_grid
+from shoal.surgery.normal_form import edit, normalise
+from shoal.surgery.sites import relu_sites
+
+FINAL = PREFIX + "final"
+"""Where the final classifier's features are; its own layers keep the names that they have."""
+
+
+class SepConv(nn.Module):
+    """Two depthwise-pointwise pairs, the first with stride 2: (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.depthwise1 = nn.Conv2d(c_in, c_in, 3, stride=2, padding=1, groups=c_in, bias=False)
+        self.pointwise1 = nn.Conv2d(c_in, c_in, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.relu1 = nn.ReLU()
+        self.depthwise2 = nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False)
+        self.pointwise2 = nn.Conv2d(c_in, c_out, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.pointwise1(self.depthwise1(x))))
+        return self.relu2(self.bn2(self.pointwise2(self.depthwise2(x))))
+
+
+class Attention(nn.Module):
+    """Features [N, C, H, W] times a mask in (0, 1) that is learned at half their resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = SepConv(channels, channels)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.relu(self.bn(self.conv(x)))
+        return x * torch.sigmoid(F.interpolate(mask, size=x.shape[2:], mode="bilinear", align_corners=False))
+
+
+class AlignedExit(nn.Module):
+    """Attention (if asked for), an alignment net, the pooled features and one linear layer.
+
+    `channels` are those of the input and after each separable convolution: (N, channels[0], H, W) -> (N, classes).
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, attention: bool = True) -> None:
+        super().__init__()
+        self.attention = Attention(channels[0]) if attention else nn.Identity()
+        self.align = nn.Sequential(*(SepConv(a, b) for a, b in pairwise(channels)))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.features = nn.Flatten()
+        self.fc = nn.Linear(channels[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(self.pool(self.align(self.attention(x)))))
+
+
+def alignment(channels: int, halvings: int, features: int) -> tuple[int, ...]:
+    """Channels before and after each of the alignment net's convolutions, one a halving and at least one.
+
+    Each doubles the channels, the last one gives as many as the final classifier has features.
+    """
+    steps = max(1, halvings)
+    return (channels, *(min(features, channels << i) for i in range(1, steps)), features)
+
+
+def add_aligned_exits(
+    model: nn.Module, after: Sequence[str], classes: int, shape: tuple[int, ...], *, attention: bool = True
+) -> fx.GraphModule:
+    """A copy of `model` with an aligned classifier after each named submodule, for images of `shape` [C, H, W].
+
+    Its forward gives logits weak to strong. Without `attention`, exits have operations that private inference has.
+    Raises ShoalError when a name has no feature map, when the model does not end in a linear layer, and for clouds.
+    """
+    check_grid(shape)
+    marked = edit(model, mark_features)
+    last = [site.shape for site in relu_sites(marked, shape) if len(site.shape) == 3][-1]
+    features = final_layer(marked).in_features
+
+    def make(site: tuple[int, ...]) -> nn.Module:
+        halvings = round(math.log2(site[1] / last[1]))
+        return AlignedExit(alignment(site[0], halvings, features), classes, attention=attention)
+
+    return attach(marked, after, shape, make)
+
+
+def feature_taps(model: nn.Module) -> tuple[str, ...]:
+    """Submodules whose results are the features [N, D] of each classifier, weak to strong.
+
+    Raises ShoalError for a model without aligned exits.
+    """
+    traced = normalise(model)
+    called = (str(node.target) for node in traced.graph.nodes if node.op == "call_module")
+    taps = [name for name in called if name.startswith(PREFIX) and name.endswith(".features")]
+    if len(taps) < 2:
+        raise ShoalError("found no aligned exits; need them for a feature loss; add_aligned_exits first")
+    return (*(name for name in taps if not name.startswith(f"{FINAL}.")), f"{FINAL}.features")
+
+
+def add_adapters(model: nn.Module, taps: Sequence[str]) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """A copy of `model` with a linear layer on the features at each of `taps`, whose results are taps alone.
+
+    Returns also their names. The public code's feature loss trains such layers; `surgery.drop_unread` takes them away.
+    """
+    traced = normalise(model)
+    device = next(traced.parameters()).device
+    names = []
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and node.target in taps:
+            name = str(node.target).removesuffix(".features") + ".adapter"
+            size = final_layer(traced).in_features
+            traced.add_submodule(name, nn.Linear(size, size).to(device).train(traced.training))
+            with traced.graph.inserting_after(node):
+                traced.graph.call_module(name, (node,))
+            names.append(name)
+    traced.recompile()
+    return traced, tuple(names)
+
+
+def _result(traced: fx.GraphModule) -> fx.Node:
+    output = next(n for n in traced.graph.nodes if n.op == "output")
+    results = output.args[0]
+    last = results[-1] if isinstance(results, (tuple, list)) else results
+    assert isinstance(last, fx.Node)
+    return last
+
+
+def final_layer(traced: fx.GraphModule) -> nn.Linear:
+    """The linear layer that gives the last classifier's logits. Raises ShoalError where another operation does."""
+    node = _result(traced)
+    layer = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(layer, nn.Linear):
+        raise ShoalError(
+            f"found {node.name} as the model's last operation; need a linear layer, whose input are the features; "
+            "use plain exits, or end forward with nn.Linear"
+        )
+    return layer
+
+
+def mark_features(traced: fx.GraphModule) -> None:
+    """Put a named identity before the final linear layer, for taps to read."""
+    final_layer(traced)
+    result = _result(traced)
+    traced.add_submodule(f"{FINAL}.features", nn.Identity())
+    with traced.graph.inserting_before(result):
+        result.args = (traced.graph.call_module(f"{FINAL}.features", result.args),)

@@ -1,0 +1,104 @@
+"""The operations of a `Graph`: attributes, result shapes and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.errors import ShoalError
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. `shape` is that of its result without the batch dimension."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+def masked_relu(x: Tensor, mask: Tensor | None) -> Tensor:
+    """ReLU where `mask` ([C, H, W] bool) is true, identity elsewhere; plain ReLU without a mask."""
+    return torch.relu(x) if mask is None else torch.where(mask, torch.relu(x), x)
+
+
+def quadratic_relu(x: Tensor, mask: Tensor, square: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """ReLU where `mask` ([C, H, W] bool) is true, elsewhere square x^2 + slope x + offset, coefficients [C]."""
+    a, b, c = (v.reshape(-1, *(1,) * (mask.dim() - 1)) for v in (square, slope, offset))
+    return torch.where(mask, torch.relu(x), (a * x + b) * x + c)
+
+
+def _batch_norm(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    return F.batch_norm(x, p["mean"], p["var"], p.get("weight"), p.get("bias"), False, 0.0, a["eps"])
+
+
+def _conv2d(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    return F.conv2d(x, p["weight"], p.get("bias"), a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+def _max_pool2d(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    more = a.get("padding", 0), a.get("dilation", 1), a.get("ceil_mode", False)
+    return F.max_pool2d(x, a["kernel"], a["stride"], *more)
+
+
+def _affine(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    for name, combine in (("scale", torch.mul), ("weight", torch.mul), ("shift", torch.add), ("bias", torch.add)):
+        if name in p:
+            x = combine(x, p[name].reshape(-1, *[1] * (x.dim() - 2)))
+    return x
+
+
+def _take(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
+    check_index(a["index"], tuple(x.shape[1:]))
+    for dim, index in enumerate(a["index"], start=1):
+        if index is not None:
+            x = x.index_select(dim, torch.tensor(index, device=x.device))
+    return x
+
+
+def check_index(index: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `index` holds positions inside `shape`, or None for all, for each of its dimensions."""
+    if not isinstance(index, list) or len(index) != len(shape):
+        raise ValueError(f"index of another rank than {shape}")
+    for size, positions in zip(shape, index, strict=True):
+        if positions is not None and (not positions or any(type(p) is not int or not 0 <= p < size for p in positions)):
+            raise ValueError(f"positions outside 0..{size - 1}")
+
+
+OPS: dict[str, Callable[..., Tensor]] = {
+    "conv2d": _conv2d,
+    "batch_norm": _batch_norm,
+    "linear": lambda p, a, x: F.linear(x, p["weight"], p.get("bias")),
+    "relu": lambda p, a, x: masked_relu(x, p.get("mask")),
+    "quadratic": lambda p, a, x: quadratic_relu(x, p["mask"], p["square"], p["slope"], p["offset"]),
+    "relu6": lambda p, a, x: F.relu6(x),
+    "add": lambda p, a, x, y: x + y,
+    "sub": lambda p, a, x, y: x - y,
+    "affine": _affine,
+    "avg_pool2d": lambda p, a, x: F.avg_pool2d(x, a["kernel"], a["stride"]),
+    "max_pool2d": _max_pool2d,
+    "mean": lambda p, a, x: x.mean((2, 3), keepdim=a["keepdim"]),
+    "flatten": lambda p, a, x: x.flatten(1),
+    "concat": lambda p, a, *xs: torch.cat(xs, 1),
+    "subsample": lambda p, a, x: x[:, :, :: a["stride"][0], :: a["stride"][1]],
+    "take": _take,
+    "pad": lambda p, a, x: F.pad(x, a["pads"]),
+}
+"""What each node type computes: (parameters, attributes, inputs) -> value."""
+
+
+def evaluate(node: Node, parameters: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
+    """The value of one node in floating point. Raises ShoalError for an operation without a meaning here."""
+    if node.op not in OPS:
+        raise ShoalError(
+            f"found operation {node.attrs.get('target', node.op)!r} at {node.name}; need one of {', '.join(OPS)}; "
+            "rewrite that part of the model with them"
+        )
+    return OPS[node.op](parameters, node.attrs, *inputs)

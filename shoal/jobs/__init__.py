@@ -1,0 +1,1 @@
+"""What each command does: check everything, make or open a run folder, fill it. One file a command."""

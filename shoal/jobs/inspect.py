@@ -1,0 +1,143 @@
+"""What `shoal check` finds: what a network costs, where it could be shallower, and what of it cannot run in private."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from shoal.costs.model import plan_of
+from shoal.graph.counting import cost
+from shoal.graph.folding import fold
+from shoal.jobs.inputs import input_shape, load_data
+from shoal.networks.assembly import assemble, own_network
+from shoal.networks.figures import counts, figures
+from shoal.networks.spec import Spec
+from shoal.networks.stored import load_network
+from shoal.private.compiler.refusal import refusals
+from shoal.recipes.deepreduce.designs import parse
+from shoal.recipes.deepreduce.merging import accountings
+from shoal.recipes.deepreduce.space import DesignSpace
+from shoal.storage.run import Run
+from shoal.surgery.sites import find_blocks, relu_sites
+from shoal.surgery.tracing import check_trace, trace
+from shoal.training.settings import Settings
+
+
+def check(
+    model: str, size: str | None, classes: int, width: float, resolution: float, replaced: Sequence[str]
+) -> dict[str, Any]:
+    """`examine` a zoo's or a user's network by name, its layers `replaced` first (``relu6=relu``)."""
+    shape = input_shape(size, model)
+    return examine(own_network(Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))), shape)
+
+
+def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Counts, replaceable blocks and refusals of `model` for images of `shape` ([C, H, W]), ready for JSON.
+
+    ``online`` is what one prepared inference exchanges, with signs of 18 bits, or None where something is refused.
+    Raises ShoalError when the model cannot be traced, fails on such images, or computes something else once traced.
+    """
+    check_trace(model, shape)
+    graph = trace(model, shape)
+    folded = fold(graph)
+    refused = refusals(folded)
+    body: dict[str, Any] = {**counts(cost(graph)), "blocks": [block.name for block in find_blocks(model, shape)]}
+    body |= {"private": not refused, "refused": [asdict(refusal) for refusal in refused]}
+    return body | {"online": None if refused else asdict(plan_of(folded).online)}
+
+
+def summary(name: str, body: dict[str, Any]) -> Group:
+    """What `examine` found, for people: the counts, then what is refused and what to do instead."""
+    table = Table(title=escape(name), header_style="bold", show_header=False)
+    rows = {k: f"{body[k]:,}" for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")}
+    rows |= {"blocks to gate": f"{len(body['blocks'])}", "runs in private": "yes" if body["private"] else "no"}
+    if body["online"]:
+        rows |= {
+            "bytes online": f"{body['online']['bytes']:,}",
+            "one-way latencies": f"{body['online']['latencies']:,}",
+        }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    return Group(table, *([_refused(body["refused"])] if body["refused"] else []))
+
+
+def _refused(rows: list[dict[str, str]]) -> Table:
+    table = Table(title="cannot run in private", header_style="bold")
+    for head in ("node", "found", "need"):
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(row[key]) for key in ("node", "found", "need")))
+    return table
+
+
+def count(
+    model: str,
+    size: str | None,
+    classes: int,
+    width: float,
+    resolution: float,
+    design: str | None = None,
+    replaced: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Counts of a zoo or a user's network, or of a DeepReDuce design of it, then with its linear runs merged."""
+    shape = input_shape(size, model)
+    spec = Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))
+    network, merging = own_network(spec), dict[str, Any]()
+    if design is not None:
+        network, merging = _designed(spec, network, design)
+    total = cost(trace(network, shape))
+    sites = [
+        {"name": s.name, "shape": s.shape, "relus": s.relus, "stage": s.stage, "block": s.block}
+        for s in relu_sites(network, shape)
+    ]
+    return counts(total) | {"unknown": total.unknown, "sites": sites} | merging
+
+
+def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The design's network, and its convolutions and MACs by all three accountings."""
+    space = DesignSpace(spec, full)
+    own = space.plan(parse(design, space.stages)).spec
+    network, whole = (assemble(s, space.base(s)) for s in (own, replace(own, dropped=())))
+    return network, {"merging": accountings(own, network, whole)}
+
+
+def count_table(model: str, body: dict[str, Any]) -> Table:
+    """Every ReLU site under the totals; below, a design's linear runs merged."""
+    more = f", {body['comparisons']:,} comparisons of pools and ReLU6" if body["comparisons"] else ""
+    head = f"{body['relus']:,} ReLUs{more}, {body['macs']:,} MACs, depth {body['depth']}, {body['params']:,} parameters"
+    table = Table(title=escape(f"{model}: {head}"), header_style="bold")
+    for i, name in enumerate(("ReLU site", "shape", "ReLUs", "stage", "block")):
+        table.add_column(name, justify="right" if i else "left")
+    for s in body["sites"]:
+        table.add_row(s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"]))
+    rows = body.get("merging", {}).items()
+    merged = [f"{k}: {r['convs']} convs, {r['macs']:,} MACs{_and_linear(r)}" for k, r in rows]
+    table.caption = "\n".join(merged) or None
+    return table
+
+
+def _and_linear(row: dict[str, int]) -> str:
+    return f" and {row['linear_macs']:,} of linear layers" if "linear_macs" in row else ""
+
+
+def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]:
+    """Test accuracy and counts of a run's network, in float and if asked in fixed point."""
+    run = Run(folder)
+    spec, network = load_network(run)
+    data = load_data(run.config(), data_dir)
+    body = figures(network, data, spec, Settings())
+    if fixed:
+        from shoal.private.compiler.deployment import clear_agreement, deploy
+
+        graph, program, weights = deploy(network, data)
+        images = data.normalise(data.test.images)
+        agreement, accuracy = clear_agreement(graph, program, weights, images, data.test.labels)
+        body |= {"fixed_accuracy": accuracy, "error_bound": program.error_bound} | asdict(agreement)
+    return body

@@ -1,0 +1,1 @@
+"""Measuring private inference between two processes on this machine."""

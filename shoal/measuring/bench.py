@@ -1,0 +1,105 @@
+"""Prepared queries of an artifact between two processes on this machine, over a network of our choice."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.costs.links import NETWORKS
+from shoal.errors import ShoalError
+from shoal.measuring.loopback import client_tls, serving
+from shoal.measuring.rehearsal import stock
+from shoal.measuring.relay import probe, relayed
+from shoal.private.program.program import Program
+from shoal.private.protocol.plan import Plan
+from shoal.private.serving.client import Client
+from shoal.private.serving.direct import Result
+from shoal.private.transport.certs import make_certificates
+from shoal.progress import counter
+from shoal.storage.run import Run
+
+
+def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> dict[str, Any]:
+    """Medians of `rounds` queries of one image over each of `networks`, after one that is not counted.
+
+    Items are made first, without the network, or with `rehearse` random words take their place and nothing is made;
+    nothing of the artifact's own pools is used. Raises ShoalError for an unknown network and when the machine is too
+    busy for the relay to keep its promise.
+    """
+    unknown = [name for name in networks if name not in NETWORKS]
+    if unknown or rounds < 1:
+        raise ShoalError(f"found networks {unknown} and {rounds} rounds; need {', '.join(NETWORKS)}, and 1 or more")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
+        make_certificates(folder / "certs")
+        sessions, count = len(networks) + (not rehearse), len(networks) * (rounds + 1)
+        if rehearse:
+            plan = Plan(Program.load(artifact / "client"))
+            stock(plan, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
+        address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
+        offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
+        rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
+    return {"rounds": rounds, "offline_s": offline, "networks": rows}
+
+
+def record(folder: Path, artifact: Path, body: dict[str, Any]) -> None:
+    """Put measured figures into a run's summary, beside its plan. Raises ShoalError for another network's artifact."""
+    run = Run(folder)
+    if not run.has("summary.json"):
+        raise ShoalError(f"found no summary at {folder}; need a run of shoal reduce that ended; resume it")
+    summary, program = run.read_json("summary.json"), Program.load(artifact / "client")
+    kept, relus = sum(relu.count for relu in Plan(program).relus.values()), summary["reduced"]["relus"]
+    if kept != relus:
+        raise ShoalError(f"found {kept:,} ReLUs in {artifact} and {relus:,} in {folder}; need that run's artifact")
+    summary["reduced"].setdefault("private", {})["networks"] = body["networks"]
+    run.write_json("summary.json", summary)
+
+
+def _client(artifact: Path, address: str, folder: Path) -> Client:
+    return Client(artifact / "client", address, client_tls(folder / "certs"), pool=folder / "client")
+
+
+def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int) -> float:
+    """Seconds an item."""
+    client = _client(artifact, address, folder)
+    begun = time.perf_counter()
+    with counter("items", count) as progress:
+        client.prepare(count, batch=batch, progress=progress)
+    client.close()
+    return (time.perf_counter() - begun) / count
+
+
+def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> dict[str, Any]:
+    if network == "none":
+        return _figures(_queries(artifact, address, folder, rounds))
+    achieved = asdict(probe(NETWORKS[network]))
+    with relayed(address, NETWORKS[network]) as relay:
+        results = _queries(artifact, relay.address, folder, rounds)
+        # One query more than is counted, the handshake, and TLS go through the relay, too.
+        seen = {"up": relay.counters.up, "down": relay.counters.down}
+    return _figures(results) | {"achieved": achieved, "relay_bytes": seen}
+
+
+def _queries(artifact: Path, address: str, folder: Path, rounds: int) -> list[Result]:
+    shape = (1, *_client_shape(artifact))
+    image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    with _client(artifact, address, folder) as client:
+        return [client.query(image) for _ in range(rounds + 1)][1:]
+
+
+def _client_shape(artifact: Path) -> tuple[int, ...]:
+    return Program.load(artifact / "client").input_shape
+
+
+def _figures(results: list[Result]) -> dict[str, Any]:
+    first = results[0]
+    seconds = sorted(r.seconds for r in results)
+    figures = {"online_s": statistics.median(seconds), "fastest_s": seconds[0], "slowest_s": seconds[-1]}
+    return figures | {"bytes": first.bytes, "messages": first.messages, "latencies": first.latencies}

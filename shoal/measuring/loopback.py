@@ -1,0 +1,66 @@
+"""A server as a process of its own on this machine, over mutual TLS: for the demo and for measuring."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shoal.errors import ShoalError
+from shoal.private.transport.certs import TLS
+
+
+def served(
+    artifact: Path, certificates: Path, sessions: int, pool: Path | None = None, flags: Sequence[str] = ()
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start `shoal serve` for so many sessions as a process of its own on loopback; returns it and its address.
+
+    `pool` is where its prepared items go, beside the artifact if None; `flags` are further options. Raises ShoalError
+    when it does not come up.
+    """
+    ready = artifact / "address"
+    ready.unlink(missing_ok=True)
+    tls = [f"--{name}={certificates / f}" for name, f in _files("server").items()]
+    command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
+    command += [*flags] if pool is None else [*flags, "--pool", str(pool)]
+    log = artifact / "server.log"
+    with log.open("w") as sink:  # a pipe that nobody reads would stop a server that logs much
+        process = subprocess.Popen(
+            [*command, "--sessions", str(sessions), "--ready-file", str(ready)],
+            stdout=subprocess.DEVNULL,
+            stderr=sink,
+        )
+    for _ in range(600):
+        if ready.exists() and ready.read_text().endswith("\n"):
+            return process, ready.read_text().strip()
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    raise ShoalError(f"found that the server did not start: {log.read_text()[-800:]}; need it running; see {log}")
+
+
+def _files(side: str) -> dict[str, str]:
+    return {"cert": f"{side}.pem", "key": f"{side}.key", "ca": "ca.pem"}
+
+
+def client_tls(certificates: Path) -> TLS:
+    """The client's half of what `shoal certs` made."""
+    return TLS(**{name: certificates / f for name, f in _files("client").items()})
+
+
+@contextlib.contextmanager
+def serving(
+    artifact: Path, certificates: Path, sessions: int, pool: Path | None = None, flags: Sequence[str] = ()
+) -> Iterator[str]:
+    """The address of a server process that ends after `sessions`."""
+    process, address = served(artifact, certificates, sessions, pool, flags)
+    try:
+        yield address
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()

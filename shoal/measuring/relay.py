@@ -1,0 +1,184 @@
+"""A network in user space: a relay between two parties that delays and paces both directions, and counts bytes.
+
+Kernels differ in what they can emulate (many have no netem queue); this needs nothing but two sockets. A byte leaves
+when the link is free (`rate`) and arrives half a round trip later, whatever else is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shoal.costs.links import Network
+from shoal.errors import ShoalError
+from shoal.private.transport.channel import parse_address
+
+CHUNK = 1 << 16
+PROBE_BYTES = 1 << 22
+
+
+@dataclass
+class Counters:
+    """Bytes that the relay passed on, towards the server and back."""
+
+    up: int = 0
+    down: int = 0
+
+
+class Relay:
+    """Forwards connections from `address` to `target` (``"host:port"``) over a network like `profile`.
+
+    Runs in a thread of its own between `start` and `stop`. Raises ShoalError when the target is absent.
+    """
+
+    def __init__(self, target: str, profile: Network) -> None:
+        self.target, self.profile, self.counters = parse_address(target, "the relay's target"), profile, Counters()
+        self.address = ""
+        self._ready, self._ended = threading.Event(), asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+
+    def start(self) -> None:
+        """Listen on a free port of loopback; `address` says which."""
+        self._thread.start()
+        self._ready.wait(10)
+
+    def stop(self) -> None:
+        """Drop every connection."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._ready.set()
+        await self._ended.wait()
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _connected(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        try:
+            far, far_out = await asyncio.open_connection(*self.target)
+        except OSError:
+            near_out.close()
+            return
+        for writer in (near_out, far_out):
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await asyncio.gather(self._carry(near, far_out, "up"), self._carry(far, near_out, "down"))
+        except asyncio.CancelledError:
+            pass  # `stop`; asyncio would report it as an error of the connection
+        finally:
+            near_out.close()
+            far_out.close()
+
+    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
+        """One direction: chunks wait for the link, then travel."""
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        deliver = asyncio.ensure_future(self._deliver(queue, sink))
+        free = 0.0
+        while data := await _read(source):
+            free = max(free, time.perf_counter()) + 8 * len(data) / self.profile.rate
+            setattr(self.counters, way, getattr(self.counters, way) + len(data))
+            queue.put_nowait((free + self.profile.rtt_s / 2, data))
+        queue.put_nowait((time.perf_counter() + self.profile.rtt_s / 2, b""))
+        await deliver
+
+    async def _deliver(self, queue: asyncio.Queue[tuple[float, bytes]], sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                due, data = await queue.get()
+                # The event loop's own timer is coarse; the last stretch is waited for awake.
+                if (left := due - time.perf_counter()) > 1e-3:
+                    await asyncio.sleep(left - 1e-3)
+                while time.perf_counter() < due:
+                    await asyncio.sleep(0)
+                if not data:
+                    sink.write_eof()  # the other direction may go on
+                    return
+                sink.write(data)
+                await sink.drain()
+
+
+async def _read(source: asyncio.StreamReader) -> bytes:
+    with contextlib.suppress(OSError):
+        return await source.read(CHUNK)
+    return b""
+
+
+@contextlib.contextmanager
+def relayed(target: str, profile: Network) -> Iterator[Relay]:
+    """A relay in front of `target` while the context lasts."""
+    relay = Relay(target, profile)
+    relay.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What a network gave when it was tried: seconds there and back (the median), and bits a second one way."""
+
+    rtt_s: float
+    rate: float
+
+
+def probe(profile: Network, rounds: int = 15) -> Achieved:
+    """Round trips of a byte and a bulk transfer through a relay of `profile`, against an echo on loopback.
+
+    Raises ShoalError when they are off by more than a fifth and a millisecond: the machine is too busy to measure on.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_echo, args=(listener,), daemon=True).start()
+        with relayed(f"127.0.0.1:{listener.getsockname()[1]}", profile) as relay:
+            host, port = parse_address(relay.address, "the relay")
+            with socket.create_connection((host, port)) as sock:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                found = Achieved(_round_trip(sock, rounds), _bulk(sock))
+    if abs(found.rtt_s - profile.rtt_s) > 0.2 * profile.rtt_s + 1e-3 or found.rate < 0.5 * profile.rate:
+        raise ShoalError(
+            f"found {found.rtt_s * 1e3:.2f} ms and {found.rate / 1e6:.0f} Mbit/s; need about "
+            f"{profile.rtt_s * 1e3:.2f} ms and {profile.rate / 1e6:.0f}; measure on an idle machine"
+        )
+    return found
+
+
+def _echo(listener: socket.socket) -> None:
+    """Answers each byte with a byte; a bulk of PROBE_BYTES (sent as one) with one byte, too."""
+    sock, _ = listener.accept()
+    with sock, contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while first := sock.recv(1):
+            left = PROBE_BYTES - 1 if first == b"B" else 0
+            while left:
+                left -= len(sock.recv(min(left, CHUNK)))
+            sock.sendall(b"k")
+
+
+def _round_trip(sock: socket.socket, rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        sock.sendall(b"p")
+        sock.recv(1)
+        times.append(time.perf_counter() - begun)
+    return sorted(times)[rounds // 2]
+
+
+def _bulk(sock: socket.socket) -> float:
+    wait = _round_trip(sock, 5)
+    begun = time.perf_counter()
+    sock.sendall(b"B" * PROBE_BYTES)
+    sock.recv(1)
+    return 8 * PROBE_BYTES / max(1e-9, time.perf_counter() - begun - wait)

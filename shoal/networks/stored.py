@@ -1,0 +1,41 @@
+"""Networks in a run folder: a `Spec` as JSON beside its weights, saved and loaded by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from shoal.errors import ShoalError
+from shoal.networks.assembly import assemble, own_network
+from shoal.networks.spec import GIVEN, Spec
+from shoal.storage.run import Run
+from shoal.storage.tensors import load_state, read_tensors, write_tensors
+
+WHOLE = "slimmable"
+"""Name under which a run keeps the network of all widths; its `model` is the widest alone, to compile and to count."""
+
+
+def save_network(run: Run, spec: Spec, model: nn.Module, name: str = "model") -> None:
+    """Store a network as `<name>.json` (its spec) and `<name>.safetensors`, or files of limited size."""
+    state = dict(model.state_dict())
+    write_tensors(run.folder / f"{name}.safetensors", state, shard_bytes=run.shard_bytes)
+    spec.save(run.folder / f"{name}.json")
+
+
+def load_whole(run: Run) -> tuple[Spec, nn.Module]:
+    """The network with all of its widths, where the run has one under `WHOLE`, else as `load_network` gives it."""
+    return load_network(run, WHOLE if run.has(f"{WHOLE}.json") else "model")
+
+
+def load_network(run: Run, name: str = "model", base: nn.Module | None = None) -> tuple[Spec, nn.Module]:
+    """A stored network, in eval mode. Raises ShoalError when there is none, or its weights have been altered."""
+    if not run.has(f"{name}.json"):
+        raise ShoalError(f"found no finished network {name!r} in {run.folder}; need a run that ended; resume it")
+    spec, weights = Spec.load(run.folder / f"{name}.json"), run.folder / f"{name}.safetensors"
+    if base is None and spec.base == GIVEN:
+        raise ShoalError(
+            f"found a network made in memory at {run.folder}; need its module; load it in Python, "
+            "with load_network(run, base=...)"
+        )
+    model = assemble(spec, own_network(spec) if base is None else base)
+    load_state(model, read_tensors(weights), weights)
+    return spec, model.eval()

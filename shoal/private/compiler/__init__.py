@@ -1,0 +1,1 @@
+"""From a folded graph to a program: lowering, fixed point, truncation, deployment."""

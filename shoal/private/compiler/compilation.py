@@ -1,0 +1,225 @@
+"""From a folded Graph to what the parties run: steps, fraction bits, sign bits, error and failure bounds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.errors import ShoalError
+from shoal.graph.graph import Graph, live
+from shoal.graph.max_pool import expand_max_pools
+from shoal.graph.ops import Node
+from shoal.private.compiler.refusal import refusals
+from shoal.private.compiler.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
+from shoal.private.program.clear import run_clear
+from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
+from shoal.private.program.program import VERSION, Program, Weights
+from shoal.private.program.steps import OPS, TRUNCATING, Step
+from shoal.private.protocol.carry import SINGLE_GATE_BITS
+from shoal.private.protocol.plan import Plan
+
+__all__ = ["compile"]
+
+CHUNK = 32
+
+
+def compile(
+    graph: Graph,
+    calibration: Tensor,
+    *,
+    fraction_bits: int | None = None,
+    margin: float = 4.0,
+    max_failure: float = MAX_FAILURE,
+    preprocessing: dict[str, Any] | None = None,
+) -> tuple[Program, Weights]:
+    """The public Program and the server's Weights of a folded `graph`.
+
+    `calibration` [N, *input shape] holds images as the network sees them (preprocessed); magnitudes up to
+    `margin` times theirs must fit. `fraction_bits` None takes the most that fit, at most 18. As few steps as keep the
+    probability of a failed local truncation in one inference under `max_failure` are truncated exactly. `preprocessing`
+    holds lists ``mean`` and ``std``, one number a channel, and ``class_names`` (list or None); it defaults to no
+    change. Raises ShoalError, naming the node, on operations without a private form, on NaN and infinity, and
+    when a magnitude does not fit.
+    """
+    graph = expand_max_pools(replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()}))
+    steps, keep, outputs = lower(graph)
+    parameters = _parameters(graph, steps)
+    ranges, masses = _ranges(graph, [step.name for step in steps], calibration.detach().cpu(), margin)
+    fixed = FixedPoint(
+        choose_fraction_bits(_demands(graph.input.name, steps, parameters, ranges, margin), fraction_bits)
+    )
+    name, shape = graph.input.name, tuple(graph.input.shape)
+    asked = _preprocessing(preprocessing, shape[0])
+    program = Program(VERSION, fixed.fraction_bits, FIELD_BITS, name, shape, steps, outputs, keep, asked, 0.0, ranges)
+    chances = failure_chances(steps, parameters, masses, fixed.fraction_bits, margin)
+    bits = {s.name: sign_bits(ranges[s.inputs[0]] * margin, fixed) for s in steps if s.op == "relu"}
+    products = {s.name: _product(s, parameters, ranges) * margin for s in steps if s.op in TRUNCATING}
+    program = _truncations(replace(program, sign_bits=bits), chances, products, max_failure)
+    weights = Weights({name: fixed.encode(value, name) for name, value in parameters.items()})
+    program.check()
+    return replace(program, error_bound=_error_bound(graph, program, weights, calibration.detach().cpu())), weights
+
+
+def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[str, ...]]:
+    """Steps of the nodes that the outputs need, kept positions, outputs. A ReLU without any is the identity: gone.
+
+    `graph` has been folded, and its max pools expanded. Raises ShoalError, naming the node, for operations without a
+    private form.
+    """
+    for refused in refusals(graph):
+        raise refused.error()
+    alias, needed = {graph.input.name: graph.input.name}, live(graph)
+    steps: list[Step] = []
+    keep: dict[str, np.ndarray] = {}
+    for node in (n for n in graph.nodes[1:] if n.name in needed):
+        inputs = tuple(alias[name] for name in node.inputs)
+        mask = graph.parameters(node).get("mask")
+        positions = None if mask is None else _positions(node, mask)
+        alias[node.name] = node.name if positions is None or len(positions) else inputs[0]
+        if alias[node.name] == node.name:
+            steps.append(Step(node.name, node.op, inputs, tuple(node.shape), _attrs(graph, node)))
+            if positions is not None and len(positions) < math.prod(node.shape):
+                keep[node.name] = positions
+    return tuple(steps), keep, tuple(alias[name] for name in graph.outputs)
+
+
+def _positions(node: Node, mask: Tensor) -> np.ndarray:
+    if mask.dtype != torch.bool or tuple(mask.shape) != tuple(node.shape):
+        raise ShoalError(
+            f"found a {mask.dtype} mask of shape {tuple(mask.shape)} at {node.name}; need bool "
+            f"{tuple(node.shape)}; freeze the masks for this input size"
+        )
+    return np.flatnonzero(mask.cpu().numpy()).astype(np.int32)
+
+
+def _attrs(graph: Graph, node: Node) -> dict[str, Any]:
+    """The node's attributes in JSON's own types, so that a saved program is equal to the one in memory."""
+    attrs = {name: node.attrs[name] for name in OPS[node.op].attrs if name in node.attrs}
+    if node.op == "conv2d":
+        # The client must know the kernel's size, and the result's shape does not tell it when strided.
+        attrs["kernel"] = list(graph.weights[f"{node.name}.weight"].shape[2:])
+    return json.loads(json.dumps(attrs))
+
+
+def _parameters(graph: Graph, steps: Iterable[Step]) -> dict[str, np.ndarray]:
+    """float64 weight and bias (zeros where there is none) of each linear step; ShoalError on NaN, infinity."""
+    table: dict[str, np.ndarray] = {}
+    for step in steps:
+        if step.op in ("conv2d", "linear"):
+            own = graph.parameters(step.name)
+            bias = own.get("bias", torch.zeros(len(own["weight"])))
+            table |= {
+                f"{step.name}.weight": own["weight"].double().numpy(),
+                f"{step.name}.bias": bias.double().numpy(),
+            }
+    for name, values in table.items():
+        if not np.isfinite(values).all():
+            raise ShoalError(f"found NaN or infinity in {name}; need finite weights; look for diverged training")
+    return table
+
+
+def _ranges(graph: Graph, names: list[str], images: Tensor, margin: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Largest magnitude of the input and of each named node over the images, and the largest sum of one image's."""
+    if not len(images) or not images.is_floating_point() or not (math.isfinite(margin) and margin >= 1):
+        raise ShoalError(
+            f"found {len(images)} {images.dtype} calibration images and margin {margin}; need at least one "
+            "preprocessed float image and a margin of 1 or more; pass a few hundred training images"
+        )
+    ranges = dict.fromkeys([graph.input.name, *names], 0.0)
+    masses = dict.fromkeys(ranges, 0.0)
+    with torch.no_grad():
+        for chunk in images.split(CHUNK):
+            values = graph.values(chunk, keep=True)
+            for name in ranges:
+                # Tensor.max keeps NaN, Python's would lose it.
+                sizes = values[name].abs().flatten(1)
+                ranges[name] = float(np.maximum(ranges[name], float(sizes.max())))
+                masses[name] = max(masses[name], float(sizes.sum(1).max()))
+    for name, value in ranges.items():
+        if not math.isfinite(value):
+            raise ShoalError(f"found value {value} at {name} in calibration; need finite numbers; check the images")
+    return ranges, masses
+
+
+def _preprocessing(given: dict[str, Any] | None, channels: int) -> dict[str, Any]:
+    asked = {"mean": [0.0] * channels, "std": [1.0] * channels, "class_names": None} | (given or {})
+    mean, std, names = (
+        [float(m) for m in asked["mean"]],
+        [float(s) for s in asked["std"]],
+        asked["class_names"],
+    )
+    if len(asked) > 3 or len(mean) != channels or len(std) != channels or not all(s > 0 for s in std):
+        raise ShoalError(
+            f"found preprocessing {given} for {channels} channels; need lists mean and std (above zero) of "
+            "that length, and class_names; pass those that the network was trained with"
+        )
+    return {"mean": mean, "std": std, "class_names": None if names is None else [str(n) for n in names]}
+
+
+def _demands(
+    image: str,
+    steps: Iterable[Step],
+    parameters: dict[str, np.ndarray],
+    ranges: dict[str, float],
+    margin: float,
+) -> list[Demand]:
+    # SPU takes inputs, weights and biases as float32, exact below 2^24; its truncation wants products below
+    # 2^62; the prepared ReLU reads the low 32 bits alone, so activations stay below 2^31.
+    what = f"magnitude ({margin:g} times the calibrated one)"
+    found = [Demand(k, "magnitude", float(np.abs(v).max(initial=0.0)), 1, 24) for k, v in parameters.items()]
+    found.append(Demand(image, what, ranges[image] * margin, 1, 24))
+    for step in steps:
+        value = ranges[step.name] * margin
+        found += [Demand(step.name, what, value, 1, 31), Demand(step.name, what, value, 1, 24, 1)]
+        if step.op == "relu":
+            # More bits take one more exchange in every layer of signs, see `shoal.private.protocol.carry`.
+            found.append(Demand(step.name, what, ranges[step.inputs[0]] * margin, 1, SINGLE_GATE_BITS, 2))
+        if step.op in TRUNCATING:
+            product = _product(step, parameters, ranges) * margin
+            found.append(Demand(step.name, f"product of {what}", product, 2, 62))
+            # A ring of four times the product, times an output's weights: else it takes more than one limb.
+            weight = np.abs(parameters.get(f"{step.name}.weight", np.zeros((1, 1))))
+            norm = float(weight.reshape(len(weight), -1).sum(1).max())
+            found.append(Demand(step.name, f"exact product of {what}", 4 * product * norm, 3, EXACT_BITS, 3))
+    return found
+
+
+def _product(step: Step, parameters: dict[str, np.ndarray], ranges: dict[str, float]) -> float:
+    """The largest magnitude of what a step truncates, which has no bias yet."""
+    bias = parameters.get(f"{step.name}.bias", np.zeros(1))
+    return ranges[step.name] + float(np.abs(bias).max(initial=0.0))
+
+
+def _truncations(
+    program: Program, chances: dict[str, float], products: dict[str, float], max_failure: float
+) -> Program:
+    """Which steps are truncated exactly, and modulo what."""
+    fixed, everywhere = FixedPoint(program.fraction_bits), dict.fromkeys(chances, FIELD_BITS)
+    # A truncation whose wraps go with the next signs costs no exchange.
+    rides = Plan(replace(program, exact=everywhere)).schedule.rides
+    reader = {name: relu for relu, names in rides.items() for name in names}
+    exact, bound = exact_steps(chances, max_failure, reader)
+    rings = {name: ring_bits(products[name], fixed) for name in products if name in exact}
+    for name in rings.keys() & reader.keys():
+        rings[name] = max(rings[name], program.fraction_bits + program.sign_bits[reader[name]] + 1)
+    return replace(program, exact=rings, failure_bound=bound)
+
+
+def _error_bound(graph: Graph, program: Program, weights: Weights, images: Tensor) -> float:
+    """4 times the largest difference seen; at least one unit for each truncation and one for the input."""
+    private = run_clear(program, weights, images, noise=np.random.default_rng(0), batch=CHUNK)
+    with torch.no_grad():
+        parts = [graph(chunk) for chunk in images.split(CHUNK)]
+    worst = max(
+        float(np.abs(torch.cat(column).double().numpy() - logits).max())
+        for column, logits in zip(zip(*parts, strict=True), private, strict=True)
+    )
+    truncations = sum(step.op in TRUNCATING for step in program.steps)
+    return max(4 * worst, (1 + truncations) / 2**program.fraction_bits)

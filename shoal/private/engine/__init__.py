@@ -1,0 +1,1 @@
+"""What runs inside SPU, in worker processes."""

@@ -1,0 +1,129 @@
+"""SPU as the engine of the offline phase: exact ring products, and products of hand-written shares.
+
+A party writes its own random words as its share of a value (`shares.replaced`), SPU multiplies, and the party reads its
+share of the result. Nothing is opened. Runs in a worker process, as `Session` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import spu
+from spu import libspu
+
+from shoal.private.engine.emit import EMIT
+from shoal.private.engine.segments import channels_last, hwc, layout, parameter_shapes
+from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
+from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
+from shoal.private.program.program import Program
+from shoal.private.program.steps import Step
+
+# Ring words are int64. The flag is the process's, and this process makes nothing else.
+jax.config.update("jax_enable_x64", True)
+
+PIECES = tuple(1 << bits for bits in (17, 14, 11, 8, 5))
+"""Lengths that a vector is cut into: each is one executable, and few of them serve every length."""
+START = 8
+KINDS: dict[str, tuple[type, Callable[[Any, Any], Any]]] = {
+    "word": (np.int64, lambda x, y: x & y),
+    "bit": (np.bool_, lambda x, y: x < y),
+    "sum": (np.int64, lambda x, y: x + y),
+}
+"""Of each kind of share, its type and an operation on two private words that makes one: booleans, a bit, a sum."""
+
+
+class SpuEngine:
+    """One party's `Engine` for `program`. `arrays` are the server's int64 weights, None at the client."""
+
+    def __init__(
+        self, program: Program, link: Any, rank: int, settings: Settings, arrays: dict[str, np.ndarray] | None
+    ) -> None:
+        config = settings.runtime_config()
+        self.rank, self.runtime, self.io = rank, spu.Runtime(link, config), spu.Io(2, config)
+        self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
+        self.kernels = {k: v for k, v in parameter_shapes(program).items() if k.endswith(".weight")}
+        self.codes: dict[tuple[Any, ...], Any] = {}
+        self.runs: list[tuple[str, str, float]] = []
+        """Of each run of SPU in turn: its kind, the step (or the length) that it was for, and its seconds."""
+        for name, shape in self.kernels.items():
+            self._own(name, None if arrays is None else layout(arrays[name]), shape, SERVER)
+        self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
+
+    def ands(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """See Engine: SPU's AND of boolean shares, 0.06 us and 0.25 bytes each way a bit."""
+        return self._in_pieces("and", lambda x, y: (x & y,), (("word", a), ("word", b)), BOOLEAN)
+
+    def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """See Engine: SPU's product of a boolean and an arithmetic share, about 1 us and 8.1 bytes each way."""
+        return self._in_pieces("chosen", lambda x, y: (jnp.where(x, y, 0),), (("bit", bits), ("sum", words)), ADDITIVE)
+
+    def product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
+        """See Engine: one homomorphic product, whose packing `count` inferences share."""
+        shape, name = (count, *hwc(self.shapes[step.inputs[0]])), f"{step.name}.weight"
+        axes = (0, *channels_last(len(shape) - 1))
+        self._own("mask", None if masks is None else masks.view(np.int64).transpose(axes), shape, CLIENT)
+        key, shapes = ("product", step.name, count), {"mask": shape, name: self.kernels[name]}
+        out = words(self._run(key, partial(_product, step), shapes, (np.int64, np.int64)))
+        out = out.reshape(count, *hwc(step.shape))
+        return out.transpose(0, 3, 1, 2) if out.ndim == 4 else out
+
+    def _in_pieces(
+        self, key: str, function: Callable[..., Any], operands: tuple[tuple[str, np.ndarray], ...], stored: bytes
+    ) -> np.ndarray:
+        """`function` of two vectors of hand-written shares."""
+        kinds, vectors = tuple(KINDS[kind][0] for kind, _ in operands), [v for _, v in operands]
+        parts = []
+        for start, size, used in _pieces(vectors[0].size):
+            for name, (kind, vector) in zip("xy", operands, strict=True):
+                piece = np.zeros(size, np.uint64)
+                piece[:used] = vector[start : start + used]
+                self.runtime.set_var(name, replaced(self.like[kind], piece, (size,), libspu.Share()))
+            shapes: dict[str, tuple[int, ...]] = {"x": (size,), "y": (size,)}
+            out = self._run((key, size), function, shapes, kinds)
+            parts.append(words(out, stored)[:used])
+        return np.concatenate(parts)
+
+    def _template(self, function: Callable[..., Any]) -> Any:
+        """A share as SPU itself makes it, whose description is copied onto hand-written words."""
+        for name, owner in (("x", CLIENT), ("y", SERVER)):
+            self._own(name, np.arange(START) if owner == self.rank else None, (START,), owner)
+        shapes: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
+        return self._run(("template", function), lambda x, y: (function(x, y),), shapes, (np.int64, np.int64))
+
+    def _run(
+        self, key: tuple[Any, ...], function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], kinds: Any
+    ) -> Any:
+        """The result's share of `function` of the variables `shapes`, compiled once for each `key`."""
+        if key not in self.codes:
+            self.codes[key] = compile_code(function, shapes, ("out",), kinds)
+        begun = time.perf_counter()
+        self.runtime.run(self.codes[key])
+        self.runs.append((str(key[0]), str(key[1]), time.perf_counter() - begun))
+        out = self.runtime.get_var("out")
+        self.runtime.del_var("out")
+        return out
+
+    def _own(self, name: str, value: np.ndarray | None, shape: tuple[int, ...], owner: int) -> None:
+        """Set a variable of ring words that `owner` knows; the other side's share of it is zero by construction."""
+        local = np.zeros(shape, np.int64) if value is None else np.ascontiguousarray(value, np.int64)
+        self.runtime.set_var(name, self.io.make_shares(local, libspu.VIS_SECRET, owner)[self.rank])
+
+
+def _product(step: Step, mask: Any, weight: Any) -> tuple[Any]:
+    return (EMIT[step.op](step, mask, weight, jnp.zeros((), jnp.int64)),)
+
+
+def _pieces(length: int) -> Iterator[tuple[int, int, int]]:
+    """(start, piece's length, how much of it is used): the largest pieces that fit, the last one padded."""
+    start = 0
+    while start < length:
+        size = next((p for p in PIECES if p <= length - start), PIECES[-1])
+        used = min(size, length - start)
+        yield start, size, used
+        start += used

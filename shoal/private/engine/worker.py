@@ -1,0 +1,217 @@
+"""One SPU session in a process of its own, and the handle by which a party holds it.
+
+SPU blocks in C++ while it waits for the peer, logs for the whole process and keeps its memory; a process can be
+ended at any moment and gives all of it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shoal
+from shoal.errors import ShoalError
+from shoal.private.transport.certs import TLS
+from shoal.private.transport.channel import Channel, ClosedError
+
+MAX_PAYLOAD = (1 << 32) - 1
+
+
+class Worker:
+    """The parent's handle: a child process, the channel to it, and its private folder for logs."""
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        self.scratch = Path(tempfile.mkdtemp(prefix="shoal-"))
+        self.channel = Channel(ours, "the SPU process", MAX_PAYLOAD)
+        with theirs, open(self.scratch / "worker.log", "wb") as log:
+            self.process = subprocess.Popen(
+                # Not -m: the package may have imported this module already. -P would need Python 3.11.
+                [sys.executable, "-c", "from shoal.private.engine.worker import main; main()", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                cwd=self.scratch,
+                env=os.environ | {"PYTHONPATH": _import_path()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.channel.send({"type": "start", "scratch": str(self.scratch), **start})
+
+    def log_tail(self) -> str:
+        """The last line that the process printed, for error messages."""
+        text = (self.scratch / "worker.log").read_text(errors="replace").strip()
+        return text.splitlines()[-1][:300] if text else "it printed nothing"
+
+    def end(self) -> None:
+        """Kill the process if it still runs, and remove its folder."""
+        self.process.kill()
+        self.process.wait()
+        self.channel.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _import_path() -> str:
+    # The child must find the same shoal even when it runs from a checkout.
+    parts = [str(Path(next(iter(shoal.__path__))).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(p for p in parts if p)
+
+
+def main() -> None:
+    """Entry point of the child process; its one argument is the number of the inherited socket."""
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), "the parent", MAX_PAYLOAD)
+    orders: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
+    # Ctrl-C reaches the whole foreground; the parent decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_read_orders, args=(channel, orders), daemon=True).start()
+    try:
+        _work(channel, orders)
+    except Exception as error:  # Whatever goes wrong must reach the parent as a sentence.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(ShoalError):
+            channel.send({"type": "error", "message": _sentence(error)})
+    # SPU's own threads may still wait for the peer; a normal exit would wait for them.
+    os._exit(0)
+
+
+def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
+    """Pass orders on; when the parent is gone, end this process even while SPU blocks."""
+    try:
+        while True:
+            select.select([channel.sock], [], [])
+            orders.put(channel.receive())
+    except ClosedError:
+        # The parent cannot tidy up any more; this process runs in its folder, see Worker.
+        shutil.rmtree(Path.cwd(), ignore_errors=True)
+        os._exit(1)
+
+
+def _work(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
+    order, _ = orders.get()
+    task = TASKS[order["task"]](order)
+    channel.send({"type": "ready", "memory": _peak_memory(), **task.times})
+    while True:
+        order, payload = orders.get()
+        if order["type"] == "stop":
+            return
+        facts, data = task.answer(order, payload)
+        channel.send({"type": "done", "memory": _peak_memory(), **facts}, data)
+
+
+class _Linked:
+    """What every task begins with: SPU's log, the program and the link to the peer."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        from shoal.private.engine.spu import LinkLog, Settings, open_link
+        from shoal.private.program.program import Program, Weights
+
+        begun = time.perf_counter()
+        self.log = LinkLog(Path(order["scratch"]))
+        self.settings, self.rank = Settings(**order["settings"]), order["rank"]
+        tls = None if order["tls"] is None else TLS(**{k: Path(v) for k, v in order["tls"].items()})
+        self.program = Program.load(order["folder"])
+        self.link = open_link(self.rank, tuple(order["hosts"]), order["session"], tls, self.settings)
+        self.arrays = Weights.load(order["folder"]).arrays if self.rank == SERVER else None
+        self.times = {"link_s": time.perf_counter() - begun}
+
+
+class _Direct(_Linked):
+    """Answers queries, every step inside SPU."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        from shoal.private.engine.spu import Session
+
+        super().__init__(order)
+        begun = time.perf_counter()
+        self.session = Session(self.program, self.link, self.rank, self.settings, self.log)
+        self.session.set_weights(self.arrays)
+        self.session.prepare(order["batch"])
+        prepared = time.perf_counter()
+        self.session.warm_up()
+        self.times |= {"compile_s": prepared - begun, "warm_s": time.perf_counter() - prepared}
+
+    def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+        """One query: shapes and bytes of the logits, and what it cost."""
+        images = None
+        if payload:
+            images = np.frombuffer(payload, np.float32).reshape(order["batch"], *self.program.input_shape)
+        logits, tally = self.session.query(order["batch"], images)
+        data = b"".join(np.ascontiguousarray(a).tobytes() for a in logits)
+        return {"shapes": [a.shape for a in logits], **asdict(tally)}, data
+
+
+class _Prepare(_Linked):
+    """Makes and stages prepared items."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        # Queries wait for answers, items do not: whatever else runs here comes first.
+        os.nice(order["nice"])
+        from shoal.private.engine.maker import SpuEngine
+        from shoal.private.protocol.plan import Plan
+
+        super().__init__(order)
+        begun = time.perf_counter()
+        self.plan = Plan(self.program)
+        self.engine = SpuEngine(self.program, self.link, self.rank, self.settings, self.arrays)
+        self.times["keys_s"] = time.perf_counter() - begun
+
+    def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+        """One batch of items under the names of the order; what SPU sent and received for it."""
+        from shoal.private.protocol.offline import prepare
+        from shoal.private.protocol.pool import stage
+        from shoal.private.protocol.randomness import new_seed
+
+        begun, client = time.perf_counter(), self.rank != SERVER
+        self.log.read()
+        self.engine.runs.clear()
+        halves = prepare(self.plan, self.engine, client, [new_seed() for _ in order["names"]])
+        for name, half in zip(order["names"], halves, strict=True):
+            stage(Path(order["pool"]), name, half, self.program.digest(), client)
+        steps: dict[str, float] = {}
+        for kind, step, seconds in self.engine.runs:
+            if kind == "product":
+                steps[step] = steps.get(step, 0.0) + seconds
+        lines = self.log.read()
+        traffic = {"sent": sum(line[0] for line in lines), "received": sum(line[1] for line in lines)}
+        facts = {"seconds": time.perf_counter() - begun, "kinds": self._kinds(lines), "steps": steps}
+        return facts | traffic, b""
+
+    def _kinds(self, lines: list[tuple[int, int, int, int]]) -> dict[str, dict[str, float]]:
+        """Seconds, bytes and messages of each kind of product."""
+        kinds: dict[str, dict[str, float]] = {}
+        for (kind, _, seconds), line in zip(self.engine.runs, lines, strict=True):
+            row = kinds.setdefault(kind, {"seconds": 0.0, "bytes": 0, "messages": 0})
+            row["seconds"] += seconds
+            row["bytes"] += line[0] + line[1]
+            row["messages"] += line[2] + line[3]
+        return kinds
+
+
+SERVER = 0
+TASKS: dict[str, Callable[[dict[str, Any]], _Direct | _Prepare]] = {"direct": _Direct, "prepare": _Prepare}
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _sentence(error: Exception) -> str:
+    # SPU appends a stack trace after its first lines.
+    text = " ".join(str(error).split("stacktrace")[0].split())[:300]
+    return text if isinstance(error, ShoalError) else f"found {type(error).__name__} in SPU: {text}"

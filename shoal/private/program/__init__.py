@@ -1,0 +1,1 @@
+"""What the parties run: a public program, the server's weights, and their meaning in the clear."""

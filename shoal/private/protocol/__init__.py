@@ -1,0 +1,1 @@
+"""What the parties do with shares, offline and online."""

@@ -1,0 +1,161 @@
+"""What one inference in two phases needs: which tensors are masked, which products, signs and truncations are prepared.
+
+A `Plan` is public and follows from the Program alone, so both parties make the same one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from shoal.private.program.program import Program
+from shoal.private.program.steps import TRUNCATING, Shape, Step
+from shoal.private.protocol.bitslice import plane_words
+from shoal.private.protocol.carry import Carry
+from shoal.private.protocol.lifting import Schedule, schedule
+
+LINEAR = ("conv2d", "linear")
+HEADER_BYTES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ReluPlan:
+    """One relu step: `count` kept values, at flat `positions` in (C, H, W) order (None: all), and their circuit."""
+
+    name: str
+    count: int
+    positions: np.ndarray | None
+    carry: Carry
+
+    @property
+    def words(self) -> int:
+        """Words of a plane of its values."""
+        return plane_words(self.count)
+
+
+@dataclass(frozen=True)
+class Field:
+    """An array of uint64 words that a party holds for one inference.
+
+    `seeded` ones are the party's own random words, expanded from its seed; the others are stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    seeded: bool
+
+
+@dataclass(frozen=True)
+class Online:
+    """Bytes and messages of one inference, both ways, without TLS; one-way latencies in sequence."""
+
+    bytes: int
+    messages: int
+    latencies: int
+
+
+class Plan:
+    """The public plan of `program` for one image."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.shapes: dict[str, Shape] = {program.input: program.input_shape}
+        self.shapes |= {step.name: step.shape for step in program.steps}
+
+    @cached_property
+    def linear(self) -> tuple[Step, ...]:
+        """Steps whose products with a mask the server's weights are prepared for."""
+        return tuple(s for s in self.program.steps if s.op in LINEAR)
+
+    @property
+    def truncating(self) -> tuple[Step, ...]:
+        """Steps whose result is a truncated product."""
+        return tuple(s for s in self.program.steps if s.op in TRUNCATING)
+
+    @cached_property
+    def masked(self) -> dict[str, Shape]:
+        """Tensors that the client masks and opens to the server, in order of use: one mask for all their readers."""
+        return {step.inputs[0]: self.shapes[step.inputs[0]] for step in self.linear}
+
+    @cached_property
+    def relus(self) -> dict[str, ReluPlan]:
+        """Every relu step by name."""
+        plans = {}
+        for step in (s for s in self.program.steps if s.op == "relu"):
+            kept = self.program.keep.get(step.name)
+            positions = None if kept is None else kept.astype(np.int64)
+            count = math.prod(step.shape) if kept is None else len(kept)
+            plans[step.name] = ReluPlan(step.name, count, positions, Carry(self.program.sign_bits[step.name]))
+        return plans
+
+    @cached_property
+    def exact(self) -> dict[str, int]:
+        """Values of each step whose result is truncated exactly, with a prepared correlation."""
+        return {s.name: math.prod(s.shape) for s in self.program.steps if s.name in self.program.exact}
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps in an order that finishes each output before anything that only later outputs need."""
+        steps, order = {step.name: step for step in self.program.steps}, dict[str, Step]()
+        for output in self.program.outputs:
+            wanted = {output}
+            for step in reversed(self.program.steps):
+                wanted |= set(step.inputs) if step.name in wanted else set()
+            order |= {name: step for name, step in steps.items() if name in wanted and name not in order}
+        return tuple(order.values())
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """When the wraps of exact truncations are exchanged."""
+        p = self.program
+        return schedule(self.steps, p.outputs, p.exact, p.fraction_bits, p.sign_bits)
+
+    def fields(self, client: bool) -> Iterator[Field]:
+        """Every array of one party for one inference."""
+        if client:
+            yield from (Field(f"{name}.mask", shape, True) for name, shape in self.masked.items())
+        yield from (Field(f"{step.name}.masked_product", step.shape, False) for step in self.linear)
+        for name, count in self.exact.items():
+            yield Field(f"{name}.top", (plane_words(count),), True)
+            yield Field(f"{name}.wrap", (count,), False)
+        for relu in self.relus.values():
+            yield from relu_fields(relu)
+
+    @cached_property
+    def online(self) -> Online:
+        """What one inference exchanges, in closed form (docs/private_inference.md)."""
+        outputs = [math.prod(self.shapes[name]) for name in self.program.outputs]
+        one_way = [math.prod(shape) for shape in self.masked.values()] + outputs
+        both_ways = [self.wrap_words(names) for names in self.schedule.alone]
+        for relu in self.relus.values():
+            wraps = self.wrap_words(self.schedule.rides.get(relu.name, ()))
+            both_ways += [relu.carry.monomials * relu.words + wraps, relu.words + relu.count]
+            both_ways += [sum(g.inputs for g in level) * relu.words for level in relu.carry.levels]
+        words, messages = sum(one_way) + 2 * sum(both_ways), len(one_way) + 2 * len(both_ways)
+        return Online(8 * words + HEADER_BYTES * messages, messages, len(one_way) + len(both_ways))
+
+    def wrap_words(self, names: Iterable[str]) -> int:
+        """Words of one message with the wraps of these steps."""
+        return sum(plane_words(self.exact[name]) for name in names)
+
+    def stored_bytes(self, client: bool) -> int:
+        """Bytes of one party's stored arrays for one inference, without seed, names and file header."""
+        return sum(8 * math.prod(f.shape) for f in self.fields(client) if not f.seeded)
+
+
+def relu_fields(relu: ReluPlan) -> Iterator[Field]:
+    """Arrays of one relu step, the same for either party but for what they hold."""
+    name, carry, words = relu.name, relu.carry, relu.words
+    gates = [gate for level in carry.levels for gate in level]
+    yield Field(f"{name}.digits", (carry.monomials, words), True)
+    yield Field(f"{name}.pairs", (len(carry.pairs), words), False)
+    yield Field(f"{name}.inputs", (sum(g.inputs for g in gates), words), True)
+    yield Field(f"{name}.products", (sum(g.products for g in gates), words), False)
+    yield Field(f"{name}.choice", (words,), True)
+    yield Field(f"{name}.value", (relu.count,), True)
+    yield Field(f"{name}.choice_word", (relu.count,), False)
+    yield Field(f"{name}.chosen_value", (relu.count,), False)

@@ -1,0 +1,275 @@
+"""Prepared randomness on disk: each item serves one inference, once.
+
+An item is staged under both parties' common name, committed when both have it, and claimed by a rename; it is then
+read, entered in the ledger of spent names and destroyed before its holder sends a byte. A crash after the claim burns
+it.
+Files are safetensors at mode 0600, in folders at 0700.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from shoal.errors import ShoalError
+from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.randomness import Half
+
+NAME = re.compile(r"[0-9a-f]{32}-[0-9]{6}")
+READY, STAGED, CLAIMED, LEDGER, SEED = ".item", ".staged", ".claimed", "spent", "seed"
+LOCK_POLL = 0.05
+
+
+class Pool:
+    """One party's items for one program and one peer, in `folder`.
+
+    `spent` are the names that were ever claimed here. Opening it burns what a crash left claimed; items that were
+    staged and not committed wait for `agree`. Raises ShoalError when another process holds the folder for longer than
+    `wait_s` seconds.
+    """
+
+    def __init__(self, folder: Path | str, plan: Plan, client: bool, wait_s: float = 0.0) -> None:
+        self.folder, self.plan, self.client = Path(folder), plan, client
+        self.digest = plan.program.digest()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self._turn = threading.RLock()
+        self._lock: int | None = self._hold(wait_s)
+        self.fresh: set[str] = set()
+        self.asked: set[str] = set()
+        ledger = self.folder / LEDGER
+        try:
+            self.spent = set(ledger.read_text().split()) if ledger.exists() else set()
+            for path in self.folder.glob(f"*{CLAIMED}"):
+                self._spend(path)
+            self._sweep()
+        except BaseException:
+            self.close()  # this process may try again
+            raise
+
+    def _hold(self, wait_s: float) -> int:
+        """The lock, once it is free. Whoever waits shares the folder's second lock, so that `wanted` can tell."""
+        handle, limit = _opened(self.folder / "lock"), time.monotonic() + wait_s
+        with contextlib.closing(os.fdopen(_opened(self.folder / "wanted"), "wb")) as wanted:
+            fcntl.flock(wanted, fcntl.LOCK_SH)
+            while not _locked(handle):
+                if time.monotonic() >= limit:
+                    os.close(handle)
+                    raise ShoalError(
+                        f"found the pool {self.folder} in use by another process; need it alone; give each client "
+                        "its own"
+                    )
+                time.sleep(LOCK_POLL)
+        return handle
+
+    def _sweep(self) -> None:
+        """Remove what a crash left half written; nobody may be writing now."""
+        for path in self.folder.glob(".*"):
+            path.unlink()
+
+    def wanted(self) -> bool:
+        """Whether another process waits for this pool: one that only refills it should let go."""
+        with contextlib.closing(os.fdopen(_opened(self.folder / "wanted"), "wb")) as file:
+            return not _locked(file.fileno())
+
+    def close(self) -> None:
+        """Let go of the folder; harmless when that was done before."""
+        with self._turn:
+            if self._lock is not None:
+                os.close(self._lock)  # once only: the number may belong to another file by then
+            self._lock = None
+
+    def names(self) -> list[str]:
+        """Names of the items that are ready, oldest first."""
+        return sorted(self._kept(READY), key=lambda name: (self._age(name), name))
+
+    def _kept(self, kind: str) -> list[str]:
+        """Names on disk that may be used; a spent one is a copy that somebody put back."""
+        found = [path.stem for path in self.folder.glob(f"*{kind}")]
+        return [name for name in found if NAME.fullmatch(name) and name not in self.spent]
+
+    def _age(self, name: str) -> int:
+        with contextlib.suppress(OSError):
+            return (self.folder / f"{name}{READY}").stat().st_mtime_ns
+        return 0
+
+    def bytes(self) -> int:
+        """Bytes that ready items take on disk."""
+        return sum((self.folder / f"{name}{READY}").stat().st_size for name in self.names())
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[Callable[[list[str]], None]]:
+        """What is yielded takes the names of items about to be made; `agree` leaves them alone until the end.
+
+        A peer that opened another session a moment ago does not know of them yet. Raises ShoalError for names that
+        were used before.
+        """
+        mine: set[str] = set()
+
+        def expect(names: list[str]) -> None:
+            for name in names:
+                if _checked(name) in self.spent or name in self.everything():
+                    raise ShoalError(f"found item {name} made before; need a fresh name; use another client's folder")
+            mine.update(names)
+            self.fresh.update(names)
+
+        try:
+            yield expect
+        finally:
+            self.fresh -= mine
+
+    @contextlib.contextmanager
+    def asking(self, name: str) -> Iterator[None]:
+        """For as long as only one of the parties may have claimed `name`, an agreement beside it leaves both halves."""
+        self.asked.add(name)
+        try:
+            yield
+        finally:
+            self.asked.discard(name)
+
+    def listed(self) -> list[str]:
+        """What to tell the peer for an agreement: everything, and what is being asked for, first."""
+        asked = list(self.asked)
+        return [*asked, *(name for name in self.everything() if name not in asked)]
+
+    def staged(self) -> list[str]:
+        """Names of the items that wait for `commit`."""
+        return sorted(self._kept(STAGED))
+
+    def commit(self, names: Iterable[str]) -> None:
+        """Count these staged items as ready: the peer has them too."""
+        with self._turn:
+            for name in names:
+                (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
+            flush(self.folder)
+
+    def agree(self, theirs: Iterable[str]) -> list[str]:
+        """Keep only what the peer has, too, staged or ready, in either's name; returns what is ready now."""
+        with self._turn:
+            common = {_checked(name) for name in theirs} & set(self.everything())
+            self.commit(name for name in self.staged() if name in common - self.fresh)
+            for path in [*self.folder.glob(f"*{STAGED}"), *self.folder.glob(f"*{READY}")]:
+                if path.stem not in common | self.fresh | self.asked:
+                    path.unlink()
+            if not self.fresh:
+                self._sweep()
+            flush(self.folder)
+            return self.names()
+
+    def everything(self) -> list[str]:
+        """Names of all items, staged or ready: what a peer needs to know to agree."""
+        return [*self.names(), *self.staged()]
+
+    def claim(self, name: object) -> Half:
+        """Take an item for good: when this returns, it is destroyed and its name spent.
+
+        Raises ShoalError for an item that is not there, was used, or belongs to another program.
+        """
+        name = _checked(name)
+        path, taken = self.folder / f"{name}{READY}", self.folder / f"{name}{CLAIMED}"
+        with self._turn:
+            if name in self.spent:
+                path.unlink(missing_ok=True)
+                raise ShoalError(f"found item {name} used already; need a fresh one; prepare more")
+            try:
+                path.rename(taken)
+            except OSError as error:
+                raise ShoalError(f"found no item {name} ready; need one; prepare more") from error
+            try:
+                return self._read(taken, name)
+            finally:
+                self._spend(taken)
+
+    def _read(self, path: Path, name: str) -> Half:
+        try:
+            with safe_open(path, framework="np") as file:
+                facts = file.metadata() or {}
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise ShoalError(f"found item {name} unreadable ({error}); need it intact; query again") from error
+        if facts != _facts(name, self.digest, self.client):
+            raise ShoalError(f"found another item or program at {name}; need what was prepared; prepare again")
+        seed = arrays.pop(SEED, np.empty(0, np.uint8)).tobytes()
+        return Half(seed, arrays, self.plan.fields(self.client))
+
+    def _spend(self, path: Path) -> None:
+        """Enter the name, then destroy the file; both are on disk when this returns."""
+        self.spent.add(path.stem)
+        try:
+            handle = os.open(self.folder / LEDGER, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+            with os.fdopen(handle, "a") as ledger:
+                # A name that a crash or a full disk cut short must not run into this one.
+                ledger.write(f"\n{path.stem}\n")
+                ledger.flush()
+                os.fsync(handle)
+            path.unlink(missing_ok=True)
+            flush(self.folder)
+        except OSError as error:
+            raise ShoalError(
+                f"found no way to enter item {path.stem} as used at {self.folder} ({error}); need room; free it"
+            ) from error
+
+
+def ready_names(folder: Path) -> list[str]:
+    """Names of the items that are ready in a pool's folder, which another process may hold."""
+    return [path.stem for path in folder.glob(f"*{READY}") if NAME.fullmatch(path.stem)]
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+
+
+def _locked(handle: int) -> bool:
+    """Whether this file could be locked at once."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> None:
+    """Write an item that does not count yet. Raises ShoalError when the disk is full; finished items stay."""
+    # The peer may have staged its half already, so a part of this one must not bear the item's name.
+    path, scratch = folder / f"{_checked(name)}{STAGED}", folder / f".{name}.tmp"
+    arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
+    try:
+        scratch.touch(0o600)
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, _facts(name, digest, client))
+        # The writer may have exchanged the file for one with the usual mode.
+        scratch.chmod(0o600)
+        flush(scratch)
+        scratch.rename(path)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise ShoalError(f"found no room to keep prepared items at {folder} ({error}); need some; free it") from error
+
+
+def _facts(name: str, digest: str, client: bool) -> dict[str, str]:
+    return {"name": name, "program": digest, "party": "client" if client else "server"}
+
+
+def _checked(name: object) -> str:
+    """A name that a peer sent, fit to be part of a path."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ShoalError(f"found {str(name)[:60]!r} as the name of a prepared item; need a shoal party there")
+    return name
+
+
+def flush(path: Path) -> None:
+    """Have a file or folder on disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

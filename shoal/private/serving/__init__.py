@@ -1,0 +1,1 @@
+"""The two parties over a connection: client, server, and all that a session needs."""

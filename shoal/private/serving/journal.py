@@ -1,0 +1,65 @@
+"""What a server tells its operator: each event as a log line and in its counters, and the last errors."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from shoal.private.serving.line import EngineError, Line, RefusedError, SessionStoppedError, TimedOutError
+from shoal.private.serving.metrics import FAILURES, REFUSALS, SESSIONS, Metrics
+from shoal.private.transport.channel import ClosedError
+
+KINDS: dict[type[Exception], str] = {
+    ClosedError: "peer",
+    EngineError: "engine",
+    SessionStoppedError: "stopped",
+    TimedOutError: "timeout",
+}
+
+
+class Journal:
+    """One server's events. Log records carry `facts`, which JSON logs show as fields; clients go by a short hash."""
+
+    def __init__(self, metrics: Metrics, stopped: threading.Event) -> None:
+        self.metrics, self.stopped = metrics, stopped
+        self.log = logging.getLogger("shoal.private.serving.server")
+        self.errors: list[str] = []
+
+    def began(self, task: str) -> None:
+        """A session whose terms agree."""
+        self.metrics.count(SESSIONS, task)
+
+    def answered(self, mode: str, client: str, seconds: float, sent: int, received: int) -> None:
+        """One query in full, with its bytes as this server sees them."""
+        self.metrics.answered(mode, seconds, sent, received)
+        facts = {"event": "query", "mode": mode, "client": client, "seconds": round(seconds, 6)}
+        facts |= {"sent": sent, "received": received}
+        self.log.info("%s query of %s: %.3f s", mode, client, seconds, extra={"facts": facts})
+
+    def made(self, client: str, items: int, sent: int, received: int) -> None:
+        """A batch of prepared items that both parties have."""
+        self.metrics.made(items, sent, received)
+        facts = {"event": "made", "client": client, "items": items, "sent": sent, "received": received}
+        self.log.info("%d items made with %s", items, client, extra={"facts": facts})
+
+    def ended(self, error: Exception, line: Line, agreed: bool) -> None:
+        """A session that failed or was refused; one that a closing server ends between two queries is neither."""
+        if isinstance(error, RefusedError):
+            self.refused(error.reason, str(error))
+        elif not (isinstance(error, SessionStoppedError) and line.idle):
+            kind = KINDS.get(type(error), "session" if agreed else "handshake")
+            self.failed("stopped" if self.stopped.is_set() else kind, error)
+
+    def refused(self, reason: str, message: str) -> None:
+        """A client that did nothing wrong and was sent away."""
+        self.metrics.count(REFUSALS, reason)
+        self._note("refused", reason, message)
+
+    def failed(self, kind: str, error: Exception) -> None:
+        """A session, or a connection that was not yet one, that failed."""
+        self.metrics.count(FAILURES, kind)
+        self._note("failed", kind, str(error))
+
+    def _note(self, event: str, kind: str, message: str) -> None:
+        self.log.warning("%s", message, extra={"facts": {"event": event, "kind": kind}})
+        self.errors = [*self.errors[-19:], message]

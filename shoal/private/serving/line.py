@@ -1,0 +1,165 @@
+"""One session as a party holds it: the control connection and the SPU process, watched together."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+from shoal.errors import ShoalError
+from shoal.private.engine.worker import Worker
+from shoal.private.program.artifact import SERVER_ADVICE
+from shoal.private.transport.channel import Channel, ClosedError, first_ready
+
+POLL_SECONDS = 0.25
+
+
+class RefusedError(ShoalError):
+    """The server's no to a client that did nothing wrong; `reason` is one word for the operator's figures."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SessionStoppedError(ShoalError):
+    """This side ended the session."""
+
+
+class TimedOutError(ShoalError):
+    """The peer or the SPU process did not answer in time."""
+
+
+class EngineError(ShoalError):
+    """The SPU process died, or says that it failed."""
+
+
+class Line:
+    """A control channel and, once there is one, the SPU process: whatever ends first ends the session.
+
+    `stopped` ends it at once, `closing` as soon as it waits for the peer's `next_order`.
+    """
+
+    def __init__(self, control: Channel, stopped: threading.Event, closing: threading.Event | None = None) -> None:
+        self.control, self.stopped, self.closing = control, stopped, closing or stopped
+        self.idle = False
+        self.worker: Worker | None = None
+        self.inbox: list[tuple[dict[str, Any], bytes]] = []
+        self.payload = b""
+
+    def start(self, order: dict[str, Any]) -> None:
+        """Start the SPU process with `order`."""
+        self.worker = Worker(order)
+
+    def order(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        """Send the SPU process an order."""
+        assert self.worker is not None
+        self.worker.channel.send(message, payload)
+
+    def from_peer(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """The peer's next message, which must be of one of `kinds`; its raw bytes are then in `payload`."""
+        limit = time.monotonic() + seconds
+        while not self.inbox:
+            self._step(limit)
+        message, self.payload = self.inbox.pop(0)
+        if message["type"] not in kinds:
+            raise ShoalError(f"found message {message['type'][:40]!r} from {self.control.name}; need {kinds[0]!r}")
+        return message
+
+    def next_order(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
+        """`from_peer` between two pieces of work, where a party that closes may end the session."""
+        self.idle = True
+        message = self.from_peer(kinds, seconds)
+        self.idle = False
+        return message
+
+    def check(self) -> None:
+        """Raise what the peer said since, if it ended the session: for one who is about to ask for more."""
+        while self.control.pending() or first_ready([self.control], 0) is not None:
+            self._keep(*self.control.receive())
+
+    def from_worker(self, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """The SPU process's next message; the peer's, meanwhile, are kept."""
+        limit = time.monotonic() + seconds
+        while True:
+            found = self._step(limit)
+            if found is not None:
+                return found
+
+    def _step(self, limit: float) -> tuple[dict[str, Any], bytes] | None:
+        """Wait a moment for either side; returns the SPU process's message, keeps the peer's."""
+        if self.stopped.is_set() or (self.idle and self.closing.is_set()):
+            raise SessionStoppedError("found the session stopped from this side; need it open; connect again")
+        if time.monotonic() > limit:
+            raise TimedOutError(f"found no answer from {self.control.name} in time; need a live peer; raise timeout_s")
+        ends = [self.control] if self.worker is None else [self.worker.channel, self.control]
+        ready = first_ready(ends, POLL_SECONDS)
+        if ready is None:
+            return None
+        if ready is self.control:
+            self._keep(*self.control.receive())
+            return None
+        return self._worker_says()
+
+    def _keep(self, message: dict[str, Any], payload: bytes) -> None:
+        if message["type"] == "error":
+            raise ShoalError(printable(message.get("message"), 600))
+        if len(self.inbox) >= 4:
+            raise ShoalError(f"found too many messages from {self.control.name}; need one at a time")
+        self.inbox.append((message, payload))
+
+    def _worker_says(self) -> tuple[dict[str, Any], bytes]:
+        assert self.worker is not None
+        try:
+            message, payload = self.worker.channel.receive()
+        except ClosedError as error:
+            tail = self.worker.log_tail()
+            raise EngineError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
+        if message["type"] == "error":
+            # When the peer died, SPU and the control connection tell at the same time; the latter tells why.
+            if first_ready([self.control], POLL_SECONDS):
+                self._keep(*self.control.receive())
+            raise EngineError(message["message"])
+        return message, payload
+
+    def end(self, farewell: dict[str, Any] | None = None) -> None:
+        """Say `farewell` if the peer still listens, end the SPU process, close the connection."""
+        if farewell is not None:
+            with contextlib.suppress(ShoalError, OSError):  # a server that ends may have closed it already
+                self.control.send(farewell)
+        if self.worker is not None:
+            self.worker.end()
+        self.control.close()
+
+
+def compare(client: object, server: object) -> None:
+    """Raise ShoalError unless both parties' terms are equal; names the first that differs."""
+    if not isinstance(client, dict) or not isinstance(server, dict):
+        raise ShoalError("found a peer that states no terms; need a shoal party there; mend the address")
+    for name in sorted(client.keys() | server.keys(), key=_rank_of_term):
+        mine, theirs = client.get(name), server.get(name)
+        if mine != theirs or type(mine) is not type(theirs):
+            raise ShoalError(
+                f"found {printable(name, 40)} {printable(mine, 80)} at the client and {printable(theirs, 80)} at "
+                f"the server; need the same at both; {SERVER_ADVICE.get(name, 'copy the client half again')}"
+            )
+
+
+def _rank_of_term(name: object) -> tuple[int, str]:
+    order = ["artifact", "spu", "jax", "protocol", "mode", "digest"]
+    return (order.index(name) if isinstance(name, str) and name in order else len(order), str(name))
+
+
+def whole(message: dict[str, Any], name: str, most: int) -> int:
+    """The whole number `name` of a peer's message; ShoalError unless it is from 1 to `most`."""
+    value = message.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ShoalError(f"found {name} {printable(value, 40)} from the peer; need a whole number from 1 to {most}")
+    return value
+
+
+def printable(value: object, most: int) -> str:
+    """Text that a peer sent, fit to be shown: no control characters, at most about `most` long."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= most else text[:most] + "..."

@@ -1,0 +1,69 @@
+"""The server's pools: one for each client, by its certificate and by the name that its own pool goes by."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from pathlib import Path
+
+from shoal.errors import ShoalError
+from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.pool import READY, Pool
+from shoal.private.serving.line import RefusedError, printable
+from shoal.private.serving.metrics import Level, short_name
+
+
+class Pools:
+    """Pools of one program in `folder`, each opened when its client first comes and held until `close`.
+
+    A certificate may have `most` of them: a client makes up its pool's name itself.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, most: int) -> None:
+        self.folder, self.plan, self.most = folder, plan, most
+        self._open: dict[str, Pool] = {}
+        self._guard = threading.Lock()
+
+    def of(self, identity: str, name: object) -> Pool:
+        """The pool of the client with this certificate and name.
+
+        Raises ShoalError for a name that is none, RefusedError for one pool more than a certificate may have.
+        """
+        if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{16}", name):
+            raise ShoalError(f"found client name {printable(name, 40)}; need 16 hex digits; need a shoal client there")
+        key = f"{identity}-{name}"
+        with self._guard:
+            if key not in self._open:
+                self._require_room(identity, key)
+                self._open[key] = Pool(self.folder / key, self.plan, False)
+            return self._open[key]
+
+    def _require_room(self, identity: str, key: str) -> None:
+        others = [path for path in self.folder.glob(f"{identity}-*") if path.name != key]
+        if len(others) >= self.most:
+            raise RefusedError(
+                f"found {len(others)} pools of this certificate at the server; need fewer than {self.most} for one "
+                "more; go on with a pool that you have, or ask the server's operator to remove some",
+                "pools",
+            )
+
+    def levels(self) -> dict[str, Level]:
+        """Every pool on disk by its client's short name, whether or not that client came since the server began."""
+        return {short_name(folder.name): _level(folder) for folder in self.folder.glob("*-*")}
+
+    def close(self) -> None:
+        """Let go of all pools."""
+        with self._guard:
+            for pool in self._open.values():
+                pool.close()
+            self._open.clear()
+
+
+def _level(folder: Path) -> Level:
+    items = size = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError):  # a query may spend it at this moment
+            size += path.stat().st_size
+            items += path.suffix == READY
+    return Level(items, size)

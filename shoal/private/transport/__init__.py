@@ -1,0 +1,1 @@
+"""Bytes between two parties: certificates, framed channels, the format of arrays."""

@@ -1,0 +1,247 @@
+"""Framed messages over a socket: the control connection between the parties, and the pipe to a worker process.
+
+A frame is two big-endian lengths, a JSON object and raw bytes. Whoever sends it may be hostile: both lengths
+are limited before anything is read, and nothing but JSON is ever parsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from shoal.errors import ShoalError
+from shoal.private.transport.certs import TLS, fingerprint
+
+HEADER = struct.Struct(">II")
+MAX_MESSAGE = 1 << 16
+FRAME_SECONDS = 10.0
+
+
+class ClosedError(ShoalError):
+    """The other end closed the connection or died."""
+
+
+class Channel:
+    """One connected socket. `name` says in errors who is at the other end; `max_payload` limits raw bytes."""
+
+    def __init__(self, sock: socket.socket, name: str, max_payload: int = 0) -> None:
+        self.sock, self.name, self.max_payload = sock, name, max_payload
+
+    def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        """Write one frame. Raises ClosedError when the other end is gone or does not read."""
+        body = json.dumps(message).encode()
+        if len(body) > MAX_MESSAGE:
+            raise ShoalError(f"found a message of {len(body)} bytes for {self.name}; need at most {MAX_MESSAGE}")
+        self.sock.settimeout(FRAME_SECONDS)
+        try:
+            self.sock.sendall(HEADER.pack(len(body), len(payload)) + body + payload)
+        except OSError as error:
+            raise ClosedError(f"found {self.name} gone ({error}); need it running; connect again") from error
+
+    def receive(self) -> tuple[dict[str, Any], bytes]:
+        """Read one frame. Raises ClosedError at the end of the stream, ShoalError on anything that is no frame."""
+        length, size = HEADER.unpack(self._exactly(HEADER.size))
+        if length > MAX_MESSAGE or size > self.max_payload:
+            raise ShoalError(f"found a frame of {length} and {size} bytes from {self.name}; need a shoal party there")
+        body, payload = self._exactly(length), self._exactly(size)
+        try:
+            message = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ShoalError(f"found no JSON from {self.name}; need a shoal party there") from error
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise ShoalError(f"found a message without a type from {self.name}; need a shoal party there")
+        return message, payload
+
+    def _exactly(self, count: int) -> bytes:
+        parts, limit = bytearray(), time.monotonic() + FRAME_SECONDS
+        while len(parts) < count:
+            # One limit for the whole piece, so that a peer cannot hold us with a byte now and then.
+            self.sock.settimeout(max(0.01, limit - time.monotonic()))
+            try:
+                piece = self.sock.recv(min(count - len(parts), 1 << 20))
+            except (OSError, ValueError) as error:
+                raise ClosedError(f"found {self.name} silent or gone ({_reason(error)}); need it running") from error
+            if not piece:
+                raise ClosedError(f"found {self.name} gone; need it running; look at its log and connect again")
+            parts += piece
+        return bytes(parts)
+
+    def pending(self) -> bool:
+        """Whether decrypted bytes wait inside the TLS layer, where select cannot see them."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
+    def identity(self) -> str:
+        """A name for the peer's certificate: 16 hex digits of its SHA-256; ``"plain"`` without TLS."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return "plain"
+        return fingerprint(self.sock.getpeercert(True) or b"")
+
+    def close(self) -> None:
+        """Close the socket; harmless when it is closed already."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+def first_ready(channels: list[Channel], seconds: float) -> Channel | None:
+    """The first of `channels` that has something to read (or has ended); None after `seconds`."""
+    for channel in channels:
+        if channel.pending():
+            return channel
+    ready, _, _ = select.select([c.sock for c in channels], [], [], max(0.0, seconds))
+    return next((c for c in channels if c.sock in ready), None)
+
+
+def parse_address(text: object, what: str) -> tuple[str, int]:
+    """Host and port of ``"host:port"`` (IPv4 or a name). Raises ShoalError on anything else."""
+    host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not host or ":" in host or len(host) > 253 or not digits or int(port) > 65535:
+        raise ShoalError(f'found {str(text)[:80]!r} as {what}; need "host:port" with an IPv4 address or a name')
+    return host, int(port)
+
+
+def require_tls(host: str, tls: TLS | None, insecure: bool, server: bool = False) -> None:
+    """Raise ShoalError unless there are usable certificates, or plain TCP was asked for on loopback."""
+    if tls is not None:
+        tls.check()
+        _context(tls, server)
+        return
+    if not (insecure and is_loopback(host)):
+        raise ShoalError(
+            f"found no TLS for {host}; need certificates of both parties; pass tls=TLS(cert, key, ca) or --cert, "
+            "--key and --ca, or insecure=True or --insecure for a trial on loopback (127.0.0.1) only"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine's loopback, by its text alone: no name service is trusted for that."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket on ``"host:port"``; port 0 takes a free one. Raises ShoalError when it cannot be had."""
+    host, port = parse_address(address, "the server's address")
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # A restarted server may take its port back at once; two live listeners are refused all the same.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(16)
+    except OSError as error:
+        sock.close()
+        raise ShoalError(
+            f"found {address} not free to listen on ({error.strerror or error}); need an unused port of this "
+            "machine; stop what holds it or choose another"
+        ) from error
+    return sock
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that was free a moment ago."""
+    with contextlib.closing(listen(f"{host}:0")) as sock:
+        return int(sock.getsockname()[1])
+
+
+def admit(sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0) -> Channel:
+    """A client that was accepted, its certificate checked. Raises ShoalError when our authority signed none for it."""
+    name = f"the client at {peer}"
+    try:
+        return Channel(_secure(sock, tls, None), name, max_payload)
+    except (OSError, ShoalError) as error:
+        sock.close()
+        if isinstance(error, ShoalError):
+            raise
+        raise ShoalError(
+            f"found no valid TLS at {name} ({_reason(error)}); need a certificate signed by our authority; "
+            "give both parties certificates of one authority"
+        ) from error
+
+
+def connect(address: str, tls: TLS | None, seconds: float, max_payload: int = 0) -> Channel:
+    """Connect to a server and check its certificate; tries for `seconds`. Raises ShoalError when that fails."""
+    host, port = parse_address(address, "the server's address")
+    sock, name = _reach(host, port, seconds), f"the server at {address}"
+    try:
+        return Channel(_secure(sock, tls, host), name, max_payload)
+    except OSError as error:
+        sock.close()
+        raise ShoalError(
+            f"found no valid TLS at {name} ({_reason(error)}); need a certificate for {host} signed by our "
+            "authority; give both parties certificates of one authority"
+        ) from error
+
+
+def _reach(host: str, port: int, seconds: float) -> socket.socket:
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=max(0.1, limit - time.monotonic()))
+        except UnicodeError as error:
+            raise ShoalError(f"found {host!r} as a host name; need a valid one; mend the address") from error
+        except OSError as error:
+            # A server that is just starting refuses for a moment, so refusal alone is no reason to give up.
+            if time.monotonic() + 0.2 >= limit:
+                raise ShoalError(
+                    f"found no server at {host}:{port} within {seconds:g} s ({_reason(error)}); need one that "
+                    "listens there; start it or mend the address"
+                ) from error
+            time.sleep(0.2)
+
+
+def _secure(sock: socket.socket, tls: TLS | None, host: str | None) -> socket.socket:
+    """Wrap `sock` in mutual TLS (as the client of `host`, or as the server) and set it up for control frames."""
+    sock.settimeout(FRAME_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _keep_alive(sock)
+    if tls is None:
+        return sock
+    context = _context(tls, server=host is None)
+    return context.wrap_socket(sock, server_side=host is None, server_hostname=host)
+
+
+def _context(tls: TLS, server: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    with _readable_files(tls):
+        context.load_verify_locations(tls.ca)
+        context.load_cert_chain(tls.cert, tls.key)
+    if server:
+        # Session tickets would make the socket readable without a message in it.
+        context.num_tickets = 0
+    return context
+
+
+@contextlib.contextmanager
+def _readable_files(tls: TLS) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ShoalError(
+            f"found TLS files that cannot be used at {tls.cert} ({_reason(error)}); need PEM files of one "
+            "certificate, its key and its authority; make them again"
+        ) from error
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    # A peer whose machine vanishes sends no end; probes notice within about 12 s even while we wait long.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 6), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "verify_message", "") or getattr(error, "reason", "") or error)

@@ -1,0 +1,132 @@
+"""Raw words between the two parties while a prepared inference runs: simultaneous exchanges of sizes both know.
+
+Every message is a header (its number within the inference, its length) and uint64 or byte content. Both parties run
+the same steps, so each knows the number and the length that must come next; anything else ends the inference.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from shoal.errors import ShoalError
+from shoal.private.transport.channel import Channel, ClosedError
+
+HEADER = struct.Struct("<II")
+CHUNK = 1 << 18
+
+
+@dataclass
+class Traffic:
+    """What went over a wire: payload bytes both ways, messages both ways, and one-way latencies in sequence."""
+
+    sent: int = 0
+    received: int = 0
+    messages: int = 0
+    latencies: int = 0
+
+
+class Wire(Protocol):
+    """What a protocol step needs of its connection. All arrays are uint64."""
+
+    traffic: Traffic
+
+    def exchange(self, mine: np.ndarray) -> np.ndarray:
+        """Send `mine` and receive as many words, at the same time: one one-way latency."""
+
+    def send(self, mine: np.ndarray) -> None:
+        """Send `mine`."""
+
+    def receive(self, words: int) -> np.ndarray:
+        """Receive `words` words: one one-way latency."""
+
+
+class SocketWire:
+    """A Wire over a Channel's socket. `seconds` limits the wait for each message.
+
+    Raises ShoalError for a message out of turn, ClosedError for a peer that is gone or silent.
+    """
+
+    def __init__(self, channel: Channel, seconds: float) -> None:
+        self.channel, self.sock, self.seconds = channel, channel.sock, seconds
+        self.traffic = Traffic()
+        self.turn = 0
+
+    def exchange(self, mine: np.ndarray) -> np.ndarray:
+        """See Wire."""
+        return self._both(mine, mine.size)
+
+    def send(self, mine: np.ndarray) -> None:
+        """See Wire."""
+        self._both(mine, 0)
+
+    def receive(self, words: int) -> np.ndarray:
+        """See Wire."""
+        return self._both(None, words)
+
+    def _both(self, mine: np.ndarray | None, words: int) -> np.ndarray:
+        out = b"" if mine is None else HEADER.pack(self.turn, mine.nbytes) + mine.tobytes()
+        into = bytearray(words * 8 + HEADER.size if words else 0)
+        try:
+            _move(self.sock, memoryview(out), memoryview(into), time.monotonic() + self.seconds)
+        except (OSError, ValueError) as error:
+            raise ClosedError(
+                f"found {self.channel.name} gone or silent in an inference ({error}); need it running; query again"
+            ) from error
+        if words and HEADER.unpack_from(into) != (self.turn, words * 8):
+            number, size = HEADER.unpack_from(into)
+            raise ShoalError(
+                f"found message {number} of {size} bytes from {self.channel.name}; need message {self.turn} of "
+                f"{words * 8}; use one artifact and one version of shoal at both"
+            )
+        self._count(len(out), len(into))
+        return np.frombuffer(into, "<u8", words, HEADER.size) if words else np.empty(0, np.uint64)
+
+    def _count(self, sent: int, received: int) -> None:
+        self.turn += 1
+        self.traffic.sent += sent
+        self.traffic.received += received
+        self.traffic.messages += (sent > 0) + (received > 0)
+        # Of a message one way, one party waits for it, and the other for what follows.
+        self.traffic.latencies += 1
+
+
+def _move(sock: socket.socket, out: memoryview, into: memoryview, limit: float) -> None:
+    """Write all of `out` and fill `into`, neither waiting for the other: two full buffers must not face each other."""
+    sock.setblocking(False)
+    sent = got = 0
+    while sent < len(out) or got < len(into):
+        moved = 0
+        if sent < len(out):
+            moved += (step := _try(sock.send, out[sent : sent + CHUNK]))
+            sent += step
+        if got < len(into):
+            moved += (step := _try(sock.recv_into, into[got:]))
+            got += step
+        if not moved:
+            _wait(sock, sent < len(out), got < len(into), limit)
+
+
+def _try(operation: Callable[[memoryview], int], view: memoryview) -> int:
+    """Bytes moved now; 0 when the socket would block."""
+    try:
+        count = operation(view)
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return 0
+    if not count:
+        raise ConnectionResetError("connection closed")
+    return count
+
+
+def _wait(sock: socket.socket, writing: bool, reading: bool, limit: float) -> None:
+    left = limit - time.monotonic()
+    if left <= 0 or not any(select.select([sock] if reading else [], [sock] if writing else [], [], left)):
+        raise TimeoutError("no progress in time")

@@ -1,0 +1,19 @@
+"""*DeepReDuce* (ICML'21): a grid of designs, each trained as a run of its own."""
+
+from shoal.recipes.deepreduce.recipe import (
+    PRESETS,
+    Options,
+    Result,
+    check_options,
+    paper,
+    paper_cifar10,
+    quick,
+    reduce,
+    trained_points,
+)
+from shoal.recipes.deepreduce.training import Preset
+
+__all__ = [
+    "PRESETS", "Options", "Preset", "Result", "check_options", "paper", "paper_cifar10", "quick", "reduce",
+    "trained_points",
+]  # fmt: skip

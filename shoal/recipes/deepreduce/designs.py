@@ -1,0 +1,154 @@
+"""DeepReDuce's networks (Jha et al., ICML'21, section 3): culling, thinning, reshaping, criticality, and the grid.
+
+Culling drops whole stages' ReLUs, the stem's with the first; thinning drops every other ReLU of what is left;
+reshaping scales channels and feature maps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from shoal.errors import ShoalError
+from shoal.networks.spec import Spec
+from shoal.reduction.dropping import culled, drop_blocks, drop_relus, spare_blocks, thinned
+from shoal.surgery.sites import ReluSite, relu_sites
+
+WEIGHT = 0.07
+"""Equation 1's w."""
+
+RESHAPES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
+"""(alpha, rho) of the grid's reshaped designs, in the paper's order: 2, 4 and 8 times fewer ReLUs."""
+
+_NAME = re.compile(
+    r"(?P<stages>S\d+(RT)?(\+S\d+(RT)?)*)(-a(?P<width>[\d.]+))?(-r(?P<resolution>[\d.]+))?(?P<one>-one)?"
+)
+
+
+@dataclass(frozen=True)
+class Design:
+    """One network: stages without ReLUs, stages with every other one, reshaping, one block a stage that has ReLUs.
+
+    `width` is the paper's alpha, `resolution` its rho; both belong to how the base network is built.
+    """
+
+    culled: tuple[int, ...] = ()
+    thinned: tuple[int, ...] = ()
+    width: float = 1.0
+    resolution: float = 1.0
+    one_block: bool = False
+
+    def name(self, stages: Collection[int]) -> str:
+        """The design of a network with these stages as the paper writes it: ``S2RT+S3-a0.5-r0.5``.
+
+        Only stages that keep ReLUs are named. ``-one`` ends the paper's designs with stars: one block a stage.
+        """
+        kept = "+".join(f"S{k}RT" if k in self.thinned else f"S{k}" for k in sorted(set(stages) - {0, *self.culled}))
+        width = f"-a{self.width:g}" if self.width != 1 else ""
+        resolution = f"-r{self.resolution:g}" if self.resolution != 1 else ""
+        return kept + width + resolution + ("-one" if self.one_block else "")
+
+
+def parse(name: str, stages: Collection[int]) -> Design:
+    """The design that `Design.name` writes as `name`.
+
+    Raises ShoalError for another form, for stages that the network does not have, and for scales outside 0 to 1.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ShoalError(f"found design {name!r}; need the stages that keep ReLUs, such as S2RT+S3-a0.5-r0.5")
+    kept = [(int(text.strip("SRT")), text.endswith("RT")) for text in match["stages"].split("+")]
+    known, names = set(stages) - {0}, [k for k, _ in kept]
+    if not set(names) <= known or len(set(names)) != len(names):
+        raise ShoalError(f"found design {name!r}; need some of the stages {sorted(known)}, each once; correct the name")
+    thin = tuple(sorted(k for k, is_thinned in kept if is_thinned))
+    scales = (_scale(match["width"], name), _scale(match["resolution"], name))
+    return Design(tuple(sorted(known - set(names))), thin, *scales, one_block=match["one"] is not None)
+
+
+def _scale(text: str | None, name: str) -> float:
+    try:
+        value = 1.0 if text is None else float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ShoalError(f"found scale {text!r} in design {name!r}; need a number above 0, at most 1; such as a0.5")
+    return value
+
+
+def drops(design: Design, model: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the blocks and of the ReLU sites that `design` drops from `model`.
+
+    Raises ShoalError for a stage that `model` does not have, and when no stage has a second block to drop.
+    """
+    kept = {site.stage for site in relu_sites(model, shape)} - {0, *design.culled}
+    blocks = spare_blocks(model, shape, kept) if design.one_block else ()
+    if design.one_block and not blocks:
+        raise ShoalError("found no second residual block in any stage; need one to drop; leave out one_block (-one)")
+    sites = relu_sites(drop_blocks(model, shape, blocks) if blocks else model, shape)
+    return blocks, culled(sites, design.culled) + thinned(sites, set(design.thinned) & kept)
+
+
+def apply(design: Design, model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """`model`, built at the design's width and resolution, without the ReLUs and blocks that the design drops."""
+    blocks, relus = drops(design, model, shape)
+    return drop_relus(drop_blocks(model, shape, blocks) if blocks else model, relus)
+
+
+def design_spec(spec: Spec, design: Design, model: nn.Module) -> Spec:
+    """The spec of `design` on the base network of `spec`; `model` is that network at full size.
+
+    The full network says what a stage is: in a narrow or small one two stages may have maps of one shape.
+    """
+    blocks, relus = drops(design, model, spec.shape)
+    width, resolution = spec.width * design.width, spec.resolution * design.resolution
+    return replace(spec, width=width, resolution=resolution, dropped_blocks=blocks, dropped=relus)
+
+
+def criticality(accuracy: Mapping[int, float], sites: Sequence[ReluSite], weight: float = WEIGHT) -> dict[int, float]:
+    """Equation 1 for each stage: (Acc[S_k] - min Acc) / (thousands of ReLUs of S_k)^w, in percent.
+
+    `accuracy` holds the accuracies, in percent, of networks with the ReLUs of one stage only, trained by distillation.
+    The paper's Table 3 counts ReLUs in thousands. Raises ShoalError for a stage without ReLUs.
+    """
+    relus = {stage: sum(s.relus for s in sites if s.stage == stage) for stage in accuracy}
+    empty = [stage for stage, count in relus.items() if not count]
+    if empty or not accuracy:
+        raise ShoalError(f"found accuracies of stages {sorted(accuracy)}; need stages that have ReLUs; mend the list")
+    least = min(accuracy.values())
+    return {k: (a - least) / (relus[k] / 1000) ** weight for k, a in accuracy.items()}
+
+
+def only(stage: int, stages: Collection[int]) -> Design:
+    """The design that keeps the ReLUs of one stage: what its criticality is measured on."""
+    return Design(tuple(sorted(set(stages) - {0, stage})))
+
+
+def grid(critical: Mapping[int, float]) -> tuple[Design, ...]:
+    """The 5 (D - 1) designs of section 3.5: stages culled one more each time, the least critical first, never the last.
+
+    Each as it is, thinned, and thinned with half the channels, half the resolution, and both.
+    """
+    order, designs = sorted(critical, key=lambda stage: critical[stage]), list[Design]()
+    for count in range(1, len(order)):
+        gone, left = tuple(sorted(order[:count])), tuple(sorted(order[count:]))
+        thin = Design(gone, left)
+        designs += [Design(gone), thin, *(replace(thin, width=w, resolution=r) for w, r in RESHAPES)]
+    return tuple(designs)
+
+
+def positions(text: str, count: int) -> tuple[int, ...]:
+    """Places in the grid of `count` designs that ``3`` or ``2-5`` names, counted from 0; none for another text.
+
+    Raises ShoalError for places that the grid does not have.
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None:
+        return ()
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last <= count:
+        raise ShoalError(f"found designs {text!r}; need places from 1 to {count} in the grid; correct the numbers")
+    return tuple(range(first - 1, last))

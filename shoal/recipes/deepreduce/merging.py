@@ -1,0 +1,147 @@
+"""What merging linear runs of convolutions costs by DeepReDuce's own accounting (ICML'21, Tables 7 and 8).
+
+The paper merges "the linear layers/Blocks" at inference and counts a merged run as one 3x3 convolution. Two padded 3x3
+convolutions are one 5x5 inside the image and no convolution at its border, so this is the cost of a network that
+would have to be trained. `fold` merges what is exact and cheaper; what that costs, `cost` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+
+from torch import Tensor, nn
+
+from shoal.errors import ShoalError
+from shoal.graph.counting import cost
+from shoal.graph.folding import fold
+from shoal.graph.graph import Graph
+from shoal.networks.spec import Spec
+from shoal.surgery.sites import ReluSite, relu_sites
+from shoal.surgery.tracing import trace
+
+
+def accountings(spec: Spec, network: nn.Module, full: nn.Module) -> dict[str, dict[str, int]]:
+    """Convolutions on the main path and multiply-adds of `network`, the network of `spec`.
+
+    `full` has the ReLUs that `spec` drops. ``unmerged``: as trained. ``folded``: after `fold`, which merges what is
+    exact and cheaper; `linear_macs` are those of linear layers. ``paper``: merged as DeepReDuce counts, convolutions
+    by the rule of its Table 7, multiply-adds by that of its Table 8.
+    """
+    plain, blocks, table_8 = (merged_cost(full, spec.shape, spec.dropped, m) for m in (UNMERGED, BLOCKS, TABLE_8))
+    folded = cost(fold(trace(network, spec.shape)))
+    return {
+        "unmerged": {"convs": plain.convs, "macs": plain.macs},
+        "folded": {"convs": folded.depth, "macs": folded.macs, "linear_macs": folded.linear_macs},
+        "paper": {"convs": blocks.convs, "macs": table_8.macs},
+    }
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Which runs count as merged: how many convolutions a culled stage leaves (None: all), and thinned blocks to one.
+
+    Runs never reach over two stages, and the stem stays.
+    """
+
+    stage_convs: int | None = 1
+    thinned: bool = True
+
+
+UNMERGED = Merging(None, thinned=False)
+"""Table 7's 17: every convolution of the network."""
+STAGES = Merging(1, thinned=False)
+"""Table 7's 11: a culled stage is one convolution."""
+BLOCKS = Merging(1)
+"""Table 7's 8 and 7: a thinned block is one convolution, too."""
+TABLE_8 = Merging(2)
+"""Table 8's multiply-adds, where a culled stage keeps two convolutions."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Convolutions on the main path (the paper's #Conv, without shortcuts) and multiply-adds of all convolutions."""
+
+    convs: int
+    macs: int
+
+
+def merged_cost(model: nn.Module, shape: tuple[int, ...], dropped: Collection[str], merging: Merging) -> Merged:
+    """The cost of `model` without the ReLU sites `dropped`, counted as `merging` says.
+
+    `model` still has those ReLUs: each convolution of the main path is known by the ReLU that it feeds. A run counts
+    as merged only where that is fewer multiply-adds, which it is not for depthwise convolutions; projections beside
+    a merged run vanish in it. Raises ShoalError for a name that is no ReLU site.
+    """
+    sites = [site for site in relu_sites(model, shape) if site.conv is not None]
+    missing = set(dropped) - {site.name for site in sites}
+    if missing:
+        raise ShoalError(f"found no ReLU {min(missing)!r} behind a convolution; need names that relu_sites gives")
+    count = _Count(trace(model, shape), sites)
+    convs, macs = 0, sum(count.beside.values())
+    for _, stage in groupby(_unique(sites), key=lambda site: site.stage):
+        for run, left in _runs(list(stage), set(dropped), merging):
+            plain, merged = count.plain(run), count.merged(run, left)
+            better = len(run) > left and merged < plain + count.projections(run)
+            convs += left if better else len(run)
+            macs += merged - count.projections(run) if better else plain
+    return Merged(convs, macs)
+
+
+def _unique(sites: Iterable[ReluSite]) -> list[ReluSite]:
+    """The sites, one a convolution: a linear layer's ReLU would name the last convolution again."""
+    return list({site.conv: site for site in reversed(list(sites))}.values())[::-1]
+
+
+def _runs(stage: Sequence[ReluSite], dropped: set[str], merging: Merging) -> list[tuple[list[ReluSite], int]]:
+    """The stage's runs of convolutions without a ReLU between them, and how many convolutions each leaves."""
+    if stage[0].stage and all(site.name in dropped for site in stage):
+        return [(list(stage), len(stage) if merging.stage_convs is None else merging.stage_convs)]
+    if not merging.thinned:
+        return [([site], 1) for site in stage]
+    runs: list[list[ReluSite]] = [[]]
+    for site in stage:
+        runs[-1].append(site)
+        if site.name not in dropped:
+            runs.append([])
+    return [(run, 1) for run in runs if run]
+
+
+class _Count:
+    """Multiply-adds of single and merged convolutions of one network."""
+
+    def __init__(self, graph: Graph, sites: Sequence[ReluSite]) -> None:
+        self.graph = graph
+        self.macs = {row.name: row.macs for row in cost(graph).rows if row.op == "conv2d"}
+        main = {site.conv for site in sites}
+        self.beside = {name: macs for name, macs in self.macs.items() if name not in main}
+        self.behind = {name: self._next_relu(name) for name in self.beside}
+
+    def _next_relu(self, name: str) -> str | None:
+        users = self.graph.users()
+        while users[name]:
+            name = users[name][0].name
+            if self.graph[name].op == "relu":
+                return name
+        return None
+
+    def plain(self, run: Sequence[ReluSite]) -> int:
+        """Of the run's own convolutions."""
+        return sum(self.macs[str(site.conv)] for site in run)
+
+    def projections(self, run: Sequence[ReluSite]) -> int:
+        """Of the projections whose sums lie within the run."""
+        names = {site.name for site in run}
+        return sum(macs for name, macs in self.beside.items() if self.behind[name] in names)
+
+    def merged(self, run: Sequence[ReluSite], left: int) -> int:
+        """Of `left` convolutions for the run: the first takes the run's input, all have its result's shape."""
+        first, last = self.graph[str(run[0].conv)], self.graph[str(run[-1].conv)]
+        kernel = max(prod(self._weight(site).shape[2:]) for site in run)
+        channels = self._weight(run[0]).shape[1] * first.attrs["groups"]
+        return kernel * prod(last.shape) * (channels + (left - 1) * last.shape[0])
+
+    def _weight(self, site: ReluSite) -> Tensor:
+        return self.graph.weights[f"{site.conv}.weight"]

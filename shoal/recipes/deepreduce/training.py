@@ -1,0 +1,118 @@
+"""DeepReDuce's networks, trained one after another: stages alone for their criticality, the baseline, designs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.distillation.losses import kd
+from shoal.networks.assembly import assemble
+from shoal.networks.figures import figures
+from shoal.networks.spec import Spec
+from shoal.networks.stored import save_network
+from shoal.recipes.deepreduce.designs import criticality
+from shoal.recipes.deepreduce.merging import accountings
+from shoal.recipes.deepreduce.space import DesignSpace, Planned
+from shoal.recipes.stages import Stages
+from shoal.storage.environment import environment
+from shoal.storage.run import Run
+from shoal.training.objective import Objective, cross_entropy
+from shoal.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Schedules and loss weights. The baseline beside the designs is trained by `design`, too, without distillation."""
+
+    teacher: Schedule
+    criticality: Schedule
+    design: Schedule
+    kd_weight: float = 0.9
+    """Share of distillation in the loss, the rest being cross-entropy."""
+    temperature: float = 4.0
+    student_from_teacher: bool = False
+    """Begin with the teacher's weights where all shapes agree (in all but narrower networks), not with random ones."""
+
+
+class Trainer:
+    """Trains networks of `space` in `run` and in runs of their own below it, on the data and clock of `stages`."""
+
+    def __init__(self, space: DesignSpace, preset: Preset, stages: Stages, run: Run) -> None:
+        self.space, self.preset, self.stages, self.run = space, preset, stages, run
+        weight = preset.kd_weight
+        self.distilled = Objective((cross_entropy(1 - weight), kd(weight, preset.temperature)))
+
+    def criticality(self) -> dict[int, float]:
+        """Equation 1 of every stage, on validation accuracy; also written to `criticality.json`."""
+        if self.run.has("criticality.json"):
+            return {row["stage"]: row["criticality"] for row in self.run.read_json("criticality.json")}
+        sites, stages = self.space.sites, self.space.stages
+        accuracy = {k: self._alone(k) for k in stages}
+        found = criticality(accuracy, sites)
+        relus = {k: sum(site.relus for site in sites if site.stage == k) for k in stages}
+        rows = [{"stage": k, "relus": relus[k], "accuracy": accuracy[k], "criticality": found[k]} for k in stages]
+        self.run.write_json("criticality.json", rows)
+        return found
+
+    def _alone(self, stage: int) -> float:
+        """Validation accuracy, in percent, of the network with the ReLUs of one stage only."""
+        model, name = self.network(self.space.alone(stage)), f"criticality-S{stage}"
+        return self.stages.fit(name, model, self.distilled, self.preset.criticality, teacher=self.space.teacher).best
+
+    def network(self, spec: Spec) -> nn.Module:
+        """The network of `spec` before training; the same whatever has been trained before it."""
+        torch.manual_seed(self.stages.settings.seed)
+        model = assemble(spec, self.space.base(spec))
+        if self.preset.student_from_teacher:
+            inherit(model, self.space.teacher)
+        return model
+
+    def baseline(self) -> dict[str, Any]:
+        """Figures of the all-ReLU network trained as long as a design, by cross-entropy."""
+        return self._trained("baseline", self.space.spec, Objective((cross_entropy(),)), None)
+
+    def design(self, planned: Planned) -> dict[str, Any]:
+        """Figures of one design trained by distillation; its run has a summary with the baseline beside it."""
+        name = f"designs/{planned.name}"
+        reduced = self._trained(name, planned.spec, self.distilled, self.space.teacher)
+        settings, data = self.stages.settings, self.stages.data
+        body = {"data": data.name, "model": planned.spec.base, "seed": settings.seed, "design": planned.name}
+        body |= {"baseline": self.baseline(), "reduced": reduced, "selected_on": settings.select}
+        Run(self.run.folder / name).write_json("summary.json", body | {"environment": environment()})
+        return reduced
+
+    def _trained(self, name: str, spec: Spec, objective: Objective, teacher: nn.Module | None) -> dict[str, Any]:
+        """Figures of a network trained in the run `name`; read back when it has ended."""
+        own = self.run.below(name, self._config(name))
+        if own.has("figures.json"):
+            return dict(own.read_json("figures.json"))
+        model = self.network(spec)
+        history = self.stages.at(own, name.rpartition("/")[2]).fit(
+            "train", model, objective, self.preset.design, teacher=teacher
+        )
+        save_network(own, spec, model)
+        body: dict[str, Any] = {"validation": history.best, "best_epoch": history.best_epoch}
+        body |= figures(model, self.stages.data, spec, self.stages.settings)
+        body["merging"] = accountings(spec, model, assemble(replace(spec, dropped=()), self.space.base(spec)))
+        own.write_json("figures.json", body)
+        return body
+
+    def _config(self, name: str) -> dict[str, Any]:
+        above = self.run.read_json("config.json") if self.run.has("config.json") else {}
+        origin = {key: above.get(key) for key in ("data", "data_dir", "seed", "limit")}
+        return origin | {"command": f"reduce, {name}", "preset": self.preset}
+
+
+def inherit(student: nn.Module, teacher: nn.Module) -> bool:
+    """Give `student` the teacher's weights, in place, if the teacher has all of its tensors in the same shapes.
+
+    Returns whether it has.
+    """
+    own, given = student.state_dict(), teacher.state_dict()
+    fits = all(name in given and given[name].shape == value.shape for name, value in own.items())
+    if fits:
+        student.load_state_dict({name: given[name] for name in own})
+    return fits

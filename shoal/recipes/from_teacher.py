@@ -1,0 +1,150 @@
+"""Lessons of offline distillation: a trained teacher's logits, maps or embeddings, and a teacher's assistant.
+
+Weights and layers are those that RepDistiller and mdistiller agree on, and the overhaul's authors'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from shoal.distillation.adapters import (
+    Feature,
+    MarginReLU,
+    attach,
+    connector,
+    embedding,
+    feature_shape,
+    margins,
+    regressor,
+    stage_ends,
+)
+from shoal.distillation.hints import attention, fitnet, overhaul, relations, similarity
+from shoal.distillation.losses import kd
+from shoal.errors import ShoalError
+from shoal.networks.spec import Spec
+from shoal.recipes.lessons import Lesson, Problem
+from shoal.surgery.normal_form import drop_unread
+from shoal.training.objective import Objective, Term, cross_entropy
+
+
+@dataclass(frozen=True)
+class Options:
+    """A trained teacher (offline methods), the assistant between (TAKD), or the number of branches (online ones).
+
+    0 branches are as many as the method's authors have.
+    """
+
+    teacher: nn.Module | None = None
+    assistant: Spec | None = None
+    branches: int = 0
+
+
+def _teacher(options: Options) -> nn.Module:
+    if options.teacher is None:
+        raise ShoalError("found no teacher; need a trained one for this method; give --teacher (Options.teacher)")
+    return options.teacher
+
+
+def logits_of(network: nn.Module, teacher: nn.Module) -> Lesson:
+    """Cross-entropy and the divergence from the teacher's softened logits."""
+    return Lesson(network, (cross_entropy(0.1), kd(0.9, 4.0)), teacher)
+
+
+def hinton(problem: Problem, options: Options) -> Lesson:
+    """The teacher's logits at temperature 4, weight 0.9 (Hinton et al.)."""
+    return logits_of(problem.network(), _teacher(options))
+
+
+def assistant(problem: Problem, options: Options) -> Lesson:
+    """The student first, so that it begins as the baseline does; then its assistant, taught by the teacher."""
+    student, teacher = problem.network(), _teacher(options)
+    assert options.assistant is not None
+    own = replace(problem, spec=options.assistant, base=None)
+    lesson = logits_of(own.network(), teacher)
+    problem.stages.fit("assistant", lesson.model, Objective(lesson.terms), problem.schedule, teacher=teacher)
+    return logits_of(student, lesson.model)
+
+
+Adapter = tuple[Feature, nn.Module]
+Pair = tuple[Adapter, Adapter]
+"""An adapter of the student and one of the teacher, for one loss."""
+
+
+def hinted(
+    student: nn.Module, teacher: nn.Module, shape: tuple[int, ...], pairs: Sequence[Pair], terms: tuple[Term, ...]
+) -> Lesson:
+    """A lesson whose terms read what pairs of adapters give; these are named by their place, see `hint_taps`."""
+    mine, theirs = ({f"{i}": pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
+    return Lesson(attach(student, shape, mine), terms, attach(teacher, shape, theirs), cut=drop_unread)
+
+
+def _with_hints(problem: Problem, student: nn.Module, teacher: nn.Module, pairs: Sequence[Pair], term: Term) -> Lesson:
+    """Cross-entropy and a feature loss."""
+    return hinted(student, teacher, problem.spec.shape, pairs, (cross_entropy(), term))
+
+
+def as_it_is(site: str) -> Adapter:
+    """A site's result, not adapted."""
+    return Feature(site), nn.Identity()
+
+
+def hint_taps(count: int) -> tuple[str, ...]:
+    """The taps of so many pairs of adapters."""
+    return tuple(f"hints.{i}" for i in range(count))
+
+
+def matched_ends(shape: tuple[int, ...], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    """The last sites of the stages, student's and teacher's. Raises ShoalError for different numbers of stages."""
+    mine, theirs = (stage_ends(model, shape) for model in (student, teacher))
+    if len(mine) != len(theirs):
+        raise ShoalError(
+            f"found {len(mine)} stages in the student and {len(theirs)} in the teacher; need as many; take networks of "
+            "one family, or a method that compares logits or embeddings (kd, takd, spkd, rkd)"
+        )
+    return list(zip(mine, theirs, strict=True))
+
+
+def hint_layer(problem: Problem, options: Options) -> Lesson:
+    """The hint is the second stage's result, or that of the only one."""
+    student, teacher = problem.network(), _teacher(options)
+    mine, theirs = matched_ends(problem.spec.shape, student, teacher)[:2][-1]
+    sizes = [feature_shape(m, problem.spec.shape, Feature(s))[0] for m, s in ((student, mine), (teacher, theirs))]
+    pair = ((Feature(mine), regressor(*sizes)), as_it_is(theirs))
+    return _with_hints(problem, student, teacher, [pair], fitnet("hints.0"))
+
+
+def attention_maps(problem: Problem, options: Options) -> Lesson:
+    """Attention maps at the end of every stage."""
+    student, teacher = problem.network(), _teacher(options)
+    ends = matched_ends(problem.spec.shape, student, teacher)
+    pairs = [(as_it_is(a), as_it_is(b)) for a, b in ends]
+    return _with_hints(problem, student, teacher, pairs, attention(hint_taps(len(pairs))))
+
+
+def similarities(problem: Problem, options: Options) -> Lesson:
+    """Similarities between samples in the last map."""
+    student, teacher = problem.network(), _teacher(options)
+    mine, theirs = (as_it_is(stage_ends(model, problem.spec.shape)[-1]) for model in (student, teacher))
+    return _with_hints(problem, student, teacher, [(mine, theirs)], similarity("hints.0"))
+
+
+def relational(problem: Problem, options: Options) -> Lesson:
+    """Relations between samples in what the classifier reads."""
+    student, teacher = problem.network(), _teacher(options)
+    read = [embedding(model, problem.spec.shape) for model in (student, teacher)]
+    pair = ((read[0], nn.Identity()), (read[1], nn.Identity()))
+    return _with_hints(problem, student, teacher, [pair], relations("hints.0"))
+
+
+def before_relu(problem: Problem, options: Options) -> Lesson:
+    """What the last ReLU of every stage receives, through connectors and margins (the feature overhaul)."""
+    student, teacher, shape = problem.network(), _teacher(options), problem.spec.shape
+    pairs = []
+    for a, b in matched_ends(problem.spec.shape, student, teacher):
+        mine, theirs = Feature(a, before=True), Feature(b, before=True)
+        sizes = [feature_shape(m, shape, f)[0] for m, f in ((student, mine), (teacher, theirs))]
+        pairs.append(((mine, connector(*sizes)), (theirs, MarginReLU(margins(teacher, shape, b)))))
+    return _with_hints(problem, student, teacher, pairs, overhaul(hint_taps(len(pairs))))

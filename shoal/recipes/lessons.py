@@ -1,0 +1,104 @@
+"""A network trained with all that teaches it, beside the same network trained by cross-entropy alone, equally long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.data.dataset import Dataset
+from shoal.exits.classifiers import check_one_classifier
+from shoal.networks.assembly import assemble
+from shoal.networks.spec import Spec
+from shoal.recipes.stages import Listener, Stages, check_teacher, fresh
+from shoal.storage.run import Run
+from shoal.training.loop import History
+from shoal.training.objective import Objective, Term, cross_entropy
+from shoal.training.schedule import Schedule
+from shoal.training.settings import Settings
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one `fit` gets: the module to train, what it learns from, and how the plain network is cut out of it.
+
+    `exit` is the classifier that is deployed, whose validation accuracy chooses the best epoch; None for the mean of
+    all.
+    """
+
+    model: nn.Module
+    terms: tuple[Term, ...]
+    teacher: nn.Module | None = None
+    hooks: tuple[Any, ...] = ()
+    exit: int | None = -1
+    cut: Callable[[nn.Module], nn.Module] = _as_it_is
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The network to be taught, and how long; `base` is the user's own module, whose weights are drawn anew."""
+
+    spec: Spec
+    schedule: Schedule
+    stages: Stages
+    base: nn.Module | None = None
+
+    def network(self) -> nn.Module:
+        """The network with weights of its own, from PyTorch's global generator."""
+        return assemble(self.spec, None if self.base is None else fresh(self.base))
+
+
+@dataclass
+class Result:
+    """The taught network alone, the baseline, and the module that was trained, with all its classifiers."""
+
+    spec: Spec
+    model: nn.Module
+    baseline: nn.Module
+    whole: nn.Module
+    histories: dict[str, History]
+
+
+Teach = Callable[[Problem], Lesson]
+"""Builds a method's lesson; what must be trained before, it trains in stages of its own."""
+
+
+def learn(
+    spec: Spec,
+    teach: Teach,
+    data: Dataset,
+    schedule: Schedule,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    base: nn.Module | None = None,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> Result:
+    """Train the network of `spec` as `teach` says (stage ``distill``) and by cross-entropy alone (``baseline``).
+
+    Both begin with the same weights and see the same batches. Raises ShoalError for a network that has been reduced or
+    has several classifiers, and StoppedError when the settings' time ran out.
+    """
+    check_teacher(spec)
+    problem = Problem(spec, schedule, Stages(data, settings, run, listen, tensorboard), base)
+    check_one_classifier(problem.network(), spec.base)
+    torch.manual_seed(settings.seed)
+    lesson = teach(problem)
+    taught = problem.stages.fit(
+        "distill", lesson.model, Objective(lesson.terms), schedule, teacher=lesson.teacher, hooks=lesson.hooks,
+        settings={"exit": lesson.exit},
+    )  # fmt: skip
+    torch.manual_seed(settings.seed)
+    baseline = problem.network()
+    plain = problem.stages.fit("baseline", baseline, Objective((cross_entropy(),)), schedule)
+    whole = lesson.model.eval()
+    histories = problem.stages.histories | {"distill": taught, "baseline": plain}
+    return Result(spec, lesson.cut(whole).eval(), baseline.eval(), whole, histories)

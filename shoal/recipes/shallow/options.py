@@ -1,0 +1,167 @@
+"""What a reduction by *Making Models Shallow Again* is asked for, and whether a network can have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from shoal.channels.slimmable import slimmable
+from shoal.costs.model import direct_cost, plan_of, prepared_cost
+from shoal.errors import ShoalError
+from shoal.graph.counting import cost
+from shoal.graph.graph import Graph
+from shoal.recipes.shallow.presets import Preset
+from shoal.reduction.budget import allocate
+from shoal.reduction.depth import Price, choose_blocks, gated_graph
+from shoal.reduction.gates import named_blocks
+from shoal.reduction.learners import LEARNERS
+from shoal.reduction.masks import add_masks, random_masks
+from shoal.surgery.sites import find_blocks, relu_sites
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to reduce to, and which variant of each stage."""
+
+    budget: int
+    d_th: float = 0.05
+    gates: bool = True
+    gated: tuple[str, ...] | None = None
+    """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
+    gate_limit: float | None = None
+    """Gate, instead, what brings the price down to this part of the network's at the least loss (`reduction.depth`)."""
+    gate_price: str = "macs"
+    """That price: a name of `PRICES`."""
+    ramp: str = "linear"
+    exit: bool = True
+    keep: str = "final"
+    masks: str = "senet"
+    """A name of `LEARNERS`."""
+    granularity: str = "pixel"
+    density: float = 0.1
+    keep_skip: bool = True
+    widths: tuple[float, ...] = ()
+    """Parts of the channels, rising to 1, at which the one network runs (SENet++); fine-tuned together."""
+    sensitivity: dict[str, float] | None = field(default=None)
+
+
+def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
+    sites = relu_sites(teacher, shape)
+    named_blocks(find_blocks(teacher, shape), options.gated or ())
+    known = {
+        "keep": ("final", "auxiliary"),
+        "masks": tuple(LEARNERS),
+        "granularity": ("pixel", "channel"),
+        "ramp": ("linear", "cosine"),
+        "gate_price": tuple(PRICES),
+    }
+    for name, values in known.items():
+        if getattr(options, name) not in values:
+            raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
+    _check_used(options)
+    _check_gate_limit(options, teacher, shape)
+    if options.keep == "auxiliary" and not options.exit:
+        raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
+    if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
+        raise ShoalError(
+            f"found {preset.mask.epochs} epochs of mask search; need 2 or more, of which the first runs on random masks"
+        )
+    LEARNERS[options.masks].check(teacher, shape)
+    _check_widths(options, teacher, shape)
+    last, opened = preset.finetune.epochs, preset.finetune.first_drop
+    if options.gates and last <= opened:
+        raise ShoalError(
+            f"found {last} fine-tuning epochs and gates open at {opened}; need more epochs; or use --no-gates"
+        )
+    allocate(sites, options.sensitivity or {s.name: 1.0 for s in sites}, options.budget)
+    if options.exit and not any(site.stage < sites[-1].stage for site in sites):
+        raise ShoalError(
+            "found a network with one stage; need two or more for an auxiliary classifier; "
+            "reduce it with --no-exit (Options.exit=False)"
+        )
+
+
+def _check_widths(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError for widths that this network, or another option, does not go with."""
+    if not options.widths:
+        return
+    if options.gates or options.exit or LEARNERS[options.masks].rest != "identity":
+        raise ShoalError(
+            f"found widths {list(options.widths)} with gates, an exit or quadratics; need a network of convolutions, "
+            "norms and masked ReLUs; use --no-gates --no-exit and masks that leave the identity"
+        )
+    slimmable(teacher, shape, options.widths)
+
+
+def _check_used(options: Options) -> None:
+    """Raise ShoalError for an option that would have no effect beside the others."""
+    method = LEARNERS[options.masks]
+    unused = {
+        "sensitivities": options.sensitivity is not None and not method.per_site,
+        f"granularity {options.granularity!r}": options.granularity not in method.granularities,
+        f"blocks to gate ({', '.join(options.gated or ())})": bool(options.gated) and not options.gates,
+        f"gate_price {options.gate_price!r}": options.gate_price != "macs" and options.gate_limit is None,
+    }
+    for what, is_unused in unused.items():
+        if is_unused:
+            raise ShoalError(
+                f"found {what} with masks {options.masks!r}, gates {options.gates} and gate_limit "
+                f"{options.gate_limit}, where it has no effect; need one that has; leave it out, or change those"
+            )
+
+
+def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks.
+
+    Prices are those of the teacher with as many ReLUs as are asked for, at random places.
+    """
+    if options.gate_limit is None:
+        return
+    if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
+        raise ShoalError(
+            f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
+            "the price in (0, 1], gates on and no named blocks; leave one of them out"
+        )
+    if LEARNERS[options.masks].rest != "identity" and options.gate_price in ("online", "offline"):
+        raise ShoalError(
+            f"found masks {options.masks!r} with gate_price {options.gate_price!r}; need masks without squares, which "
+            "prepared inference does not have; use autorep-linear, or another price"
+        )
+    sites = relu_sites(teacher, shape)
+    budget = allocate(sites, {site.name: 1.0 for site in sites}, options.budget)
+    masked = add_masks(teacher, random_masks(budget, sites, torch.Generator().manual_seed(0)))
+    price, equal = PRICES[options.gate_price], {block.name: 1.0 for block in find_blocks(masked, shape)}
+    limit = options.gate_limit * price(gated_graph(masked, shape, ()))
+    choose_blocks(masked, shape, price, limit, equal, keep_skip=options.keep_skip)
+
+
+def conv_macs(graph: Graph) -> float:
+    """Multiply-adds of the convolutions."""
+    return float(cost(graph).macs)
+
+
+def online_seconds(graph: Graph) -> float:
+    """The forecast of a prepared inference's online phase without a network (`prepared_cost`)."""
+    return prepared_cost(plan_of(graph)).online.seconds
+
+
+def offline_seconds(graph: Graph) -> float:
+    """The forecast of what preparing an inference takes."""
+    return prepared_cost(plan_of(graph)).offline.seconds
+
+
+def direct_seconds(graph: Graph) -> float:
+    """The forecast of an inference all inside SPU."""
+    return direct_cost(graph).seconds
+
+
+PRICES: dict[str, Price] = {
+    "macs": conv_macs,
+    "online": online_seconds,
+    "offline": offline_seconds,
+    "direct": direct_seconds,
+}
+"""What `Options.gate_limit` may be a part of."""

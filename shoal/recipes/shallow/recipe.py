@@ -1,0 +1,249 @@
+"""*Making Models Shallow Again*: budgets, learned masks, gated branches, an auxiliary classifier, one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from shoal.channels.slimmable import Slimmable, narrowed
+from shoal.data.dataset import Dataset
+from shoal.distillation.losses import kd, pram
+from shoal.errors import ShoalError
+from shoal.exits.classifiers import default_exit_point, keep_exit
+from shoal.networks.assembly import assemble
+from shoal.networks.spec import Spec, committed
+from shoal.recipes.shallow.options import PRICES, Options, check_options
+from shoal.recipes.shallow.presets import Preset
+from shoal.recipes.stages import Listener, Stages, check_teacher, fresh
+from shoal.reduction.budget import Budget, allocate
+from shoal.reduction.depth import choose_blocks, gated_graph, importances
+from shoal.reduction.gates import branched_blocks, commit_branches, named_blocks, set_gate
+from shoal.reduction.learners import LEARNERS
+from shoal.reduction.learners.search import Problem, kept
+from shoal.reduction.masks import masked_sites
+from shoal.reduction.sensitivity import DynamicRewiring, pruning_sensitivity
+from shoal.storage.run import Run
+from shoal.surgery.sites import Block, ReluSite, find_blocks, relu_sites
+from shoal.training.evaluation import evaluate
+from shoal.training.loop import History
+from shoal.training.objective import Objective, Term, cross_entropy
+from shoal.training.schedule import ramp
+from shoal.training.settings import Settings
+
+
+@dataclass
+class Result:
+    """The reduced network, ready to trace, and how it came about.
+
+    `narrower` are the same at fewer of their channels, by the part that they have.
+    """
+
+    spec: Spec
+    model: nn.Module
+    budget: Budget
+    sites: tuple[ReluSite, ...]
+    sensitivity: dict[str, float]
+    histories: dict[str, History]
+    narrower: dict[float, tuple[Spec, nn.Module]] = field(default_factory=dict)
+
+
+def reduce(
+    spec: Spec,
+    teacher: nn.Module,
+    data: Dataset,
+    options: Options,
+    preset: Preset,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> Result:
+    """Reduce `teacher` (the network of `spec`, trained) to `options.budget` ReLUs by the paper's three stages.
+
+    Returns a network with one classifier and no wrapper but masks. Raises ShoalError for an impossible budget or
+    options, and StoppedError when the settings' time ran out.
+    """
+    check_teacher(spec)
+    check_options(options, preset, teacher, spec.shape)
+    sites = relu_sites(teacher, spec.shape)
+    stages = Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
+    eta = options.sensitivity or {}
+    if LEARNERS[options.masks].per_site and not eta:
+        eta = _sensitivity(stages, spec, teacher, sites, options, preset)
+    masked = _search_masks(stages, spec, teacher, sites, eta, options, preset)
+    budget = kept({name: module.mask for name, module in masked_sites(masked.model).items()})
+    if budget.total != options.budget:
+        raise ShoalError(
+            f"found {budget.total:,} ReLUs after the search of masks; need {options.budget:,}; use a run folder of "
+            "its own for each budget, or mend the learner"
+        )
+    final_spec, trained = _finetune(stages, masked, teacher, sites, budget, options, preset)
+    model = _cut(final_spec, trained).eval()
+    return Result(final_spec, model, budget, sites, eta, stages.histories, _narrower(final_spec, trained))
+
+
+def _sensitivity(
+    stages: Stages, spec: Spec, teacher: nn.Module, sites: tuple[ReluSite, ...], options: Options, preset: Preset
+) -> dict[str, float]:
+    """Stage 1: train sparsely from scratch and read the densities (eq. 1)."""
+    run = stages.run
+    if run and run.has("sensitivity.json"):
+        return dict(run.read_json("sensitivity.json"))
+    torch.manual_seed(stages.settings.seed + 1)
+    sparse = fresh(teacher)
+    epochs = preset.sensitivity.epochs
+    often = max(1, -(-preset.rewirings // epochs))
+    rewiring = DynamicRewiring(sparse, epochs, options.density, seed=stages.settings.seed, per_epoch=often)
+    stages.fit("sensitivity", sparse, Objective((cross_entropy(),)), preset.sensitivity, hooks=(rewiring,))
+    eta = pruning_sensitivity(rewiring.densities(), sites)
+    if run:
+        run.write_json("sensitivity.json", eta)
+    return eta
+
+
+@dataclass
+class _Masked:
+    spec: Spec
+    model: nn.Module
+
+
+def _search_masks(
+    stages: Stages,
+    spec: Spec,
+    teacher: nn.Module,
+    sites: tuple[ReluSite, ...],
+    eta: dict[str, float],
+    options: Options,
+    preset: Preset,
+) -> _Masked:
+    """Stage 2: learn where the ReLUs go, with CE + KD and what the learner adds."""
+    method, seed = LEARNERS[options.masks], stages.settings.seed
+    torch.manual_seed(seed + 2)
+    start = teacher if preset.student_from_teacher or method.from_teacher else fresh(teacher)
+    problem = Problem(
+        assemble(spec, start.to(stages.settings.device)),
+        teacher.to(stages.settings.device),
+        sites,
+        spec.shape,
+        options.budget,
+        preset.mask,
+        max(1, len(stages.data.train) // preset.mask.batch_size),
+        seed,
+        stages.some_batches,
+        partial(allocate, sites, eta) if method.per_site else None,
+        options.granularity,
+        preset.mask_score,
+        preset.begins_learned,
+        preset.beta,
+        preset.pram_form,
+    )
+    search = method(problem)
+    objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature), *search.terms))
+    choice = {"select_from": search.select_from}
+    stages.fit("mask", search.model, objective, preset.mask, teacher=teacher, hooks=search.hooks, settings=choice)
+    masked = replace(spec, masked=tuple(site.name for site in sites), rest=method.rest)
+    return _Masked(masked, search.finished())
+
+
+class _GateRamp:
+    """Hook: opens every gate by the ramp, to 1 at the first drop of the learning rate."""
+
+    taps: tuple[str, ...] = ()
+    recordable = True
+
+    def __init__(self, until: int, kind: str) -> None:
+        self.until, self.kind = until, kind
+
+    def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
+        """Set the gate for this epoch: epoch / until, as the paper does."""
+        set_gate(model, ramp(epoch, self.until, self.kind))
+
+
+def _finetune(
+    stages: Stages,
+    masked: _Masked,
+    teacher: nn.Module,
+    sites: tuple[ReluSite, ...],
+    budget: Budget,
+    options: Options,
+    preset: Preset,
+) -> tuple[Spec, nn.Module]:
+    """Stage 3: frozen masks, gated branches, auxiliary classifier or widths, KL + CE + PRAM.
+
+    Returns what of it to deploy, and the whole network.
+    """
+    spec = masked.spec
+    blocks = _gated(stages, masked, budget, options)
+    exits = (default_exit_point(masked.model, spec.shape),) if options.exit else ()
+    spec = replace(spec, branches=tuple(b.name for b in blocks), keep_skip=options.keep_skip, exits=exits)
+    spec = replace(spec, widths=options.widths)
+    torch.manual_seed(stages.settings.seed + 3)
+    model = _grow(spec, masked)
+    until = preset.finetune.first_drop if blocks else 0
+    hooks = (_GateRamp(until, options.ramp),) if blocks else ()
+    objective = Objective(finetune_terms(preset, sites, spec))
+    kept = 0 if options.keep == "auxiliary" else -1
+    choice = {"select_from": min(until, preset.finetune.epochs - 1), "exit": kept}
+    stages.fit("finetune", model, objective, preset.finetune, teacher=teacher, hooks=hooks, settings=choice)
+    set_gate(model, 1.0)
+    return replace(committed(spec, kept), kept_width=len(spec.widths) - 1 if spec.widths else None), model
+
+
+def _gated(stages: Stages, masked: _Masked, budget: Budget, options: Options) -> tuple[Block, ...]:
+    blocks = find_blocks(masked.model, masked.spec.shape)
+    if not options.gates:
+        return ()
+    if options.gated is not None:
+        return named_blocks(blocks, options.gated)
+    if options.gate_limit is not None:
+        return named_blocks(blocks, _least_loss(stages, masked, options, options.gate_limit))
+    return branched_blocks(blocks, budget, options.d_th)
+
+
+def _least_loss(stages: Stages, masked: _Masked, options: Options, part: float) -> tuple[str, ...]:
+    """The blocks whose gating brings the price to `part` and costs the least validation accuracy, block by block."""
+    data, shape = stages.data, masked.spec.shape
+    split = data.val if len(data.val) else data.train
+    importance = importances(masked.model, shape, lambda m: evaluate(m, data, split, stages.settings)[-1])
+    price = PRICES[options.gate_price]
+    limit = part * price(gated_graph(masked.model, shape, ()))
+    return choose_blocks(masked.model, shape, price, limit, importance, keep_skip=options.keep_skip)
+
+
+def _grow(spec: Spec, masked: _Masked) -> nn.Module:
+    """The stage-3 network on the stage-2 weights and masks."""
+    return assemble(replace(spec, masked=()), masked.model)
+
+
+def _cut(spec: Spec, model: nn.Module) -> nn.Module:
+    if isinstance(model, Slimmable) and spec.kept_width is not None:
+        return narrowed(model, spec.kept_width, spec.shape)
+    model = keep_exit(model, spec.kept_exit if spec.kept_exit is not None else -1)
+    return commit_branches(model) if spec.committed else model
+
+
+def _narrower(spec: Spec, model: nn.Module) -> dict[float, tuple[Spec, nn.Module]]:
+    """The networks of all widths but the whole one."""
+    specs = {part: replace(spec, kept_width=index) for index, part in enumerate(spec.widths[:-1])}
+    return {part: (own, _cut(own, model).eval()) for part, own in specs.items()}
+
+
+def finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> tuple[Term, ...]:
+    """Eq. 2 for the final classifier; the same CE and KL for the auxiliary one (AKD), or for each narrower width."""
+    # A gated block's inner activation means nothing once its branch has taken over.
+    pairs = [site for site in sites if site.name not in spec.branches]
+    if preset.pram_sites == "stages":
+        pairs = [a for a, b in zip(pairs, [*pairs[1:], None], strict=True) if b is None or b.stage != a.stage]
+        pairs = [site for site in pairs if site.stage > 0]
+    ce, weight = 1 - preset.kd_weight, preset.kd_weight
+    terms = [cross_entropy(ce), kd(weight, preset.temperature)]
+    others = {"auxiliary": 0} if spec.exits else {f"width_{w:g}": i for i, w in enumerate(spec.widths[:-1])}
+    for name, index in others.items():
+        terms.append(cross_entropy(ce, exit=index, name=f"{name}_cross_entropy"))
+        terms.append(kd(weight, preset.temperature, exit=index, name=f"{name}_kd"))
+    terms.append(pram(preset.beta, [site.name for site in pairs], preset.pram_form))
+    return tuple(terms)

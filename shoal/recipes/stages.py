@@ -1,0 +1,124 @@
+"""What the recipes' training stages share: one run, one clock, one log; and the teacher that they begin with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.data.dataset import Dataset
+from shoal.errors import ShoalError, StoppedError
+from shoal.networks.assembly import assemble
+from shoal.networks.spec import Spec
+from shoal.storage.run import Run
+from shoal.surgery.tracing import check_trace
+from shoal.training.clock import Clock
+from shoal.training.loop import History, fit
+from shoal.training.objective import Objective, cross_entropy
+from shoal.training.schedule import Schedule
+from shoal.training.settings import Settings
+
+Listener = Callable[[str, int, int, int], None]
+"""Called with (stage, epoch, step, steps)."""
+
+
+class Stages:
+    """The data, settings, clock and run folder that every stage of one reduction shares."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        settings: Settings,
+        run: Run | None,
+        listen: Listener | None = None,
+        tensorboard: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self.data, self.settings, self.run, self.listen = data, settings, run, listen
+        self.tensorboard, self.clock = tensorboard, clock or Clock(settings.max_seconds)
+        self.histories: dict[str, History] = {}
+
+    def at(self, run: Run, label: str) -> Stages:
+        """The same with another run folder, under the same clock; `listen` hears of its stages as `label`."""
+        listen = self.listen
+        heard = (lambda _, epoch, step, steps: listen(label, epoch, step, steps)) if listen else None
+        return Stages(self.data, self.settings, run, heard, self.tensorboard, self.clock)
+
+    def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
+        """`fit` one stage with its checkpoint, log and progress; a finished stage is loaded, not repeated.
+
+        Raises StoppedError when the time is up.
+        """
+        settings = replace(self.settings, **more.pop("settings", {}))
+        run, listen = self.run, self.listen
+        history = fit(
+            model,
+            self.data,
+            objective,
+            schedule,
+            settings=settings,
+            checkpoint=run.checkpoint(stage) if run else None,
+            report=run.recorder(stage, self.tensorboard) if run else None,
+            progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
+            clock=self.clock,
+            **more,
+        )
+        self.histories[stage] = history
+        if history.stopped:
+            raise StoppedError(
+                f"found that the time is up in stage {stage!r}; its checkpoint keeps what was done; need more time; "
+                "run again with --resume (Settings.resume)"
+            )
+        return history
+
+    def some_batches(self, most: int = 10_000, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised training images with labels in batches, evenly spread over the set."""
+        split, device = self.data.train, self.settings.device
+        chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).long().to(split.images.device).split(batch)
+        return ((self.data.normalise(split.images[c].to(device)), split.labels[c].to(device)) for c in chosen)
+
+
+def train_teacher(
+    spec: Spec,
+    data: Dataset,
+    schedule: Schedule,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    base: nn.Module | None = None,
+    listen: Listener | None = None,
+    tensorboard: bool = False,
+) -> tuple[nn.Module, History]:
+    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained.
+
+    Raises ShoalError for a `base` that computes something else once traced.
+    """
+    if base is not None:
+        check_trace(base, spec.shape)
+    torch.manual_seed(settings.seed)
+    model = assemble(spec, base)
+    stages = Stages(data, settings, run, listen, tensorboard)
+    history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)
+    return model, history
+
+
+def check_teacher(spec: Spec) -> None:
+    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no surgery has been done."""
+    if spec.is_reduced:
+        raise ShoalError(
+            "found a network that has been reduced already, or given exits; need the all-ReLU network that it came "
+            "from; begin with that one"
+        )
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """A copy of `model` with its parameters drawn again by each layer's own rule."""
+    drawn = copy.deepcopy(model).train()
+    for module in drawn.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+    return drawn

@@ -1,0 +1,1 @@
+"""Fewer ReLUs and fewer layers: sensitivity, budgets, masks, gated branches."""

@@ -1,0 +1,95 @@
+"""Positions without a ReLU that compute a quadratic of each channel instead of the identity (AutoReP, ICCV'23)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from shoal.graph.graph import Lowered
+from shoal.graph.ops import quadratic_relu
+from shoal.reduction.masks import MaskedReLU
+from shoal.surgery.normal_form import replace
+
+MOMENTUM = 0.1
+"""How fast running statistics follow the batches', as in batch normalisation."""
+
+
+class Quadratic(nn.Module):
+    """square x^2 + slope x + offset with coefficients [C] of each channel; the identity at first.
+
+    While `fitting` in training mode it takes the coefficients that come nearest to the ReLU for normally distributed
+    inputs of the running mean and variance; afterwards they are learned, at a tenth of the weights' rate.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    seen: Tensor
+    rate_multiplier = 0.1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.square = nn.Parameter(torch.zeros(channels))
+        self.slope = nn.Parameter(torch.ones(channels))
+        self.offset = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.zeros(channels))
+        self.register_buffer("seen", torch.zeros(()))
+        self.fitting = False
+
+    def observe(self, x: Tensor) -> None:
+        """Follow the statistics of [N, C, ...] and fit the coefficients to them."""
+        with torch.no_grad():
+            values, over = x.detach().float(), (0, *range(2, x.dim()))
+            self.seen += 1
+            rate = (1 / self.seen).clamp_min(MOMENTUM)
+            mean = values.mean(over)
+            variance = (values.square().mean(over) - mean.square()).clamp_min(0)
+            self.mean.lerp_(mean, rate)
+            self.variance.lerp_(variance, rate)
+            fitted = fit_quadratic(self.mean, self.variance.sqrt())
+            for parameter, value in zip((self.square, self.slope, self.offset), fitted, strict=True):
+                parameter.copy_(value)
+
+    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(square, slope, offset), each [C]."""
+        return self.square, self.slope, self.offset
+
+
+def fit_quadratic(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(square, slope, offset) of the quadratic with the least mean squared distance to the ReLU of a normal variable.
+
+    With t = mean / deviation, the ReLU's expansion in Hermite polynomials of the standardised variable z begins
+    mean Phi(t) + deviation phi(t) + deviation Phi(t) z + deviation phi(t) / 2 (z^2 - 1). `mean` and `deviation` are of
+    one shape; a deviation of 0 is taken as 1e-6.
+    """
+    deviation = deviation.clamp_min(1e-6)
+    t = mean / deviation
+    below, density = torch.special.ndtr(t), torch.exp(-0.5 * t.square()) / math.sqrt(2 * math.pi)
+    square = density / (2 * deviation)
+    return square, below - 2 * square * mean, deviation * density / 2 + square * mean.square()
+
+
+class QuadraticReLU(MaskedReLU):
+    """The ReLU where `mask` ([C, H, W] bool) is true, elsewhere a quadratic of the channel."""
+
+    def __init__(self, mask: Tensor, rest: Quadratic | None = None) -> None:
+        super().__init__(mask)
+        self.rest = Quadratic(len(mask)) if rest is None else rest
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape; ShoalError when [C, H, W] is not the mask's."""
+        self.check(x)
+        return quadratic_relu(x, self.mask, *self.rest.coefficients())
+
+    def to_node(self) -> Lowered:
+        """A `quadratic` node with its mask and coefficients."""
+        names = ("square", "slope", "offset")
+        return "quadratic", {}, {"mask": self.mask, **dict(zip(names, self.rest.coefficients(), strict=True))}
+
+
+def add_quadratics(model: nn.Module, masks: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A copy of `model` with a `QuadraticReLU` at each named ReLU site, masks [C, H, W] bool."""
+    return replace(model, {name: QuadraticReLU(mask) for name, mask in masks.items()})

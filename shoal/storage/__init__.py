@@ -1,0 +1,1 @@
+"""Files: atomic writes, tensors with checksums, checkpoints, run folders."""

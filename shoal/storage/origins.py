@@ -1,0 +1,102 @@
+"""Where a run's data and networks lie, which may change while it stops, and what lies there, which may not.
+
+A run's configuration has places (`PLACES`), for information, and under `FINGERPRINTS` a SHA-256 of what was found at
+each. A run that goes on elsewhere is compared with the latter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from shoal.data.dataset import CLOUDS, NAMES, Dataset
+from shoal.errors import ShoalError
+from shoal.storage.files import read_json
+from shoal.storage.tensors import checksum
+
+FINGERPRINTS = "fingerprints"
+"""Where a configuration holds them, by what they are of."""
+
+PLACES = {"data": "data_dir", "teacher": "teacher", "source": "source", "plan": "plan", "masks": "masks_from"}
+"""What has a fingerprint, and the setting that says where it lies. Masks have none: a run keeps its own copy."""
+
+_FOLDER = "folder"
+_ADVICE = {
+    "data": ("other data", "give --data-dir the folder that holds them"),
+    "plan": ("another plan", "give the file that the run began with"),
+}
+_NETWORK = ("another network", "give the run that holds the one from before")
+
+
+def placed(config: Mapping[str, Any], data_dir: Path | None) -> dict[str, Any]:
+    """The configuration with its data at `data_dir`, or where they lay; a folder of images goes by its kind then."""
+    if data_dir is None:
+        return dict(config)
+    moved = config.get("data_dir") is None and not _is_known(config["data"])
+    return {**config, "data_dir": data_dir} | ({"data": _FOLDER} if moved else {})
+
+
+def _is_known(data: Any) -> bool:
+    return data in (*NAMES, *CLOUDS)
+
+
+def began(
+    config: Mapping[str, Any],
+    data: Dataset,
+    data_dir: Path | None,
+    *,
+    plan: Path | None = None,
+    **networks: nn.Module | None,
+) -> dict[str, Any]:
+    """The configuration of a run on `data`, with fingerprints of them, the plan and the networks that it starts from.
+
+    `networks` go by the setting that says where they came from, `teacher` or `source`; None is left out.
+    """
+    found = {"data": data.fingerprint()}
+    found |= {name: checksum(network.state_dict(), {}) for name, network in networks.items() if network is not None}
+    if plan is not None:
+        found["plan"] = hashlib.sha256(json.dumps(read_json(plan), sort_keys=True).encode()).hexdigest()
+    return placed(config, data_dir) | {FINGERPRINTS: found}
+
+
+def fingerprints(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a configuration has; a run of an earlier version has none."""
+    found = config.get(FINGERPRINTS)
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first setting in which two configurations differ, but for places and what lies there."""
+    keys = [key for key in {**old, **new} if key not in (FINGERPRINTS, "data_dir")]
+    return next((key for key in keys if _setting(key, old.get(key)) != _setting(key, new.get(key))), None)
+
+
+def _setting(key: str, value: Any) -> Any:
+    """What is compared of a setting: of a place, whether there is one."""
+    if key in PLACES.values():
+        return value is not None
+    return _FOLDER if key == "data" and isinstance(value, str) and not _is_known(value) else value
+
+
+def check_origins(folder: Path, known: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ShoalError when the run at `folder`, of fingerprints `known`, would go on with something else."""
+    for name, digest in fingerprints(new).items():
+        if known.get(name, digest) != digest:
+            what, do = _ADVICE.get(name, _NETWORK)
+            place = new.get(PLACES[name]) or new.get(name)
+            raise ShoalError(
+                f"found {what} at {place} than the run at {folder} began with; need the same to resume; {do}, or "
+                "choose another --out"
+            )
+
+
+def updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration `old` with the places of `new`, which are used from now on, and fingerprints it had not."""
+    places = {key: new[key] for key in ("data", *PLACES.values()) if key in new}
+    found = fingerprints(new) | fingerprints(old)
+    return {**old, **places} | ({FINGERPRINTS: found} if found else {})

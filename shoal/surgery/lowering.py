@@ -1,0 +1,195 @@
+"""What each node of a traced forward pass becomes in a Graph."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from shoal.graph.graph import Chain, Lowered, unknown
+from shoal.surgery.arithmetic import ARITHMETIC, is_absorbed, lower_arithmetic
+from shoal.surgery.indexing import DIVIDING, is_dividing, lower_index, take
+from shoal.surgery.pooling import AVG_OPTIONS, MAX_OPTIONS, adaptive_pool, avg_pool, max_pool, pair
+from shoal.surgery.sizes import RESHAPES, arg, is_tensor, operands
+
+MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
+ADAPTIVE = {F.adaptive_avg_pool2d: "avg_pool2d", F.adaptive_max_pool2d: "max_pool2d"}
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+COPIES = ("contiguous", "clone")
+RELU6_MODULES, RELU6_FUNCTIONS = (nn.ReLU6, nn.Hardtanh), (F.relu6, F.hardtanh, F.hardtanh_, torch.clamp, "clamp")
+
+
+class Lowers(Protocol):
+    """A module that knows its own form in a Graph; tracing does not look inside it."""
+
+    def to_node(self) -> Lowered: ...
+
+
+def lower(traced: fx.GraphModule, node: fx.Node) -> Chain:
+    """The operations that `node` becomes, each reading the one before; ``identity`` where it adds nothing.
+
+    Wants the shapes that `reshape.Shapes` notes. What has no form in a Graph becomes ``unknown``.
+    """
+    if node.op == "placeholder":
+        return (("input", {}, {}),)
+    if node.op == "call_module":
+        module = traced.get_submodule(str(node.target))
+        chain = _lower_module(module, node)
+        return tuple((op, attrs, _parameters(module) if op == "unknown" else own) for op, attrs, own in chain)
+    if node.op == "get_attr":
+        return (("identity", {}, {}) if is_absorbed(traced, node) else _attribute(traced, node),)
+    return _lower_call(traced, node)
+
+
+def _attribute(traced: fx.GraphModule, node: fx.Node) -> Lowered:
+    value = operator.attrgetter(str(node.target))(traced)
+    tensors: dict[str, Tensor] = {"value": value} if isinstance(value, nn.Parameter) else {}
+    return "unknown", {"target": f"attribute {node.target}"}, tensors
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    # What has no form in a Graph still has parameters to count. A key's last dot ends the node's name.
+    return {name.replace(".", "_"): value for name, value in module.named_parameters()}
+
+
+def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {k: v for k, v in tensors.items() if v is not None}
+
+
+def _before(node: fx.Node) -> tuple[int, ...]:
+    return node.all_input_nodes[0].meta["shape"]
+
+
+def _lower_module(m: nn.Module, node: fx.Node) -> Chain:
+    if hasattr(m, "to_node"):
+        return (cast(Lowers, m).to_node(),)
+    if type(m) in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
+        return _lower_pool(m, node)
+    return (_lower_layer(m, node),)
+
+
+def _lower_pool(m: nn.Module, node: fx.Node) -> Chain:
+    if isinstance(m, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+        if getattr(m, "return_indices", False):
+            return (unknown("adaptive_max_pool2d with return_indices"),)
+        kind = "avg_pool2d" if isinstance(m, nn.AdaptiveAvgPool2d) else "max_pool2d"
+        return adaptive_pool(kind, m.output_size, _before(node))
+    if isinstance(m, nn.AvgPool2d):
+        return avg_pool({k: getattr(m, k) for k in AVG_OPTIONS}, _before(node), node.meta["shape"])
+    return max_pool({k: getattr(m, k) for k in MAX_OPTIONS})
+
+
+def _lower_layer(m: nn.Module, node: fx.Node) -> Lowered:
+    if isinstance(m, nn.Conv2d):
+        return _lower_conv(m)
+    if _is_batch_norm(m, node):
+        assert isinstance(m, nn.modules.batchnorm._BatchNorm)
+        return (
+            "batch_norm",
+            {"eps": m.eps},
+            _present(weight=m.weight, bias=m.bias, mean=m.running_mean, var=m.running_var),
+        )
+    if isinstance(m, nn.Linear) and len(_before(node)) == 1:
+        return "linear", {}, _present(weight=m.weight, bias=m.bias)
+    if type(m) is nn.ReLU:
+        return "relu", {}, {}
+    if isinstance(m, RELU6_MODULES) and (m.min_val, m.max_val) == (0.0, 6.0):
+        return "relu6", {}, {}
+    if isinstance(m, nn.Flatten) and (m.start_dim, m.end_dim) == (1, -1):
+        return "flatten", {}, {}
+    if type(m) is nn.ZeroPad2d:
+        return "pad", {"pads": list(m.padding)}, {}
+    if isinstance(m, nn.ChannelShuffle) and len(_before(node)) == 3:
+        return _shuffle(node, m.groups)
+    return ("identity", {}, {}) if isinstance(m, IDENTITIES) else unknown(type(m).__name__)
+
+
+def _is_batch_norm(m: nn.Module, node: fx.Node) -> bool:
+    rank = len(_before(node)) if isinstance(m, nn.modules.batchnorm._BatchNorm) else 0
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm) if rank == 3 else (nn.BatchNorm1d, nn.SyncBatchNorm) if rank == 1 else ()
+    return isinstance(m, kinds) and bool(m.track_running_stats)
+
+
+def _lower_conv(m: nn.Conv2d) -> Lowered:
+    if m.padding_mode != "zeros":
+        return unknown(f"Conv2d with padding_mode={m.padding_mode!r}")
+    padding = [0, 0] if m.padding == "valid" else m.padding
+    if padding == "same":
+        zeros = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        if any(z % 2 for z in zeros):
+            return unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, so more zeros on one side")
+        padding = [z // 2 for z in zeros]
+    attrs = {"stride": pair(m.stride), "padding": pair(padding), "dilation": pair(m.dilation), "groups": m.groups}
+    return "conv2d", attrs, _present(weight=m.weight, bias=m.bias)
+
+
+def _lower_call(traced: fx.GraphModule, node: fx.Node) -> Chain:
+    target: Any = node.target
+    name = getattr(target, "__name__", target)
+    if not all(is_tensor(n) for n in operands(node)) and target not in RESHAPES:
+        return (unknown(f"{name} with an argument that forward computes"),)
+    if target in MAX_POOLS:
+        return max_pool({k: arg(node, i, k) for i, k in enumerate(MAX_OPTIONS, start=1)})
+    if target is F.avg_pool2d:
+        options = {k: arg(node, i, k) for i, k in enumerate(AVG_OPTIONS, start=1)}
+        return avg_pool(options, _before(node), node.meta["shape"])
+    if target in ADAPTIVE and not arg(node, 2, "return_indices", False):
+        return adaptive_pool(ADAPTIVE[target], arg(node, 1, "output_size"), _before(node))
+    return (_lower_function(traced, node, name),)
+
+
+def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered:
+    target: Any = node.target
+    if target in ARITHMETIC:
+        return lower_arithmetic(traced, node)
+    if target in RESHAPES:
+        return unknown(f"reshape to {node.args[1:]}, which is more than to flatten")
+    if target in (torch.flatten, "flatten") and (arg(node, 1, "start_dim"), arg(node, 2, "end_dim", -1)) == (1, -1):
+        return "flatten", {}, {}
+    if target in (torch.cat, torch.concat, torch.concatenate) and _is_channel(arg(node, 1, "dim", 0), node):
+        return "concat", {}, {}
+    if target in (torch.mean, "mean") and _dims(arg(node, 1, "dim")) == {2, 3} and len(_before(node)) == 3:
+        return "mean", {"keepdim": bool(arg(node, 2, "keepdim", False))}, {}
+    if target is F.pad and arg(node, 2, "mode", "constant") == "constant" and not arg(node, 3, "value", 0):
+        pads = [int(p) for p in arg(node, 1, "pad")]
+        return ("pad", {"pads": pads}, {}) if min(pads) >= 0 else unknown("pad by less than nothing")
+    if target in RELU6_FUNCTIONS and _bounds(node) == (0, 6):
+        return "relu6", {}, {}
+    if target in (torch.channel_shuffle, F.channel_shuffle):
+        return _shuffle(node, arg(node, 1, "groups"))
+    if target in DIVIDING or target is operator.getitem:
+        return _lower_index(node)
+    return ("identity", {}, {}) if target in COPIES else unknown(name)
+
+
+def _lower_index(node: fx.Node) -> Lowered:
+    if node.target is operator.getitem:
+        return lower_index(node)
+    return ("identity", {}, {}) if is_dividing(node) else unknown(f"{node.target} of another dimension than channels")
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    if node.target is F.relu6:
+        return 0, 6
+    low, high = ("min", "max") if node.target in (torch.clamp, "clamp") else ("min_val", "max_val")
+    return arg(node, 1, low), arg(node, 2, high)
+
+
+def _dims(dim: Any) -> set[int]:
+    """Dimensions of a 4-D tensor, counted from 0."""
+    dims = dim if isinstance(dim, (tuple, list)) else () if dim is None else (dim,)
+    return {int(d) % 4 for d in dims}
+
+
+def _is_channel(dim: int, node: fx.Node) -> bool:
+    return dim % (1 + len(node.meta["shape"])) == 1
+
+
+def _shuffle(node: fx.Node, groups: int) -> Lowered:
+    """Channel shuffle: channel c of the result is that at (c mod groups) (C / groups) + c // groups."""
+    channels = _before(node)[0]
+    order = [c % groups * (channels // groups) + c // groups for c in range(channels)]
+    return take([order, *[None] * (len(_before(node)) - 1)])

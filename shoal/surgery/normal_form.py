@@ -1,0 +1,217 @@
+"""From a user's module to a form that can be cut: `normalise`, `replace`, `trace`.
+
+The form is a `torch.fx.GraphModule` in which every ReLU call is a submodule of its own with one name for life.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from shoal.errors import ShoalError
+from shoal.surgery.idioms import settle_in_place
+from shoal.surgery.sizes import arg, operands, recorded_len, relax_view
+
+NORMAL = "shoal_normal"
+"""Set in a GraphModule's meta once every ReLU call is a submodule of its own."""
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return hasattr(m, "to_node") or super().is_leaf_module(m, module_qualified_name)
+
+
+def normalise(model: nn.Module) -> fx.GraphModule:
+    """A traced copy of `model` in which every ReLU call is a submodule with a name of its own.
+
+    It is traced as it is in inference: what forward does in training alone, such as an auxiliary head, is left out;
+    dropout and batch norms train as ever. Parameter names stay those of `model`. Raises ShoalError, naming the line,
+    when the control flow depends on data, when a forward pass cannot be traced, and when it returns anything but
+    logits.
+    """
+    if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
+        return copy.deepcopy(model)
+    traced = _symbolic(copy.deepcopy(model))
+    settle_in_place(traced)
+    used: set[str] = set()
+    for node in list(traced.graph.nodes):
+        _own_relu(traced, node, used)
+        _own_dropout(traced, node, used)
+        _own_batch_norm(traced, node)
+        relax_view(node)
+    return _finish(traced)
+
+
+def _finish(traced: fx.GraphModule) -> fx.GraphModule:
+    traced.graph.lint()
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    traced.meta[NORMAL] = True
+    return traced
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    tracer, modes = _Tracer(), {name: module.training for name, module in model.named_modules()}
+    try:
+        with recorded_len(model):
+            graph = tracer.trace(model.eval())
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+        where = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "an unknown line"
+        raise ShoalError(
+            f"found a forward pass that torch.fx cannot trace at {where}: {error}; need control flow that does "
+            "not depend on the data; move the branch out of forward or mark that part with torch.fx.wrap"
+        ) from error
+    _check_result(graph, type(model).__name__)
+    traced = fx.GraphModule(tracer.root, graph)
+    for name, module in traced.named_modules():
+        module.training = modes.get(name, modes[""])
+    return traced
+
+
+def results_of(node: fx.Node) -> tuple[Any, ...]:
+    result = node.args[0]
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _check_result(graph: fx.Graph, name: str) -> None:
+    results = results_of(next(n for n in graph.nodes if n.op == "output"))
+    bad = [r for r in results if not isinstance(r, fx.Node)]
+    if bad or not results:
+        what = "nothing" if not bad or bad[0] is None else f"a {type(bad[0]).__name__.removeprefix('immutable_')}"
+        raise ShoalError(
+            f"found that forward returns {what} at {name}; need logits, or a flat tuple of them, weak to strong; "
+            "return those tensors alone"
+        )
+
+
+CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_", torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_)
+DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(traced.get_submodule(str(node.target))) is nn.ReLU
+    functions = (F.relu, F.relu_, torch.relu, torch.relu_)
+    named = (node.op == "call_function" and node.target in functions) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )
+    return named or (node.op.startswith("call") and node.target in CLAMPS and _bounds(node) == (0, None))
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    return arg(node, 1, "min"), arg(node, 2, "max")
+
+
+def _scope(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
+def free_name(traced: nn.Module, wanted: str) -> str:
+    """`wanted`, or the first of `wanted_2`, `wanted_3`, ... that no submodule bears yet."""
+    taken = {name for name, _ in traced.named_modules()}
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def _own_relu(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
+    if _is_relu(traced, node):
+        # A fresh module: in-place ones would overwrite what taps and branches still read.
+        own_module(traced, node, nn.ReLU(), "relu", used)
+
+
+def own_module(traced: fx.GraphModule, node: fx.Node, module: nn.Module, kind: str, used: set[str]) -> None:
+    """Make `node` the call of `module` on its first argument, in place.
+
+    The submodule's name is that of the module called so far, or the scope's and `kind`; `used` holds names given.
+    """
+    path = str(node.target) if node.op == "call_module" else f"{_scope(node)}.{kind}".lstrip(".")
+    if node.op != "call_module" or path in used:
+        path = free_name(traced, path)
+    traced.add_submodule(path, module.train(traced.training))
+    used.add(path)
+    value = operands(node)[0]
+    node.op, node.target, node.args, node.kwargs = "call_module", path, (value,), {}
+
+
+def _own_dropout(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
+    # A functional dropout froze `self.training` while tracing; a module follows train() and eval().
+    if node.op == "call_function" and node.target in DROPOUTS:
+        p = float(arg(node, 1, "p", 0.5))
+        own_module(traced, node, DROPOUTS[node.target](p), "dropout", used)
+
+
+def _own_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Make a functional batch norm that reads one module's attributes a call of such a module, in place.
+
+    Tracing froze whether it trains; a module follows train() and eval(). timm's norms with an activation are such.
+    """
+    named = BATCH_NORM_OPTIONS if node.op == "call_function" and node.target is F.batch_norm else ()
+    options: dict[str, Any] = {k: arg(node, i, k) for i, k in enumerate(named, start=1)}
+    paths = [getattr(options.get(k), "target", None) for k in BATCH_NORM_OPTIONS[:4]]
+    owner = str(paths[0]).rpartition(".")[0]
+    if not owner or paths != [f"{owner}.{k}" for k in BATCH_NORM_OPTIONS[:4]]:
+        return
+    held = traced.get_submodule(owner)
+    norm = nn.BatchNorm2d(len(held.running_mean), options["eps"] or 1e-5, options["momentum"])  # type: ignore[arg-type]
+    for key in BATCH_NORM_OPTIONS[:4]:
+        setattr(norm, key, getattr(held, key))
+    for name, child in held.named_children():
+        norm.add_module(name, child)
+    traced.add_submodule(owner, norm.train(traced.training))
+    value, read = operands(node)[0], [n for n in operands(node) if n.op == "get_attr"]
+    node.op, node.target, node.args, node.kwargs = "call_module", owner, (value,), {}
+    for attribute in read:
+        if not attribute.users:
+            traced.graph.erase_node(attribute)
+
+
+BATCH_NORM_OPTIONS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+
+
+def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
+    """A copy of `model` with the named submodules exchanged; `model` is left as it is.
+
+    Raises ShoalError when a name is not a submodule.
+    """
+    traced = normalise(model)
+    names = dict(traced.named_modules())
+    for name, module in modules.items():
+        if name not in names:
+            raise ShoalError(f"found no submodule {name!r}; need one of those in the traced model")
+        traced.add_submodule(name, module)
+    return _finish(traced)
+
+
+def edit(model: nn.Module, change: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
+    """A copy of `model` after `change` rewired its fx graph; dead nodes and submodules are dropped."""
+    traced = normalise(model)
+    change(traced)
+    traced.graph.eliminate_dead_code()
+    return _finish(traced)
+
+
+def drop_unread(model: nn.Module) -> fx.GraphModule:
+    """A copy of `model` without what its logits do not depend on, such as adapters that only losses read."""
+    return edit(model, lambda traced: None)
+
+
+def module_calls(traced: fx.GraphModule) -> dict[str, fx.Node]:
+    """For each submodule name, the node that calls it."""
+    return {str(node.target): node for node in traced.graph.nodes if node.op == "call_module"}

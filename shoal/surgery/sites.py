@@ -1,0 +1,211 @@
+"""ReLU sites and replaceable blocks, found in the traced graph and never by class name."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import prod
+
+from torch import fx, nn
+
+from shoal.errors import ShoalError
+from shoal.surgery.sizes import is_tensor
+from shoal.surgery.tracing import shapes
+
+
+@dataclass(frozen=True)
+class ReluSite:
+    """One ReLU layer, under the name that sensitivity, budget, mask, cost and reports share.
+
+    `shape` is [C, H, W]; `stage` is 0 for the stem, then counts changes of the blocks' output shape; `block` counts
+    residual blocks from 0 (None outside any); `conv` is the convolution whose result the layer receives.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stage: int
+    block: int | None
+    conv: str | None
+
+    @property
+    def relus(self) -> int:
+        """Number of ReLU operations for one image."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run conv - (bn) - relu - (dropout) - conv - (bn) that one convolution could replace.
+
+    Its name is that of its inner ReLU site. `source`, `result` and `add` are names of fx nodes: where the run reads,
+    what it yields, and the residual add that takes the result (None in a plain CNN). Channels, stride and kernel are
+    those of the one shallow conv.
+    """
+
+    name: str
+    source: str
+    result: str
+    add: str | None
+    convs: tuple[str, str]
+    channels: tuple[int, int]
+    stride: int
+    kernel: int
+
+
+def is_relu_site(module: nn.Module) -> bool:
+    """True for plain and masked ReLU modules."""
+    return type(module) is nn.ReLU or bool(getattr(module, "is_relu_site", False))
+
+
+def relu_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[ReluSite, ...]:
+    """All ReLU sites of `model` in execution order for images of `shape` ([C, H, W]).
+
+    Raises ShoalError for a model without any ReLU.
+    """
+    traced = shapes(model, shape)
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    stages = _stage_starts(traced, order)
+    sites = []
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and is_relu_site(traced.get_submodule(str(node.target))):
+            block, stage = _locate(order[node], stages)
+            if not stages:
+                stage = _plain_stage(traced, node, shape)
+            sites.append(ReluSite(str(node.target), node.meta["shape"], stage, block, _conv_before(traced, node)))
+    if not sites:
+        raise ShoalError(
+            "found no ReLU in the model; need at least one nn.ReLU, F.relu or Tensor.relu call; exchange other "
+            "activations first (--replace, shoal.substitute)"
+        )
+    return tuple(sites)
+
+
+def find_blocks(model: nn.Module, shape: tuple[int, ...]) -> tuple[Block, ...]:
+    """Replaceable runs in execution order. The first ReLU of the network (the stem's) is never an inner one."""
+    traced = shapes(model, shape)
+    first = next((n for n in traced.graph.nodes if _module_is(traced, n, "relu")), None)
+    found = [_match(traced, n) for n in traced.graph.nodes if _module_is(traced, n, "relu") and n is not first]
+    return tuple(block for block in found if block is not None)
+
+
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Modules that compute nothing in inference, which a run may hold."""
+
+
+def _module_is(traced: fx.GraphModule, node: fx.Node | None, kind: str) -> bool:
+    if node is None or node.op != "call_module":
+        return False
+    module = traced.get_submodule(str(node.target))
+    if kind == "relu":
+        return is_relu_site(module)
+    if kind == "idle":
+        return isinstance(module, IDLE)
+    return isinstance(module, nn.Conv2d if kind == "conv" else nn.BatchNorm2d)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _upstream(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """What `node` reads, seen through idle modules that nothing else reads."""
+    before = node.all_input_nodes[0]
+    while _module_is(traced, before, "idle") and _only_user(before) is not None:
+        before = before.all_input_nodes[0]
+    return before
+
+
+def _match(traced: fx.GraphModule, relu: fx.Node) -> Block | None:
+    before = _upstream(traced, relu)
+    if _module_is(traced, before, "bn") and _only_user(before) is not None:
+        before = _upstream(traced, before)
+    after = _only_user(relu)
+    while after is not None and _module_is(traced, after, "idle"):
+        after = _only_user(after)
+    if not (_module_is(traced, before, "conv") and _module_is(traced, after, "conv")) or len(before.users) != 1:
+        return None
+    assert after is not None
+    result = after
+    follower = _only_user(after)
+    if follower is not None and _module_is(traced, follower, "bn"):
+        result = follower
+    return _block(traced, relu, before, after, result)
+
+
+def _block(traced: fx.GraphModule, relu: fx.Node, first: fx.Node, second: fx.Node, result: fx.Node) -> Block | None:
+    a, b = (traced.get_submodule(str(n.target)) for n in (first, second))
+    assert isinstance(a, nn.Conv2d)
+    assert isinstance(b, nn.Conv2d)
+    plain = all(c.groups == 1 and c.dilation == (1, 1) and c.kernel_size[0] % 2 for c in (a, b))
+    square = all(c.stride[0] == c.stride[1] and c.kernel_size[0] == c.kernel_size[1] for c in (a, b))
+    stride, kernel = a.stride[0] * b.stride[0], max(a.kernel_size[0], b.kernel_size[0])
+    source = first.all_input_nodes[0]
+    fits = tuple(-(-s // stride) for s in source.meta["shape"][1:]) == result.meta["shape"][1:]
+    if not (plain and square and fits):
+        return None
+    user = _only_user(result)
+    add = user.name if user is not None and is_sum(user) else None
+    names = (str(first.target), str(second.target))
+    channels = (a.in_channels, b.out_channels)
+    return Block(str(relu.target), source.name, result.name, add, names, channels, stride, kernel)
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether `node` adds two values that forward computes, and no parameter or size."""
+    # Only `+`, torch.add and Tensor.add carry this name in fx's own naming.
+    name = getattr(node.target, "__name__", node.target)
+    named = node.op in ("call_function", "call_method") and name in ("add", "iadd", "add_")
+    terms = [n for n in node.all_input_nodes if n.op != "get_attr"]
+    return named and len(terms) == 2 and is_tensor(node)
+
+
+def _ancestors(node: fx.Node) -> list[fx.Node]:
+    seen, queue = [node], deque([node])
+    while queue:
+        for source in queue.popleft().all_input_nodes:
+            if source not in seen:
+                seen.append(source)
+                queue.append(source)
+    return seen
+
+
+def _split(add: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
+    """Where the two branches of a residual add part: their last common ancestor."""
+    left, right = (set(_ancestors(n)) for n in add.all_input_nodes[:2])
+    return max(left & right, key=order.__getitem__)
+
+
+def _stage_starts(traced: fx.GraphModule, order: dict[fx.Node, int]) -> list[tuple[int, int]]:
+    """(position of the block's split, stage) for every residual block, in order."""
+    starts, stage, last = [], 0, None
+    for node in traced.graph.nodes:
+        if is_sum(node):
+            stage += node.meta["shape"] != last
+            last = node.meta["shape"]
+            starts.append((order[_split(node, order)], stage))
+    return starts
+
+
+def _locate(position: int, starts: list[tuple[int, int]]) -> tuple[int | None, int]:
+    inside = [i for i, (start, _) in enumerate(starts) if start < position]
+    return (inside[-1], starts[inside[-1]][1]) if inside else (None, 0)
+
+
+def _plain_stage(traced: fx.GraphModule, node: fx.Node, shape: tuple[int, ...]) -> int:
+    sizes = []
+    for other in traced.graph.nodes:
+        if _module_is(traced, other, "relu") and other.meta["shape"][1:] not in sizes:
+            sizes.append(other.meta["shape"][1:])
+    return sizes.index(node.meta["shape"][1:]) + 1
+
+
+def _conv_before(traced: fx.GraphModule, relu: fx.Node) -> str | None:
+    """The nearest convolution upstream; of two at one distance the larger, so never the 1x1 shortcut."""
+    level = [relu]
+    while level:
+        level = [source for node in level for source in node.all_input_nodes]
+        convs = [n for n in level if _module_is(traced, n, "conv")]
+        if convs:
+            sizes = {n: next(traced.get_submodule(str(n.target)).parameters()).numel() for n in convs}
+            return str(max(convs, key=sizes.__getitem__).target)
+    return None

@@ -1,0 +1,31 @@
+"""Which order of memory a network trains in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from shoal.training.settings import Settings
+
+BLOCK = 16
+"""Input channels that oneDNN's convolutions work on together: 8 with AVX2, 16 with AVX-512."""
+
+
+def suit(settings: Settings, network: nn.Module) -> Settings:
+    """The settings, with `channels_last` off where the network could not be trained in it on a CPU.
+
+    oneDNN's backward pass of a strided 1x1 convolution in channels_last writes beyond its buffer where the input has
+    fewer channels than a block (uxlfoundation/oneDNN issue 6035): weights come out wrong, or the process aborts.
+    """
+    on_cpu = torch.device(settings.device).type == "cpu"
+    broken = settings.channels_last and on_cpu and _has_few_inputs(network)
+    return replace(settings, channels_last=False) if broken else settings
+
+
+def _has_few_inputs(network: nn.Module) -> bool:
+    """Whether a strided 1x1 convolution reads less than a block, at the narrowest width of a slimmable network."""
+    narrowest = min(getattr(network, "widths", (1.0,)))
+    pointwise = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
+    return any(max(conv.stride) > 1 and conv.in_channels * narrowest < BLOCK for conv in pointwise)

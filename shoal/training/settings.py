@@ -1,0 +1,98 @@
+"""How to train: on what, how exactly, how long. Nothing here changes what is learned."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shoal.errors import ShoalError, first_line
+
+PRECISIONS = ("fp32", "bf16")
+
+STEPS = ("eager", "compiled", "graph", "compiled-graph")
+"""Ways to run a training step: see `shoal.training.stepping`."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, not what to learn."""
+
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    channels_last: bool = True
+    max_seconds: float | None = None
+    resume: bool = False
+    select: str = "val"
+    select_from: int = 0
+    """Epochs before this one are never the best: a network whose gates are half open is not a candidate."""
+    exit: int | None = -1
+    """The classifier whose accuracy chooses the best epoch; None for the mean of all."""
+    augment: str | None = None
+    stop: Callable[[], bool] = _never
+    """Asked before each step: whether to stop with a checkpoint."""
+    step: str = "eager"
+    """One of `STEPS`; where the machine cannot, a warning says what is used instead."""
+    save_seconds: float = 0.0
+    """Seconds between checkpoints at least: short epochs on a GPU would otherwise wait for the disk."""
+
+    def __post_init__(self) -> None:
+        """Raise ShoalError for a value without a meaning."""
+        if self.precision not in PRECISIONS:
+            raise ShoalError(f"found precision {self.precision!r}; need one of {', '.join(PRECISIONS)}; choose one")
+        if self.step not in STEPS:
+            raise ShoalError(f"found step {self.step!r}; need one of {', '.join(STEPS)}; choose one")
+        if not 0 <= self.seed < 2**32:
+            raise ShoalError(f"found seed {self.seed}; need 0 to 2^32 - 1; choose one of them")
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise ShoalError(f"found a time limit of {self.max_seconds} s; need 0 or more; leave it out for none")
+        if not self.save_seconds >= 0:
+            raise ShoalError(f"found {self.save_seconds} s between checkpoints; need 0 or more; 0 is each epoch")
+
+    def check(self) -> None:
+        """Raise ShoalError, before any work, when this machine does not have the device."""
+        try:
+            torch.zeros(1, device=self.device).item()  # `item` turns "meta" away, which holds no numbers
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ShoalError(
+                f"found that device {self.device!r} cannot be used ({first_line(error)}); need cpu, or cuda where "
+                "PyTorch finds a GPU; choose cpu"
+            ) from error
+        device = torch.device(self.device)
+        if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+            raise ShoalError(
+                f"found device {self.device!r} where cuda:{torch.cuda.current_device()} is in use; need that one; give "
+                f"cuda, and choose the GPU by CUDA_VISIBLE_DEVICES={device.index}"
+            )
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within the block cuDNN takes algorithms that give the same bits again, and fp32 is not TF32."""
+        cudnn = torch.backends.cudnn
+        before = cudnn.deterministic, cudnn.allow_tf32
+        cudnn.deterministic, cudnn.allow_tf32 = True, False
+        try:
+            yield
+        finally:
+            cudnn.deterministic, cudnn.allow_tf32 = before
+
+    def score(self, accuracy: Sequence[float]) -> float:
+        """What an epoch is judged by, from the accuracy of each classifier."""
+        return sum(accuracy) / len(accuracy) if self.exit is None else accuracy[self.exit]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision's context: bf16 autocast, or nothing for fp32.
+
+        Batch norms then take bf16 images and keep their statistics in fp32; losses are computed in fp32, outside.
+        """
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)

@@ -1,0 +1,260 @@
+"""Server and Client: two processes over mutual TLS on loopback, right logits, and every way to fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.errors import ShoalError
+from shoal.private.program.artifact import save_artifact
+from shoal.private.program.clear import run_clear
+from shoal.private.serving.client import Client
+from shoal.private.serving.server import Server
+from shoal.private.transport.certs import TLS, make_certificates
+from shoal.private.transport.channel import parse_address
+from tests.support.parties import SHAPE, Case, Everything, Small, case, seeded, small_mask
+from tests.support.processes import ROOT, children, gone, in_thread, kill, party, said, serving
+
+direct = partial(Client, mode="direct")
+UNITS = 6
+"""Each truncation may be one unit off; the little networks here have few, damped by the layers after them."""
+
+
+QUERY = """
+import sys
+from pathlib import Path
+import numpy as np
+from shoal.private.serving.client import Client
+from shoal.private.transport.certs import TLS
+folder, cert, key, ca, address, batch = sys.argv[1:]
+with Client(folder, address, TLS(Path(cert), Path(key), Path(ca)), mode="direct") as client:
+    print("open", flush=True)
+    while True:
+        client.query(np.zeros((int(batch), 1, 8, 8), np.float32))
+"""
+
+
+@pytest.fixture(scope="module")
+def served(small: Case, certs: dict[str, TLS], spu: None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with serving(small.folder, certs["server"]) as found:
+        yield found
+
+
+def ask_forever(client: Client, images: np.ndarray) -> None:
+    while True:
+        client.query(images)
+
+
+# ---------------------------------------------------------------- two processes over TLS
+
+
+@pytest.mark.slow
+@pytest.mark.private
+def test_server_goes_on_when_a_client_is_killed_mid_inference(
+    small: Case, certs: dict[str, TLS], served: tuple[subprocess.Popen[str], str]
+) -> None:
+    process, address = served
+    mine = certs["client"]
+    client = party(QUERY, small.folder, mine.cert, mine.key, mine.ca, address, 64)
+    assert said(client) == "open"
+    time.sleep(1.0)
+    workers = children(process.pid) + children(client.pid)
+    assert len(workers) == 2
+    kill(client)
+    assert all(gone(pid) for pid in workers)
+    assert process.poll() is None
+
+
+@pytest.mark.private
+def test_queries_and_batches_give_the_networks_logits(
+    small: Case, certs: dict[str, TLS], served: tuple[subprocess.Popen[str], str]
+) -> None:
+    _, address = served
+    with direct(small.folder / "client", address, certs["client"]) as client:
+        assert client.setup_s > 0
+        results = [client.query(small.images[:n].numpy()) for n in (1, 1, 3)]
+        for bad in (np.zeros((1, 1, 9, 8), np.float32), np.zeros((0, *SHAPE), np.float32)):
+            with pytest.raises(ShoalError, match="images of shape"):
+                client.query(bad)
+        with pytest.raises(ShoalError, match="NaN"):
+            client.query(np.full((1, *SHAPE), np.nan, np.float32))
+        results.append(client.query(small.images[:1].numpy()))  # the session outlives a user's mistake
+        assert client._session is not None
+        client._session.max_batch = 2  # type: ignore[misc]  # more images than the server takes go in parts
+        results.append(client.query(small.images[:3].numpy()))
+    for result in results:
+        truth = small.truth(len(result.logits))
+        assert result.logits.dtype == np.float64
+        assert np.abs(result.logits - truth).max() <= UNITS * small.unit + 1e-6
+        assert result.bytes > 10_000
+        assert result.messages > 50
+        assert 0 < result.relu_s + result.linear_s < result.seconds
+        assert result.memory_bytes > 1 << 20
+    with pytest.raises(ShoalError, match="no open session"):
+        client.query(small.images[:1].numpy())
+
+
+def test_that_comparison_would_notice_a_misplaced_mask(small: Case) -> None:
+    wrong = replace(
+        small.program, keep={"relu": np.flatnonzero(small_mask().permute(1, 2, 0).numpy()).astype(np.int32)}
+    )
+    right = run_clear(small.program, small.weights, small.images[:3])[-1]
+    assert np.abs(run_clear(wrong, small.weights, small.images[:3])[-1] - right).max() > 100 * UNITS * small.unit
+
+
+@pytest.mark.slow
+@pytest.mark.private
+def test_client_ends_when_the_server_is_killed_mid_inference(small: Case, certs: dict[str, TLS], spu: None) -> None:
+    with (
+        serving(small.folder, certs["server"]) as (process, address),
+        direct(small.folder, address, certs["client"]) as c,
+    ):
+        workers = children(process.pid)
+        assert len(workers) == 1
+        killer = threading.Timer(1.0, process.kill)
+        killer.start()
+        started = time.monotonic()
+        with pytest.raises(ShoalError, match=r"gone|reset|closed"):
+            ask_forever(c, small.images.numpy())
+        assert time.monotonic() - started < 15
+        assert gone(workers[0])
+        with pytest.raises(ShoalError, match="no open session"):
+            c.query(small.images[:1].numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.private
+def test_every_operation_with_shared_weights_ferret_and_plain_loopback(tmp_path: Path, spu: None) -> None:
+    masks = {"relu2": torch.rand(6, 8, 8) < 0.5, "relu3": torch.tensor([True, False, True, True, False, True])}
+    net = case(seeded(Everything), tmp_path, masks, "YACL_Ferret")
+    truth = run_clear(net.program, net.weights, net.images[:2])
+    server = Server(tmp_path, "127.0.0.1:0", None, insecure=True, shared_weights=True, threads=1)
+    with in_thread(server), direct(tmp_path, server.address, None, insecure=True, batch=2) as client:
+        result = client.query(net.images[:2].numpy())
+        for found, wanted in zip(result.exits, truth, strict=True):
+            assert np.abs(found - wanted).max() <= UNITS * net.unit
+        assert np.abs(result.logits - net.truth(2)).max() <= max(net.program.error_bound, UNITS * net.unit)
+        server.stop()
+        with pytest.raises(ShoalError, match=r"ended|gone"):
+            client.query(net.images[:2].numpy())
+
+
+# ---------------------------------------------------------------- refusals before any SPU link
+
+
+def quickly_fails(client: Client, match: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ShoalError, match=match) as caught:
+        client.open()
+    assert time.monotonic() - started < 8
+    assert "need" in str(caught.value)
+
+
+@pytest.mark.private
+def test_certificates_of_another_authority_are_refused(
+    small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None
+) -> None:
+    other = make_certificates(tmp_path)
+    mixed = TLS(other["client"].cert, other["client"].key, certs["client"].ca)
+    with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"])) as server:
+        quickly_fails(direct(small.folder, server.address, other["client"]), "no valid TLS at the server")
+        quickly_fails(direct(small.folder, server.address, mixed), r"TLS|gone|silent")
+        assert any("no valid TLS at the client" in e for e in server.errors)
+
+
+@pytest.mark.private
+def test_a_certificate_for_another_name_is_refused(small: Case, tmp_path: Path, spu: None) -> None:
+    elsewhere = make_certificates(tmp_path, ("example.org", "10.0.0.1"))
+    with in_thread(Server(small.folder, "127.0.0.1:0", elsewhere["server"])) as server:
+        quickly_fails(direct(small.folder, server.address, elsewhere["client"]), "certificate for 127.0.0.1")
+
+
+@pytest.mark.private
+def test_plain_tcp_is_for_loopback_and_on_request(small: Case, spu: None) -> None:
+    for address, insecure in (("127.0.0.1:0", False), ("0.0.0.0:0", True), ("example.org:9", True)):
+        with pytest.raises(ShoalError, match="no TLS"):
+            Server(small.folder, address, None, insecure=insecure)
+        with pytest.raises(ShoalError, match="no TLS"):
+            direct(small.folder, address, None, insecure=insecure)
+
+
+@pytest.mark.private
+def test_an_artifact_of_another_network_or_setting_is_refused(small: Case, tmp_path: Path, spu: None) -> None:
+    torch.manual_seed(9)
+    other = case(Small(), tmp_path / "other", {})
+    save_artifact(tmp_path / "ferret", small.program, small.weights, ot_kind="YACL_Ferret")
+    with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
+        quickly_fails(direct(other.folder, server.address, None, insecure=True), "digest .* at the client")
+        quickly_fails(direct(tmp_path / "ferret", server.address, None, insecure=True), "ot_kind YACL_Ferret")
+        stranger = direct(small.folder, server.address, None, insecure=True)
+        stranger.local.terms["spu"] = "0.9.4"
+        quickly_fails(stranger, "spu 0.9.4 at the client and .*install the same SPU")
+        old = direct(small.folder, server.address, None, insecure=True)
+        old.local.terms["artifact"] = "shoal-artifact-0"
+        quickly_fails(old, "artifact shoal-artifact-0")
+
+
+@pytest.mark.private
+def test_a_busy_port_and_an_absent_server(small: Case, spu: None) -> None:
+    with Server(small.folder, "127.0.0.1:0", None, insecure=True) as server:
+        with pytest.raises(ShoalError, match="not free to listen"):
+            Server(small.folder, server.address, None, insecure=True)
+        port = server.address
+    quickly_fails(direct(small.folder, port, None, insecure=True, connect_s=1.0), "no server at")
+
+
+@pytest.mark.private
+def test_a_server_that_never_answers(small: Case, spu: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        quickly_fails(direct(small.folder, address, None, insecure=True, connect_s=1.0), "no answer")
+
+
+@pytest.mark.private
+def test_hostile_bytes_end_their_own_connection_only(small: Case, spu: None) -> None:
+    with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
+        for data in (b"GET / HTTP/1.1\r\n\r\n", struct.pack(">II", 2, 0) + b"[]", hello({"link": 3}), hello({})):
+            # The server may have hung up before we are done.
+            with socket.create_connection(parse_address(server.address, "it")) as sock, contextlib.suppress(OSError):
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(4096):
+                    pass
+        assert len(server.errors) == 4
+
+
+def hello(body: dict[str, object]) -> bytes:
+    text = json.dumps({"type": "hello", **body}).encode()
+    return struct.pack(">II", len(text), 0) + text
+
+
+def test_without_spu_the_error_says_what_to_install(small: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for make in (Server, Client):
+        with pytest.raises(ShoalError, match=r"3\.10 or 3\.11.*pip install shoal\[private\]"):
+            make(small.folder, "127.0.0.1:0", None, insecure=True)
+
+
+def test_the_parties_import_without_spu_and_the_engine_says_why_not() -> None:
+    code = (
+        "import sys; sys.modules['spu'] = None\n"
+        "import shoal.private.serving.client\n"
+        "try:\n    import shoal.private.engine.spu\nexcept Exception as e:\n    print(type(e).__name__, e)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out.startswith("ShoalError")
+    assert "pip install shoal[private]" in out

@@ -1,0 +1,273 @@
+"""Prepared queries between real processes: right logits, items used once, and what a party or a wire may not see."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.errors import ShoalError
+from shoal.private.serving.client import Client
+from shoal.private.serving.server import Server
+from shoal.private.transport.certs import TLS
+from shoal.private.transport.channel import connect
+from shoal.private.transport.wire import HEADER
+from tests.support.dealing import stock
+from tests.support.parties import Case, Everything, Small, case, seeded, small_mask
+from tests.support.processes import children, gone, in_thread, kill, party, said, serving
+
+UNITS = 12
+QUERY = """
+import sys
+from pathlib import Path
+import numpy as np
+from shoal.private.serving.client import Client
+from shoal.private.transport.certs import TLS
+folder, cert, key, ca, address, task = sys.argv[1:]
+client = Client(folder, address, TLS(Path(cert), Path(key), Path(ca)))
+if task == "prepare":
+    client.prepare(100, progress=lambda made, _: print(made, flush=True))
+with client:
+    print("open", flush=True)
+    while True:
+        client.query(np.zeros((1, 1, 8, 8), np.float32))
+        print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case(seeded(Small), tmp_path_factory.mktemp("net"), {"relu": small_mask()})
+
+
+@pytest.fixture(scope="module")
+def address(net: Case, certs: dict[str, TLS], spu: None) -> Iterator[str]:
+    with serving(net.folder, certs["server"]) as (_, found):
+        yield found
+
+
+def right(net: Case, logits: np.ndarray) -> bool:
+    return bool(np.abs(logits - net.truth(len(logits))).max() <= UNITS * net.unit)
+
+
+@pytest.mark.private
+def test_items_are_made_and_spent(net: Case, certs: dict[str, TLS], address: str) -> None:
+    client = Client(net.folder, address, certs["client"])
+    seen: list[tuple[int, int]] = []
+    client.prepare(5, batch=2, progress=lambda *both: seen.append(both))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    with client:
+        assert client.pool is not None
+        first = client.query(net.images[:1].numpy())
+        three = client.query(net.images[:3].numpy())
+        assert right(net, first.logits)
+        assert right(net, three.logits)
+        assert len(client.pool.names()) == 1
+        assert first.mode == "prepared"
+        assert three.bytes == 3 * first.bytes
+        online = client.pool.plan.online
+        assert (first.bytes, first.messages, first.latencies) == (online.bytes, online.messages, online.latencies)
+        # Three exchanges a layer of signs, a message before each linear layer, the logits at the end.
+        assert first.latencies == 2 * 3 + 3 + 1
+        with pytest.raises(ShoalError, match="no prepared item left"):
+            client.query(net.images[:2].numpy())
+    spent = (client.pool.folder / "spent").read_text().split()
+    assert len(spent) == len(set(spent)) == 5
+
+
+@pytest.mark.private
+def test_the_servers_half_is_destroyed_too(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
+    stock(net, tmp_path / "client", tmp_path / "server", certs["client"].cert, 2)
+    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "server")
+    with in_thread(server):
+        client = Client(net.folder, server.address, certs["client"], pool=tmp_path / "client")
+        with client:
+            client.query(net.images[:1].numpy())
+            (folder,) = [path.parent for path in (tmp_path / "server").rglob("spent")]
+            assert client.pool is not None
+            assert [p.stem for p in folder.glob("*.item")] == client.pool.names()
+            # The client claims to have an item that the server used: refused there, and the client's own is burned.
+            used = (folder / "spent").read_text().split()[0]
+            assert client._session is not None
+            client._session.line.control.send({"type": "infer", "name": used})
+            with pytest.raises(ShoalError, match="server's log"):
+                client._session.line.from_peer(("go",), 10.0)
+        assert any("used already" in e for e in server.errors)
+
+
+@pytest.mark.slow
+@pytest.mark.private
+def test_two_clients_at_once_mix_nothing(net: Case, certs: dict[str, TLS], address: str, tmp_path: Path) -> None:
+    wrong: list[str] = []
+
+    def work(i: int) -> None:
+        client = Client(net.folder, address, certs["client"], pool=tmp_path / str(i))
+        client.prepare(4, batch=4)  # one waits for the other: the server has one SPU process
+        with client:
+            for n in (1, 3):
+                if not right(net, client.query(net.images[:n].numpy()).logits):
+                    wrong.append(str(i))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert wrong == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.slow
+@pytest.mark.private
+@pytest.mark.parametrize("task", ["prepare", "query"])
+def test_a_killed_client_leaves_a_usable_pool(
+    net: Case, certs: dict[str, TLS], address: str, tmp_path: Path, task: str
+) -> None:
+    pool = Path(net.folder) / "client" / "pool"
+    tls = certs["client"]
+    if task == "query":
+        with Client(net.folder, address, tls) as client:
+            client.prepare(6, batch=6)
+    process = party(QUERY, net.folder, tls.cert, tls.key, tls.ca, address, task)
+    assert said(process) in ("1", "open")
+    workers = children(process.pid)
+    kill(process)
+    assert all(gone(pid) for pid in workers)
+    assert pool.exists()
+    client = Client(net.folder, address, tls)
+    client.prepare(1)
+    with client:
+        assert right(net, client.query(net.images[:1].numpy()).logits)
+
+
+@pytest.mark.private
+def test_a_killed_server_ends_a_query_at_once_and_the_pools_agree_again(
+    net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None
+) -> None:
+    mine, theirs = tmp_path / "client", net.folder / "server" / "pool"
+    stock(net, mine, theirs, certs["client"].cert, 3)
+    with serving(net.folder, certs["server"]) as (process, where):
+        client = Client(net.folder, where, certs["client"], pool=mine)
+        with client:
+            assert right(net, client.query(net.images[:1].numpy()).logits)
+            kill(process)
+            begun = time.monotonic()
+            with pytest.raises(ShoalError):
+                client.query(net.images[:1].numpy())
+            assert time.monotonic() - begun < 15
+    with serving(net.folder, certs["server"]) as (_, where):
+        client = Client(net.folder, where, certs["client"], pool=mine)
+        with client:
+            # One item was spent; a session that is known to have ended costs none.
+            assert client.pool is not None
+            assert len(client.pool.names()) == 2
+            assert right(net, client.query(net.images[:1].numpy()).logits)
+
+
+@pytest.mark.private
+@pytest.mark.parametrize("header", [(0, 1 << 31), (7, 512), (0, 0)])
+def test_a_message_out_of_turn_ends_that_session_only(
+    net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None, header: tuple[int, int]
+) -> None:
+    stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2)
+    with in_thread(Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
+        disturb(Client(net.folder, server.address, certs["client"], pool=tmp_path / "c"), header)
+        with Client(net.folder, server.address, certs["client"], pool=tmp_path / "c") as again:
+            assert right(net, again.query(net.images[:1].numpy()).logits)
+
+
+def disturb(client: Client, header: tuple[int, int]) -> None:
+    """Begin an inference and send a first message with this header."""
+    with client:
+        assert client.pool is not None
+        assert client._session is not None
+        line, name = client._session.line, client.pool.names()[0]
+        client.pool.claim(name)
+        line.control.send({"type": "infer", "name": name})
+        line.from_peer(("go",), 10.0)
+        line.control.sock.sendall(HEADER.pack(*header) + bytes(8 * 64))
+        with pytest.raises(ShoalError, match=r"server's log|gone"):
+            line.from_peer(("go",), 30.0)
+
+
+@pytest.mark.private
+def test_what_the_server_refuses(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
+    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool_bytes=30_000, max_clients=1, pool=tmp_path / "s")
+    with in_thread(server):
+        client = Client(net.folder, server.address, certs["client"], pool=tmp_path / "c")
+        with client:
+            other = Client(net.folder, server.address, certs["client"], pool=tmp_path / "d")
+            with pytest.raises(ShoalError, match="1 clients at the server"):
+                other.open()
+        other.close()
+    stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 3)
+    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool_bytes=30_000, pool=tmp_path / "s")
+    with in_thread(server):
+        filled = Client(net.folder, server.address, certs["client"], pool=tmp_path / "c")
+        with pytest.raises(ShoalError, match="need room"):
+            filled.prepare(1)
+        filled.close()
+        for hello in ({"task": "steal"}, {"task": "query", "client": "../../etc"}):
+            control = connect(server.address, certs["client"], 5.0, 1 << 18)
+            control.send({"type": "hello", "terms": filled.local.terms} | hello)
+            answer, _ = control.receive()
+            assert answer["type"] == "error"
+            control.close()
+
+
+@pytest.mark.slow
+@pytest.mark.private
+def test_nothing_that_the_client_holds_or_hears_has_a_weight(
+    net: Case, certs: dict[str, TLS], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal.private.transport.wire import SocketWire
+
+    heard: list[bytes] = []
+    real = SocketWire._both
+
+    def listening(wire: SocketWire, mine: np.ndarray | None, words: int) -> np.ndarray:
+        heard.append((got := real(wire, mine, words)).tobytes())
+        return got
+
+    client = Client(net.folder, address, certs["client"], pool=tmp_path)
+    client.prepare(1)
+    held = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    monkeypatch.setattr(SocketWire, "_both", listening)
+    with client:
+        client.query(net.images[:1].numpy())
+    held += b"".join(heard)
+    assert len(held) > 10_000
+    for array in net.weights.arrays.values():
+        for form in (array, array.astype(np.int32)):
+            data = form.tobytes()
+            pieces = [data[i : i + 8] for i in range(0, len(data) - 7, 8)]
+            assert not any(piece in held for piece in pieces if piece.strip(b"\0") and piece.strip(b"\xff"))
+
+
+@pytest.mark.private
+def test_early_exits_are_opt_in(certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
+    two = case(seeded(Everything), tmp_path / "net", {"relu": torch.ones(4, 8, 8, dtype=torch.bool)})
+    images = two.images[:3].numpy()
+    stock(two, tmp_path / "c", tmp_path / "s", certs["client"].cert, 8)
+    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", early_exit=True)) as server:
+        with Client(two.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+            whole = client.query(images)
+            sure = 1 / np.exp(whole.exits[0] - whole.exits[0].max(1, keepdims=True)).sum(1)
+            limit = float(np.sort(sure)[1])
+            some = client.query(images, exit_above=limit - 1e-3)
+        assert whole.taken == (1, 1, 1)
+        assert some.taken == tuple(int(s < limit - 1e-3) for s in sure)
+        assert some.bytes < whole.bytes
+        for i, taken in enumerate(some.taken):
+            assert np.isnan(some.exits[1][i]).all() == (taken == 0)
+            assert np.abs(some.logits[i] - whole.exits[taken][i]).max() < 1e-3
+    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
+        client = Client(two.folder, server.address, certs["client"], pool=tmp_path / "c")
+        with client, pytest.raises(ShoalError, match="server's log"):
+            client.query(images[:1], exit_above=0.5)
+        assert any("--early-exit" in e for e in server.errors)
