@@ -1,0 +1,117 @@
+"""Options of a command from the fields of dataclasses, so that an option is written in one place.
+
+A parameter of a command whose type is a dataclass stands for one option a field. The field gives the name, type and
+default, and the string below it the help. `metadata={"cli": ...}` changes that: text such as ``"--gate"`` gives the
+option another spelling, ``"argument"`` makes it an argument, and None leaves the field out.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+
+from shoal.errors import ShoalError
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a type is typed: as what typer parses, and what is then made of it."""
+
+    typed: Any
+    convert: Callable[[Any, str], Any] = lambda value, option: value
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """Numbers between commas; none for None. Raises ShoalError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError as error:
+        raise ShoalError(f"found {option} {text!r}; need numbers with commas between them, such as 0.5,1") from error
+
+
+FORMS: dict[Any, Form] = {
+    tuple[float, ...]: Form(str | None, numbers),
+    tuple[str, ...]: Form(list[str] | None, lambda value, _: tuple(value or ())),
+    tuple[str, ...] | None: Form(list[str] | None, lambda value, _: tuple(value) if value else None),
+}
+"""Types that typer does not parse itself."""
+
+
+def docs_of(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass, those of its bases included, each on one line."""
+    found: dict[str, str] = {}
+    for base in reversed([c for c in cls.__mro__ if is_dataclass(c)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
+
+
+def options_of(cls: type) -> Iterator[tuple[Field[Any], Parameter, Form]]:
+    """Of each field that is an option: the field, the parameter that typer reads, and the form of its type."""
+    kinds, helps = typing.get_type_hints(cls), docs_of(cls)
+    for field in fields(cls):
+        spelt = field.metadata.get("cli", "")
+        if spelt is None:
+            continue
+        form = FORMS.get(kinds[field.name], Form(kinds[field.name]))
+        default = _default(field, form)
+        text = helps.get(field.name, "")
+        if spelt == "argument":
+            info: Any = typer.Argument(help=text)
+        else:
+            info = typer.Option(*_spellings(field.name, kinds[field.name], default, spelt), help=text)
+        annotation: Any = Annotated.__class_getitem__((form.typed, info))  # type: ignore[attr-defined]
+        yield field, Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation), form
+
+
+def _default(field: Field[Any], form: Form) -> Any:
+    value = field.default_factory() if field.default_factory is not MISSING else field.default
+    if value is MISSING:
+        return Parameter.empty
+    optional = isinstance(form.typed, types.UnionType) and type(None) in typing.get_args(form.typed)
+    return None if optional and not value else value
+
+
+def _spellings(name: str, kind: Any, default: Any, spelt: str) -> tuple[str, ...]:
+    long = "--" + name.replace("_", "-")
+    if spelt:
+        return (spelt,)
+    return (f"{long}/--no-{name.replace('_', '-')}" if default is True else long,) if kind is bool else (long,)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` for typer, each parameter whose type is a dataclass exchanged for that one's options."""
+    given = inspect.signature(command, eval_str=True).parameters
+    classes = {name: p.annotation for name, p in given.items() if isinstance(p.annotation, type)}
+    bundles = {name: list(options_of(cls)) for name, cls in classes.items() if is_dataclass(cls)}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made = {name: given[name].annotation(**_taken(values, rows)) for name, rows in bundles.items()}
+        command(**made, **{name: value for name, value in values.items() if name in given})
+
+    parameters = [p for name in given for p in _parameters(given[name], bundles.get(name))]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _taken(values: Mapping[str, Any], rows: list[tuple[Field[Any], Parameter, Form]]) -> dict[str, Any]:
+    return {field.name: form.convert(values[field.name], f"--{field.name}") for field, _, form in rows}
+
+
+def _parameters(own: Parameter, rows: list[tuple[Field[Any], Parameter, Form]] | None) -> list[Parameter]:
+    return [own.replace(kind=Parameter.KEYWORD_ONLY)] if rows is None else [parameter for _, parameter, _ in rows]
