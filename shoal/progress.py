@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
+"""-1 shows no progress and no notes, 0 is usual, 1 and more show more."""
+
+
+def set_verbosity(level: int) -> None:
+    """Set how much is shown from here on: -1 quiet, 0 usual, 1 and more for the library's log on standard error."""
+    verbosity.set(level)
+    if level > 0:
+        logging.basicConfig(level=logging.DEBUG if level > 1 else logging.INFO)
 
 
 class StageBars:

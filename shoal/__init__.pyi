@@ -1,0 +1,64 @@
+"""The public names for type checkers; `shoal.PLACES` is the same list at run time."""
+
+from shoal.data.dataset import Dataset as Dataset
+from shoal.data.dataset import Split as Split
+from shoal.data.loading import load as load
+from shoal.errors import ShoalError as ShoalError
+from shoal.errors import ShoalWarning as ShoalWarning
+from shoal.errors import StoppedError as StoppedError
+from shoal.exits.cascades import Cascade as Cascade
+from shoal.exits.cascades import cascade as cascade
+from shoal.exits.classifiers import add_exits as add_exits
+from shoal.exits.classifiers import keep_exit as keep_exit
+from shoal.exits.inference import Decisions as Decisions
+from shoal.exits.inference import infer as infer
+from shoal.graph.counting import Cost as Cost
+from shoal.graph.counting import cost as cost
+from shoal.graph.folding import fold as fold
+from shoal.graph.graph import Graph as Graph
+from shoal.graph.ops import Node as Node
+from shoal.models import build as build
+from shoal.networks.assembly import assemble as assemble
+from shoal.networks.spec import Spec as Spec
+from shoal.networks.stored import load_network as load_network
+from shoal.networks.stored import save_network as save_network
+from shoal.outputs import Outputs as Outputs
+from shoal.outputs import forward as forward
+from shoal.private.compiler.deployment import deploy as deploy
+from shoal.private.program.artifact import save_artifact as save_artifact
+from shoal.private.program.program import Program as Program
+from shoal.private.program.program import Weights as Weights
+from shoal.private.serving.client import Client as Client
+from shoal.private.serving.server import Server as Server
+from shoal.private.transport.certs import TLS as TLS
+from shoal.recipes.shallow.options import Options as Options
+from shoal.recipes.shallow.presets import Preset as Preset
+from shoal.recipes.shallow.presets import paper as paper
+from shoal.recipes.shallow.presets import quick as quick
+from shoal.recipes.shallow.recipe import reduce as reduce
+from shoal.recipes.stages import train_teacher as train_teacher
+from shoal.reduction.budget import Budget as Budget
+from shoal.reduction.budget import allocate as allocate
+from shoal.reduction.gates import add_branches as add_branches
+from shoal.reduction.gates import branched_blocks as branched_blocks
+from shoal.reduction.gates import commit_branches as commit_branches
+from shoal.reduction.gates import set_gate as set_gate
+from shoal.reduction.masks import MaskedReLU as MaskedReLU
+from shoal.reduction.masks import add_masks as add_masks
+from shoal.reduction.sensitivity import pruning_sensitivity as pruning_sensitivity
+from shoal.storage.run import Run as Run
+from shoal.surgery.sites import ReluSite as ReluSite
+from shoal.surgery.sites import find_blocks as find_blocks
+from shoal.surgery.sites import relu_sites as relu_sites
+from shoal.surgery.substitution import substitute as substitute
+from shoal.surgery.tracing import count as count
+from shoal.surgery.tracing import trace as trace
+from shoal.training.evaluation import evaluate as evaluate
+from shoal.training.loop import fit as fit
+from shoal.training.objective import Objective as Objective
+from shoal.training.objective import Term as Term
+from shoal.training.schedule import Schedule as Schedule
+from shoal.training.settings import Settings as Settings
+
+__version__: str
+PLACES: dict[str, tuple[str, ...]]
