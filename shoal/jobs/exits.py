@@ -14,13 +14,13 @@ from torch import nn
 
 from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError
+from shoal.exits import onnx
 from shoal.exits.cascades import Cascade, cascade, strongest
 from shoal.exits.evidence import Evidence, Outcome, collect, dynamic_outcome
 from shoal.exits.inference import infer
 from shoal.exits.latency import Classify, compare, stage_seconds
-from shoal.exits.onnx import FILE, FORMAT, check_installed, largest_error, open_stages, write_stages
 from shoal.exits.plots import plot_exits
-from shoal.exits.thresholds import CELLS, METHODS, Found, Goal, Grid, read_thresholds, search, usual_method
+from shoal.exits.thresholds import CELLS, FILE, METHODS, Found, Goal, Grid, read_thresholds, search, usual_method
 from shoal.jobs.inputs import load_data
 from shoal.networks.stored import load_whole
 from shoal.storage.files import write_text
@@ -216,7 +216,7 @@ def export(folder: Path, out: Path, data_dir: Path | None = None) -> dict[str, A
     logits, the others are the inputs of the next stage in order. Every tensor has one row an image and any number
     of them. Raises ShoalError without the extra, without thresholds, and when onnxruntime computes anything else.
     """
-    check_installed()
+    onnx.check_installed()
     run = Run(folder)
     spec, model = load_whole(run)
     network = cascade(model, spec.shape)
@@ -225,10 +225,16 @@ def export(folder: Path, out: Path, data_dir: Path | None = None) -> dict[str, A
     data = load_data(run.config(), data_dir)
     out.mkdir(parents=True, exist_ok=True)
     images = data.normalise(data.test.images[:16])
-    body = {"format": FORMAT, "classes": spec.classes, "shape": list(spec.shape), "mean": data.mean, "std": data.std}
+    body = {
+        "format": onnx.FORMAT,
+        "classes": spec.classes,
+        "shape": list(spec.shape),
+        "mean": data.mean,
+        "std": data.std,
+    }
     body |= {"thresholds": list(thresholds), "ensemble": ensemble, "macs": list(network.macs)}
     body |= {"alone": list(network.alone), "uncounted": list(network.uncounted)}
-    body["stages"] = write_stages(network, images[:2], out)
-    error = largest_error(network, open_stages(body, out), images)
-    write_text(out / FILE, json.dumps(body, indent=1))
+    body["stages"] = onnx.write_stages(network, images[:2], out)
+    error = onnx.largest_error(network, onnx.open_stages(body, out), images)
+    write_text(out / onnx.FILE, json.dumps(body, indent=1))
     return {"out": str(out), "stages": len(network), "max_abs_logit_error": error}

@@ -250,7 +250,7 @@ def test_attention_is_drawn_where_there_is_any() -> None:
 
 def test_studies_that_a_network_has_none_of_stop_only_who_asked(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {"data": "digits", "seed": 0, "limit": 100, "data_dir": None})
-    spec = Spec("test_analysis:Pooled", 10, (1, 16, 16))
+    spec = Spec("tests.analysis.test_analysis:Pooled", 10, (1, 16, 16))
     save_network(run, spec, own_network(spec))
     body = json.loads(call("analyse", str(run.folder), "--images", "20", "--json"))
     assert "found logits from" in body["pca"]["note"]

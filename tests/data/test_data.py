@@ -13,8 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.data import dataset as data_module
-from shoal.data import readers
+from shoal.data import cifar, loading
 from shoal.data.augment import POLICIES, augment_batch
 from shoal.data.dataset import NAMES, Split, batches
 from shoal.data.loading import load
@@ -80,7 +79,7 @@ def test_cifar_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     with pytest.raises(ShoalError, match="MD5"):
         load(name, tmp_path)
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(data_module._CIFAR, name, replace(data_module._CIFAR[name], md5=md5))
+    monkeypatch.setitem(loading._CIFAR, name, replace(loading._CIFAR[name], md5=md5))
     check(load(name, tmp_path), 90, 10, {"cifar10": 20, "cifar100": 100}[name], (3, 32, 32), int(name[5:]))
     assert list(tmp_path.iterdir()) == [path]
 
@@ -93,7 +92,7 @@ def test_cifar_written_by_python_2() -> None:
         b"U\x01b\x87Rq\x05(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNN"
         b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T\x00\x0c\x00\x00" + row + b"tbU\x06labelsq\x08]q\tK\x07au."
     )
-    images, labels = readers.parse_cifar(raw, b"labels", 10, "batch")
+    images, labels = cifar.parse_cifar(raw, b"labels", 10, "batch")
     assert images.numpy().tobytes() == row
     assert labels.tolist() == [7]
 
@@ -149,7 +148,7 @@ def test_folder_resizes_unequal_images(tmp_path: Path) -> None:
 
 def test_default_roots_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_svhn(tmp_path / "svhn")
-    monkeypatch.setattr(data_module, "DEFAULT_ROOTS", (tmp_path / "none", tmp_path))
+    monkeypatch.setattr(loading, "DEFAULT_ROOTS", (tmp_path / "none", tmp_path))
     assert len(load("svhn").test) == 30
 
 

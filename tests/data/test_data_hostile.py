@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from shoal.data import readers
+from shoal.data import cifar, readers
 from shoal.data.loading import load
 from shoal.errors import ShoalError
 from tests.support.layouts import (
@@ -186,7 +186,7 @@ def read_labels(raw: bytes) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def read_batch(raw: bytes) -> tuple[torch.Tensor, torch.Tensor]:
-    return readers.parse_cifar(raw, b"labels", 10, "fuzz")
+    return cifar.parse_cifar(raw, b"labels", 10, "fuzz")
 
 
 READS = [read_images, read_labels, read_batch]
@@ -255,5 +255,5 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path, protocol: int, function
 )
 def test_a_pickle_cannot_misuse_the_stand_ins(raw: bytes) -> None:
     with pytest.raises(ShoalError):
-        readers.unpickle(raw, "file")
+        cifar.unpickle(raw, "file")
     read_batch(GOOD_BATCHES[1])

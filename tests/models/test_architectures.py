@@ -190,7 +190,7 @@ def test_check_says_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--replace silu=relu" in " ".join(text.split())
     body = json.loads(CliRunner().invoke(app, [*words, "--replace", "silu=relu", "--json"]).stdout)
     assert {r["found"].split()[0] for r in body["refused"]} == {"mul", "sigmoid"}
-    words[1] = "architectures_cells:MobileNetV2"
+    words[1] = "tests.support.architectures_cells:MobileNetV2"
     body = json.loads(CliRunner().invoke(app, [*words, "--replace", "relu6=relu", "--json"]).stdout)
     assert body["private"]
     assert body["comparisons"] == 0

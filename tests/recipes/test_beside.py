@@ -142,7 +142,7 @@ def test_a_presets_augmentation_and_split_are_those_of_its_training(monkeypatch:
         return DATA.val
 
     monkeypatch.setattr("shoal.training.batches.augment_batch", augmented)
-    monkeypatch.setattr("shoal.train._Loop._split", judge)
+    monkeypatch.setattr("shoal.training.loop._Loop._split", judge)
     plan = replace(PLAN, augment="crop", select="train", schedule=replace(PLAN.schedule, epochs=2))
     distill(SPEC, DATA, Options("every-layer"), plan, Settings(), base=Residual())
     assert (policies, splits) == ({"crop"}, {"train"})
