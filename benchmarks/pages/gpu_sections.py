@@ -1,4 +1,4 @@
-"""Sections of docs/gpu.md: steps in each way, and the papers' grids at small scale."""
+"""Sections of docs/gpu.md: the speed of each kind of training step, and the papers' grids at small scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def steps() -> str:
     body = result("steps_cpu")
     given, machine = body["settings"], body["environment"]
     ways = list(next(iter(body["steps"].values())))
-    head = ("steps a second", *ways, f"{ways[-1]} / eager", "share of the peak", "first steps, s", "an epoch, s")
+    head = ("steps per second", *ways, f"{ways[-1]} / eager")
+    head += ("fraction of peak speed", "first steps (s)", "one epoch (s)")
     rows = []
     for name, row in body["steps"].items():
         last, epoch = row[ways[-1]], body["epochs"].get(name, {})
@@ -22,26 +23,26 @@ def steps() -> str:
         rows.append((name, *rates, f"{last['over_eager']:.2f}x", shares, f"{last['first_steps_s']:.0f}", took))
     command = f"python -m benchmarks.training.steps --width {given['width']:g} --batch {given['batch']} --seconds"
     command += f" {given['seconds']:g} --threads {given['threads']} --images {given['images']}"
-    return f"""On a CPU, which has no graphs, at width {given["width"]:g}, batch {given["batch"]}, in
+    return f"""On a CPU, which has no CUDA graphs, at width {given["width"]:g}, batch {given["batch"]}, in
 {given["precision"]}, with {given["threads"]} thread: `{command} --out benchmarks/results/steps_cpu.json`
-({machine["processor"]}; epochs over {given["images"]:,} images)
+({machine["processor"]}; epochs over {given["images"]:,} images; two values are {" / ".join(ways)})
 
 {table(head, rows)}
 
-{_missing(body)}What a GPU makes of them is **not measured**: neither steps a second nor an epoch's
-seconds, nor the share of its peak."""
+{_missing(body)}On a GPU nothing was measured: neither steps per second, nor seconds per epoch, nor the
+fraction of the peak speed."""
 
 
 def _missing(body: dict[str, Any]) -> str:
-    """Networks of the benchmark that the result does not hold."""
+    """A sentence about the networks of the benchmark that the result does not have."""
     left = [name for name in CASES if name not in body["steps"]]
-    return f"Not compiled here in the time at hand, so not measured: {', '.join(left)}. " if left else ""
+    return f"Not compiled in the time available, and so not measured: {', '.join(left)}. " if left else ""
 
 
 def paper() -> str:
     body = result("paper_small")
     rows = [(_name(row), *_figures(row)) for row in body["networks"]]
-    head = ("", "test %", "fixed point, test %", "argmax equal", "ReLUs", "MACs", "depth")
+    head = ("", "test accuracy (%)", "in fixed point (%)", "argmax equal", "ReLUs", "MACs", "depth")
     return f"""```
 {_command(body)}
 python -m benchmarks.training.paper_scale runs/small --out benchmarks/results/paper_small.json
@@ -49,9 +50,9 @@ python -m benchmarks.training.paper_scale runs/small --out benchmarks/results/pa
 
 {table(head, rows)}
 
-CIFAR-100, {body["networks"][0]["test"]:,} test images, seed {body["networks"][0]["seed"]}. This shows that every
-stage of the grid runs and how close fixed point comes; at this scale the accuracies say nothing of the papers', which
-stay **not measured**."""
+CIFAR-100, {body["networks"][0]["test"]:,} test images, seed {body["networks"][0]["seed"]}. The table
+shows that every stage of the grid runs, and how close fixed point comes to floating point. At this scale the
+accuracies say nothing about those at the papers' scale, which are **not measured**."""
 
 
 def _command(body: dict[str, Any]) -> str:

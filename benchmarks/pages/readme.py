@@ -1,9 +1,9 @@
-"""Write the figures of the README and of pages in docs/ from `benchmarks/results/`, between their
-markers; `--check` only says whether they agree.
+"""Write the generated sections of README.md and of the pages in docs/, from the files in `benchmarks/results/`.
 
     python -m benchmarks.pages.readme
 
-Run it after any benchmark that changed a result file.
+Run it after every benchmark that changed a result file. Each section stands on one page, between `<!-- name -->` and
+`<!-- end -->`. With `--check` nothing is written: the exit status says whether the pages agree with the files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.pages.gpu_sections import paper, steps
-from benchmarks.pages.result_tables import ROOT, result, table
+from benchmarks.pages.result_tables import ROOT, result, table, wrapped
 from benchmarks.pages.training_sections import (
     architectures,
     dynamic,
@@ -26,23 +26,46 @@ from benchmarks.pages.training_sections import (
     training,
 )
 from shoal.report import comparison
+from shoal.report.record import ROWS
+
+DEMO = {
+    "accuracy": "test accuracy (%)",
+    "relus": "ReLUs",
+    "macs": "multiply-accumulates of the convolutions (MACs)",
+    "depth": "convolutions on the longest path",
+    "params": "parameters",
+    "private.setup_s": "direct mode: session set-up (s)",
+    "private.online_s": "direct mode: time per image (s)",
+    "private.relu_s": "direct mode: of which ReLU (s)",
+    "private.linear_s": "direct mode: of which linear layers (s)",
+    "private.bytes": "direct mode: traffic per image (bytes)",
+    "private.messages": "direct mode: messages per image",
+    "prepared.offline_s": "prepared mode: offline phase per image (s)",
+    "prepared.online_s": "prepared mode: online phase per image (s)",
+    "prepared.bytes": "prepared mode: online traffic per image (bytes)",
+    "prepared.messages": "prepared mode: online messages per image",
+    "private.max_abs_logit_error": "direct mode: largest logit error",
+}
+"""The rows of the demo's table, by their path in a summary, in words for a reader who is new to shoal."""
 
 
 def demo() -> str:
     summary = result("demo")
     seen, clear, machine = summary["agreement"], summary["reduced"]["clear"], summary["environment"]
     error = max(seen["max_abs_logit_error"], clear["max_abs_logit_error"])
-    whole = f"{clear['argmax_equal']} of {clear['images']} (the whole test set)"
-    rows = [tuple(row) for row in comparison(summary)]
-    return f"""{table(("", "baseline", "reduced", "ratio"), rows)}
+    whole = f"{clear['argmax_equal']} of {clear['images']} images (the whole test set)"
+    paths = {label: path for path, label, _ in ROWS}
+    rows = [(DEMO[paths[label]], *figures) for label, *figures in comparison(summary)]
+    return f"""{table(("", "original network", "reduced network", "original / reduced"), rows)}
 
-Private against plaintext, reduced network: argmax equal on {seen["argmax_equal"]} of {seen["images"]} images in two
-processes and on {whole} in the clear executor;
-largest logit error {error:.5f}, stated bound {seen["error_bound"]:.5f}.
+The private result was compared with the plaintext result of the reduced network. The predicted class (argmax) is the
+same for {seen["argmax_equal"]} of {seen["images"]} images between two processes, and for {whole}
+in the clear executor, which does the same integer arithmetic in one process. The largest logit error is {error:.5f};
+the program states a bound of {seen["error_bound"]:.5f}.
 
-Seed {summary["seed"]}; `shoal demo --out runs/demo`; {machine["processor"]}, {machine["cores"]} cores, shared machine.
-Raw figures: `benchmarks/results/demo.json`. Times are medians of five single-image queries between two processes over
-TLS on loopback."""
+Made by `shoal demo --out runs/demo` with seed {summary["seed"]} on a shared machine
+({machine["processor"]}, {machine["cores"]} cores). Times are medians of five queries of one image each, between
+two processes over TLS on loopback. Raw figures: `benchmarks/results/demo.json`."""
 
 
 def direct() -> str:
@@ -52,33 +75,34 @@ def direct() -> str:
     peaks = [max(row["client_peak_bytes"], row["server_peak_bytes"]) / 2**30 for row in (full, less)]
     faster, share = ratios["total_baseline_over_reduced"], ratios["relu_seconds_reduced_over_baseline"]
     rows = [
-        ("seconds", f"{full['seconds']:.1f}", f"{less['seconds']:.1f} ({faster:.2f}x faster)"),
-        ("of it ReLU", f"{full['relu_s']:.2f}", f"{less['relu_s']:.2f} ({share:.1%})"),
-        ("of it linear", f"{full['linear_s']:.1f}", f"{less['linear_s']:.1f}"),
-        ("bytes", f"{full['bytes']:,.0f}", f"{less['bytes']:,.0f}"),
+        ("time per query (s)", f"{full['seconds']:.1f}", f"{less['seconds']:.1f} ({faster:.2f}x faster)"),
+        ("of which ReLU (s)", f"{full['relu_s']:.2f}", f"{less['relu_s']:.2f} ({share:.1%})"),
+        ("of which linear layers (s)", f"{full['linear_s']:.1f}", f"{less['linear_s']:.1f}"),
+        ("traffic (bytes)", f"{full['bytes']:,.0f}", f"{less['bytes']:,.0f}"),
         ("messages", f"{full['messages']:,.0f}", f"{less['messages']:,.0f}"),
-        ("peak memory of a party, GiB", f"{peaks[0]:.2f}", f"{peaks[1]:.2f}"),
+        ("peak memory of one party (GiB)", f"{peaks[0]:.2f}", f"{peaks[1]:.2f}"),
     ]
     head = ("", "all ReLUs", f"{ratios['kept_relus']:.1%} of the ReLUs, {settings['blocks']} blocks replaced")
     out = "benchmarks/results/private_direct.json"
     command = f"python -m benchmarks.private.direct --rounds {settings['rounds']} --out {out}"
     shared = ratios["linear_server_owned_over_shared"]
-    return f"""**Direct private inference of a ResNet18 shape** (3x32x32, 100 classes, random weights, two processes,
-TLS on loopback, means of {settings["rounds"]} alternated queries): `{command}`
+    return f"""**Direct mode, ResNet18 shape** (3x32x32 images, 100 classes, random weights, two processes, TLS on
+loopback, means of {settings["rounds"]} queries that alternate between the two networks): `{command}`
 
 {table(head, rows)}
 
-Server-owned weights take {shared:.2f}x the homomorphic time of shared ones (ResNet18 x {settings["small_width"]}).
-Of a masked ReLU only the kept values go through the protocol; each party picks them from, and puts them back into, its
-own share."""
+If the server alone owns the weights, the homomorphic products take {shared:.2f}x the time that they take with weights
+shared between the parties (measured on ResNet18 x {settings["small_width"]}). In a masked ReLU layer only the kept
+values go through the protocol. Each party picks them from its own share, and puts the results back into its own
+share."""
 
 
 def phases() -> str:
     body = result("private_phases")
     networks, figures = body["networks"], body["figures"]
     direct_s = next(iter(networks.values()))["direct_s"]
-    head = ("ReLUs", "convs", "online, s", "against direct", "over floor", "one-way latencies", "MB online")
-    head += ("offline, s", "offline + online against direct", "MB on disk, client + server")
+    head = ("ReLUs", "convolutions", "online (s)", "online against direct mode", "online / floor", "one-way latencies")
+    head += ("online traffic (MB)", "offline (s)", "(offline + online) / direct", "disk, client + server (MB)")
     rows = []
     for name, row in networks.items():
         ratios, disk = figures[name], sum(row["disk_bytes"].values())
@@ -97,19 +121,21 @@ def phases() -> str:
             )
         )
     rounds = body["settings"]["rounds"]
-    return f"""**Prepared private inference of ResNet18 shapes** (3x32x32, 100 classes, random weights, two processes,
-TLS on loopback, medians of {rounds} queries; direct: the unreduced network all in SPU, {direct_s:.1f} s in the same
-run): `python -m benchmarks.private.phases --out benchmarks/results/private_phases.json`
+    return f"""**Prepared mode, ResNet18 shapes** (3x32x32 images, 100 classes, random weights, two processes, TLS on
+loopback, medians of {rounds} queries):
+`python -m benchmarks.private.phases --out benchmarks/results/private_phases.json`
 
 {table(head, rows)}
 
-The floor is the same messages without computing plus the float convolutions."""
+"Direct" is the unreduced network entirely in SPU: {direct_s:.1f} s in the same run. The floor is the time of the
+same messages without any computation, plus the time of the float convolutions."""
 
 
 def others() -> str:
     body = result("private_others")
-    head = ("ReLUs", "shoal online, s", "shoal offline, s", "CrypTen, s", "of it triples, s", "shoal MB online")
-    head += ("CrypTen MB", "DELPHI, nearest CIFAR-100 point", "nearest TinyImageNet point", "DELPHI, line, s")
+    head = ("ReLUs", "shoal online (s)", "shoal offline (s)", "CrypTen (s)", "of which triples (s)")
+    head += ("shoal online traffic (MB)", "CrypTen traffic (MB)", "DELPHI, nearest CIFAR-100 point")
+    head += ("DELPHI, nearest TinyImageNet point", "DELPHI, fitted line (s)")
     rows = []
     for row in body["networks"].values():
         ours, crypten, delphi = row["shoal"], row["crypten"], row["delphi"]
@@ -129,22 +155,27 @@ def others() -> str:
         )
     error = max(row["crypten"]["logit_error"] for row in body["networks"].values())
     line, settings = body["published_fit"], body["settings"]
-    return f"""**Beside others**: the same networks in CrypTen 0.4.1, and DELPHI's published online latencies by
-ReLU count: `python -m benchmarks.private.others --out benchmarks/results/private_others.json`
+    return f"""**Other systems**: the same networks in CrypTen 0.4.1, and DELPHI's published online latencies by ReLU
+count: `python -m benchmarks.private.others --out benchmarks/results/private_others.json`
 
 {table(head, rows)}
 
-Not one contest. *shoal*: the rows above; TLS; its offline phase stands beside it. *CrypTen*: the same kind of machine
-at another time, two processes, {settings["threads"]} thread each, no TLS, medians of {settings["rounds"]}, largest
-logit error {error:.4f}; trusted first party: **insecure, for comparison only**. The server makes the triples in the
-clear, within these seconds, and could see the image; making them securely, as shoal's offline phase does, would cost
-more. *DELPHI*: published (DeepReDuce, Tables 4 and 5), garbled circuits, other ResNet18 networks,
-their machine, online phase only; line: {line["intercept_s"]:.3f} s + {line["us_per_relu"]:.2f} us a ReLU."""
+The columns were not measured under equal conditions:
+
+- *shoal*: the networks of the prepared-mode table above. TLS is on. The offline phase has its own column.
+- *CrypTen*: the same kind of machine at another time, two processes with {settings["threads"]} thread each, no TLS,
+  medians of {settings["rounds"]}, largest logit error {error:.4f}. Its first party is trusted: **insecure, for
+  comparison only**. The server makes the triples in the clear, within the seconds shown, and could see the image.
+  To make them securely, as shoal's offline phase does, would cost more.
+- *DELPHI*: published figures (DeepReDuce, Tables 4 and 5), with garbled circuits, other ResNet18 networks, the
+  authors' machine, and the online phase only. The fitted line is {line["intercept_s"]:.3f} s +
+  {line["us_per_relu"]:.2f} us per ReLU."""
 
 
 def networks() -> str:
     body = result("private_networks")
-    head = ("", "ReLUs", "convs", "waits", "MB", "no network, s", "LAN, s", "WAN, s", "WAN against all ReLUs")
+    head = ("", "ReLUs", "convolutions", "one-way latencies", "traffic (MB)", "loopback (s)", "LAN (s)", "WAN (s)")
+    head += ("WAN against all ReLUs",)
     first, rows = next(iter(body["networks"].values()))["networks"]["wan"]["online_s"], []
     for name, row in body["networks"].items():
         none, lan, wan = (row["networks"][k] for k in ("none", "lan", "wan"))
@@ -154,56 +185,68 @@ def networks() -> str:
     direct = next(iter(body["networks"].values()))["networks"]
     forecast = ", ".join(f"{direct[k]['direct_forecast_s']:.0f}" for k in ("none", "lan", "wan"))
     achieved = {k: direct[k]["achieved"] for k in ("lan", "wan")}
-    given = "; ".join(f"{k}: {v['rtt_s'] * 1e3:.2f} ms, {v['rate'] / 1e6:.0f} Mbit/s" for k, v in achieved.items())
-    return f"""**Networks**: ResNet18 shapes over a relay like a LAN (3 Gbit/s, 0.3 ms there and back) and a WAN
-(400 Mbit/s, 40 ms), medians of {body["rounds"]} prepared queries with rehearsal items; waits are one-way latencies:
-`python -m benchmarks.private.networks --machine machine.json --out benchmarks/results/private_networks.json`
+    rates = {k: f"{v['rtt_s'] * 1e3:.2f} ms and {v['rate'] / 1e6:.0f} Mbit/s" for k, v in achieved.items()}
+    return f"""**LAN and WAN**: ResNet18 shapes over a relay that imitates a LAN (3 Gbit/s, round trip 0.3 ms) and a WAN
+(400 Mbit/s, round trip 40 ms); medians of {body["rounds"]} prepared queries with rehearsal items (random words in place
+of prepared randomness): `python -m benchmarks.private.networks --machine machine.json --out
+benchmarks/results/private_networks.json`
 
 {table(head, rows)}
 
-Achieved by the relay before measuring: {given}. Direct mode was not measured over networks; the cost model's forecasts
-for the unreduced one are {forecast} s."""
+The relay was tested before the measurement and achieved {rates["lan"]} (LAN), {rates["wan"]} (WAN). Direct mode was
+not measured over these links. For the unreduced network in direct mode the cost model forecasts {forecast} s (loopback,
+LAN, WAN)."""
 
 
 def cost_model() -> str:
     body = result("cost_model")
     rows = []
-    for name, title in (("forecast", "compiled"), ("forecast_uncompiled", "before compiling")):
+    for name, title in (("forecast", "compiled"), ("forecast_uncompiled", "not yet compiled")):
         for key, row in body["forecast_over_measured"][name].items():
             ends = [f"{row[k]:.2f}" for k in ("median", "least", "most")]
             ends += [f"{row[k]:.0%}" for k in ("median_error", "worst_error")]
             rows.append((f"{title}: {key.replace('_s', ' seconds').replace('_bytes', ' bytes')}", *ends))
     count = len(body["networks"])
-    return f"""**Cost model**: forecast over measurement for {count} networks that calibration did not see:
-`shoal calibrate --out machine.json`, `python -m benchmarks.private.cost_model --machine machine.json --out
+    head = ("forecast / measurement", "median", "smallest", "largest", "median error", "largest error")
+    return f"""**Cost model**: forecast divided by measurement, for {count} networks that were not used for calibration:
+`shoal calibrate --out machine.json`, then `python -m benchmarks.private.cost_model --machine machine.json --out
 benchmarks/results/cost_model.json`
 
-{table(("forecast / measured", "median", "least", "most", "median error", "worst"), rows)}"""
+{table(head, rows)}"""
 
 
 def images() -> str:
     body = result("private_images")
     whole, rows = body["test_set"], []
-    for name in ("to the end", "early exit"):
+    for name, title in (("to the end", "always the last exit"), ("early exit", "early exit")):
         row = body[name]
         taken = ", ".join(f"{v} at exit {int(k) + 1}" for k, v in sorted(row["exits_taken"].items()))
         equal = f"{row['argmax_equal']} of {row['images']}"
         figures = (f"{row['online_s'] * 1e3:.1f}", f"{row['latencies']:.1f}", f"{row['bytes'] / 1e3:.0f}")
-        rows.append((name, equal, f"{row['max_abs_logit_error']:.5f}", f"{row['accuracy']:.2f}", *figures, taken))
-    head = ("", "argmax as plaintext", "largest error", "accuracy, %", "mean ms", "waits", "kB", "exits taken")
+        rows.append((title, equal, f"{row['max_abs_logit_error']:.5f}", f"{row['accuracy']:.2f}", *figures, taken))
+    head = (
+        "",
+        "argmax as in plaintext",
+        "largest logit error",
+        "accuracy (%)",
+        "mean latency (ms)",
+        "one-way latencies",
+    )
+    head += ("traffic (kB)", "exits taken")
     clear = whole["clear"]
     alone = ", ".join(f"{whole[f'exit_{i}_accuracy']:.2f}" for i in range(len(whole["exits_taken"])))
     settings = body["settings"]
-    return f"""**Many images, and early exit in private**: resnet10 x {settings["width"]} with three exits, trained on
-digits (seed {settings["seed"]}), {settings["images"]} test images from prepared randomness in two
-processes; the threshold {body["threshold"]} was chosen on the validation split (at most 0.2 points lost there):
+    return f"""**Many images, and early exit in private inference**: resnet10 x {settings["width"]} with three exits,
+trained on digits (seed {settings["seed"]}); {settings["images"]} test images in prepared mode between two processes.
+The threshold {body["threshold"]} was chosen on the validation split, so that at most 0.2 points are lost there:
 `python -m benchmarks.private.images --out benchmarks/results/private_images.json`
 
 {table(head, rows)}
 
-Stated bound of the error: {body["to the end"]["error_bound"]:.5f}. The whole test set in the clear executor: argmax
-equal on {clear["argmax_equal"]} of {clear["images"]}, largest error {clear["max_abs_logit_error"]:.5f}; accuracy of
-the exits alone {alone} %, leaving early {whole["leaving_accuracy"]:.2f} %."""
+The program states an error bound of {body["to the end"]["error_bound"]:.5f}. On the whole test set, in the clear
+executor, the argmax is equal for {clear["argmax_equal"]} of {clear["images"]} images and the largest error is
+{clear["max_abs_logit_error"]:.5f}. The exits alone have accuracies of {alone} %; with early exit the accuracy is
+{whole["leaving_accuracy"]:.2f} %."""
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -238,26 +281,29 @@ PAGES = ("README.md", "docs/results.md", "docs/your_network.md", "docs/gpu.md")
 
 
 def filled(texts: dict[str, str]) -> dict[str, str]:
-    """The pages with every section's figures; each section stands on one of them."""
+    """The pages, with every section written anew. Exits with a message when a section is not on exactly one page."""
     out = dict(texts)
     for name, write in SECTIONS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         found = [page for page, text in out.items() if pattern.search(text)]
         if len(found) != 1:
             sys.exit(f"found the markers of {name!r} on {found}; need <!-- {name} --> ... <!-- end --> on one page")
-        body = write()
+        body = wrapped(write())
         out[found[0]] = pattern.sub(lambda m, body=body: m[1] + body + m[2], out[found[0]])  # type: ignore[misc]
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a page is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 when a page differs from the result files"
+    )
     arguments = parser.parse_args()
     before = {page: (ROOT / page).read_text() for page in PAGES}
     after = filled(before)
     if arguments.check:
-        sys.exit(0 if before == after else "found figures on a page unlike benchmarks/results; run this script")
+        stale = "found a page that differs from benchmarks/results; need both equal; run this without --check"
+        sys.exit(0 if before == after else stale)
     for page, text in after.items():
         (ROOT / page).write_text(text)
 

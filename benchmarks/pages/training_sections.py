@@ -1,4 +1,4 @@
-"""Sections of the results about training: what it costs, and which method is how accurate."""
+"""Sections about training: what a step costs, and how accurate each method is."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from benchmarks.pages.result_tables import result, table
 def training() -> str:
     speed, memory = result("training_overhead"), result("fit_memory")
     masked, bare = speed["masked_step_over_plain_step"]["ratio"], speed["fit_over_bare_loop"]["ratio"]
-    searches = ", ".join(f"`{name}` {row['ratio']:.2f}x" for name, row in speed["search_step_over_plain_step"].items())
-    neighbours = _ratios(speed["osakd_step_over_plain_step"])
-    flexible = _ratios(speed["flexible_step_over_bare_passes"])
-    return f"""**Training**: a masked step takes {masked:.3f}x a plain one, `fit` {bare:.3f}x a bare loop; a step of a
-search of masks, teacher forward in both: {searches};
-a step with k-NN labels, against a plain one: {neighbours}; a whole step that
-trains all exits or widths at once, against the same networks' bare forward and backward passes: {flexible}
-(`python -m benchmarks.training.training_overhead`, ResNet18 x 0.5, batch 32, one thread, alternated); `fit` on
-50,000 images peaks at {memory["beyond_gib"]:.2f} GiB beyond data and model
+    base = "the same networks' forward and backward passes alone"
+    rows = [("a step with masked ReLUs", "a step without", f"{masked:.3f}x")]
+    rows += [("`fit`, the training loop", "a minimal loop", f"{bare:.3f}x")]
+    for name, row in speed["search_step_over_plain_step"].items():
+        rows.append(
+            (f"a step of the mask search `{name}`", "a plain step; teacher forward in both", f"{row['ratio']:.2f}x")
+        )
+    for name, row in speed["osakd_step_over_plain_step"].items():
+        rows.append((f"a step with k-NN labels: {name}", "a plain step", f"{row['ratio']:.3f}x"))
+    for name, row in speed["flexible_step_over_bare_passes"].items():
+        rows.append((f"a whole step that trains all exits or widths at once: {name}", base, f"{row['ratio']:.3f}x"))
+    return f"""**Training overhead**: `python -m benchmarks.training.training_overhead` (unless the row says otherwise:
+ResNet18 x 0.5, batch 32; one thread, both sides alternate)
+
+{table(("time of", "compared with", "ratio"), rows)}
+
+On 50,000 images, `fit` takes at most {memory["beyond_gib"]:.2f} GiB of memory in addition to the data and the model
 (`python -m benchmarks.training.fit_memory`, ResNet18, batch 128)."""
-
-
-def _ratios(steps: dict[str, Any]) -> str:
-    return ", ".join(f"{row['ratio']:.3f}x ({name})" for name, row in steps.items())
 
 
 def sweep() -> str:
@@ -33,9 +37,9 @@ def sweep() -> str:
         alone, together = (sum(side["seconds"] for side in row[k]) for k in ("one_after_the_other", "together"))
         rows.append((f"resnet10 x {width}", f"{alone:.0f}", f"{together:.0f}", f"{row['ratio']:.2f}x"))
     given = body["settings"]
-    head = ("", "one after the other, s", f"on {given['workers']} workers, s", "faster")
-    return f"""**Sweeps**: {given["runs"]} runs of {given["epochs"]} epochs on digits; alone, a run has both cores:
-`python -m benchmarks.training.sweep --out benchmarks/results/sweep.json`
+    head = ("", "one run after the other (s)", f"on {given['workers']} workers (s)", "speed-up")
+    return f"""**Sweeps**: {given["runs"]} runs of {given["epochs"]} epochs on digits. A run that has the machine to
+itself uses both cores: `python -m benchmarks.training.sweep --out benchmarks/results/sweep.json`
 
 {table(head, rows)}"""
 
@@ -45,10 +49,11 @@ def learners(name: str) -> Callable[[], str]:
 
 
 def learners_table(body: dict[str, Any]) -> str:
-    """A row a method, a column a budget: accuracy and its spread over seeds."""
+    """One row per method, one column per budget: accuracy and its spread over seeds."""
     parts, cells = body["settings"]["parts"], body["table"]
     whole = cells["teacher"]["relus"]
-    head = ("", *(f"1/{part} ({whole // part:,})" for part in parts), f"squares at 1/{parts[0]}", "seconds a run")
+    head = ("", *(f"1/{part} of the ReLUs ({whole // part:,})" for part in parts))
+    head += (f"squares at 1/{parts[0]}", "seconds per run")
     rows = [(label, *[_accuracy(cells[kind])] * len(parts), "", "") for kind, label in ALL_RELUS.items()]
     for method in dict.fromkeys(kind.split("/")[2] for kind in cells if kind.count("/") == 3):
         found = [cells[f"1/{part}/{method}/no gates"] for part in parts]
@@ -58,7 +63,8 @@ def learners_table(body: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-ALL_RELUS = {"teacher": "teacher, all ReLUs", "baseline": "teacher trained on, equally long"}
+LONGER = "teacher, trained on for as long"
+ALL_RELUS = {"teacher": "teacher, all ReLUs", "baseline": LONGER}
 
 
 def _accuracy(cell: dict[str, Any]) -> str:
@@ -71,10 +77,17 @@ def teaching(name: str) -> Callable[[], str]:
 
 
 def teaching_table(body: dict[str, Any]) -> str:
-    """A row a method: the deployed classifier, its gain on the same seeds' baseline, and every classifier."""
+    """One row per method: the deployed classifier, its gain over the baseline of the same seeds, every classifier."""
     cells = body["table"]
     most = max(len(cell["classifiers"]) for cell in cells.values())
-    head = ("", "deployed", "gain on the baseline", "mean", *(f"classifier {i + 1}" for i in range(most)), "seconds")
+    head = (
+        "",
+        "deployed",
+        "gain over the baseline",
+        "mean of all",
+        *(f"classifier {i + 1}" for i in range(most)),
+        "seconds",
+    )
     rows = []
     for method, cell in cells.items():
         each = [_accuracy(part) for part in cell["classifiers"]] if len(cell["classifiers"]) > 1 else []
@@ -103,17 +116,17 @@ def dynamic() -> str:
         f"`{method}` {row['seconds']:.2f} s, fitness {row['fitness']:.4f}"
         for method, row in body["searches_of_10000"].items()
     )
-    head = ("batch", "", "test accuracy, %", "M MACs an image", "ms an image", "against full")
+    head = ("batch", "inference", "test accuracy (%)", "MACs per image (M)", "ms per image", "speed-up over full")
     network = body["network"]
     settings = body["settings"]
     command = "python -m benchmarks.training.dynamic runs/dynamic --out benchmarks/results/dynamic.json"
     return f"""**Dynamic inference** of {network["base"]} x {network["width"]:g} with {body["exits"]} exits on
-Fashion-MNIST, thresholds that lose no validation accuracy, threads: {settings["threads"]}, medians of
-{settings["rounds"]} turns: `{command}`
+Fashion-MNIST, with thresholds that lose no validation accuracy; {settings["threads"]} thread,
+medians of {settings["rounds"]} rounds: `{command}`
 
 {table(head, rows)}
 
-Searches of thresholds for 10,000 images: {searched}."""
+Time to search thresholds for 10,000 images: {searched}."""
 
 
 def pruning() -> str:
@@ -129,17 +142,18 @@ def pruning() -> str:
             figures += [_each([found[i] for found in deepest], "{:.2f}"), _each(lost, "{:+.2f}") if i else ""]
         exits = [sum(seed["self-distilled"][i]["accuracy"][:-1]) / 3 for seed in seeds]
         rows.append((f"{first['amount']:.0%}", *left, *figures, _each(exits, "{:.2f}")))
-    head = ("cut", "M MACs", "ReLUs", "parameters", "plain, %", "change", "self-distilled, %", "change", "its exits, %")
+    head = ("channels cut", "MACs (M)", "ReLUs", "parameters", "plain network (%)", "change")
+    head += ("self-distilled network (%)", "change", "its shallow classifiers (%)")
     seconds = ", ".join(f"{seed['seconds']:.0f}" for seed in seeds)
-    return f"""**Channels cut out** by Torch-Pruning {seeds[0]["torch_pruning"]} (resnet10 x 0.25 at half resolution,
-{settings["epochs"]} epochs, three attention exits; {settings["after"]} more after cutting, from labels alone):
+    return f"""**Channels removed** by Torch-Pruning {seeds[0]["torch_pruning"]} (resnet10 x 0.25 at half resolution,
+{settings["epochs"]} epochs, three attention exits; {settings["after"]} more epochs after the cut, from labels alone):
 `python -m benchmarks.training.pruning --runs runs/pruning --out benchmarks/results/pruning.json`
 
 {table(head, rows)}
 
-Test accuracy of the deepest classifier for seeds {", ".join(body["seeds"])}; MACs, ReLUs and parameters are the plain
-network's. The last column is the mean of the three shallow classifiers. {seconds} s a seed on one thread, all
-trainings together."""
+Accuracies are test accuracies of the deepest classifier, for seeds {" and ".join(body["seeds"])}. MACs, ReLUs and
+parameters are those of the plain network. The last column is the mean of the three shallow classifiers. All trainings
+of a seed together took {seconds} s on one thread."""
 
 
 def _each(values: list[float], form: str) -> str:
@@ -153,11 +167,11 @@ def reducers(name: str) -> Callable[[], str]:
 def accuracy_table(body: dict[str, Any]) -> str:
     rows = []
     for kind, cell in body["table"].items():
-        label = {"baseline": "teacher trained on, equally long"}.get(kind, kind)
+        label = {"baseline": LONGER}.get(kind, kind)
         spread = "" if cell["accuracy_sd"] is None else f"{cell['accuracy_sd']:.2f}"
         counts = tuple(f"{cell[k]:,}" for k in ("relus", "macs", "depth"))
         rows.append((label, f"{cell['accuracy_mean']:.2f}", spread, str(cell["runs"]), *counts))
-    return table(("", "accuracy, %", "sd", "seeds", "ReLUs", "MACs", "depth"), rows)
+    return table(("", "accuracy (%)", "standard deviation", "seeds", "ReLUs", "MACs", "depth"), rows)
 
 
 def architectures() -> str:
@@ -167,6 +181,6 @@ def architectures() -> str:
         needs = "; ".join(dict.fromkeys(r["found"] for r in row["refused"]))
         waits = f"{row['online']['latencies']:,}" if row["online"] else ""
         rows.append((name, *figures, str(len(row["blocks"])), waits, f"no: {needs}" if needs else "yes"))
-    head = ("network", "ReLUs", "comparisons", "MACs", "depth", "blocks", "waits", "private")
+    head = ("network", "ReLUs", "comparisons", "MACs", "depth", "blocks", "one-way latencies", "runs in private")
     size = "x".join(map(str, body["shape"]))
-    return f"`{body['command']}`, images of {size}:\n\n{table(head, rows)}"
+    return f"`python -m benchmarks.training.architectures`, images of {size}:\n\n{table(head, rows)}"

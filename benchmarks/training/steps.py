@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_overhead import synthetic
 
+from benchmarks.training.training_overhead import synthetic
 from shoal.errors import ShoalError, ShoalWarning
 from shoal.graph.counting import cost
 from shoal.networks.assembly import assemble
