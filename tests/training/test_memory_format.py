@@ -1,0 +1,56 @@
+"""Networks that oneDNN would corrupt in channels_last train in contiguous memory, and with right gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from shoal.channels.slimmable import slimmable
+from shoal.models import build
+from shoal.training.loop import fit
+from shoal.training.memory_format import suit
+from shoal.training.objective import Objective, cross_entropy
+from shoal.training.schedule import Schedule
+from shoal.training.settings import Settings
+from tests.conftest import Residual, blobs
+
+
+def conv(inputs: int, kernel: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, 8, kernel, stride, kernel // 2))
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "kept"),
+    [
+        (conv(15, 1, 2), Settings(), False),
+        (conv(16, 1, 2), Settings(), True),
+        (conv(4, 1, 1), Settings(), True),
+        (conv(4, 3, 2), Settings(), True),
+        (conv(4, 1, 2), Settings(channels_last=False), False),
+        (conv(4, 1, 2), Settings(device="cuda"), True),
+        (Residual(), Settings(), False),
+        (build("resnet10", 10, width=0.25), Settings(), True),
+        (build("resnet10", 10, width=0.125), Settings(), False),
+        (slimmable(build("resnet10", 10, width=0.5), (3, 16, 16), (0.25, 1.0)), Settings(), False),
+        (slimmable(build("resnet10", 10, width=0.5), (3, 16, 16), (0.5, 1.0)), Settings(), True),
+    ],
+)
+def test_only_strided_pointwise_convolutions_of_few_inputs_leave_channels_last(
+    network: nn.Module, settings: Settings, kept: bool
+) -> None:
+    assert suit(settings, network).channels_last is kept
+
+
+def test_a_network_of_few_channels_trains_as_in_contiguous_memory() -> None:
+    """Where the fault is, this aborts the interpreter or gives other weights."""
+    torch.manual_seed(3)
+    first = Residual()
+    second = copy.deepcopy(first)
+    for network, channels_last in ((first, True), (second, False)):
+        settings = Settings(channels_last=channels_last)
+        fit(network, blobs(64), Objective((cross_entropy(),)), Schedule(1, 0.1, batch_size=16), settings=settings)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
