@@ -61,6 +61,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "shoal.private.program.artifact": ("save_artifact",),
     "shoal.private.program.program": ("Program", "Weights"),
     "shoal.private.serving.client": ("Client",),
+    "shoal.private.serving.options": ("ClientOptions", "ServerOptions"),
     "shoal.private.serving.server": ("Server",),
     "shoal.private.transport.certs": ("TLS",),
 }

@@ -29,6 +29,8 @@ from shoal.private.program.artifact import save_artifact as save_artifact
 from shoal.private.program.program import Program as Program
 from shoal.private.program.program import Weights as Weights
 from shoal.private.serving.client import Client as Client
+from shoal.private.serving.options import ClientOptions as ClientOptions
+from shoal.private.serving.options import ServerOptions as ServerOptions
 from shoal.private.serving.server import Server as Server
 from shoal.private.transport.certs import TLS as TLS
 from shoal.recipes.shallow.options import Options as Options

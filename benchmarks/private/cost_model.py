@@ -22,17 +22,18 @@ import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.private.direct import SHAPE, network
+from benchmarks.private.direct import SHAPE, WAIT_S, network
 from benchmarks.private.phases import process, tls_of
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, plan_of, prepared_cost
+from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.graph.graph import Graph
 from shoal.measuring.bench import bench
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.program.program import Program, Weights
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions
 from shoal.private.serving.prepared import Offline
 from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
@@ -58,14 +59,15 @@ def measure(case: Case, phases: list[str], folder: Path, certs: Path, items: int
     """The phases asked for, of one network, compiled."""
     program, weights = compiled(network(*case))
     save_artifact(folder, program, weights)
-    row = {"network": " ".join(map(str, case)), "stored_bytes": Plan(program).stored_bytes(True), "measured": {}}
+    row = {"network": " ".join(map(str, case)), "stored_bytes": Layout(program).stored_bytes(True), "measured": {}}
     for phase in phases:
         row["measured"] |= PHASES[phase](folder, certs, items)
     return row
 
 
 def offline(folder: Path, certs: Path, items: int) -> dict[str, float]:
-    with process("--serve", folder, certs) as address, Client(folder, address, tls_of(certs, "client")) as client:
+    tls, options = tls_of(certs, "client"), ClientOptions(timeout_s=WAIT_S)
+    with process("--serve", folder, certs) as address, Client(folder, address, tls, options) as client:
         made = client.prepare(items + 1).later
         disk = client.pool.bytes() / (items + 1) if client.pool else 0
     found = {f"offline_{unit}": _total(made, unit) for unit in ("seconds", "bytes")}
@@ -83,7 +85,10 @@ def online(folder: Path, certs: Path, items: int) -> dict[str, float]:
 
 def direct(folder: Path, certs: Path, items: int) -> dict[str, float]:
     x, tls = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32), tls_of(certs, "client")
-    with process("--serve", folder, certs) as address, Client(folder, address, tls, mode="direct") as client:
+    with (
+        process("--serve", folder, certs) as address,
+        Client(folder, address, tls, ClientOptions(timeout_s=WAIT_S, mode="direct")) as client,
+    ):
         results = [client.query(x) for _ in range(items)][1:]
     return {"direct_s": statistics.median(r.seconds for r in results), "direct_bytes": results[0].bytes}
 
@@ -99,8 +104,8 @@ def compiled(graph: Graph) -> tuple[Program, Weights]:
 def forecasts(graph: Graph, machine: Machine) -> dict[str, Any]:
     """Of the compiled network, and of its graph alone."""
     row, whole = {}, direct_cost(graph, machine)
-    for name, plan in (("forecast", Plan(compiled(graph)[0])), ("forecast_uncompiled", plan_of(graph))):
-        cost = prepared_cost(plan, machine)
+    for name, layout in (("forecast", Layout(compiled(graph)[0])), ("forecast_uncompiled", layout_of(graph))):
+        cost = prepared_cost(layout, machine)
         row[name] = {"offline_s": cost.offline.seconds, "offline_bytes": cost.offline.bytes}
         row[name] |= {"online_s": cost.online.seconds, "online_bytes": cost.online.bytes}
         row[name] |= {"direct_s": whole.seconds, "direct_bytes": whole.bytes}

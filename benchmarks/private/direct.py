@@ -29,6 +29,7 @@ from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import OT_KINDS, save_artifact
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import make_certificates
 from shoal.reduction.budget import allocate
@@ -39,6 +40,8 @@ from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.tracing import trace
 
 SHAPE = (3, 32, 32)
+WAIT_S = 600.0
+"""Seconds to wait for the other party: one step of a large network may take minutes on a small machine."""
 
 
 def network(model: str, width: float, kept: float, blocks: int) -> Graph:
@@ -62,9 +65,13 @@ def open_session(stack: ExitStack, graph: Graph, folder: Path, tls: Any, shared:
     """A server thread and a client for `graph`; each side's SPU session is a process."""
     program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
     save_artifact(folder, program, weights, ot_kind=ot_kind)
-    server = stack.enter_context(Server(folder, "127.0.0.1:0", tls["server"], shared_weights=shared))
+    ours, theirs = (
+        ServerOptions(timeout_s=WAIT_S, shared_weights=shared),
+        ClientOptions(timeout_s=WAIT_S, mode="direct"),
+    )
+    server = stack.enter_context(Server(folder, "127.0.0.1:0", tls["server"], ours))
     threading.Thread(target=server.serve, args=(1,), daemon=True).start()
-    return stack.enter_context(Client(folder, server.address, tls["client"], mode="direct"))
+    return stack.enter_context(Client(folder, server.address, tls["client"], theirs))
 
 
 def alternate(clients: dict[str, Client], graphs: dict[str, Graph], rounds: int) -> dict[str, Any]:

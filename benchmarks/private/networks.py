@@ -30,7 +30,7 @@ from shoal.measuring.bench import bench
 from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.storage.environment import environment
 from shoal.surgery.sites import relu_sites
 from shoal.surgery.tracing import trace
@@ -60,11 +60,11 @@ def graphs() -> dict[str, Graph]:
 def measure(graph: Graph, folder: Path, rounds: int, machine: Machine) -> dict[str, Any]:
     program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
     save_artifact(folder, program, weights)
-    total, plan = cost(graph), Plan(program)
+    total, layout = cost(graph), Layout(program)
     row: dict[str, Any] = {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")}
     row["networks"] = bench(folder, list(NETWORKS), rounds, 1, rehearse=True)["networks"]
     for name, network in NETWORKS.items():
-        row["networks"][name]["forecast_s"] = prepared_cost(plan, machine, network).online.seconds
+        row["networks"][name]["forecast_s"] = prepared_cost(layout, machine, network).online.seconds
         row["networks"][name]["direct_forecast_s"] = direct_cost(graph, machine, network).seconds
     return row
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.private.direct import SHAPE
+from benchmarks.private.direct import SHAPE, WAIT_S
 from benchmarks.private.phases import process, sized, tls_of
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions
 from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
 
@@ -30,7 +31,8 @@ def measure(folder: Path, certificates: Path, batch: int, least: int) -> dict[st
     """One session that makes whole batches, `least` items or more."""
     count = batch * -(-least // batch)
     with process("--serve", folder, certificates) as address:
-        client = Client(folder, address, tls_of(certificates, "client"), pool=folder / f"pool-{batch}")
+        options = ClientOptions(timeout_s=WAIT_S, pool=folder / f"pool-{batch}")
+        client = Client(folder, address, tls_of(certificates, "client"), options)
         begun = time.perf_counter()
         made = client.prepare(count, batch=batch)
         seconds = time.perf_counter() - begun

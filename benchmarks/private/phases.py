@@ -24,14 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.private.direct import SHAPE, network
+from benchmarks.private.direct import SHAPE, WAIT_S, network
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
 from shoal.jobs.serve import share_cores
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.private.transport.channel import admit, connect, listen
@@ -76,7 +77,7 @@ def process(*arguments: object) -> Iterator[str]:
 def serve(folder: str, certificates: str) -> None:
     tls = tls_of(Path(certificates), "server")
     share_cores()
-    with Server(folder, "127.0.0.1:0", tls, engines=2) as server:
+    with Server(folder, "127.0.0.1:0", tls, ServerOptions(timeout_s=WAIT_S, engines=2)) as server:
         print(server.address, flush=True)
         server.serve()
 
@@ -131,9 +132,9 @@ def measure(graph: Graph, folder: Path, certificates: Path, a: argparse.Namespac
     x = (np.random.default_rng(0).random((1, *SHAPE)) * 2 - 1).astype(np.float32)
     with torch.no_grad():
         truth = graph(torch.from_numpy(x))[-1].numpy()
-    row = facts(graph, Plan(program))
+    row = facts(graph, Layout(program))
     with process("--serve", folder, certificates) as address:
-        client = Client(folder, address, tls_of(certificates, "client"))
+        client = Client(folder, address, tls_of(certificates, "client"), ClientOptions(timeout_s=WAIT_S))
         begun = time.perf_counter()
         client.prepare(a.rounds + 2, batch=a.batch, progress=lambda made, _: print("made", made, flush=True))
         row["offline_s"] = (time.perf_counter() - begun) / (a.rounds + 2)
@@ -163,20 +164,22 @@ def record(client: Client, x: np.ndarray) -> list[tuple[int, int]]:
 
 
 def direct_seconds(folder: Path, address: str, certificates: Path, x: np.ndarray, rounds: int) -> float:
-    with Client(folder, address, tls_of(certificates, "client"), mode="direct") as client:
+    with Client(
+        folder, address, tls_of(certificates, "client"), ClientOptions(timeout_s=WAIT_S, mode="direct")
+    ) as client:
         times = [client.query(x).seconds for _ in range(rounds + 1)]
     print("direct", times, flush=True)
     return statistics.median(times[1:])
 
 
-def facts(graph: Graph, plan: Plan) -> dict[str, Any]:
+def facts(graph: Graph, layout: Layout) -> dict[str, Any]:
     total = cost(graph)
     return {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")} | {
-        "fraction_bits": plan.program.fraction_bits,
-        "sign_bits": sorted(plan.program.sign_bits.values()),
-        "exact_truncations": len(plan.exact),
-        "failure_bound": plan.program.failure_bound,
-        "disk_bytes": {"client": plan.stored_bytes(True), "server": plan.stored_bytes(False)},
+        "fraction_bits": layout.program.fraction_bits,
+        "sign_bits": sorted(layout.program.sign_bits.values()),
+        "exact_truncations": len(layout.exact),
+        "failure_bound": layout.program.failure_bound,
+        "disk_bytes": {"client": layout.stored_bytes(True), "server": layout.stored_bytes(False)},
     }
 
 

@@ -26,6 +26,7 @@ import torch
 
 from shoal.errors import ShoalError
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.storage.environment import environment
 
@@ -45,7 +46,7 @@ def visit(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, im
         answers: list[tuple[int, np.ndarray, float]] = []
         error = ""
         try:
-            with Client(folder, address, tls, pool=pool) as client:
+            with Client(folder, address, tls, ClientOptions(pool=pool)) as client:
                 for _ in range(count):
                     turn = (turn + 1) % len(images)
                     result = client.query(images[turn : turn + 1])

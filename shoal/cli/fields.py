@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,10 +26,11 @@ from shoal.errors import ShoalError
 
 @dataclass(frozen=True)
 class Form:
-    """How a type is typed: as what typer parses, and what is then made of it."""
+    """How a type is typed: as what typer parses, what is then made of it, and how a default is written."""
 
     typed: Any
     convert: Callable[[Any, str], Any] = lambda value, option: value
+    written: Callable[[Any], Any] = lambda value: value
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...]:
@@ -40,8 +42,9 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
 
 
 FORMS: dict[Any, Form] = {
-    tuple[float, ...]: Form(str | None, numbers),
-    tuple[str, ...]: Form(list[str] | None, lambda value, _: tuple(value or ())),
+    tuple[float, ...]: Form(str | None, numbers, lambda value: ",".join(f"{v:g}" for v in value)),
+    tuple[Path, ...]: Form(list[Path] | None, lambda value, _: tuple(value or ()), list),
+    tuple[str, ...]: Form(list[str] | None, lambda value, _: tuple(value or ()), list),
     tuple[str, ...] | None: Form(list[str] | None, lambda value, _: tuple(value) if value else None),
 }
 """Types that typer does not parse itself."""
@@ -82,14 +85,17 @@ def _default(field: Field[Any], form: Form) -> Any:
     if value is MISSING:
         return Parameter.empty
     optional = isinstance(form.typed, types.UnionType) and type(None) in typing.get_args(form.typed)
-    return None if optional and not value else value
+    return None if optional and not value else form.written(value)
 
 
 def _spellings(name: str, kind: Any, default: Any, spelt: str) -> tuple[str, ...]:
-    long = "--" + name.replace("_", "-")
     if spelt:
         return (spelt,)
-    return (f"{long}/--no-{name.replace('_', '-')}" if default is True else long,) if kind is bool else (long,)
+    return (f"{_long(name)}/{_long('no_' + name)}" if kind is bool and default is True else _long(name),)
+
+
+def _long(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -110,7 +116,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _taken(values: Mapping[str, Any], rows: list[tuple[Field[Any], Parameter, Form]]) -> dict[str, Any]:
-    return {field.name: form.convert(values[field.name], f"--{field.name}") for field, _, form in rows}
+    return {field.name: form.convert(values[field.name], _long(field.name)) for field, _, form in rows}
 
 
 def _parameters(own: Parameter, rows: list[tuple[Field[Any], Parameter, Form]] | None) -> list[Parameter]:

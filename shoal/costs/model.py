@@ -1,6 +1,6 @@
-"""What prepared inference costs: exact bytes and exchanges from a plan, seconds from a machine's constants.
+"""What prepared inference costs: exact bytes and exchanges from a layout, seconds from a machine's constants.
 
-A plan follows from a compiled program, or, before anything is compiled, from a graph and assumed bits (`plan_of`).
+A layout follows from a compiled program, or, before anything is compiled, from a graph and assumed bits (`layout_of`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from shoal.private.engine.segments import parameter_shapes
 from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS
 from shoal.private.program.program import VERSION, Program
 from shoal.private.program.steps import Step
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.lifting import schedule
-from shoal.private.protocol.plan import Plan
 
 AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
 """Both ways, of the AND of a word of 64 bits, and of a bit times a word (SPU 0.9.5, FM64)."""
@@ -39,8 +39,8 @@ class PreparedCost:
     disk_bytes: int
 
 
-def plan_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Plan:
-    """The plan of a graph that is not compiled, all signs of `sign_bits` and small rings where wraps ride.
+def layout_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Layout:
+    """The layout of a graph that is not compiled, all signs of `sign_bits` and small rings where wraps ride.
 
     Raises ShoalError, naming the node, for operations without a private form.
     """
@@ -49,20 +49,20 @@ def plan_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Plan:
     shape = tuple(graph.input.shape)
     empty: dict[str, Any] = {"preprocessing": {}, "error_bound": 0.0, "sign_bits": bits}
     program = Program(VERSION, fraction_bits, FIELD_BITS, graph.input.name, shape, steps, outputs, keep, **empty)
-    plan = Plan(program)
-    everywhere = dict.fromkeys((s.name for s in plan.truncating), FIELD_BITS)
-    rides = schedule(plan.steps, outputs, everywhere, fraction_bits, bits).rides
+    layout = Layout(program)
+    everywhere = dict.fromkeys((s.name for s in layout.truncating), FIELD_BITS)
+    rides = schedule(layout.steps, outputs, everywhere, fraction_bits, bits).rides
     program.exact.update({name: NARROW_BITS for names in rides.values() for name in names})
-    return Plan(program)
+    return Layout(program)
 
 
 def prepared_cost(
-    plan: Plan, machine: Machine | None = None, network: Network | None = None, batch: int = 1
+    layout: Layout, machine: Machine | None = None, network: Network | None = None, batch: int = 1
 ) -> PreparedCost:
-    """Forecast of one inference of `plan`, its item made in a batch of `batch`."""
+    """Forecast of one inference of `layout`, its item made in a batch of `batch`."""
     machine, network = machine or Machine(), network or Network()
-    disk = plan.stored_bytes(True) + plan.stored_bytes(False)
-    return PreparedCost(_offline(plan, machine, network, batch), _online(plan, machine, network), disk)
+    disk = layout.stored_bytes(True) + layout.stored_bytes(False)
+    return PreparedCost(_offline(layout, machine, network, batch), _online(layout, machine, network), disk)
 
 
 def direct_cost(graph: Graph, machine: Machine | None = None, network: Network | None = None) -> PrivateCost:
@@ -89,9 +89,9 @@ class Products:
     bytes: float
 
 
-def homomorphic(plan: Plan, step: Step, batch: int = 1) -> Products:
+def homomorphic(layout: Layout, step: Step, batch: int = 1) -> Products:
     """SPU's work for one linear step, a share of a batch's."""
-    kernel = parameter_shapes(plan.program)[f"{step.name}.weight"]
+    kernel = parameter_shapes(layout.program)[f"{step.name}.weight"]
     groups = step.attrs.get("groups", 1)
     rows = batch * math.prod(step.shape[1:])
     if math.prod(kernel[:-1]) == 1 and groups == step.shape[0]:
@@ -102,65 +102,65 @@ def homomorphic(plan: Plan, step: Step, batch: int = 1) -> Products:
     return Products(share * work.products, share * work.automorphisms, share * (work.sent + work.returned))
 
 
-def word_ands(plan: Plan) -> int:
+def word_ands(layout: Layout) -> int:
     """ANDs of words of 64 bits that one item takes."""
-    return sum(relu.words * relu.carry.products for relu in plan.relus.values())
+    return sum(relu.words * relu.carry.products for relu in layout.relus.values())
 
 
-def chosen_words(plan: Plan) -> int:
+def chosen_words(layout: Layout) -> int:
     """Bits times words that one item takes: two a kept ReLU, one a value truncated exactly."""
-    return sum(2 * relu.count for relu in plan.relus.values()) + sum(plan.exact.values())
+    return sum(2 * relu.count for relu in layout.relus.values()) + sum(layout.exact.values())
 
 
-def runs(plan: Plan) -> int:
+def runs(layout: Layout) -> int:
     """Calls of SPU a batch, but for those that long vectors are cut into."""
-    return len(plan.linear) + (5 if plan.relus else 0) + (1 if plan.relus or plan.exact else 0)
+    return len(layout.linear) + (5 if layout.relus else 0) + (1 if layout.relus or layout.exact else 0)
 
 
-def _offline(plan: Plan, m: Machine, network: Network, batch: int) -> PrivateCost:
-    work = [homomorphic(plan, step, batch) for step in plan.linear]
-    ands, chosen = word_ands(plan), chosen_words(plan)
+def _offline(layout: Layout, m: Machine, network: Network, batch: int) -> PrivateCost:
+    work = [homomorphic(layout, step, batch) for step in layout.linear]
+    ands, chosen = word_ands(layout), chosen_words(layout)
     size = sum(w.bytes for w in work) + AND_BYTES * ands + CHOSEN_BYTES * chosen
     size += 2 * REFILL_BYTES * (64 * ands + chosen) / REFILL
     seconds = m.product_s * sum(w.products for w in work) + m.automorphism_s * sum(w.automorphisms for w in work)
-    seconds += m.and_s * ands + m.chosen_s * chosen + m.run_s * runs(plan) / batch
-    rounds = 2.0 * runs(plan) / batch
+    seconds += m.and_s * ands + m.chosen_s * chosen + m.run_s * runs(layout) / batch
+    rounds = 2.0 * runs(layout) / batch
     # Bytes of both ways in sequence: SPU's products are sent, computed, and answered.
     return PrivateCost(seconds + 8 * size / network.rate + rounds * network.rtt_s, round(size), rounds)
 
 
-def _online(plan: Plan, m: Machine, network: Network) -> PrivateCost:
-    online = plan.online
-    seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(plan) + m.weight_s * weights(plan)
-    seconds += m.relu_s * sum(relu.count for relu in plan.relus.values()) + m.value_s * linear_values(plan)
+def _online(layout: Layout, m: Machine, network: Network) -> PrivateCost:
+    online = layout.online
+    seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(layout) + m.weight_s * weights(layout)
+    seconds += m.relu_s * sum(relu.count for relu in layout.relus.values()) + m.value_s * linear_values(layout)
     # Simultaneous exchanges: each direction carries about half.
     way = 8 * online.bytes / 2 / network.rate + online.latencies * network.rtt_s / 2
     return PrivateCost(seconds + way, online.bytes, online.latencies / 2)
 
 
-def macs(plan: Plan) -> int:
+def macs(layout: Layout) -> int:
     """float64 multiply-adds of the linear layers, over all limbs."""
-    return sum(_limbs(plan, step) * math.prod(shape) * math.prod(step.shape[1:]) for step, shape in _kernels(plan))
+    return sum(_limbs(layout, step) * math.prod(shape) * math.prod(step.shape[1:]) for step, shape in _kernels(layout))
 
 
-def weights(plan: Plan) -> int:
+def weights(layout: Layout) -> int:
     """Weights that the linear layers read, over all limbs: late layers use each for few positions."""
-    return sum(_limbs(plan, step) * math.prod(shape) for step, shape in _kernels(plan))
+    return sum(_limbs(layout, step) * math.prod(shape) for step, shape in _kernels(layout))
 
 
-def _kernels(plan: Plan) -> list[tuple[Step, tuple[int, ...]]]:
-    shapes = parameter_shapes(plan.program)
-    return [(step, shapes[f"{step.name}.weight"]) for step in plan.linear]
+def _kernels(layout: Layout) -> list[tuple[Step, tuple[int, ...]]]:
+    shapes = parameter_shapes(layout.program)
+    return [(step, shapes[f"{step.name}.weight"]) for step in layout.linear]
 
 
-def _limbs(plan: Plan, step: Step) -> int:
+def _limbs(layout: Layout, step: Step) -> int:
     """Limbs of a ring product, for weights like those that a network begins with: of size 1 / sqrt(terms)."""
-    terms = math.prod(parameter_shapes(plan.program)[f"{step.name}.weight"][:-1])
-    room = EXACT_BITS - plan.program.fraction_bits - math.ceil(math.log2(terms) / 2)
-    return max(1, -(-(plan.program.exact.get(step.name, FIELD_BITS) - 1) // room))
+    terms = math.prod(parameter_shapes(layout.program)[f"{step.name}.weight"][:-1])
+    room = EXACT_BITS - layout.program.fraction_bits - math.ceil(math.log2(terms) / 2)
+    return max(1, -(-(layout.program.exact.get(step.name, FIELD_BITS) - 1) // room))
 
 
-def linear_values(plan: Plan) -> int:
+def linear_values(layout: Layout) -> int:
     """Values that go into and come out of linear layers."""
-    inside = sum(math.prod(shape) for shape in plan.masked.values())
-    return inside + sum(math.prod(step.shape) for step in plan.linear)
+    inside = sum(math.prod(shape) for shape in layout.masked.values())
+    return inside + sum(math.prod(step.shape) for step in layout.linear)

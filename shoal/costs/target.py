@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shoal.costs.links import NETWORKS
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, plan_of, prepared_cost
+from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.costs.protocols import PrivateCost
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
@@ -82,7 +82,7 @@ class Target:
 def _spent(graph: Graph, mode: str, machine: Machine, network: str) -> PrivateCost:
     if mode == "direct":
         return direct_cost(graph, machine, NETWORKS[network])
-    both = prepared_cost(plan_of(graph), machine, NETWORKS[network])
+    both = prepared_cost(layout_of(graph), machine, NETWORKS[network])
     if mode != "total":
         return both.online if mode == "online" else both.offline
     a, b = both.offline, both.online

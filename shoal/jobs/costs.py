@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.costs.links import NETWORKS
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, plan_of, prepared_cost
+from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.costs.protocols import PrivateCost, delphi
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
@@ -39,14 +39,14 @@ def forecast(graph: Graph, machine: Machine | None, batch: int) -> dict[str, Any
     """Counts, and for each network direct, offline and online costs, and DELPHI's by its published latencies."""
     if batch < 1:
         raise ShoalError(f"found a batch of {batch}; need 1 or more items")
-    total, plan = cost(graph), plan_of(graph)
+    total, layout = cost(graph), layout_of(graph)
     rows = {}
     for name, network in NETWORKS.items():
-        prepared = prepared_cost(plan, machine, network, batch)
+        prepared = prepared_cost(layout, machine, network, batch)
         phases = {"direct": direct_cost(graph, machine, network), "offline": prepared.offline}
         phases |= {"online": prepared.online, "delphi": delphi(cost(expand_max_pools(graph)))}
         rows[name] = {phase: asdict(spent) for phase, spent in phases.items()}
-    disk = prepared_cost(plan).disk_bytes
+    disk = prepared_cost(layout).disk_bytes
     return counts(total) | {"disk_bytes": disk, "calibrated": machine is not None, "networks": rows}
 
 

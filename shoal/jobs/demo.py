@@ -38,7 +38,7 @@ def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
         run, data, summary = _reduced_digits(out, settings)
         for name, which in (("baseline", "teacher"), ("reduced", "model")):
             network = load_network(run, which)[1]
-            summary[name] |= demonstration.measure(name, network, data, out, Path(folder), images, _say)
+            summary[name] |= demonstration.measure(out / name, network, data, Path(folder), images, _say)
     summary["agreement"] = demonstration.agreement_of(summary["reduced"])
     run.write_json("summary.json", summary)
     plot_comparison(summary, out / "comparison.png")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from shoal.costs.model import plan_of
+from shoal.costs.model import layout_of
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.jobs.inputs import input_shape, load_data
@@ -50,7 +50,7 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
     refused = refusals(folded)
     body: dict[str, Any] = {**counts(cost(graph)), "blocks": [block.name for block in find_blocks(model, shape)]}
     body |= {"private": not refused, "refused": [asdict(refusal) for refusal in refused]}
-    return body | {"online": None if refused else asdict(plan_of(folded).online)}
+    return body | {"online": None if refused else asdict(layout_of(folded).online)}
 
 
 def summary(name: str, body: dict[str, Any]) -> Group:

@@ -1,8 +1,8 @@
-"""What the commands of private inference do: artifacts, certificates, and both parties."""
+"""The commands of private inference: compile an artifact, make certificates, prepare, and query."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +15,157 @@ from shoal.graph.counting import cost
 from shoal.jobs.inputs import load_data
 from shoal.networks.figures import counts
 from shoal.networks.stored import load_network
+from shoal.private.compiler.deployment import deploy
+from shoal.private.compiler.truncation import MAX_FAILURE
+from shoal.private.program.artifact import OT_KINDS, save_artifact
+from shoal.private.program.program import Program
+from shoal.private.serving.client import Client
+from shoal.private.serving.options import ADDRESS, MODES, ClientOptions
+from shoal.private.transport.certs import TLS, make_certificates
 from shoal.progress import counter
 from shoal.storage.run import Run
 
 
-def compile_run(
-    folder: Path,
-    out: Path,
-    data_dir: Path | None,
-    teacher: bool,
-    fraction_bits: int | None,
-    max_failure: float,
-    ot_kind: str,
-) -> dict[str, Any]:
-    """Write the artifact of a run's network."""
-    from shoal.private.compiler.deployment import deploy
-    from shoal.private.program.artifact import save_artifact
+@dataclass(frozen=True)
+class Compilation:
+    """How `shoal compile` turns a run's network into an artifact."""
 
+    data_dir: Path | None = None
+    """Folder of the data set in its published layout. Some training images calibrate the fixed-point numbers."""
+    fraction_bits: int | None = None
+    """Fraction bits of the fixed-point numbers; chosen from the calibration images if left out."""
+    teacher: bool = False
+    """Compile the network that the run started from instead of the reduced one."""
+    max_failure: float = MAX_FAILURE
+    """Highest probability that a local truncation fails in one inference. A lower value makes more truncations exact,
+    and each of them may cost one more exchange."""
+    ot_kind: str = OT_KINDS[0]
+    """Oblivious transfers that SPU uses: YACL_Ferret sends few bytes, YACL_Softspoken starts within a second."""
+
+
+def compile_run(folder: Path, out: Path, chosen: Compilation) -> dict[str, Any]:
+    """Compile a run's network and write its artifact to `out`; returns the artifact's figures and counts."""
     run = Run(folder)
-    _, network = load_network(run, "teacher" if teacher else "model")
-    data = load_data(run.config(), data_dir)
-    graph, program, weights = deploy(network, data, fraction_bits=fraction_bits, max_failure=max_failure)
-    save_artifact(out, program, weights, ot_kind=ot_kind)
+    _, network = load_network(run, "teacher" if chosen.teacher else "model")
+    data = load_data(run.config(), chosen.data_dir)
+    bits, failure = chosen.fraction_bits, chosen.max_failure
+    graph, program, weights = deploy(network, data, fraction_bits=bits, max_failure=failure)
+    save_artifact(out, program, weights, ot_kind=chosen.ot_kind)
     facts = {"digest": program.digest(), "fraction_bits": program.fraction_bits, "error_bound": program.error_bound}
     facts |= {"failure_bound": program.failure_bound, "exact_truncations": len(program.exact)}
     return {"client": str(out / "client"), "server": str(out / "server")} | facts | counts(cost(graph))
 
 
 def certs(folder: Path, names: list[str], overwrite: bool) -> dict[str, Any]:
-    """Make test certificates."""
-    from shoal.private.transport.certs import make_certificates
-
+    """Make test certificates for both parties."""
     make_certificates(folder, tuple(names), overwrite=overwrite)
     return {"ca": str(folder / "ca.pem"), "names": ", ".join(names), "folder": str(folder)}
 
 
-def tls(cert: Path | None, key: Path | None, ca: Path | None) -> Any:
-    """The TLS files of a party, or None when none is given. Raises ShoalError for some of them."""
-    from shoal.private.transport.certs import TLS
+@dataclass(frozen=True, kw_only=True)
+class Certificates:
+    """The PEM files of one party, as its commands take them: all three, or none."""
 
-    if cert is None and key is None and ca is None:
-        return None
-    if cert is None or key is None or ca is None:
-        raise ShoalError("found only some of --cert, --key and --ca; need all three for mutual TLS (see shoal certs)")
-    return TLS(cert, key, ca)
+    cert: Path | None = None
+    """This party's certificate (PEM file). Needed with --key and --ca, unless --insecure."""
+    key: Path | None = None
+    """This party's private key (PEM file)."""
+    ca: Path | None = None
+    """Certificate of the authority that signed the other party's certificate (PEM file)."""
+
+    def tls(self) -> TLS | None:
+        """The three files together, None without any. Raises ShoalError for only some of them."""
+        if self.cert is None and self.key is None and self.ca is None:
+            return None
+        if self.cert is None or self.key is None or self.ca is None:
+            raise ShoalError(
+                "found only some of --cert, --key and --ca; need all three for mutual TLS (see shoal certs)"
+            )
+        return TLS(self.cert, self.key, self.ca)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection(Certificates):
+    """How a client reaches its server."""
+
+    connect: str = ADDRESS
+    """host:port of the server."""
+
+    def client(self, artifact: Path, options: ClientOptions) -> Client:
+        """A Client of `artifact`, not open yet."""
+        return Client(artifact, self.connect, self.tls(), options)
+
+
+def with_pool_wait(options: ClientOptions) -> ClientOptions:
+    """The same options for a command, which waits for a pool in use as long as for the server."""
+    return replace(options, pool_wait_s=options.timeout_s)
 
 
 @dataclass(frozen=True)
-class Connection:
-    """How a client reaches its server: options that its commands share."""
+class Preparation:
+    """Which items `shoal prepare` makes."""
 
-    address: str
-    tls: Any
-    insecure: bool
-    timeout_s: float
-    client_address: str | None
-    pool: Path | None
-
-    def client(self, artifact: Path, mode: str = "prepared", **more: Any) -> Any:
-        """A Client of `artifact`, not open yet. Its pool may be waited for as long as the peer."""
-        from shoal.private.serving.client import Client
-
-        choices: dict[str, Any] = {
-            "insecure": self.insecure,
-            "timeout_s": self.timeout_s,
-            "client_address": self.client_address,
-            "pool_wait_s": self.timeout_s,
-        }
-        return Client(artifact, self.address, self.tls, mode=mode, pool=self.pool, **(choices | more))
+    count: int = 1
+    """Prepared items to make. Each serves one image, once."""
+    batch: int = 1
+    """Items to make together. Larger batches are faster for each item and take more memory."""
+    keep: int | None = None
+    """Keep running, and make items whenever fewer than this many are ready, until SIGTERM or Ctrl-C."""
 
 
-def prepare(artifact: Path, connection: Connection, count: int, batch: int) -> dict[str, Any]:
-    """Make `count` items with the server."""
-    if count < 1 or batch < 1:
-        raise ShoalError(f"found {count} items in batches of {batch}; need 1 or more of each")
-    client = connection.client(artifact)
+def prepare(artifact: Path, wanted: Preparation, connection: Connection, options: ClientOptions) -> dict[str, Any]:
+    """Make `wanted.count` items with the server; returns seconds and bytes by kind of product, and the pool's size."""
+    if wanted.count < 1 or wanted.batch < 1:
+        raise ShoalError(f"found {wanted.count} items in batches of {wanted.batch}; need 1 or more of each")
+    client = connection.client(artifact, with_pool_wait(options))
     try:
-        with counter("prepared items", count) as progress:
-            made = client.prepare(count, batch=batch, progress=progress)
+        with counter("prepared items", wanted.count) as progress:
+            made = client.prepare(wanted.count, batch=wanted.batch, progress=progress)
         facts = {f"{kind}_{what}": row[what] for kind, row in made.kinds.items() for what in ("seconds", "bytes")}
-        return facts | {"made": count, "ready": len(client.pool.names()), "bytes": client.pool.bytes()}
+        return facts | {"made": wanted.count, "ready": client.ready, "bytes": client.own_pool.bytes()}
     finally:
         client.close()
 
 
-def query(
-    artifact: Path, images: list[Path], connection: Connection, mode: str, top_up: bool, exit_above: float | None
-) -> dict[str, Any]:
-    """Classify image files privately; with `top_up` make the items that are missing first."""
-    from shoal.private.program.program import Program
+@dataclass(frozen=True)
+class Query:
+    """What `shoal query` asks."""
 
+    images: tuple[Path, ...] = field(metadata={"cli": "argument"})
+    """Image files (PNG or JPEG). Images are never resized; they must match the model's input size."""
+    mode: str = MODES[0]
+    """"prepared" is fast and spends one item of `shoal prepare` for each image; "direct" needs no preparation and
+    takes much longer."""
+    top_up: bool = False
+    """If there are fewer prepared items than images, make the missing ones first instead of stopping."""
+    exit_above: float | None = None
+    """For networks with early exits: stop at the first exit whose largest softmax probability is at least this (0 to
+    1). The server must run with --early-exit."""
+
+
+def query(artifact: Path, asked: Query, connection: Connection, options: ClientOptions) -> dict[str, Any]:
+    """Classify image files privately; with `asked.top_up` make missing items first."""
     program = Program.load(artifact)
-    x = np.stack([read_image(path, program.input_shape) for path in images])
+    x = np.stack([read_image(path, program.input_shape) for path in asked.images])
     mean, std = (np.asarray(program.preprocessing[k], np.float32)[:, None, None] for k in ("mean", "std"))
-    client = connection.client(artifact, mode)
-    missing = len(images) - len(client.pool.names()) if client.pool else 0
+    client = connection.client(artifact, replace(with_pool_wait(options), mode=asked.mode))
+    missing = len(x) - client.ready if client.pool is not None else 0
     if missing > 0:
-        _top_up(client, missing, top_up)
-    with client, counter("images", len(images)) as progress:
+        _top_up(client, missing, asked.top_up)
+    with client, counter("images", len(x)) as progress:
         results = []
         for i, image in enumerate(((x / np.float32(255)) - mean) / std):
-            results.append(client.query(image[None], exit_above=exit_above))
-            progress(i + 1, len(images))
-        facts = {"mode": mode, "setup_s": client.setup_s, "online_s": sum(r.seconds for r in results)}
+            results.append(client.query(image[None], exit_above=asked.exit_above))
+            progress(i + 1, len(x))
+        facts = {"mode": asked.mode, "setup_s": client.setup_s, "online_s": sum(r.seconds for r in results)}
     facts |= {k: sum(getattr(r, k) for r in results) for k in ("bytes", "messages", "latencies")}
     names = program.preprocessing.get("class_names")
     return facts | {
-        "results": [_row(path, r.logits[0], r.taken[0], names) for path, r in zip(images, results, strict=True)]
+        "results": [_row(path, r.logits[0], r.taken[0], names) for path, r in zip(asked.images, results, strict=True)]
     }
 
 
-def _top_up(client: Any, missing: int, allowed: bool) -> None:
+def _top_up(client: Client, missing: int, allowed: bool) -> None:
     if not allowed:
         client.close()
         raise ShoalError(
@@ -154,7 +194,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def query_table(body: dict[str, Any]) -> Table:
-    """Images down, their classes, and what the query cost."""
+    """A table of the images with their classes, and the cost of the query in its title."""
     cost_ = f"{body['online_s']:.2f} s, {body['bytes']:,} bytes, {body['messages']:,} messages"
     table = Table(title=f"{body['mode']}: set-up {body['setup_s']:.1f} s, query {cost_}", header_style="bold")
     table.add_column("image")

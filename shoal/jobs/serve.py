@@ -1,4 +1,4 @@
-"""What the long-running commands share with an operator: signals, logs, figures, and an orderly end."""
+"""The commands that keep running, `serve` and `prepare --keep`: signals, logs, figures, and an orderly end."""
 
 from __future__ import annotations
 
@@ -11,64 +11,70 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+
+import torch
 
 from shoal.errors import ShoalError
-from shoal.jobs.query import Connection
+from shoal.jobs.query import Connection, with_pool_wait
+from shoal.private.protocol.pool import ready_names
+from shoal.private.serving.client import Client
+from shoal.private.serving.monitor import Monitor
+from shoal.private.serving.options import MOST_ITEMS, ClientOptions, ServerOptions
+from shoal.private.serving.refill import POLL_SECONDS, Backoff
+from shoal.private.serving.server import Server
+from shoal.private.serving.spu_link import BACKGROUND
+from shoal.private.transport.certs import TLS
 from shoal.storage.files import write_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CONNECT_SECONDS = 3.0
-"""How long one attempt to keep a pool filled waits for the server; the next comes later."""
+"""Seconds for which one attempt to fill a pool waits for the server; it is tried again later."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """How a server is run: `grace_s` seconds for queries in progress when it is asked to end, figures and logs.
+    """How a server process runs and what it reports."""
 
-    `sessions` ends it after so many; `ready` is a file that gets the address once it listens; `threads` are those of
-    a query's plain products, see `share_cores`.
-    """
-
-    sessions: int | None = None
-    grace_s: float = 5.0
-    metrics: Path | None = None
-    metrics_port: int | None = None
-    ready: Path | None = None
-    json: bool = False
     threads: int | None = None
+    """CPU threads for the server's own arithmetic in prepared queries; half of the cores if left out."""
+    sessions: int | None = None
+    """Stop after this many client sessions; run until stopped if left out."""
+    grace_s: float = field(default=5.0, metadata={"cli": "--grace"})
+    """Seconds that queries in progress may take to finish after SIGTERM or Ctrl-C. A second signal stops at once."""
+    metrics: Path | None = None
+    """File to write the server's figures to, as JSON, every 5 seconds."""
+    metrics_port: int | None = None
+    """Port for Prometheus: figures are at http://127.0.0.1:PORT/metrics. 0 takes a free port."""
+    ready_file: Path | None = None
+    """File to write the server's host:port to once it listens."""
+    json: bool = False
+    """Log as JSON, one object a line."""
 
 
 def share_cores(threads: int | None = None) -> None:
-    """Let this process compute plain products with `threads`, half of its cores if None.
+    """Let torch compute with `threads` CPU threads in this process; half of the cores if None.
 
-    Threads that wait for the next product spin: with one a core they slow down who shares the machine, be it another
-    session or the other party. Raises ShoalError for less than 1.
+    Threads that wait for the next product keep a core busy. With one thread for each core they would slow down other
+    sessions and a client on the same machine. Raises ShoalError for less than 1.
     """
-    import torch
-
     if threads is not None and threads < 1:
         raise ShoalError(f"found {threads} threads; need 1 or more; leave --threads out for half of the cores")
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
 
 
-def serve(artifact: Path, listen: str, tls: Any, operation: Operation, choices: dict[str, Any]) -> None:
-    """Serve sessions until SIGTERM or Ctrl-C, then end in order. `choices` are the Server's own."""
-    from shoal.private.serving.monitor import Monitor
-    from shoal.private.serving.server import Server
-    from shoal.private.serving.spu_link import BACKGROUND
-
+def serve(artifact: Path, listen: str, tls: TLS | None, options: ServerOptions, operation: Operation) -> None:
+    """Serve sessions until SIGTERM or Ctrl-C, then let queries in progress finish and stop."""
     share_cores(operation.threads)
-    server = Server(artifact, listen, tls, nice=BACKGROUND, **choices)
+    server = Server(artifact, listen, tls, replace(options, nice=BACKGROUND))
     # The server ends first, so that the last figures are those of its end.
     with Monitor(server.metrics.snapshot, operation.metrics, operation.metrics_port) as monitor, server:
         log_to_standard_error(operation.json)
         with _ending(server.stop, operation.grace_s):
-            if operation.ready is not None:
-                write_text(operation.ready, server.address + "\n")
+            if operation.ready_file is not None:
+                write_text(operation.ready_file, server.address + "\n")
             logging.info("serving %s at %s", artifact, server.address)
             if monitor.address is not None:
                 logging.info("metrics at http://%s/metrics", monitor.address)
@@ -78,12 +84,12 @@ def serve(artifact: Path, listen: str, tls: Any, operation: Operation, choices: 
 
 @contextlib.contextmanager
 def _ending(stop: Callable[[float], None], grace_s: float) -> Iterator[None]:
-    """The first signal stops with grace, the second at once; a third does what it does to any program."""
+    """The first signal stops with grace, the second at once; a third one kills the process."""
     out, into = os.pipe()
     count = 0
 
     def heard(number: int, frame: FrameType | None) -> None:
-        # Nothing but a byte: the interrupted thread may hold any lock that `stop` takes.
+        # Only write a byte: the interrupted thread may hold a lock that `stop` needs.
         nonlocal count
         count += 1
         os.write(into, b".")
@@ -109,29 +115,26 @@ def _ending(stop: Callable[[float], None], grace_s: float) -> Iterator[None]:
         os.close(out)
 
 
-def keep(artifact: Path, connection: Connection, items: int, batch: int, as_json: bool) -> None:
-    """Have `items` ready until SIGTERM or Ctrl-C: whatever is missing is made, `batch` at a time.
+def keep(artifact: Path, items: int, batch: int, connection: Connection, options: ClientOptions, as_json: bool) -> None:
+    """Keep `items` ready until SIGTERM or Ctrl-C: makes what is missing, `batch` at a time.
 
-    The pool is let go between batches when another process waits for it. Raises ShoalError at once for what waiting
-    does not mend (a wrong artifact, unusable TLS files); later failures are logged and tried again.
+    Between batches it releases the pool if another process waits for it. Raises ShoalError at once for faults that
+    time does not cure (a wrong artifact, unusable TLS files); later failures are logged and tried again.
     """
-    from shoal.private.protocol.pool import ready_names
-    from shoal.private.serving.prepared import MOST_NAMES
-    from shoal.private.serving.refill import POLL_SECONDS, Backoff
-
-    if not 1 <= items <= MOST_NAMES or batch < 1:
-        raise ShoalError(f"found {items} items to keep in batches of {batch}; need 1 to {MOST_NAMES} and 1 or more")
+    if not 1 <= items <= MOST_ITEMS or batch < 1:
+        raise ShoalError(f"found {items} items to keep in batches of {batch}; need 1 to {MOST_ITEMS} and 1 or more")
     log_to_standard_error(as_json)
-    client = connection.client(artifact)
-    folder, backoff = client.pool.folder, Backoff()
+    client = connection.client(artifact, with_pool_wait(options))
+    folder, backoff = client.own_pool.folder, Backoff()
     client.close()
     logging.info("keeping %d items ready at %s", items, folder)
+    attempt = replace(options, pool_wait_s=0.0, connect_s=CONNECT_SECONDS)
     with contextlib.suppress(KeyboardInterrupt), _interrupted_by_sigterm():
         while True:
             wait = POLL_SECONDS
             try:
                 if len(ready_names(folder)) < items:
-                    _top_up(artifact, connection, items, batch)
+                    _top_up(connection.client(artifact, attempt), items, batch)
                     backoff.failures = 0
             except (ShoalError, OSError) as error:
                 wait = backoff.failed(error)
@@ -139,11 +142,10 @@ def keep(artifact: Path, connection: Connection, items: int, batch: int, as_json
     logging.info("ended")
 
 
-def _top_up(artifact: Path, connection: Connection, items: int, batch: int) -> None:
-    client = connection.client(artifact, pool_wait_s=0.0, connect_s=CONNECT_SECONDS)
+def _top_up(client: Client, items: int, batch: int) -> None:
     try:
-        made = client.top_up(items, lambda: not client.pool.wanted(), batch=batch)
-        ready = len(client.pool.names())
+        made = client.top_up(items, lambda: not client.own_pool.wanted(), batch=batch)
+        ready = client.ready
         logging.info("%d items made, %d ready", made, ready, extra={"facts": {"made": made, "ready": ready}})
     finally:
         client.close()
@@ -151,7 +153,7 @@ def _top_up(artifact: Path, connection: Connection, items: int, batch: int) -> N
 
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: a batch in the making is dropped, and what is finished stays."""
+    """SIGTERM works like Ctrl-C: an unfinished batch is dropped, and finished items stay."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -160,7 +162,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and the record's `facts` if it has some."""
+    """One JSON object on each line: time, level, message, and the record's `facts` if there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See the class."""
@@ -169,7 +171,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_standard_error(as_json: bool) -> None:
-    """Log from INFO on, as text or as JSON lines."""
+    """Log messages of level INFO and above to standard error, as text or as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

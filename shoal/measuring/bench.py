@@ -1,4 +1,4 @@
-"""Prepared queries of an artifact between two processes on this machine, over a network of our choice."""
+"""Times prepared queries of an artifact between two processes on this machine, over simulated networks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from shoal.measuring.loopback import client_tls, serving
 from shoal.measuring.rehearsal import stock
 from shoal.measuring.relay import probe, relayed
 from shoal.private.program.program import Program
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
 from shoal.private.serving.direct import Result
+from shoal.private.serving.options import ClientOptions
 from shoal.private.transport.certs import make_certificates
 from shoal.progress import counter
 from shoal.storage.run import Run
 
 
 def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> dict[str, Any]:
-    """Medians of `rounds` queries of one image over each of `networks`, after one that is not counted.
+    """Medians of `rounds` queries of one image over each of `networks`, after one query that is not counted.
 
-    Items are made first, without the network, or with `rehearse` random words take their place and nothing is made;
-    nothing of the artifact's own pools is used. Raises ShoalError for an unknown network and when the machine is too
-    busy for the relay to keep its promise.
+    Items are made first, without the network, `batch` at a time. With `rehearse`, random words take their place. The
+    artifact's own pools are not used. Raises ShoalError for an unknown network, and when the machine is too busy for
+    the relay to simulate the network.
     """
     unknown = [name for name in networks if name not in NETWORKS]
     if unknown or rounds < 1:
@@ -41,8 +42,8 @@ def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse
         make_certificates(folder / "certs")
         sessions, count = len(networks) + (not rehearse), len(networks) * (rounds + 1)
         if rehearse:
-            plan = Plan(Program.load(artifact / "client"))
-            stock(plan, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
+            layout = Layout(Program.load(artifact / "client"))
+            stock(layout, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
         offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
@@ -50,12 +51,12 @@ def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse
 
 
 def record(folder: Path, artifact: Path, body: dict[str, Any]) -> None:
-    """Put measured figures into a run's summary, beside its plan. Raises ShoalError for another network's artifact."""
+    """Add measured figures to a run's summary. Raises ShoalError for the artifact of another network."""
     run = Run(folder)
     if not run.has("summary.json"):
         raise ShoalError(f"found no summary at {folder}; need a run of shoal reduce that ended; resume it")
     summary, program = run.read_json("summary.json"), Program.load(artifact / "client")
-    kept, relus = sum(relu.count for relu in Plan(program).relus.values()), summary["reduced"]["relus"]
+    kept, relus = sum(relu.count for relu in Layout(program).relus.values()), summary["reduced"]["relus"]
     if kept != relus:
         raise ShoalError(f"found {kept:,} ReLUs in {artifact} and {relus:,} in {folder}; need that run's artifact")
     summary["reduced"].setdefault("private", {})["networks"] = body["networks"]
@@ -63,11 +64,11 @@ def record(folder: Path, artifact: Path, body: dict[str, Any]) -> None:
 
 
 def _client(artifact: Path, address: str, folder: Path) -> Client:
-    return Client(artifact / "client", address, client_tls(folder / "certs"), pool=folder / "client")
+    return Client(artifact / "client", address, client_tls(folder / "certs"), ClientOptions(pool=folder / "client"))
 
 
 def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int) -> float:
-    """Seconds an item."""
+    """Make items; returns seconds per item."""
     client = _client(artifact, address, folder)
     begun = time.perf_counter()
     with counter("items", count) as progress:
@@ -82,7 +83,7 @@ def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: i
     achieved = asdict(probe(NETWORKS[network]))
     with relayed(address, NETWORKS[network]) as relay:
         results = _queries(artifact, relay.address, folder, rounds)
-        # One query more than is counted, the handshake, and TLS go through the relay, too.
+        # These bytes include the uncounted query, the handshake and TLS.
         seen = {"up": relay.counters.up, "down": relay.counters.down}
     return _figures(results) | {"achieved": achieved, "relay_bytes": seen}
 

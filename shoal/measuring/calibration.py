@@ -1,8 +1,8 @@
-"""Constants of this machine for the cost model, from two processes on it: `shoal calibrate`, a minute and a half.
+"""Measures this machine's constants for the cost model, with two processes on it. Takes about a minute and a half.
 
-Offline and direct seconds come from one small network of differently shaped layers. Online seconds need no SPU:
-networks of the usual kinds, with all and with few of their ReLUs, are queried with rehearsal items, random words of the
-right shapes, which take as long as real ones.
+Offline and direct seconds come from one small network with layers of different shapes. Online seconds need no SPU:
+networks of common kinds, with all and with few of their ReLUs, are queried with rehearsal items. These are random words
+of the right shapes, and queries with them take as long as with real items.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.program.program import Program
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions
 from shoal.private.serving.prepared import Offline
 from shoal.private.transport.certs import make_certificates
 from shoal.reduction.masks import add_masks
@@ -40,7 +41,7 @@ from shoal.surgery.tracing import trace
 
 ITEMS, QUERIES, WARM = 1, 30, 6
 TRUST = 0.1
-"""In fits: a constant that is off its share of the machine's speed by 1 weighs as much as seconds off by 10 %."""
+"""Weight of the typical constants in a fit: a deviation by all of a constant counts as much as seconds off by 10 %."""
 Say = Callable[[str], None]
 
 
@@ -65,60 +66,60 @@ REHEARSED = {
     "deep, sparse": ("resnet56", 0.5, 0.1),
     "plain": ("vgg16-avg", 0.25, 0.5),
 }
-"""Networks whose queries weigh exchanges, values, ReLUs and multiply-adds differently: name, width, ReLUs kept."""
+"""Networks that differ in exchanges, values, ReLUs and multiply-adds: name, width, share of the ReLUs kept."""
 
 
 def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
-    """This machine's constants, and the measurements behind them. Needs SPU; run it on an idle machine."""
+    """This machine's constants, and the measurements that they come from. Needs SPU and an idle machine."""
     with tempfile.TemporaryDirectory(prefix="shoal-") as scratch:
         folder = Path(scratch)
         make_certificates(folder / "certs")
         say("preparing with SPU")
-        plan = _compiled(folder / "mixed", *MIXED)
-        offline, relu_s = _with_spu(folder, plan)
-        plans = {name: _stocked(folder, name, layout) for name, layout in REHEARSED.items()}
-        with ExitStack() as stack, ThreadPoolExecutor(len(plans)) as starting:
+        layout = _compiled(folder / "mixed", *MIXED)
+        offline, relu_s = _with_spu(folder, layout)
+        layouts = {name: _stocked(folder, name, facts) for name, facts in REHEARSED.items()}
+        with ExitStack() as stack, ThreadPoolExecutor(len(layouts)) as starting:
             say("starting servers")
-            # At once: most of a start is imports, and all of them wait before the first query.
-            waits = {name: starting.submit(_serving, stack, folder, name) for name in plans}
+            # All at once: most of a start is imports, and every server must wait before the first query.
+            waits = {name: starting.submit(_serving, stack, folder, name) for name in layouts}
             servers = {name: wait.result() for name, wait in waits.items()}
             say("querying")
-            queries = {name: _timed(folder, name, plan, *servers[name]) for name, plan in plans.items()}
-    constants = _offline_constants(plan, offline) | _online_constants(list(queries.values()))
+            queries = {name: _timed(folder, name, layout, *servers[name]) for name, layout in layouts.items()}
+    constants = _offline_constants(layout, offline) | _online_constants(list(queries.values()))
     machine = Machine(**constants, direct_relu_s=relu_s)
     return machine, {"offline": offline.kinds | {"steps": offline.steps}, "queries": queries}
 
 
-def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, ...]) -> Plan:
+def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, ...]) -> Layout:
     torch.manual_seed(0)
     return _saved(folder, _chain(shape, *layers), shape)
 
 
-def _saved(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> Plan:
+def _saved(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> Layout:
     graph = fold(trace(model.eval(), shape))
     program, weights = compile(graph, torch.rand(2, *shape) * 2 - 1)
     save_artifact(folder, program, weights)
-    return Plan(program)
+    return Layout(program)
 
 
 def _image(program: Program) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (1, *program.input_shape)).astype(np.float32)
 
 
-def _with_spu(folder: Path, plan: Plan) -> tuple[Offline, float]:
-    """What making items cost, after one that is not counted, and the seconds of a ReLU all in SPU."""
+def _with_spu(folder: Path, layout: Layout) -> tuple[Offline, float]:
+    """The cost of making items, without the first, and the seconds of one ReLU in direct mode."""
     artifact, tls = folder / "mixed", client_tls(folder / "certs")
     with serving(artifact, folder / "certs", 2, folder / "spu") as address:
         client = Client(artifact / "client", address, tls)
         made = client.prepare(ITEMS + 1).later
         client.close()
-        with Client(artifact / "client", address, tls, mode="direct") as direct:
-            relu_s = min(direct.query(_image(plan.program)).relu_s for _ in range(2))
-    return made, relu_s / sum(relu.count for relu in plan.relus.values())
+        with Client(artifact / "client", address, tls, ClientOptions(mode="direct")) as direct:
+            relu_s = min(direct.query(_image(layout.program)).relu_s for _ in range(2))
+    return made, relu_s / sum(relu.count for relu in layout.relus.values())
 
 
 def _sparse(name: str, width: float, share: float) -> nn.Module:
-    """A network of the zoo with random weights and about this share of each layer's ReLUs."""
+    """A built-in network with random weights and about this share of each layer's ReLUs."""
     torch.manual_seed(0)
     model = build(name, 10, width=width)
     if share < 1:
@@ -126,53 +127,53 @@ def _sparse(name: str, width: float, share: float) -> nn.Module:
         model = add_masks(model, masks)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # the statistics of one batch: without them values grow from block to block
+            module.momentum = 1.0  # take the statistics of one batch, or values would grow from block to block
     model.train()(torch.rand(8, *SHAPE) * 2 - 1)
     return model
 
 
-def _stocked(folder: Path, name: str, layout: tuple[str, float, float]) -> Plan:
-    """The plan of one network, with rehearsal items for its queries at both sides."""
-    plan = _saved(folder / name, _sparse(*layout), SHAPE)
-    stock(plan, (folder / name / "mine", folder / name / "theirs"), folder / "certs" / "client.pem", QUERIES)
-    return plan
+def _stocked(folder: Path, name: str, facts: tuple[str, float, float]) -> Layout:
+    """The layout of one network; writes rehearsal items for its queries at both parties."""
+    layout = _saved(folder / name, _sparse(*facts), SHAPE)
+    stock(layout, (folder / name / "mine", folder / name / "theirs"), folder / "certs" / "client.pem", QUERIES)
+    return layout
 
 
 def _serving(stack: ExitStack, folder: Path, name: str) -> tuple[ExitStack, str]:
-    """A server of its own, which ends with what is returned, and its address."""
+    """Start a server; returns a stack that ends it, and its address."""
     own = stack.enter_context(ExitStack())
     return own, own.enter_context(serving(folder / name, folder / "certs", 1, folder / name / "theirs"))
 
 
-def _timed(folder: Path, name: str, plan: Plan, server: ExitStack, address: str) -> dict[str, float]:
-    """Median seconds of a query of one network, and what it is made of; its server has ended when this returns.
+def _timed(folder: Path, name: str, layout: Layout, server: ExitStack, address: str) -> dict[str, float]:
+    """Median seconds of a query of one network, and the counts that explain them. Ends the network's server.
 
-    A process that ends takes a core for most of a second, which the next network's queries must not feel.
+    A process that ends uses a core for most of a second, which must not slow down the next network's queries.
     """
     tls, pool = client_tls(folder / "certs"), folder / name / "mine"
-    with Client(folder / name / "client", address, tls, pool=pool) as client:
-        seconds = [client.query(_image(plan.program)).seconds for _ in range(QUERIES)]
+    with Client(folder / name / "client", address, tls, ClientOptions(pool=pool)) as client:
+        seconds = [client.query(_image(layout.program)).seconds for _ in range(QUERIES)]
     server.close()
-    return work(plan) | {"seconds": statistics.median(seconds[WARM:])}
+    return work(layout) | {"seconds": statistics.median(seconds[WARM:])}
 
 
-def work(plan: Plan) -> dict[str, float]:
-    """What the online seconds of a query are made of, by the names of the constants that price it."""
-    relus = sum(relu.count for relu in plan.relus.values())
-    counts: dict[str, float] = {"query_s": 1, "exchange_s": plan.online.latencies, "mac_s": macs(plan)}
-    counts |= {"weight_s": weights(plan)}
-    return counts | {"relu_s": float(relus), "value_s": float(linear_values(plan))}
+def work(layout: Layout) -> dict[str, float]:
+    """The counts that the online seconds of a query depend on, by the names of their constants."""
+    relus = sum(relu.count for relu in layout.relus.values())
+    counts: dict[str, float] = {"query_s": 1, "exchange_s": layout.online.latencies, "mac_s": macs(layout)}
+    counts |= {"weight_s": weights(layout)}
+    return counts | {"relu_s": float(relus), "value_s": float(linear_values(layout))}
 
 
-def _offline_constants(plan: Plan, made: Offline) -> dict[str, float]:
-    """Seconds of products and automorphisms by least squares over the layers; the other kinds by division."""
-    work = [homomorphic(plan, step) for step in plan.linear]
-    seconds = np.array([made.steps[step.name] for step in plan.linear]) / made.items
+def _offline_constants(layout: Layout, made: Offline) -> dict[str, float]:
+    """Seconds of products and automorphisms, by least squares over the layers; other constants by division."""
+    work = [homomorphic(layout, step) for step in layout.linear]
+    seconds = np.array([made.steps[step.name] for step in layout.linear]) / made.items
     names = ("product_s", "automorphism_s", "run_s")
     products, automorphisms, run = _fit([[w.products, w.automorphisms, 1.0] for w in work], seconds, _typical(names))
     found = {"product_s": products, "automorphism_s": automorphisms, "run_s": run}
-    found["and_s"] = made.kinds["and"]["seconds"] / made.items / word_ands(plan)
-    return found | {"chosen_s": made.kinds["chosen"]["seconds"] / made.items / chosen_words(plan)}
+    found["and_s"] = made.kinds["and"]["seconds"] / made.items / word_ands(layout)
+    return found | {"chosen_s": made.kinds["chosen"]["seconds"] / made.items / chosen_words(layout)}
 
 
 def _online_constants(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -188,8 +189,8 @@ def _typical(names: Iterable[str]) -> list[float]:
 def _fit(table: list[list[float]], seconds: np.ndarray, typical: list[float]) -> list[float]:
     """Constants of zero or more with the least sum of squared relative errors.
 
-    A few noisy networks do not tell all constants apart. What they leave open follows the `typical` constants, all
-    times one factor, which is fitted too: the machine's speed.
+    A few noisy measurements cannot determine all constants. What they leave open follows the `typical` constants
+    times one common factor, the machine's speed, which is fitted, too.
     """
     count, typical_ = len(typical), np.asarray(typical)
     rows = np.asarray(table, np.float64) * typical_ / seconds[:, None]

@@ -1,7 +1,7 @@
-"""Rehearsal items: random words in the shape of prepared ones, to time queries without preparing any.
+"""Rehearsal items: random words in the shape of prepared items, to time queries without preparation.
 
-A query that spends one takes as long as any other, and its logits are nonsense. They only ever go into pools of the
-caller's own, beside a server that it started itself.
+A query that spends one takes as long as any other, but its logits are meaningless. Use them only in pools made for the
+measurement, with a server started for it.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import Half, new_seed
 from shoal.private.transport.certs import fingerprint
 
 
-def stock(plan: Plan, roots: tuple[Path, Path], certificate: Path, count: int) -> None:
-    """Fill a client's and its server's pools with rehearsal items, whose queries give nonsense in the usual time."""
-    digest, name = plan.program.digest(), "0" * 16
+def stock(layout: Layout, roots: tuple[Path, Path], certificate: Path, count: int) -> None:
+    """Add `count` rehearsal items to a client's and its server's pools; `roots` are the folders of both."""
+    digest, name = layout.program.digest(), "0" * 16
     owner = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
     folders = roots[0] / digest[:16], roots[1] / digest[:16] / f"{owner}-{name}"
     for folder, client in zip(folders, (True, False), strict=True):
-        Pool(folder, plan, client).close()
+        Pool(folder, layout, client).close()
     (roots[0] / "client-id").write_text(name)
     for i in range(count):
         item = f"{secrets.token_hex(16)}-{i:06d}"
         for folder, client in zip(folders, (True, False), strict=True):
-            stage(folder, item, _noise(plan, client), digest, client)
+            stage(folder, item, _noise(layout, client), digest, client)
             (folder / f"{item}.staged").rename(folder / f"{item}.item")
 
 
-def _noise(plan: Plan, client: bool) -> Half:
-    fields = list(plan.fields(client))
+def _noise(layout: Layout, client: bool) -> Half:
+    fields = list(layout.fields(client))
     generator = np.random.default_rng(0)
     stored = {f.name: generator.integers(0, 2**64, f.shape, np.uint64) for f in fields if not f.seeded}
     return Half(new_seed(), stored, fields)

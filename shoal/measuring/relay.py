@@ -1,7 +1,7 @@
-"""A network in user space: a relay between two parties that delays and paces both directions, and counts bytes.
+"""A simulated network: a relay between two parties that delays and limits both directions, and counts bytes.
 
-Kernels differ in what they can emulate (many have no netem queue); this needs nothing but two sockets. A byte leaves
-when the link is free (`rate`) and arrives half a round trip later, whatever else is under way.
+It needs no support by the kernel (many have no netem queue), only two sockets. A byte leaves when the link is free
+(`rate`) and arrives half a round trip later, whatever else is under way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROBE_BYTES = 1 << 22
 
 @dataclass
 class Counters:
-    """Bytes that the relay passed on, towards the server and back."""
+    """Bytes that the relay has forwarded, to the server (up) and to the client (down)."""
 
     up: int = 0
     down: int = 0
@@ -33,7 +33,7 @@ class Counters:
 class Relay:
     """Forwards connections from `address` to `target` (``"host:port"``) over a network like `profile`.
 
-    Runs in a thread of its own between `start` and `stop`. Raises ShoalError when the target is absent.
+    Runs in a thread of its own between `start` and `stop`. Raises ShoalError for a malformed target.
     """
 
     def __init__(self, target: str, profile: Network) -> None:
@@ -44,12 +44,12 @@ class Relay:
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
 
     def start(self) -> None:
-        """Listen on a free port of loopback; `address` says which."""
+        """Listen on a free port of loopback and set `address`."""
         self._thread.start()
         self._ready.wait(10)
 
     def stop(self) -> None:
-        """Drop every connection."""
+        """Close all connections and end."""
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(10)
         self._loop.close()
@@ -82,7 +82,7 @@ class Relay:
             far_out.close()
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
-        """One direction: chunks wait for the link, then travel."""
+        """Forward one direction: each chunk waits until the link is free, then travels half a round trip."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         deliver = asyncio.ensure_future(self._deliver(queue, sink))
         free = 0.0
@@ -97,7 +97,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 due, data = await queue.get()
-                # The event loop's own timer is coarse; the last stretch is waited for awake.
+                # The event loop's timer is coarse, so the last millisecond is spent polling.
                 if (left := due - time.perf_counter()) > 1e-3:
                     await asyncio.sleep(left - 1e-3)
                 while time.perf_counter() < due:
@@ -117,7 +117,7 @@ async def _read(source: asyncio.StreamReader) -> bytes:
 
 @contextlib.contextmanager
 def relayed(target: str, profile: Network) -> Iterator[Relay]:
-    """A relay in front of `target` while the context lasts."""
+    """A relay in front of `target` within the block."""
     relay = Relay(target, profile)
     relay.start()
     try:
@@ -128,16 +128,17 @@ def relayed(target: str, profile: Network) -> Iterator[Relay]:
 
 @dataclass(frozen=True)
 class Achieved:
-    """What a network gave when it was tried: seconds there and back (the median), and bits a second one way."""
+    """What a relay achieved: the median round trip in seconds, and the rate of one direction in bits per second."""
 
     rtt_s: float
     rate: float
 
 
 def probe(profile: Network, rounds: int = 15) -> Achieved:
-    """Round trips of a byte and a bulk transfer through a relay of `profile`, against an echo on loopback.
+    """Measure round trips of a byte and a bulk transfer through a relay of `profile`, with an echo on loopback.
 
-    Raises ShoalError when they are off by more than a fifth and a millisecond: the machine is too busy to measure on.
+    Raises ShoalError when the machine is too busy for measurements: round trips that are off by more than a fifth plus
+    a millisecond, or less than half of the rate.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_echo, args=(listener,), daemon=True).start()
@@ -155,7 +156,7 @@ def probe(profile: Network, rounds: int = 15) -> Achieved:
 
 
 def _echo(listener: socket.socket) -> None:
-    """Answers each byte with a byte; a bulk of PROBE_BYTES (sent as one) with one byte, too."""
+    """Answer each byte, and each bulk of PROBE_BYTES, with one byte."""
     sock, _ = listener.accept()
     with sock, contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""The main job on embedded data: train, reduce, fold, and run both networks privately between two processes."""
+"""Measures trained networks in private inference between two processes: accuracy, counts, seconds and bytes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from shoal.private.program.artifact import save_artifact
 from shoal.private.program.program import Program, Weights
 from shoal.private.serving.client import Client
 from shoal.private.serving.direct import Result
+from shoal.private.serving.options import ClientOptions
 from shoal.progress import counter
 
 Say = Callable[[str], None]
 SINGLES, PREPARED = 5, 8
-"""Queries of one image whose median is the time of an inference; images queried from prepared randomness."""
+"""Single-image queries, whose median is the time of an inference; and images queried in prepared mode."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ class Private:
 
 
 def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:
-    """Query every normalised image of `images` through two processes over mutual TLS, all of it in SPU.
+    """Query all normalised `images` in direct mode, between two processes over mutual TLS.
 
-    Single images first (five, for the time of one inference), then batches for the rest.
+    The first five are queried one by one, for the time of one inference, the others in batches.
     """
     program, tls = Program.load(artifact / "client"), client_tls(certificates)
     results: list[Result] = []
     with (
         serving(artifact, certificates, 1) as address,
-        Client(artifact / "client", address, tls, mode="direct") as client,
+        Client(artifact / "client", address, tls, ClientOptions(mode="direct")) as client,
         counter("queries", len(images)) as progress,
     ):
         done = 0
@@ -69,7 +70,7 @@ def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, 
 
 
 def prepared(artifact: Path, certificates: Path, images: Tensor, graph: Graph) -> Private:
-    """The same with prepared randomness: an item an image, made before by both processes."""
+    """Query all normalised `images` in prepared mode; both processes make one item for each image first."""
     program, tls = Program.load(artifact / "client"), client_tls(certificates)
     with serving(artifact, certificates, 2) as address:
         client = Client(artifact / "client", address, tls)
@@ -106,11 +107,14 @@ def _figures(results: list[Result], setup: float, offline: float, agreement: Agr
 
 
 def measure(
-    name: str, model: nn.Module, data: Dataset, out: Path, certificates: Path, images: int, say: Say
+    artifact: Path, model: nn.Module, data: Dataset, certificates: Path, images: int, say: Say
 ) -> dict[str, Any]:
-    """Counts, accuracy and private figures of one trained network; writes its artifact to `out/<name>`."""
+    """Counts, accuracy and private figures of one trained network; writes its artifact to `artifact`.
+
+    `say` hears what is measured, with the folder's name for the network.
+    """
     graph, program, weights = deploy(model, data)
-    artifact = out / name
+    name = artifact.name
     save_artifact(artifact, program, weights)
     test = data.normalise(data.test.images)
     say(f"{name}: the whole test set ({len(test):,} images) in fixed point, in the clear")
@@ -145,7 +149,7 @@ def _network(graph: Graph, data: Dataset, test: Tensor, program: Program, weight
 
 
 def clean(out: Path, overwrite: bool) -> None:
-    """Make room for a run at `out`. Raises ShoalError when one is there and `overwrite` is false."""
+    """Remove an earlier run at `out`. Raises ShoalError when there is one and `overwrite` is false."""
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise ShoalError(f"found files at {out}; need an empty folder; choose another --out or pass --overwrite")

@@ -17,7 +17,7 @@ from shoal.surgery.tracing import trace
 
 if TYPE_CHECKING:
     from shoal.costs.machine import Machine
-    from shoal.private.protocol.plan import Plan
+    from shoal.private.protocol.layout import Layout
 
 NETWORK_FILES = {"baseline": "teacher", "reduced": "model"}
 """Under which name a run of `reduce` stores the network of each side."""
@@ -62,24 +62,24 @@ def _online(record: Record, side: str, network: str, machine: Machine | None) ->
 
     measured = look_up(record.summary[side], "prepared.online_s") if network == "none" else None
     try:
-        plan = _plan(record.folder, side)
-        spent = prepared_cost(plan, machine, NETWORKS[network]).online
+        layout = _layout(record.folder, side)
+        spent = prepared_cost(layout, machine, NETWORKS[network]).online
     except ShoalError as error:
         return Online(measured_s=measured, why=f"{side}: {error}")
-    return Online(plan.online.latencies, measured, spent.seconds)
+    return Online(layout.online.latencies, measured, spent.seconds)
 
 
-def _plan(folder: Path, side: str) -> Plan:
-    """The compiled program's plan where the run holds one; else that of the stored network, with assumed bits."""
-    from shoal.costs.model import plan_of
+def _layout(folder: Path, side: str) -> Layout:
+    """The compiled program's layout where the run holds one; else that of the stored network, with assumed bits."""
+    from shoal.costs.model import layout_of
     from shoal.private.program.program import Program
-    from shoal.private.protocol.plan import Plan
+    from shoal.private.protocol.layout import Layout
 
     client = folder / side / "client"
     if client.is_dir():
-        return Plan(Program.load(client))
+        return Layout(Program.load(client))
     spec, model = load_network(Run(folder), NETWORK_FILES[side])
-    return plan_of(fold(trace(model, spec.shape)))
+    return layout_of(fold(trace(model, spec.shape)))
 
 
 def flat_online(found: Mapping[str, Online]) -> dict[str, float | None]:

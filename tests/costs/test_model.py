@@ -12,7 +12,7 @@ import torch
 
 from shoal.costs.links import NETWORKS, Network
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, homomorphic, plan_of, prepared_cost
+from shoal.costs.model import direct_cost, homomorphic, layout_of, prepared_cost
 from shoal.errors import ShoalError
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
@@ -20,7 +20,7 @@ from shoal.measuring.calibration import _fit
 from shoal.measuring.rehearsal import stock
 from shoal.models import build
 from shoal.private.compiler.compilation import compile
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool
 from shoal.private.transport.certs import make_certificates
 from shoal.surgery.tracing import trace
@@ -39,20 +39,20 @@ def folded(name: str, width: float) -> Graph:
 def test_a_plan_before_compilation_is_that_after_it_but_for_bits(name: str) -> None:
     graph = folded(name, 0.25)
     program, _ = compile(graph, torch.rand(8, *SHAPE) * 2 - 1)
-    guessed, compiled = plan_of(graph), Plan(program)
+    guessed, compiled = layout_of(graph), Layout(program)
     assert [s.name for s in guessed.steps] == [s.name for s in compiled.steps]
     assert {n: r.count for n, r in guessed.relus.items()} == {n: r.count for n, r in compiled.relus.items()}
     assert guessed.schedule.rides == compiled.schedule.rides
     for phase in ("offline", "online"):
-        a, b = (getattr(prepared_cost(plan), phase) for plan in (guessed, compiled))
+        a, b = (getattr(prepared_cost(layout), phase) for layout in (guessed, compiled))
         assert 0.8 < a.bytes / b.bytes < 1.25
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_less_work_is_never_dearer(name: str) -> None:
-    wide, narrow = plan_of(folded(name, 0.5)), plan_of(folded(name, 0.25))
+    wide, narrow = layout_of(folded(name, 0.5)), layout_of(folded(name, 0.25))
     for network in NETWORKS.values():
-        big, small = (prepared_cost(plan, network=network) for plan in (wide, narrow))
+        big, small = (prepared_cost(layout, network=network) for layout in (wide, narrow))
         assert small.offline.seconds < big.offline.seconds
         assert small.online.seconds < big.online.seconds
         assert small.disk_bytes < big.disk_bytes
@@ -62,19 +62,19 @@ def test_less_work_is_never_dearer(name: str) -> None:
 
 
 def test_a_batch_shares_automorphisms() -> None:
-    plan = plan_of(folded("resnet10", 1.0))
-    for step in plan.linear:
-        alone, shared = (homomorphic(plan, step, batch) for batch in (1, 16))
+    layout = layout_of(folded("resnet10", 1.0))
+    for step in layout.linear:
+        alone, shared = (homomorphic(layout, step, batch) for batch in (1, 16))
         assert step.op == "linear" or shared.automorphisms <= alone.automorphisms
-    alone, shared = (prepared_cost(plan, batch=batch).offline for batch in (1, 16))
+    alone, shared = (prepared_cost(layout, batch=batch).offline for batch in (1, 16))
     assert shared.seconds < alone.seconds
     assert shared.bytes < alone.bytes
 
 
 def test_network_seconds_are_the_latencies_and_the_bytes() -> None:
-    plan, machine = plan_of(folded("resnet10", 0.25)), Machine()
-    here, there = (prepared_cost(plan, machine, network).online for network in (Network(), Network(8e6, 0.1)))
-    assert there.seconds - here.seconds == pytest.approx(plan.online.latencies * 0.05 + plan.online.bytes / 2 / 1e6)
+    layout, machine = layout_of(folded("resnet10", 0.25)), Machine()
+    here, there = (prepared_cost(layout, machine, network).online for network in (Network(), Network(8e6, 0.1)))
+    assert there.seconds - here.seconds == pytest.approx(layout.online.latencies * 0.05 + layout.online.bytes / 2 / 1e6)
 
 
 def test_the_direct_mode_is_priced_by_the_same_machine() -> None:
@@ -112,9 +112,9 @@ def test_rehearsal_items_are_as_large_as_real_ones(tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
     made = case(seeded(Everything), tmp_path / "artifact", {})
     make_certificates(tmp_path / "certs")
-    plan = Plan(made.program)
-    stock(plan, (tmp_path / "c", tmp_path / "s"), tmp_path / "certs" / "client.pem", 3)
-    pool = Pool(tmp_path / "c" / made.program.digest()[:16], plan, True)
+    layout = Layout(made.program)
+    stock(layout, (tmp_path / "c", tmp_path / "s"), tmp_path / "certs" / "client.pem", 3)
+    pool = Pool(tmp_path / "c" / made.program.digest()[:16], layout, True)
     assert len(pool.names()) == 3
-    assert pool.bytes() / 3 == pytest.approx(plan.stored_bytes(True), abs=4096)
+    assert pool.bytes() / 3 == pytest.approx(layout.stored_bytes(True), abs=4096)
     pool.close()

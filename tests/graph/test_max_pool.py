@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from shoal.costs.model import plan_of
+from shoal.costs.model import layout_of
 from shoal.costs.protocols import delphi, spu_cheetah
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
@@ -23,8 +23,9 @@ from shoal.graph.max_pool import expand_max_pools
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.clear import run_clear
 from shoal.private.program.program import Program
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.surgery.tracing import trace
@@ -153,11 +154,13 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def test_plans_and_forecasts_have_the_trees(pooled: Case) -> None:
-    graph, plan = pooled.graph, Plan(pooled.program)
+    graph, layout = pooled.graph, Layout(pooled.program)
     assert cost(graph).comparisons == 4 * (2 * 8 * 4 + 2 * 4 * 4) + 4 * 3 * 4
-    assert sum(r.count for r in plan.relus.values()) == cost(graph).comparisons + int(graph.weights["relu.mask"].sum())
-    assert [s.name for s in plan_of(graph).steps] == [s.name for s in plan.steps]
-    assert len(plan.relus) == 4 + 1 + 2
+    assert sum(r.count for r in layout.relus.values()) == cost(graph).comparisons + int(
+        graph.weights["relu.mask"].sum()
+    )
+    assert [s.name for s in layout_of(graph).steps] == [s.name for s in layout.steps]
+    assert len(layout.relus) == 4 + 1 + 2
     plain = fold(trace(seeded(Pooled), SHAPE))
     assert spu_cheetah(plain) == spu_cheetah(expand_max_pools(plain))
     assert delphi(cost(expand_max_pools(plain))).bytes == 2048 * (cost(plain).relus + cost(plain).comparisons)
@@ -176,7 +179,7 @@ def test_a_program_with_pools_is_saved_and_checked(pooled: Case, tmp_path: Path)
 
 
 def test_prepared_by_two_threads_gives_the_clear_logits_bit_for_bit(pooled: Case) -> None:
-    """`infer` also compares bytes, messages and latencies with the plan's closed forms."""
+    """`infer` also compares bytes, messages and latencies with the layout's closed forms."""
     for image in pooled.images[:3].numpy():
         words, shares = np.rint(image / pooled.unit).astype(np.int64), dict[str, np.ndarray]()
         (logits,), _ = infer(pooled, pooled.program, words, shares)
@@ -196,16 +199,16 @@ def test_prepared_between_two_processes(pooled: Case, certs: dict[str, TLS], spu
         with client:
             result = client.query(pooled.images[:2].numpy())
     assert np.abs(result.logits - pooled.truth(2)).max() <= pooled.program.error_bound
-    assert result.bytes == 2 * Plan(pooled.program).online.bytes
+    assert result.bytes == 2 * Layout(pooled.program).online.bytes
 
 
 @pytest.mark.slow
 @pytest.mark.private
 def test_direct_inside_spu(pooled: Case, spu: None) -> None:
-    server = Server(pooled.folder, "127.0.0.1:0", None, insecure=True, threads=1)
+    server = Server(pooled.folder, "127.0.0.1:0", None, ServerOptions(insecure=True, spu_threads=1))
     with (
         in_thread(server),
-        Client(pooled.folder, server.address, None, mode="direct", insecure=True, batch=2) as client,
+        Client(pooled.folder, server.address, None, ClientOptions(mode="direct", insecure=True, batch=2)) as client,
     ):
         result = client.query(pooled.images[:2].numpy())
         assert np.abs(result.logits - pooled.truth(2)).max() <= pooled.program.error_bound

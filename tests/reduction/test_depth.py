@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shoal.costs.model import plan_of, prepared_cost
+from shoal.costs.model import layout_of, prepared_cost
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
@@ -77,7 +77,7 @@ def test_seconds_of_private_inference_are_a_price_too() -> None:
     model = Residual().eval()
 
     def seconds(graph: Graph) -> float:
-        return prepared_cost(plan_of(graph)).online.seconds
+        return prepared_cost(layout_of(graph)).online.seconds
 
     whole = seconds(gated_graph(model, SHAPE, ()))
     lost = dict.fromkeys(importances(model, SHAPE, lambda m: 0.0), 1.0)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from shoal.cli.app import app
 from shoal.costs.links import NETWORKS
 from shoal.costs.machine import Machine
-from shoal.costs.model import plan_of, prepared_cost
+from shoal.costs.model import layout_of, prepared_cost
 from shoal.costs.protocols import delphi
 from shoal.errors import ShoalError
 from shoal.graph.counting import Cost, Row
@@ -136,11 +136,11 @@ def test_forecast_is_the_cost_model_s(stored: Path) -> None:
     record, machine = read(stored), Machine(exchange_s=1e-3)
     assert record is not None
     spec, model = load_network(Run(stored))
-    plan = plan_of(fold(trace(model, spec.shape)))
+    layout = layout_of(fold(trace(model, spec.shape)))
     for name, network in NETWORKS.items():
-        expected = prepared_cost(plan, machine, network).online
+        expected = prepared_cost(layout, machine, network).online
         found = online(record, name, machine)["reduced"]
-        assert (found.forecast_s, found.waits) == (expected.seconds, plan.online.latencies)
+        assert (found.forecast_s, found.waits) == (expected.seconds, layout.online.latencies)
         assert found.seconds == (0.02 if name == "none" else expected.seconds)  # measured on loopback only
 
 

@@ -17,8 +17,8 @@ import torch
 from shoal.private.program.clear import ring_products
 from shoal.private.program.program import Program, Weights
 from shoal.private.program.steps import Step
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.offline import prepare
-from shoal.private.protocol.plan import Plan
 from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import new_seed
 from shoal.private.transport.certs import fingerprint
@@ -131,9 +131,9 @@ def folders(
 
 def deal(case: Case, where: tuple[Path, Path], count: int) -> list[str]:
     """Stage dealt items in both folders, together, which costs a millisecond each; ready when the two next agree."""
-    plan, dealer, digest = Plan(case.program), Dealer(case.program, case.weights), case.program.digest()
+    layout, dealer, digest = Layout(case.program), Dealer(case.program, case.weights), case.program.digest()
     names = [f"{secrets.token_hex(16)}-{i:06d}" for i in range(count)]
-    made = both(lambda client: prepare(plan, dealer.engine(client), client, [new_seed() for _ in names]))
+    made = both(lambda client: prepare(layout, dealer.engine(client), client, [new_seed() for _ in names]))
     for folder, halves, client in zip(where, made, (CLIENT, SERVER), strict=True):
         for name, half in zip(names, halves, strict=True):
             stage(folder, name, half, digest, client)
@@ -147,7 +147,7 @@ def stock(
     where = folders(case, client_root, server_root, certificate, name)
     names = deal(case, where, count)
     for folder, client in zip(where, (CLIENT, SERVER), strict=True):
-        pool = Pool(folder, Plan(case.program), client)
+        pool = Pool(folder, Layout(case.program), client)
         pool.commit(names)
         pool.close()
     return where

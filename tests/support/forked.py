@@ -20,6 +20,7 @@ import torch
 from shoal.private.protocol.online import Inference
 from shoal.private.protocol.pool import Pool
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import Channel
@@ -64,7 +65,7 @@ def heard(pipe: Connection, seconds: float = 30.0) -> Any:
 def serve(pipe: Connection, folder: Path, tls: TLS, pool: Path, step: str = "", ending: int = 0, **more: Any) -> None:
     """A server that says its address and, asked anything, its errors; `ending` befalls it at `step`."""
     befall(step, ending)
-    with Server(folder, "127.0.0.1:0", tls, pool=pool, **more) as server:
+    with Server(folder, "127.0.0.1:0", tls, ServerOptions(pool=pool, **more)) as server:
         threading.Thread(target=server.serve, daemon=True).start()
         pipe.send(server.address)
         while pipe.recv():
@@ -74,7 +75,7 @@ def serve(pipe: Connection, folder: Path, tls: TLS, pool: Path, step: str = "", 
 def ask(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, image: np.ndarray, *fate: Any) -> None:
     """A client that queries once and says the logits."""
     befall(*fate)
-    with Client(folder, address, tls, pool=pool) as client:
+    with Client(folder, address, tls, ClientOptions(pool=pool)) as client:
         pipe.send(client.query(image).logits)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 folder, cert, key, ca = sys.argv[1:]
-with Server(folder, "127.0.0.1:0", TLS(Path(cert), Path(key), Path(ca)), timeout_s=120) as server:
+with Server(folder, "127.0.0.1:0", TLS(Path(cert), Path(key), Path(ca))) as server:
     print(server.address, flush=True)
     server.serve()
 """

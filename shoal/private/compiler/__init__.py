@@ -1,1 +1,1 @@
-"""From a folded graph to a program: lowering, fixed point, truncation, deployment."""
+"""Compiles a folded graph into a program: lowering, fixed point, truncation, deployment."""

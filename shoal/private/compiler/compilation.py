@@ -1,4 +1,4 @@
-"""From a folded Graph to what the parties run: steps, fraction bits, sign bits, error and failure bounds."""
+"""Compiles a folded Graph into a Program: steps, fraction bits, sign bits, error and failure bounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoi
 from shoal.private.program.program import VERSION, Program, Weights
 from shoal.private.program.steps import OPS, TRUNCATING, Step
 from shoal.private.protocol.carry import SINGLE_GATE_BITS
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 
 __all__ = ["compile"]
 
@@ -41,12 +41,12 @@ def compile(
 ) -> tuple[Program, Weights]:
     """The public Program and the server's Weights of a folded `graph`.
 
-    `calibration` [N, *input shape] holds images as the network sees them (preprocessed); magnitudes up to
-    `margin` times theirs must fit. `fraction_bits` None takes the most that fit, at most 18. As few steps as keep the
-    probability of a failed local truncation in one inference under `max_failure` are truncated exactly. `preprocessing`
-    holds lists ``mean`` and ``std``, one number a channel, and ``class_names`` (list or None); it defaults to no
-    change. Raises ShoalError, naming the node, on operations without a private form, on NaN and infinity, and
-    when a magnitude does not fit.
+    `calibration` [N, *input shape] holds preprocessed images; magnitudes up to `margin` times theirs must fit.
+    `fraction_bits` None chooses the most that fit, at most 18. Just enough steps are truncated exactly to keep the
+    probability of a failed local truncation in one inference at most `max_failure`. `preprocessing` holds lists
+    ``mean`` and ``std``, one number for each channel, and ``class_names`` (list or None); by default images are not
+    changed. Raises ShoalError, naming the node, for operations without a private form, for NaN and infinity, and for
+    magnitudes that do not fit.
     """
     graph = expand_max_pools(replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()}))
     steps, keep, outputs = lower(graph)
@@ -68,10 +68,10 @@ def compile(
 
 
 def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[str, ...]]:
-    """Steps of the nodes that the outputs need, kept positions, outputs. A ReLU without any is the identity: gone.
+    """Steps of the nodes that the outputs need, kept positions, and names of the outputs.
 
-    `graph` has been folded, and its max pools expanded. Raises ShoalError, naming the node, for operations without a
-    private form.
+    A ReLU step without kept positions is the identity and is dropped. `graph` must be folded, with its max pools
+    expanded. Raises ShoalError, naming the node, for operations without a private form.
     """
     for refused in refusals(graph):
         raise refused.error()
@@ -100,16 +100,16 @@ def _positions(node: Node, mask: Tensor) -> np.ndarray:
 
 
 def _attrs(graph: Graph, node: Node) -> dict[str, Any]:
-    """The node's attributes in JSON's own types, so that a saved program is equal to the one in memory."""
+    """The node's attributes in types of JSON, so that a saved program equals the one in memory."""
     attrs = {name: node.attrs[name] for name in OPS[node.op].attrs if name in node.attrs}
     if node.op == "conv2d":
-        # The client must know the kernel's size, and the result's shape does not tell it when strided.
+        # The client must know the kernel's size, which does not follow from the result's shape with strides.
         attrs["kernel"] = list(graph.weights[f"{node.name}.weight"].shape[2:])
     return json.loads(json.dumps(attrs))
 
 
 def _parameters(graph: Graph, steps: Iterable[Step]) -> dict[str, np.ndarray]:
-    """float64 weight and bias (zeros where there is none) of each linear step; ShoalError on NaN, infinity."""
+    """float64 weight and bias of each linear step (zeros without a bias). Raises ShoalError for NaN and infinity."""
     table: dict[str, np.ndarray] = {}
     for step in steps:
         if step.op in ("conv2d", "linear"):
@@ -126,7 +126,7 @@ def _parameters(graph: Graph, steps: Iterable[Step]) -> dict[str, np.ndarray]:
 
 
 def _ranges(graph: Graph, names: list[str], images: Tensor, margin: float) -> tuple[dict[str, float], dict[str, float]]:
-    """Largest magnitude of the input and of each named node over the images, and the largest sum of one image's."""
+    """Largest magnitude of the input and of each named node, and the largest sum of magnitudes in one image."""
     if not len(images) or not images.is_floating_point() or not (math.isfinite(margin) and margin >= 1):
         raise ShoalError(
             f"found {len(images)} {images.dtype} calibration images and margin {margin}; need at least one "
@@ -138,7 +138,7 @@ def _ranges(graph: Graph, names: list[str], images: Tensor, margin: float) -> tu
         for chunk in images.split(CHUNK):
             values = graph.values(chunk, keep=True)
             for name in ranges:
-                # Tensor.max keeps NaN, Python's would lose it.
+                # Tensor.max keeps NaN; Python's max would lose it.
                 sizes = values[name].abs().flatten(1)
                 ranges[name] = float(np.maximum(ranges[name], float(sizes.max())))
                 masses[name] = max(masses[name], float(sizes.sum(1).max()))
@@ -170,8 +170,8 @@ def _demands(
     ranges: dict[str, float],
     margin: float,
 ) -> list[Demand]:
-    # SPU takes inputs, weights and biases as float32, exact below 2^24; its truncation wants products below
-    # 2^62; the prepared ReLU reads the low 32 bits alone, so activations stay below 2^31.
+    # SPU takes inputs, weights and biases as float32, which is exact below 2^24; its truncation needs products below
+    # 2^62. The prepared ReLU reads only the low 32 bits, so activations must stay below 2^31.
     what = f"magnitude ({margin:g} times the calibrated one)"
     found = [Demand(k, "magnitude", float(np.abs(v).max(initial=0.0)), 1, 24) for k, v in parameters.items()]
     found.append(Demand(image, what, ranges[image] * margin, 1, 24))
@@ -179,12 +179,12 @@ def _demands(
         value = ranges[step.name] * margin
         found += [Demand(step.name, what, value, 1, 31), Demand(step.name, what, value, 1, 24, 1)]
         if step.op == "relu":
-            # More bits take one more exchange in every layer of signs, see `shoal.private.protocol.carry`.
+            # With more bits every layer of signs takes one more exchange, see `shoal.private.protocol.carry`.
             found.append(Demand(step.name, what, ranges[step.inputs[0]] * margin, 1, SINGLE_GATE_BITS, 2))
         if step.op in TRUNCATING:
             product = _product(step, parameters, ranges) * margin
             found.append(Demand(step.name, f"product of {what}", product, 2, 62))
-            # A ring of four times the product, times an output's weights: else it takes more than one limb.
+            # The ring holds four times the product; times an output's weights it must fit one limb.
             weight = np.abs(parameters.get(f"{step.name}.weight", np.zeros((1, 1))))
             norm = float(weight.reshape(len(weight), -1).sum(1).max())
             found.append(Demand(step.name, f"exact product of {what}", 4 * product * norm, 3, EXACT_BITS, 3))
@@ -192,7 +192,7 @@ def _demands(
 
 
 def _product(step: Step, parameters: dict[str, np.ndarray], ranges: dict[str, float]) -> float:
-    """The largest magnitude of what a step truncates, which has no bias yet."""
+    """The largest magnitude of the product that a step truncates, before the bias is added."""
     bias = parameters.get(f"{step.name}.bias", np.zeros(1))
     return ranges[step.name] + float(np.abs(bias).max(initial=0.0))
 
@@ -200,10 +200,10 @@ def _product(step: Step, parameters: dict[str, np.ndarray], ranges: dict[str, fl
 def _truncations(
     program: Program, chances: dict[str, float], products: dict[str, float], max_failure: float
 ) -> Program:
-    """Which steps are truncated exactly, and modulo what."""
+    """`program` with its exact truncations: which steps, and modulo which power of two."""
     fixed, everywhere = FixedPoint(program.fraction_bits), dict.fromkeys(chances, FIELD_BITS)
-    # A truncation whose wraps go with the next signs costs no exchange.
-    rides = Plan(replace(program, exact=everywhere)).schedule.rides
+    # A truncation whose wraps travel with the next signs costs no exchange.
+    rides = Layout(replace(program, exact=everywhere)).schedule.rides
     reader = {name: relu for relu, names in rides.items() for name in names}
     exact, bound = exact_steps(chances, max_failure, reader)
     rings = {name: ring_bits(products[name], fixed) for name in products if name in exact}
@@ -213,7 +213,7 @@ def _truncations(
 
 
 def _error_bound(graph: Graph, program: Program, weights: Weights, images: Tensor) -> float:
-    """4 times the largest difference seen; at least one unit for each truncation and one for the input."""
+    """4 times the largest difference seen, but at least one unit for each truncation and one for the input."""
     private = run_clear(program, weights, images, noise=np.random.default_rng(0), batch=CHUNK)
     with torch.no_grad():
         parts = [graph(chunk) for chunk in images.split(CHUNK)]

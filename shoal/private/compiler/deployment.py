@@ -1,4 +1,4 @@
-"""From a trained network to an artifact: trace, fold, calibrate, compile, save."""
+"""From a trained network to a program and weights: trace, fold, calibrate, compile; and how well they agree."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def deploy(
 ) -> tuple[Graph, Program, Weights]:
     """The folded float graph of `model`, its public program and the server's weights.
 
-    Ranges are calibrated on `calibration` training images. Raises ShoalError, naming the node, for operations that
-    private inference does not have and for values that overflow the ring.
+    Ranges are calibrated on `calibration` training images. `fraction_bits` and `max_failure` are those of `compile`.
+    Raises ShoalError, naming the node, for operations without a private form and for values that overflow the ring.
     """
     graph = fold(trace(model.cpu().float(), data.shape))
-    # Evenly spread: some sets are stored class by class.
+    # Evenly spread, because some data sets are stored class by class.
     chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()
     images = data.normalise(data.train.images[chosen])
     facts = {"mean": list(data.mean), "std": list(data.std)}
@@ -43,7 +43,7 @@ def deploy(
 
 @dataclass(frozen=True)
 class Agreement:
-    """How fixed-point logits compare with the float network's on the same images."""
+    """How private or fixed-point logits compare with the float network's on the same images."""
 
     images: int
     argmax_equal: int
@@ -59,7 +59,10 @@ def compare(exact: Tensor | np.ndarray, private: Tensor | np.ndarray) -> Agreeme
 def clear_agreement(
     graph: Graph, program: Program, weights: Weights, images: Tensor, labels: Tensor, chunk: int = 500
 ) -> tuple[Agreement, float]:
-    """Float graph against clear fixed point on normalised `images`; also the fixed-point accuracy in percent."""
+    """Compare the float graph with fixed point in the clear on normalised `images` [N, C, H, W].
+
+    Returns the agreement and the fixed-point accuracy in percent.
+    """
     parts, right = [], 0
     for i in range(0, len(images), chunk):
         x = images[i : i + chunk]

@@ -1,4 +1,4 @@
-"""What of a graph has no private form, by name, and what to do instead."""
+"""The operations of a graph that have no private form, and what to use instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INSTEAD: dict[str, str] = {
     **dict.fromkeys(("groupnorm", "layernorm", "instancenorm2d", "localresponsenorm", "normalize"), NORM),
     **dict.fromkeys(("softmax", "logsoftmax", "softmax2d"), LOGITS),
 }
-"""By the operation's name in lower case without underscores; that of an activation is in `ACTIVATIONS`."""
+"""What to use instead, by the operation's name in lower case without underscores. `ACTIVATIONS` has activations."""
 
 ACTIVATIONS = {
     "relu6": "relu6", "hardtanh": "hardtanh", "silu": "silu", "gelu": "gelu", "hardswish": "hardswish", "mish": "mish",
@@ -41,19 +41,19 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A node without a private form: its name, what it is, and what to use instead."""
+    """A node without a private form: its name, its operation, and what to use instead."""
 
     node: str
     found: str
     need: str
 
     def error(self) -> ShoalError:
-        """The same as one sentence."""
+        """The refusal as an error with one sentence."""
         return ShoalError(f"found {self.found} at {self.node}; need {self.need}")
 
 
 def refusals(graph: Graph) -> tuple[Refusal, ...]:
-    """Every node of a folded `graph` that the outputs need and that has no private form, in order."""
+    """All nodes of a folded `graph` that the outputs need and that have no private form, in order."""
     names = live(graph)
     odd = [n for n in graph.nodes[1:] if n.name in names and n.op not in (*OPS, "max_pool2d")]
     return tuple(Refusal(n.name, str(n.attrs.get("target", n.op)), _instead(n)) for n in odd)

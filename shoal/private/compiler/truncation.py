@@ -1,7 +1,7 @@
-"""Where a local truncation may stand in a private inference, by the probability that one of them fails.
+"""Which truncations of a private inference may be local, by the probability that one of them fails.
 
-For shares of y, uniform but for their sum, truncating each alone is wrong by 2^(64-f) units with probability
-abs(y) / 2^64; the bound here takes 2^63, and `margin` times the magnitudes that calibration saw.
+If each party truncates its uniform share of y alone, the result is wrong by 2^(64-f) units with probability
+abs(y) / 2^64. The bounds here divide by 2^63 instead, and take `margin` times the magnitudes that calibration saw.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from shoal.private.program.fixed import FixedPoint
 from shoal.private.program.steps import TRUNCATING, Step
 
 MAX_FAILURE = 2.0**-20
+"""Default of the highest probability that a local truncation fails in one inference."""
 
 
 def failure_chances(
@@ -25,9 +26,10 @@ def failure_chances(
     fraction_bits: int,
     margin: float,
 ) -> dict[str, float]:
-    """The chance of a failure in each truncating step of one inference, were it truncated locally.
+    """For each truncating step, the probability of a failure in one inference if it is truncated locally.
 
-    `masses` holds the largest sum of magnitudes of a step's result over one image. What is truncated has no bias yet.
+    `masses` gives, by step, the largest sum of the result's magnitudes in one image. The bias is added after
+    truncation, so its magnitude is added to theirs.
     """
     chances = {}
     for step in (s for s in steps if s.op in TRUNCATING):
@@ -37,10 +39,10 @@ def failure_chances(
 
 
 def exact_steps(chances: dict[str, float], max_failure: float, free: Iterable[str] = ()) -> tuple[set[str], float]:
-    """Steps to truncate exactly so that the others' chances sum to `max_failure` at most, and that sum.
+    """Steps to truncate exactly so that the chances of all others sum to at most `max_failure`; and that sum.
 
-    The `free` ones are among them anyway, and of the others as few as need be. Raises ShoalError unless `max_failure`
-    lies in [0, 1].
+    All `free` steps are among them, and as few others as necessary. Raises ShoalError unless `max_failure` is in
+    [0, 1].
     """
     if not 0 <= max_failure <= 1:
         raise ShoalError(f"found max_failure {max_failure}; need a probability; try 2^-20 = {MAX_FAILURE:.1e}")
@@ -53,10 +55,10 @@ def exact_steps(chances: dict[str, float], max_failure: float, free: Iterable[st
 
 
 def ring_bits(product: float, fixed: FixedPoint) -> int:
-    """The bits m for which products up to `product` stay below 2^(m-2) at scale 2^2f, roundings included."""
+    """The smallest m for which products up to `product` stay below 2^(m-2) at scale 2^2f, including rounding."""
     return (int(product * fixed.scale**2) + (fixed.scale << 4)).bit_length() + 2
 
 
 def sign_bits(magnitude: float, fixed: FixedPoint) -> int:
-    """The bits m for which values up to `magnitude` stay below 2^m units, a unit of rounding included."""
+    """The smallest m for which values up to `magnitude` stay below 2^m units, including a unit of rounding."""
     return (int(magnitude * fixed.scale) + 2).bit_length()

@@ -1,1 +1,1 @@
-"""What runs inside SPU, in worker processes."""
+"""Everything that runs inside SPU, in worker processes."""

@@ -1,6 +1,6 @@
-"""The operations of a Program as JAX functions, which SPU compiles. Values live in (N, H, W, C) order here.
+"""The operations of a Program as JAX functions, which SPU compiles. Values are in (N, H, W, C) order here.
 
-They serve fixed-point values (float32 for SPU) and plain ring words (int64) alike.
+The functions work on fixed-point values (float32 for SPU) and on plain ring words (int64).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from shoal.private.program.steps import Step
 def _conv2d(step: Step, x: Any, weight: Any, bias: Any) -> Any:
     a = step.attrs
     if a["kernel"] == [1, 1] and a["groups"] == step.shape[0] == x.shape[3] and a["stride"] == [1, 1]:
-        # A batch norm that no convolution could take in: one product a value, where a group a channel would be
-        # as many matrix products.
+        # A batch norm that could not be folded into a convolution. One product for each value is cheaper than one
+        # matrix product for each channel.
         edges = ((0, 0), *((p, p) for p in a["padding"]), (0, 0))
         return jnp.pad(x, edges) * weight.reshape(-1) + bias
     groups, pads = a["groups"], [(p, p) for p in a["padding"]]
@@ -32,7 +32,7 @@ def _conv2d(step: Step, x: Any, weight: Any, bias: Any) -> Any:
         rhs_dilation=a["dilation"],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    # SPU has no grouped convolution: each group is one of its own.
+    # SPU has no grouped convolution, so each group is a convolution of its own.
     pairs = zip(jnp.split(x, groups, 3), jnp.split(weight, groups, 3), strict=True) if groups > 1 else [(x, weight)]
     parts = [convolve(*pair) for pair in pairs]
     return (jnp.concatenate(parts, 3) if groups > 1 else parts[0]) + bias
@@ -46,14 +46,14 @@ def _relu(step: Step, x: Any, kept: np.ndarray | None) -> Any:
     # Gathers at public positions are local; a scatter would become a loop over its indices.
     batch, size = x.shape[0], math.prod(x.shape[1:])
     flat, chosen = x.reshape(-1), tile(kept, batch, size)
-    # Where each value comes from: kept ones from the ReLUs' results, which stand first, the others from themselves.
+    # Kept values are gathered from the ReLUs' results, which come first, the others from the input.
     source = np.arange(flat.size, dtype=np.int32) + chosen.size
     source[chosen] = np.arange(chosen.size, dtype=np.int32)
     return _gather(jnp.concatenate([jnp.maximum(_gather(flat, chosen), 0.0), flat]), source).reshape(x.shape)
 
 
 def tile(positions: np.ndarray, batch: int, size: int) -> np.ndarray:
-    """`positions` in each of `batch` values of `size`, one after the other."""
+    """`positions` within each of `batch` flat values of `size` entries that follow one another."""
     return (np.arange(batch, dtype=np.int32)[:, None] * size + positions[None]).reshape(-1).astype(np.int32)
 
 
@@ -98,14 +98,14 @@ def _take(step: Step, x: Any) -> Any:
     axes = (3, 1, 2) if x.ndim == 4 else tuple(range(1, x.ndim))
     for axis, index in zip(axes, step.attrs["index"], strict=True):
         if index is not None:
-            # Slices are local for certain; a gather would take each value by itself.
+            # Slices are always local; a gather would move each value by itself.
             parts = [jax.lax.slice_in_dim(x, r.start, r.stop, r.step, axis) for r in progressions(index)]
             x = jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0]
     return x
 
 
 def progressions(index: list[int]) -> list[range]:
-    """`index` cut into as few runs of equal positive steps as a walk from its start finds."""
+    """`index` as consecutive ranges with positive steps, found greedily from the start."""
     runs: list[range] = []
     for i in index:
         last = runs[-1] if runs else range(0)
@@ -131,4 +131,4 @@ EMIT: dict[str, Callable[..., Any]] = {
     "take": _take,
     "pad": _pad,
 }
-"""Each operation in JAX: (step, inputs, then weight and bias, kept positions or scale) -> value."""
+"""Each operation in JAX: (step, inputs, then weight and bias, or kept positions, or scale) -> value."""

@@ -1,7 +1,7 @@
-"""SPU as the engine of the offline phase: exact ring products, and products of hand-written shares.
+"""SPU as the engine of the offline phase: exact ring products, and products of shares that the parties write.
 
 A party writes its own random words as its share of a value (`shares.replaced`), SPU multiplies, and the party reads its
-share of the result. Nothing is opened. Runs in a worker process, as `Session` does.
+share of the result. No value is opened. This runs in a worker process, as `Executor` does.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ import spu
 from spu import libspu
 
 from shoal.private.engine.emit import EMIT
-from shoal.private.engine.segments import channels_last, hwc, layout, parameter_shapes
+from shoal.private.engine.segments import channels_last, hwc, in_spu_order, parameter_shapes
 from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
 from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
 
-# Ring words are int64. The flag is the process's, and this process makes nothing else.
+# Ring words are int64. The flag applies to the whole process, which does nothing else.
 jax.config.update("jax_enable_x64", True)
 
 PIECES = tuple(1 << bits for bits in (17, 14, 11, 8, 5))
-"""Lengths that a vector is cut into: each is one executable, and few of them serve every length."""
+"""Lengths that a vector is split into. Each length needs an executable; these few suffice for all vectors."""
 START = 8
 KINDS: dict[str, tuple[type, Callable[[Any, Any], Any]]] = {
     "word": (np.int64, lambda x, y: x & y),
     "bit": (np.bool_, lambda x, y: x < y),
     "sum": (np.int64, lambda x, y: x + y),
 }
-"""Of each kind of share, its type and an operation on two private words that makes one: booleans, a bit, a sum."""
+"""Of each kind of share, its type, and an operation on two private words whose result is such a share."""
 
 
 class SpuEngine:
-    """One party's `Engine` for `program`. `arrays` are the server's int64 weights, None at the client."""
+    """One party's `Engine` for `program`. `arrays` holds the server's int64 weights; it is None at the client."""
 
     def __init__(
         self, program: Program, link: Any, rank: int, settings: Settings, arrays: dict[str, np.ndarray] | None
@@ -50,21 +50,21 @@ class SpuEngine:
         self.kernels = {k: v for k, v in parameter_shapes(program).items() if k.endswith(".weight")}
         self.codes: dict[tuple[Any, ...], Any] = {}
         self.runs: list[tuple[str, str, float]] = []
-        """Of each run of SPU in turn: its kind, the step (or the length) that it was for, and its seconds."""
+        """Of each run of SPU, in order: its kind, its step (or length), and its seconds."""
         for name, shape in self.kernels.items():
-            self._own(name, None if arrays is None else layout(arrays[name]), shape, SERVER)
+            self._own(name, None if arrays is None else in_spu_order(arrays[name]), shape, SERVER)
         self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
 
     def ands(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """See Engine: SPU's AND of boolean shares, 0.06 us and 0.25 bytes each way a bit."""
+        """See Engine. SPU's AND of boolean shares takes 0.06 us and 0.25 bytes each way per bit."""
         return self._in_pieces("and", lambda x, y: (x & y,), (("word", a), ("word", b)), BOOLEAN)
 
     def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """See Engine: SPU's product of a boolean and an arithmetic share, about 1 us and 8.1 bytes each way."""
+        """See Engine. SPU's product of a boolean and an arithmetic share takes about 1 us and 8.1 bytes each way."""
         return self._in_pieces("chosen", lambda x, y: (jnp.where(x, y, 0),), (("bit", bits), ("sum", words)), ADDITIVE)
 
     def product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
-        """See Engine: one homomorphic product, whose packing `count` inferences share."""
+        """See Engine. One homomorphic product; the `count` inferences share its ciphertexts."""
         shape, name = (count, *hwc(self.shapes[step.inputs[0]])), f"{step.name}.weight"
         axes = (0, *channels_last(len(shape) - 1))
         self._own("mask", None if masks is None else masks.view(np.int64).transpose(axes), shape, CLIENT)
@@ -76,7 +76,7 @@ class SpuEngine:
     def _in_pieces(
         self, key: str, function: Callable[..., Any], operands: tuple[tuple[str, np.ndarray], ...], stored: bytes
     ) -> np.ndarray:
-        """`function` of two vectors of hand-written shares."""
+        """`function` of two vectors of shares that this party writes."""
         kinds, vectors = tuple(KINDS[kind][0] for kind, _ in operands), [v for _, v in operands]
         parts = []
         for start, size, used in _pieces(vectors[0].size):
@@ -90,7 +90,7 @@ class SpuEngine:
         return np.concatenate(parts)
 
     def _template(self, function: Callable[..., Any]) -> Any:
-        """A share as SPU itself makes it, whose description is copied onto hand-written words."""
+        """A share that SPU made itself; its metadata is copied for shares that this party writes."""
         for name, owner in (("x", CLIENT), ("y", SERVER)):
             self._own(name, np.arange(START) if owner == self.rank else None, (START,), owner)
         shapes: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
@@ -99,7 +99,7 @@ class SpuEngine:
     def _run(
         self, key: tuple[Any, ...], function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], kinds: Any
     ) -> Any:
-        """The result's share of `function` of the variables `shapes`, compiled once for each `key`."""
+        """This party's share of `function` of the variables in `shapes`; it is compiled once for each `key`."""
         if key not in self.codes:
             self.codes[key] = compile_code(function, shapes, ("out",), kinds)
         begun = time.perf_counter()
@@ -110,7 +110,7 @@ class SpuEngine:
         return out
 
     def _own(self, name: str, value: np.ndarray | None, shape: tuple[int, ...], owner: int) -> None:
-        """Set a variable of ring words that `owner` knows; the other side's share of it is zero by construction."""
+        """Set a variable of ring words that `owner` knows; the other party's share of it is zero."""
         local = np.zeros(shape, np.int64) if value is None else np.ascontiguousarray(value, np.int64)
         self.runtime.set_var(name, self.io.make_shares(local, libspu.VIS_SECRET, owner)[self.rank])
 
@@ -120,7 +120,7 @@ def _product(step: Step, mask: Any, weight: Any) -> tuple[Any]:
 
 
 def _pieces(length: int) -> Iterator[tuple[int, int, int]]:
-    """(start, piece's length, how much of it is used): the largest pieces that fit, the last one padded."""
+    """(start, length of the piece, used part of it): the largest pieces that fit; the last one is padded."""
     start = 0
     while start < length:
         size = next((p for p in PIECES if p <= length - start), PIECES[-1])

@@ -1,6 +1,6 @@
-"""A Program cut into what SPU runs as one executable each, and its shapes in SPU's order.
+"""A Program split into segments, each of which is one SPU executable; and its shapes in SPU's order.
 
-SPU convolves NHWC with HWIO kernels, so values live in (H, W, C) order there and public positions are converted.
+SPU convolves NHWC values with HWIO kernels, so values are in (H, W, C) order there, and public positions are converted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shoal.private.program.steps import Step
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of steps that is one SPU executable: all its steps are ReLUs, or none is."""
+    """Consecutive steps that form one SPU executable: one ReLU, or steps without any."""
 
     kind: str
     steps: tuple[Step, ...]
@@ -26,13 +26,13 @@ class Segment:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the server's values that its steps read."""
+        """Names of the weights and biases that its steps read."""
         owners = [s.name for s in self.steps if s.op in ("conv2d", "linear")]
         return tuple(f"{name}.{part}" for name in owners for part in ("weight", "bias"))
 
 
 def split(program: Program) -> tuple[Segment, ...]:
-    """The program as segments in order: each ReLU alone, and each maximal run of other steps."""
+    """The segments of a program in order: each ReLU alone, and the steps between two ReLUs together."""
     groups: list[list[Step]] = []
     for step in program.steps:
         if not groups or step.op == "relu" or groups[-1][-1].op == "relu":
@@ -46,27 +46,27 @@ def split(program: Program) -> tuple[Segment, ...]:
         kind = "relu" if group[0].op == "relu" else "linear"
         outputs = tuple(name for name in made if name in later)
         segments.append(Segment(kind, tuple(group), tuple(sorted(read - set(made))), outputs))
-    # A run that nothing reads would be an executable without a result.
+    # A segment whose results nobody reads would be an executable without a result.
     return tuple(s for s in segments if s.outputs)
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
-    """The transposition, after the batch, from (C, H, W) to (H, W, C); none for other ranks."""
+    """Axes that transpose (C, H, W) to (H, W, C), after the batch axis; other ranks stay as they are."""
     return (2, 3, 1) if rank == 3 else tuple(range(1, rank + 1))
 
 
 def hwc(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(C, H, W) as (H, W, C); other shapes as they are."""
+    """The shape (C, H, W) as (H, W, C); other shapes unchanged."""
     return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def layout(array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO kernels, [out, in] -> [in, out] matrices, biases as they are."""
+def in_spu_order(array: np.ndarray) -> np.ndarray:
+    """A parameter in SPU's order: OIHW kernels as HWIO, [out, in] matrices as [in, out], biases unchanged."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def parameter_shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    """Shapes of the server's values in SPU's order. Raises ShoalError where the program states no kernel size."""
+    """Shapes of weights and biases in SPU's order. Raises ShoalError where the program states no kernel size."""
     before = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
     table: dict[str, tuple[int, ...]] = {}
     for step in (s for s in program.steps if s.op in ("conv2d", "linear")):
@@ -81,7 +81,7 @@ def parameter_shapes(program: Program) -> dict[str, tuple[int, ...]]:
 
 
 def flat_positions(program: Program, step: Step) -> np.ndarray | None:
-    """Sorted positions of the kept ReLUs in this file's (H, W, C) order; None keeps all."""
+    """Sorted flat positions of the kept ReLUs in (H, W, C) order; None if all are kept."""
     kept = program.keep.get(step.name)
     if kept is None or len(kept) == math.prod(step.shape):
         return None

@@ -1,8 +1,8 @@
-"""A party's own share of a value as ring words: read, rearranged locally, written back.
+"""A party's own share of a value as ring words: reading it, and writing one.
 
-Moving values at public positions is linear, so each party may do it on its share alone; inside SPU the same gather
-costs 1.5 us a value. The layouts are those of SPU 0.9.5: `meta` is a ValueMetaProto (data type 1, visibility 3, shape
-4, storage type 5), a chunk a ValueChunkProto (total bytes 1, offset 2, content 3).
+Moving values at public positions is linear, so each party can do it on its own share; inside SPU the same gather takes
+1.5 us per value. The formats are those of SPU 0.9.5, with field numbers: `meta` is a ValueMetaProto (data type 1,
+visibility 3, shape 4, storage type 5), a chunk is a ValueChunkProto (total bytes 1, offset 2, content 3).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Field = tuple[int, int, Any]
 def words(share: Any, stored: bytes = ADDITIVE) -> np.ndarray:
     """The share's uint64 words, flat, in the value's row-major order; a copy.
 
-    Raises ShoalError for anything but a whole share over Z_2^64 that is `stored` so.
+    Raises ShoalError unless it is a whole share over Z_2^64 with storage type `stored`.
     """
     storage = next((value for number, _, value in _fields(share.meta) if number == 5), None)
     if storage != stored:
@@ -36,7 +36,7 @@ def words(share: Any, stored: bytes = ADDITIVE) -> np.ndarray:
 
 
 def replaced(like: Any, flat: np.ndarray, shape: tuple[int, ...], empty: Any) -> Any:
-    """`empty` (a new Share) filled with words `flat` as a value of `shape`; all else as in `like`."""
+    """`empty` (a new Share) with the words `flat` as a value of `shape`; everything else is copied from `like`."""
     if flat.size != prod(shape):
         raise ShoalError(f"found {flat.size} words for a value of shape {shape}; need {prod(shape)}")
     sizes = b"".join(_varint(n) for n in shape)
@@ -49,7 +49,7 @@ def replaced(like: Any, flat: np.ndarray, shape: tuple[int, ...], empty: Any) ->
 
 
 def _fields(data: bytes) -> Iterator[Field]:
-    """(number, wire type, value) of each field of a protocol buffer of integers and bytes."""
+    """(number, wire type, value) of each field of a protocol buffer that has only integers and bytes."""
     at = 0
     while at < len(data):
         key, at = _read_varint(data, at)

@@ -1,6 +1,6 @@
-"""A Program inside SPU: with `maker` the only file that imports spu, meant to run in a worker process of its own.
+"""Runs a Program inside SPU. Only this file and `maker` import spu; both run in worker processes.
 
-Values live in (H, W, C) order here, see `shoal.private.engine.segments`.
+Values are in (H, W, C) order here, see `shoal.private.engine.segments`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.private.engine.segments import Segment, channels_last, flat_positions, hwc, layout, parameter_shapes, split
+from shoal.private.engine.segments import (
+    Segment,
+    channels_last,
+    flat_positions,
+    hwc,
+    in_spu_order,
+    parameter_shapes,
+    split,
+)
 from shoal.private.engine.shares import replaced, words
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
@@ -44,7 +52,7 @@ FIELDS = {32: "FM32", 64: "FM64", 128: "FM128"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What both parties must agree on, and this party's patience in seconds."""
+    """What both parties must agree on, and how many seconds this party waits for messages and for the connection."""
 
     field_bits: int
     fraction_bits: int
@@ -56,7 +64,7 @@ class Settings:
 
     def runtime_config(self) -> Any:
         """SPU's own configuration."""
-        # The wheel does not export the OT enumeration, so only JSON can set it.
+        # SPU's wheel does not export the enumeration of OT kinds, so only JSON can set it.
         fields = {
             "protocol": "CHEETAH",
             "field": FIELDS[self.field_bits],
@@ -72,7 +80,7 @@ class Settings:
 
 
 def open_link(rank: int, hosts: tuple[str, str], session: str, tls: TLS | None, settings: Settings) -> Any:
-    """SPU's own connection between `hosts` (server's, client's ``"host:port"``), with mutual TLS unless None."""
+    """SPU's own connection between `hosts`, the server's and the client's ``"host:port"``; mutual TLS unless None."""
     desc = libspu.link.Desc()
     desc.id = session
     desc.add_party("server", hosts[SERVER])
@@ -91,7 +99,7 @@ def open_link(rank: int, hosts: tuple[str, str], session: str, tls: TLS | None, 
 
 @dataclass
 class Tally:
-    """What one query cost here: seconds by kind, bytes and messages in both directions."""
+    """What one query cost this party: seconds by kind, bytes each way, messages both ways."""
 
     relu_s: float = 0.0
     linear_s: float = 0.0
@@ -101,9 +109,9 @@ class Tally:
 
 
 class LinkLog:
-    """Bytes and messages of the link, read from the profile lines that SPU logs; it offers nothing else.
+    """Bytes and messages of SPU's connection, read from its log: SPU offers no other way.
 
-    The log belongs to the process, so a process may hold one session only.
+    The log belongs to the process, so a process can serve only one session.
     """
 
     LINE = re.compile(r"Link details: total send bytes (\d+), recv bytes (\d+), send actions (\d+), recv actions (\d+)")
@@ -113,7 +121,7 @@ class LinkLog:
         options.enable_console_logger = False
         options.system_log_path = str(folder / "spu.log")
         options.trace_log_path = str(folder / "trace.log")
-        # Rotation would move lines away before they are read; an hour of queries fills a few MB.
+        # Rotation could move lines away before they are read; an hour of queries writes a few MB.
         options.max_log_file_size = 1 << 30
         libspu.logging.setup_logging(options)
         self.path, self.offset, self.lines = folder / "spu.log", 0, 0
@@ -129,8 +137,8 @@ class LinkLog:
         return [(a, b, c, d) for a, b, c, d in found]
 
 
-class Session:
-    """One party of one program on one SPU runtime. `rank` is SERVER or CLIENT."""
+class Executor:
+    """Runs one program on one SPU runtime, at one party. `rank` is SERVER or CLIENT."""
 
     def __init__(self, program: Program, link: Any, rank: int, settings: Settings, log: LinkLog) -> None:
         self.program, self.link, self.rank, self.settings, self.log = program, link, rank, settings, log
@@ -143,21 +151,21 @@ class Session:
         self.compiled: dict[tuple[int, int], Any] = {}
 
     def set_weights(self, arrays: dict[str, np.ndarray] | None) -> None:
-        """Give SPU the server's int64 `arrays` (None on the client); they stay for every query."""
+        """Give SPU the server's int64 `arrays` (None at the client). All queries use them."""
         for name, shape in self.parameter_shapes.items():
             value = None
             if arrays is not None:
-                value = layout(arrays[name]).astype(np.float32) * np.float32(2.0**-self.settings.fraction_bits)
+                value = in_spu_order(arrays[name]).astype(np.float32) * np.float32(2.0**-self.settings.fraction_bits)
             self._own(name, value, shape, SERVER)
 
     def prepare(self, batch: int) -> None:
-        """Compile every segment for `batch` images; without effect when that is done."""
+        """Compile every segment for `batch` images, unless that is done already."""
         for index in range(len(self.segments)):
             self._executable(index, batch)
 
     def warm_up(self) -> None:
-        """A small product and ReLU of the runtime: makes the keys and the oblivious transfers' first state."""
-        # One value more than 2048 in each thread makes SPU open every OT instance that it will use.
+        """Run a small product and ReLU, which makes the keys and the first oblivious transfers."""
+        # With more than 2048 values in each thread, SPU opens every OT instance that it will use.
         rows = 64 * max(1, self.settings.threads) + 16
         shapes: dict[str, tuple[int, ...]] = {"warm.x": (rows, 32), "warm.w": (32, 32)}
         for (name, shape), owner in zip(shapes.items(), (CLIENT, SERVER), strict=True):
@@ -169,7 +177,7 @@ class Session:
         self.log.read()
 
     def query(self, batch: int, images: np.ndarray | None) -> tuple[list[np.ndarray], Tally]:
-        """Logits of every output (empty on the server) for `images` float32 [batch, C, H, W] (None there)."""
+        """Logits of all outputs (none at the server) for `images` float32 [batch, C, H, W] (there None), and cost."""
         self.prepare(batch)
         tally = Tally()
         value = None if images is None else np.ascontiguousarray(images.transpose(0, *channels_last(images.ndim - 1)))
@@ -192,7 +200,7 @@ class Session:
         return [a for a in logits if a is not None], tally
 
     def _run(self, index: int, batch: int) -> None:
-        """Run one segment. Of a masked ReLU only the kept values go through SPU; the others stay where they are."""
+        """Run one segment. For a masked ReLU, only the kept values go through SPU; the others stay unchanged."""
         code, step = self._executable(index, batch), self.segments[index].steps[0]
         if not self._is_masked(step):
             self.runtime.run(code)
@@ -205,7 +213,7 @@ class Session:
         self.runtime.set_var(step.name, replaced(whole, flat, (batch, *hwc(step.shape)), libspu.Share()))
 
     def _is_masked(self, step: Step) -> bool:
-        # An image is no additive share, so a ReLU right on it keeps all its values inside SPU.
+        # The image is not held as additive shares, so a ReLU that reads it directly runs inside SPU as a whole.
         return step.op == "relu" and self.keep[step.name] is not None and step.inputs[0] != self.program.input
 
     def _chosen(self, step: Step, batch: int) -> np.ndarray:
@@ -232,9 +240,9 @@ class Session:
             tally.messages += sends + receives
 
     def _own(self, name: str, value: np.ndarray | None, shape: tuple[int, ...], owner: int) -> None:
-        """Set a variable that `owner` knows; `value` is None on the other side, which learns its shape only."""
+        """Set a variable that `owner` knows; `value` is None at the other party, which learns only the shape."""
         if not self.settings.shared_weights:
-            # Of a value that one party owns, the other's share is zero by construction: nothing is sent.
+            # For a value that one party owns, the other party's share is zero, so nothing is sent.
             local = np.zeros(shape, np.float32) if value is None else value
             self.runtime.set_var(name, self.io.make_shares(local, libspu.VIS_SECRET, owner)[self.rank])
         elif value is not None:
@@ -259,7 +267,7 @@ class Session:
         return share
 
     def _reveal(self, name: str, tally: Tally) -> np.ndarray | None:
-        """The value at the client, who gets the server's share; None at the server, who gets nothing."""
+        """At the client the value, from both shares; None at the server, which receives nothing."""
         mine = self.runtime.get_var(name)
         if self.rank == SERVER:
             tally.sent += self._send(mine)
@@ -301,7 +309,7 @@ class Session:
 def compile_code(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: tuple[str, ...], kinds: Any = np.float32
 ) -> Any:
-    """SPU's executable of `function` over secret variables of `shapes`, all of type `kinds` or each of its own."""
+    """SPU's executable of `function` over secret variables of `shapes`; `kinds` is one type, or a tuple of them."""
 
     def segment(*values: Any) -> Any:
         return function(*values)

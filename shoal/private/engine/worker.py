@@ -1,7 +1,7 @@
-"""One SPU session in a process of its own, and the handle by which a party holds it.
+"""SPU in a process of its own, and the parent's handle of that process.
 
-SPU blocks in C++ while it waits for the peer, logs for the whole process and keeps its memory; a process can be
-ended at any moment and gives all of it back.
+SPU blocks in C++ while it waits for the peer, logs for the whole process and never frees its memory. A process can be
+killed at any moment, which frees everything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_PAYLOAD = (1 << 32) - 1
 
 
 class Worker:
-    """The parent's handle: a child process, the channel to it, and its private folder for logs."""
+    """The parent's handle: a child process, the channel to it, and a temporary folder for its logs."""
 
     def __init__(self, start: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair()
@@ -60,7 +60,7 @@ class Worker:
         return text.splitlines()[-1][:300] if text else "it printed nothing"
 
     def end(self) -> None:
-        """Kill the process if it still runs, and remove its folder."""
+        """Kill the process if it is still running, and remove its folder."""
         self.process.kill()
         self.process.wait()
         self.channel.close()
@@ -68,13 +68,13 @@ class Worker:
 
 
 def _import_path() -> str:
-    # The child must find the same shoal even when it runs from a checkout.
+    # The child must import the same shoal, also when it runs from a checkout.
     parts = [str(Path(next(iter(shoal.__path__))).resolve().parent), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(p for p in parts if p)
 
 
 def main() -> None:
-    """Entry point of the child process; its one argument is the number of the inherited socket."""
+    """Entry point of the child process. Its only argument is the number of the inherited socket."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), "the parent", MAX_PAYLOAD)
     orders: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
     # Ctrl-C reaches the whole foreground; the parent decides when this process ends.
@@ -82,22 +82,22 @@ def main() -> None:
     threading.Thread(target=_read_orders, args=(channel, orders), daemon=True).start()
     try:
         _work(channel, orders)
-    except Exception as error:  # Whatever goes wrong must reach the parent as a sentence.
+    except Exception as error:  # Every failure must reach the parent as a sentence.
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         with contextlib.suppress(ShoalError):
             channel.send({"type": "error", "message": _sentence(error)})
-    # SPU's own threads may still wait for the peer; a normal exit would wait for them.
+    # SPU's threads may still wait for the peer, and a normal exit would wait for them.
     os._exit(0)
 
 
 def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
-    """Pass orders on; when the parent is gone, end this process even while SPU blocks."""
+    """Pass orders on. When the parent is gone, end this process even while SPU blocks."""
     try:
         while True:
             select.select([channel.sock], [], [])
             orders.put(channel.receive())
     except ClosedError:
-        # The parent cannot tidy up any more; this process runs in its folder, see Worker.
+        # The parent can no longer remove the folder, in which this process runs (see Worker).
         shutil.rmtree(Path.cwd(), ignore_errors=True)
         os._exit(1)
 
@@ -115,7 +115,7 @@ def _work(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -
 
 
 class _Linked:
-    """What every task begins with: SPU's log, the program and the link to the peer."""
+    """The start of every task: SPU's log, the program and SPU's connection to the peer."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         from shoal.private.engine.spu import LinkLog, Settings, open_link
@@ -132,47 +132,47 @@ class _Linked:
 
 
 class _Direct(_Linked):
-    """Answers queries, every step inside SPU."""
+    """Answers direct queries: every step runs inside SPU."""
 
     def __init__(self, order: dict[str, Any]) -> None:
-        from shoal.private.engine.spu import Session
+        from shoal.private.engine.spu import Executor
 
         super().__init__(order)
         begun = time.perf_counter()
-        self.session = Session(self.program, self.link, self.rank, self.settings, self.log)
-        self.session.set_weights(self.arrays)
-        self.session.prepare(order["batch"])
+        self.executor = Executor(self.program, self.link, self.rank, self.settings, self.log)
+        self.executor.set_weights(self.arrays)
+        self.executor.prepare(order["batch"])
         prepared = time.perf_counter()
-        self.session.warm_up()
+        self.executor.warm_up()
         self.times |= {"compile_s": prepared - begun, "warm_s": time.perf_counter() - prepared}
 
     def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
-        """One query: shapes and bytes of the logits, and what it cost."""
+        """Run one query; returns shapes and cost, and the logits as bytes."""
         images = None
         if payload:
             images = np.frombuffer(payload, np.float32).reshape(order["batch"], *self.program.input_shape)
-        logits, tally = self.session.query(order["batch"], images)
+        logits, tally = self.executor.query(order["batch"], images)
         data = b"".join(np.ascontiguousarray(a).tobytes() for a in logits)
         return {"shapes": [a.shape for a in logits], **asdict(tally)}, data
 
 
 class _Prepare(_Linked):
-    """Makes and stages prepared items."""
+    """Makes prepared items and stages them in a pool."""
 
     def __init__(self, order: dict[str, Any]) -> None:
-        # Queries wait for answers, items do not: whatever else runs here comes first.
+        # Making items can wait, so all other processes of this machine come first.
         os.nice(order["nice"])
         from shoal.private.engine.maker import SpuEngine
-        from shoal.private.protocol.plan import Plan
+        from shoal.private.protocol.layout import Layout
 
         super().__init__(order)
         begun = time.perf_counter()
-        self.plan = Plan(self.program)
+        self.layout = Layout(self.program)
         self.engine = SpuEngine(self.program, self.link, self.rank, self.settings, self.arrays)
         self.times["keys_s"] = time.perf_counter() - begun
 
     def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
-        """One batch of items under the names of the order; what SPU sent and received for it."""
+        """Make one batch of items with the names in the order; returns seconds and traffic."""
         from shoal.private.protocol.offline import prepare
         from shoal.private.protocol.pool import stage
         from shoal.private.protocol.randomness import new_seed
@@ -180,7 +180,7 @@ class _Prepare(_Linked):
         begun, client = time.perf_counter(), self.rank != SERVER
         self.log.read()
         self.engine.runs.clear()
-        halves = prepare(self.plan, self.engine, client, [new_seed() for _ in order["names"]])
+        halves = prepare(self.layout, self.engine, client, [new_seed() for _ in order["names"]])
         for name, half in zip(order["names"], halves, strict=True):
             stage(Path(order["pool"]), name, half, self.program.digest(), client)
         steps: dict[str, float] = {}

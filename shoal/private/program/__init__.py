@@ -1,1 +1,1 @@
-"""What the parties run: a public program, the server's weights, and their meaning in the clear."""
+"""What the two parties run: a public program, the server's weights, and the same computation in the clear."""

@@ -1,4 +1,4 @@
-"""The artifact on disk: a `client` half that holds no weight, a `server` half that does."""
+"""An artifact on disk: a `client` half without weights, and a `server` half with them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SERVER_ADVICE = {
     "jax": "install the same JAX at both",
     "artifact": "use one version of shoal at both",
 }
-"""What to do when the two parties' terms differ in something other than the artifact's contents."""
+"""Advice for terms of the two parties that differ, where the cause is not the artifact's contents."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One half of an artifact as a party reads it; `terms` must be equal at both parties."""
+    """One half of an artifact, as a party reads it. `terms` must be equal at both parties."""
 
     folder: Path
     program: Program
@@ -36,9 +36,10 @@ def save_artifact(
 ) -> None:
     """Write `client/` (program, manifest) and `server/` (the same and the weights) into `folder`.
 
-    `ot_kind` "YACL_Ferret" moves an eighth of the bytes of a ReLU and takes half the time on few of them;
-    "YACL_Softspoken" starts in under a second, where Ferret takes seconds, and needs some 0.5 GB less memory: for
-    one query on a fast network. Raises ShoalError when weights and program do not belong together.
+    `ot_kind` chooses SPU's oblivious transfers. "YACL_Ferret" sends an eighth of the bytes for a ReLU, and takes half
+    the time when there are few ReLUs. "YACL_Softspoken" starts in under a second, where Ferret takes seconds, and
+    needs about 0.5 GB less memory; it suits a single query over a fast network. Raises ShoalError when weights and
+    program do not belong together.
     """
     if ot_kind not in OT_KINDS:
         raise ShoalError(f"found ot_kind {ot_kind!r}; need one of {', '.join(OT_KINDS)}; leave it at its default")
@@ -51,9 +52,9 @@ def save_artifact(
 
 
 def load_artifact(folder: Path | str, half: str) -> Artifact:
-    """Read the `half` ("client" or "server") of an artifact, given the whole or that half.
+    """Read the `half` ("client" or "server") of an artifact; `folder` is the whole artifact or that half.
 
-    Raises ShoalError on another version and on files that are missing, altered or not of one artifact.
+    Raises ShoalError for another version, and for files that are missing, altered or of different artifacts.
     """
     folder = Path(folder)
     folder = folder / half if (folder / half).is_dir() else folder

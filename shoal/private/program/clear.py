@@ -1,6 +1,6 @@
-"""The clear executor: a Program on plain integers, bit for bit what the two parties compute on shares.
+"""Runs a Program in the clear, on plain integers: bit for bit what the two parties compute on shares.
 
-`VALUES` states the value of each operation that `steps.OPS` describes.
+`VALUES` gives the value of each operation that `steps.OPS` describes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shoal.private.program.steps import Shape, Step
 
 
 class _Machine:
-    """One Program made ready to run: weights and masks as tensors, and the source of truncation noise."""
+    """One Program ready to run: weights and masks as tensors, and the source of truncation noise."""
 
     def __init__(
         self,
@@ -52,12 +52,12 @@ class _Machine:
         words = self.fixed.truncate(words)
         if self.noise is None:
             return words
-        # Two fair bits less one: -1, 0, +1 with chances 1/4, 1/2, 1/4.
+        # The sum of two fair bits, minus one: -1, 0, +1 with probabilities 1/4, 1/2, 1/4.
         bits = torch.from_numpy(self.noise.integers(0, 4, size=tuple(words.shape), dtype=np.uint8))
         return words + (bits & 1).long() + (bits >> 1).long() - 1
 
     def _as_shares_do(self, words: Tensor) -> Tensor:
-        """What truncating the client's noted share and the rest of `words` gives, locally or exactly."""
+        """The result of truncating the client's recorded share and the server's rest of `words`, locally or exactly."""
         assert self.shares is not None
         client = self.shares[self.step].view(np.uint64)
         server = words.numpy().view(np.uint64) - client
@@ -73,7 +73,7 @@ class _Machine:
 
 
 def ring_products(program: Program, weights: Weights) -> dict[str, RingProduct]:
-    """Each linear step's product with its weights, made ready once."""
+    """Of each linear step, the product with its weights, prepared once."""
     table: dict[str, RingProduct] = {}
     for step in (s for s in program.steps if s.op in ("conv2d", "linear")):
         weight = torch.from_numpy(weights.arrays[f"{step.name}.weight"])
@@ -99,10 +99,10 @@ def run_clear(
     """Logits of every output as float64 [N, *shape], exact modulo 2^64, for `images` [N, *input_shape].
 
     Images are preprocessed floats, or int64 words at scale 2^fraction_bits. `noise` adds -1, 0 or +1 unit
-    (chances 1/4, 1/2, 1/4) to every truncation, as SPU's does. `shares` holds the client's share, int64 words, of each
-    product that a prepared inference truncated, by step: the result is then that inference's, bit for bit. Raises
-    ShoalError on images of another shape or type, and on weights of another program. On one thread a `batch` of 16
-    fits the caches and is faster.
+    (probabilities 1/4, 1/2, 1/4) to every truncation, as SPU's truncation does. `shares` gives, by step, the client's
+    share (int64 words) of each product that a prepared inference truncated; the result is then that inference's, bit
+    for bit. With one thread, a `batch` of 16 fits the caches and is faster. Raises ShoalError for images of another
+    shape or type, and for weights of another program.
     """
     weights.check(program)
     words = torch.from_numpy(_words(program, images))
@@ -137,7 +137,7 @@ def _mask(keep: np.ndarray, shape: Shape) -> Tensor:
 
 def _conv2d(m: _Machine, step: Step, x: Tensor) -> Tensor:
     y = m.truncate(m.ring[step.name](x))
-    return y.add_(m.bias[step.name].view(-1, 1, 1))  # in place: y is fresh, and passes cost time
+    return y.add_(m.bias[step.name].view(-1, 1, 1))  # in place: nobody else holds y, and passes over memory cost time
 
 
 def _linear(m: _Machine, step: Step, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Fixed point in Z_2^64: encoding, truncation, and linear layers that are exact modulo 2^64.
 
-A word is a signed 64-bit integer, `round(value * 2^fraction_bits)`, with two's-complement wrap-around.
+A word is the signed 64-bit integer `round(value * 2^fraction_bits)`; arithmetic on words wraps around.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from shoal.errors import ShoalError
 
 FIELD_BITS = 64
 EXACT_BITS = 53
-"""float64 holds every integer up to 2^53, so sums that stay below it are exact in any order of addition."""
+"""float64 represents every integer up to 2^53, so sums that stay below it are exact in any order."""
 WIDE_WEIGHT_BITS = 40
 WEIGHT_LIMB_BITS = 16
 
 MOST_BITS, LEAST_BITS = 18, 8
 COMFORT_BITS = {1: 12, 2: 12, 3: 14}
-"""Below so many fraction bits precision is worth more than, by softness: activations under 2^24, signs of 20 bits, and
-products in one limb."""
+"""By softness, the fraction bits that a soft demand must leave: with fewer, precision matters more than keeping
+activations under 2^24 (1), signs within 20 bits (2) or products in one limb (3)."""
 Words = TypeVar("Words", Any, Tensor)
 """int64 words: a NumPy array or a torch tensor."""
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Numbers as words of Z_2^`field_bits` with `fraction_bits` binary places; one unit is 2^-fraction_bits.
+    """Numbers as words of Z_2^`field_bits` with `fraction_bits` fraction bits; one unit is 2^-fraction_bits.
 
     Raises ShoalError for another ring than 64 bits or fraction bits outside 1..30.
     """
@@ -54,7 +54,7 @@ class FixedPoint:
     def encode(self, values: Any, name: str = "the values") -> np.ndarray:
         """int64 words nearest to `values` (float array or tensor of any shape), ties to even.
 
-        Raises ShoalError, calling the values `name`, on NaN, infinity and numbers too large for the ring.
+        Raises ShoalError, with `name` for the values, for NaN, infinity and numbers too large for the ring.
         """
         scaled = np.rint(_float64(values) * self.scale)
         if not np.isfinite(scaled).all():
@@ -71,11 +71,11 @@ class FixedPoint:
         return np.asarray(words, dtype=np.int64).astype(np.float64) / self.scale
 
     def truncate(self, words: Words) -> Words:
-        """Words of a product (scale 2^2f) brought back to scale 2^f: arithmetic shift, so rounding down."""
+        """Words of a product (scale 2^2f) at scale 2^f again, by an arithmetic shift, which rounds down."""
         return words >> self.fraction_bits
 
     def reciprocal(self, count: int) -> int:
-        """The word of 1/count, which turns a sum into a mean. Raises ShoalError when it is zero."""
+        """The word of 1/count, which turns a sum into a mean. Raises ShoalError when that word is zero."""
         word = round(self.scale / count)
         if not word:
             raise ShoalError(
@@ -93,9 +93,9 @@ def _float64(values: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Demand:
-    """A magnitude that grows by 2^(power * f) in fixed point and must stay below 2^bits.
+    """A magnitude that is `value` times 2^(power * f) with f fraction bits and must stay below 2^bits.
 
-    `softness` 0 must hold; of the others the softer one is given up first.
+    Demands with `softness` 0 must hold. Of the others, those with a higher softness are given up first.
     """
 
     name: str
@@ -106,11 +106,11 @@ class Demand:
     softness: int = 0
 
     def fits(self, f: int) -> bool:
-        """Whether it stays below the limit at `f` fraction bits."""
+        """Whether the magnitude stays below the limit with `f` fraction bits."""
         return round(self.value * 2.0 ** (self.power * f)) < 1 << self.bits
 
     def message(self, f: int) -> str:
-        """What to tell the user when it does not fit at `f` fraction bits."""
+        """The error message for a magnitude that does not fit with `f` fraction bits."""
         return (
             f"found {self.what} {self.value:.4g} at {self.name} with {f} fraction bits; need less than "
             f"2^{self.bits - self.power * f} = {2.0 ** (self.bits - self.power * f):.4g}; rescale that layer, "
@@ -119,7 +119,10 @@ class Demand:
 
 
 def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
-    """The given fraction bits, or the most that fit, soft demands included where 12 bits allow those."""
+    """The given fraction bits, or the most that satisfy the hard demands and as many soft ones as possible.
+
+    Raises ShoalError when a hard demand does not fit.
+    """
     hard = [d for d in demands if not d.softness]
     if given is None:
         levels = sorted({d.softness for d in demands if d.softness}, reverse=True)
@@ -136,15 +139,15 @@ def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
 class RingProduct:
     """`product(x, weight)` mod 2^64 for int64 operands, exact; `product` is bilinear over float64.
 
-    Operands are cut into limbs until no partial sum can leave the range where float64 is exact; the weight's limbs
-    are made once. Dimension 0 of `weight` counts the outputs; each output is a sum of x times weight entries, every
-    entry used at most once. Raises ShoalError for 2^36 weights an output or more.
+    Operands are split into limbs so small that every partial sum is exact in float64; the limbs of the weight are
+    made once. Dimension 0 of `weight` counts the outputs. Each output is a sum of products of x with weight entries
+    that uses every entry at most once. Raises ShoalError for 2^36 weights per output or more.
     """
 
     def __init__(self, product: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
         self.product = product
         self.parts: list[tuple[int, Tensor, int]] = []
-        # Wide weights would leave only a few bits for each limb of x, so they are cut first.
+        # Wide weights would leave only a few bits for each limb of x, so they are split first.
         wide = _norm(weight).bit_length() > WIDE_WEIGHT_BITS
         for shift, w in limbs(weight, WEIGHT_LIMB_BITS) if wide else [(0, weight)]:
             norm = _norm(w)
@@ -153,7 +156,7 @@ class RingProduct:
             self.parts.append((shift, w.double(), norm))
 
     def __call__(self, x: Tensor, ring_bits: int = FIELD_BITS) -> Tensor:
-        """int64 result for int64 `x` of the product's shape, which is right modulo 2^`ring_bits` at least."""
+        """The int64 product with int64 `x`, correct at least modulo 2^`ring_bits`."""
         if ring_bits < FIELD_BITS:
             x = x << (FIELD_BITS - ring_bits) >> (FIELD_BITS - ring_bits)
         top, total = peak(x), None
@@ -185,7 +188,7 @@ class RingLinear(RingProduct):
 
 
 def limbs(words: Tensor, bits: int) -> list[tuple[int, Tensor]]:
-    """(shift, limb) pairs with sum(limb << shift) == words, every abs(limb) <= 2^bits; the last one is signed."""
+    """(shift, limb) pairs with sum(limb << shift) == words and abs(limb) <= 2^bits; only the last limb is signed."""
     parts: list[tuple[int, Tensor]] = []
     shift = 0
     while peak(words) > 1 << bits:
@@ -195,11 +198,11 @@ def limbs(words: Tensor, bits: int) -> list[tuple[int, Tensor]]:
 
 
 def peak(words: Tensor) -> int:
-    """Largest magnitude as a Python integer (2^63 has no int64), 0 if empty."""
+    """The largest magnitude as a Python integer (2^63 does not fit int64); 0 if empty."""
     return max(abs(int(end)) for end in words.aminmax()) if words.numel() else 0
 
 
 def _norm(weight: Tensor) -> int:
-    """At least the largest L1 norm of an output's weights; exact where it decides, below 2^53."""
+    """An upper bound of the largest L1 norm of an output's weights, tight below 2^53, where it matters."""
     sums = weight.double().abs().flatten(1).sum(1)
     return int(float(sums.max()) * (1 + 2**-20)) + 1 if sums.numel() else 0

@@ -1,4 +1,4 @@
-"""Images as the words that a program computes with."""
+"""Images as the fixed-point words that a program computes with."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from shoal.private.program.program import Program
 
 
 def encoded(program: Program, images: np.ndarray, rounded: bool = False) -> np.ndarray:
-    """Normalised images [N, C, H, W] as int64 words; if `rounded`, as float32 whose encoding in SPU is exactly them.
+    """Normalised images [N, C, H, W] as int64 words; if `rounded`, as the float32 numbers that SPU encodes so.
 
-    Raises ShoalError for another shape, no image, another type than float, and values that are too large.
+    Raises ShoalError for another shape, for no image, for types other than float, and for values that are too large.
     """
     shape, array = program.input_shape, np.asarray(images)
     if array.shape[1:] != shape or not len(array) or array.dtype.kind != "f":

@@ -1,4 +1,4 @@
-"""What the parties run: a public `Program` and the server's `Weights`, in memory and on disk."""
+"""What the two parties run: a public `Program` and the server's `Weights`, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ VERSION = "shoal-program-3"
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A network as public steps on fixed-point words; it holds no weight, and both parties know all of it.
+    """A network as public steps on fixed-point words. It holds no weights, and both parties know all of it.
 
-    `keep` maps a relu step to the sorted flat positions, (C, H, W) order, that have a ReLU; a relu step that is
-    absent has one everywhere. `ranges` maps the input and each step to the largest magnitude seen in calibration.
-    `error_bound` is empirical, not proved: 4 times the largest difference of logits, float network against
-    fixed point with truncation noise, over the calibration images. Programs are equal when their digests are.
+    `keep` maps a relu step to the sorted flat positions, in (C, H, W) order, that have a ReLU; a relu step that is not
+    in it has a ReLU everywhere. `ranges` maps the input and each step to the largest magnitude seen in calibration.
+    `error_bound` is empirical, not proved: 4 times the largest difference between the logits of the float network and
+    of fixed point with truncation noise, over the calibration images. Programs are equal when their digests are.
 
-    For inference in two phases: the input of relu step s is below 2^``sign_bits[s]`` units (`margin` times what
-    calibration saw), products of `exact` steps are made modulo 2^``exact[s]``, lie below a quarter of it (by the same
-    `margin`) and are truncated exactly, all others locally, and `failure_bound` bounds the probability that any local
-    truncation of one inference fails.
+    For prepared inference: the input of relu step s is below 2^``sign_bits[s]`` units, `margin` times what calibration
+    saw. Steps in `exact` are truncated exactly: their products are computed modulo 2^``exact[s]`` and stay, by the
+    same `margin`, below a quarter of that. All other steps are truncated locally; `failure_bound` is an upper bound of
+    the probability that any local truncation of one inference fails.
     """
 
     version: str
@@ -55,7 +55,7 @@ class Program:
     failure_bound: float = 0.0
 
     def digest(self) -> str:
-        """SHA-256 in hex over every field: what the parties compare before they start."""
+        """SHA-256 of all fields in hex, which the parties compare before they start."""
         hasher = hashlib.sha256(json.dumps(self._body(), sort_keys=True, separators=(",", ":")).encode())
         _absorb(hasher, self.keep, "<i4")
         return hasher.hexdigest()
@@ -79,7 +79,7 @@ class Program:
 
     @classmethod
     def load(cls, folder: Path | str) -> Program:
-        """Read what `save` wrote. Raises ShoalError on another version and on a truncated or altered file."""
+        """Read what `save` wrote. Raises ShoalError for another version and for a truncated or altered file."""
         path = Path(folder) / "program.json"
         body, tensors = read_json(path), load_weights(Path(folder) / "keep.safetensors")
         version = body.get("version") if isinstance(body, dict) else None
@@ -104,7 +104,7 @@ class Program:
         return cls(**plain, **lists, steps=steps, keep=keep)
 
     def check(self) -> None:
-        """Raise ShoalError unless steps are known, in order, of fitting shapes, and `keep` lies inside them."""
+        """Raise ShoalError unless all steps are known, in order and of fitting shapes, and `keep` lies within them."""
         FixedPoint(self.fraction_bits, self.field_bits)
         shapes: dict[str, Shape] = {self.input: self.input_shape}
         for step in self.steps:
@@ -158,7 +158,7 @@ def _check_figures(figures: dict[str, Any]) -> None:
 class Weights:
     """The server's secret: int64 words ``"<step>.weight"`` and ``"<step>.bias"`` at scale 2^fraction_bits.
 
-    Shapes are [O, C/groups, kh, kw] or [O, F], and [O]. Every conv2d and linear step has both.
+    Every conv2d and linear step has both. Weights are [O, C/groups, kh, kw] or [O, F], biases [O].
     """
 
     arrays: dict[str, np.ndarray]
@@ -171,7 +171,7 @@ class Weights:
 
     @classmethod
     def load(cls, folder: Path | str) -> Weights:
-        """Read what `save` wrote. Raises ShoalError on a file that is missing, truncated or altered."""
+        """Read what `save` wrote. Raises ShoalError for a file that is missing, truncated or altered."""
         path = Path(folder) / "weights.safetensors"
         weights = cls({k: v.numpy() for k, v in load_weights(path).items()})
         try:
@@ -189,7 +189,7 @@ class Weights:
         return hasher.hexdigest()
 
     def check(self, program: Program) -> None:
-        """Raise ShoalError unless these are weights of `program`: the same names, fitting shapes."""
+        """Raise ShoalError unless these are the weights of `program`: the same names and fitting shapes."""
         shapes = {step.name: step.shape for step in program.steps} | {program.input: program.input_shape}
         wanted: dict[str, Shape] = {}
         for step in program.steps:

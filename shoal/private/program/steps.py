@@ -1,4 +1,4 @@
-"""The operations of a program: a step on shares, its attributes, and the shape of its result."""
+"""The operations of a program: steps on shares, their attributes, and the shapes of their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One operation on shares. `shape` is that of its result without batch, (C, H, W) or (F,)."""
+    """One operation on shares. `shape` is the shape of its result without the batch, (C, H, W) or (F,)."""
 
     name: str
     op: str
@@ -26,14 +26,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Op:
-    """Form of an operation: names of its attributes, and its result's shape from (step, input shapes)."""
+    """The form of an operation: the names of its attributes, and its result's shape from (step, input shapes)."""
 
     attrs: tuple[str, ...]
     shape: Callable[..., Shape]
 
 
 def check_step(step: Step, inputs: list[Shape]) -> None:
-    """Raise ShoalError unless `step` is a known operation with its attributes and fits its inputs' shapes."""
+    """Raise ShoalError unless `step` is a known operation, has its attributes and fits the shapes of its inputs."""
     if step.op not in OPS:
         raise ShoalError(f"found operation {step.op!r} at {step.name}; need one of {', '.join(OPS)}; rewrite that part")
     op = OPS[step.op]
@@ -64,7 +64,7 @@ def _conv2d_shape(step: Step, x: Shape) -> Shape:
     (channels, height, width), a, out = x, step.attrs, step.shape[0]
     if a["groups"] < 1 or channels % a["groups"] or out % a["groups"]:
         raise ValueError(f"channels must divide by groups {a['groups']}")
-    # The kernel is stated by `compile`; a program made by hand may leave it to the weights.
+    # `compile` states the kernel's size. A program made by hand may leave that to the weights.
     kernel = a.get("kernel")
     if kernel is None:
         return step.shape

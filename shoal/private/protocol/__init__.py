@@ -1,1 +1,1 @@
-"""What the parties do with shares, offline and online."""
+"""The two-party protocol: what both parties compute on secret shares, in the offline and in the online phase."""

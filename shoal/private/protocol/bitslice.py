@@ -1,6 +1,6 @@
-"""Bits of many words as planes: plane j holds bit j of 64 words in each of its own words, so one AND does 64.
+"""Bits of many words as planes. Each word of plane j holds bit j of 64 values, so one AND works on 64 of them.
 
-A plane of n bits has ceil(n / 64) uint64 words; the bits beyond n are zero when a plane is made here.
+A plane of n bits has ceil(n / 64) uint64 words. In the planes made here, the bits beyond n are zero.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ WORD = 64
 
 
 def plane_words(count: int) -> int:
-    """Words that a plane of `count` bits takes."""
+    """The number of words in a plane of `count` bits."""
     return -(-count // WORD)
 
 
 def slice_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """uint64 planes [bits, plane_words(n)] of the low `bits` bits of uint64 `values` [n]."""
     planes = np.zeros((bits, plane_words(values.size) * 8), np.uint8)
-    # Half the width is half the memory traffic, which is all the time there is here.
+    # Half the width is half the memory traffic, which takes nearly all of the time here.
     narrow = values.astype(np.uint32) if bits <= 32 else values
     for j in range(bits):
         packed = np.packbits((narrow & narrow.dtype.type(1 << j)) != 0, bitorder="little")
@@ -27,7 +27,7 @@ def slice_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def pack(bits: np.ndarray) -> np.ndarray:
-    """One plane of boolean `bits` [n]."""
+    """The plane of boolean `bits` [n]."""
     plane = np.zeros(plane_words(bits.size) * 8, np.uint8)
     packed = np.packbits(bits, bitorder="little")
     plane[: packed.size] = packed

@@ -1,7 +1,7 @@
-"""The online phase: one inference from prepared randomness, plain ring arithmetic and a few exchanges. No SPU runs.
+"""The online phase: one inference from prepared randomness, with plain ring arithmetic and a few exchanges, no SPU.
 
-`Inference` walks the program at either party; `signs` has the steps of a ReLU, this file those of a linear layer, of
-truncation and of the end. Values are int64 tensors [1, *shape] of additive shares mod 2^64.
+`Inference` runs the program at one party. `signs` holds the protocol of a ReLU; this file holds that of linear layers,
+truncation and revealing the logits. Values are int64 tensors [1, *shape] of additive shares mod 2^64.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from shoal.private.program.clear import VALUES, biases, ring_products
 from shoal.private.program.fixed import FixedPoint
 from shoal.private.program.program import Weights
 from shoal.private.program.steps import Step
+from shoal.private.protocol.layout import LINEAR, Layout, ReluLayout
 from shoal.private.protocol.lifting import Lift, Names
-from shoal.private.protocol.plan import LINEAR, Plan, ReluPlan
 from shoal.private.protocol.signs import ONES, Rider, Side, select, sign
 
 GoOn = Callable[[int, Tensor], bool]
 
 
 class Prepared:
-    """A plan and, at the server, its weights made ready: whatever does not change from one inference to the next."""
+    """What stays the same for all inferences: the layout and, at the server, the weights, ready to multiply with."""
 
-    def __init__(self, plan: Plan, weights: Weights | None) -> None:
-        self.plan, self.program = plan, plan.program
+    def __init__(self, layout: Layout, weights: Weights | None) -> None:
+        self.layout, self.program = layout, layout.program
         self.fixed = FixedPoint(self.program.fraction_bits, self.program.field_bits)
         self.ring = ring_products(self.program, weights) if weights else {}
         self.bias = biases(self.program, weights) if weights else {}
-        self.last = {name: i for i, step in enumerate(plan.steps) for name in step.inputs}
+        self.last = {name: i for i, step in enumerate(layout.steps) for name in step.inputs}
 
 
 class Inference:
-    """One party's run of one inference. `side.half` is used up by it and must never serve again."""
+    """One party's run of one inference. It uses up `side.half`, which must never be used again."""
 
     def __init__(self, prepared: Prepared, side: Side) -> None:
         self.prepared, self.side, self.fixed = prepared, side, prepared.fixed
@@ -46,20 +46,21 @@ class Inference:
         self.values: dict[str, Tensor] = {}
         self.lifts: dict[str, Lift] = {}
         self.narrow: dict[str, Counter[str]] = {}
-        """Of values that are shares modulo less than 2^64 so far, how often each exact truncation is in them."""
+        """Of values that are still shares modulo less than 2^64, how often each exact truncation is part of them."""
         self.relu_s = self.linear_s = 0.0
         self.step: Step | None = None
 
     def run(self, image: Tensor | None, early: GoOn | bool = False) -> list[Tensor]:
-        """The client's logits of every output, int64 [1, *shape]; an empty list at the server, whose image is None.
+        """At the client the logits of every output, int64 [1, *shape]; at the server, whose image is None, no logits.
 
-        `early` exits: the client gives a function of an exit's number and logits that says whether to go on, the
-        server True. Each exit but the last is then one more message, which tells the server whether it was taken.
+        For early exits, the client passes as `early` a function of an exit's number and logits that returns whether
+        to go on, and the server passes True. At each exit but the last, one more message then tells the server
+        whether the client goes on.
         """
-        program, logits, schedule = self.prepared.program, list[Tensor](), self.prepared.plan.schedule
+        program, logits, schedule = self.prepared.program, list[Tensor](), self.prepared.layout.schedule
         start = torch.zeros((1, *program.input_shape), dtype=torch.int64) if image is None else image
         self.values[program.input] = start
-        for i, step in enumerate(self.prepared.plan.steps):
+        for i, step in enumerate(self.prepared.layout.steps):
             self._run(step, schedule.before.get(step.name, ()))
             for name in (n for n in program.outputs if n == step.name):
                 self._exchange_wraps(schedule.reveal.get(name, ()))
@@ -83,7 +84,7 @@ class Inference:
         self._count(step, time.perf_counter() - started)
 
     def _exchange_wraps(self, names: Names) -> None:
-        """The wraps of exact truncations that cannot wait for a ReLU's message: one exchange of a bit a value."""
+        """Exchange wraps of exact truncations that cannot wait for a ReLU's message, one bit for each value."""
         if names:
             self._take_wraps(names, self.side.wire.exchange(self._wraps(names)))
 
@@ -97,7 +98,7 @@ class Inference:
             theirs = theirs[lift.top.size :]
 
     def _whole(self, name: str) -> Tensor:
-        """The value as a share modulo 2^64, all of whose wraps are known."""
+        """The value as a share modulo 2^64; all of its wraps must be known."""
         for waiting, times in sorted(self.narrow.pop(name, Counter()).items()):
             correction = self.lifts[waiting].correction
             assert correction is not None
@@ -105,7 +106,7 @@ class Inference:
         return self.values[name]
 
     def _goes_on(self, early: GoOn | bool, logits: list[Tensor]) -> bool:
-        """The client decides by what it alone sees and sends one word: one latency."""
+        """Whether to go on. The client decides by the logits, which only it sees, and sends one word: one latency."""
         if not callable(early):
             return bool(self.side.wire.receive(1)[0])
         decision = early(len(logits) - 1, logits[-1])
@@ -123,17 +124,18 @@ class Inference:
             return self._linear(step, inputs[0])
         if step.op == "relu":
             return self._relu(step)
-        # Everything else is a sum of values at public places: each party does it on its own share.
+        # All other steps are sums of values at public positions; each party computes them on its own share.
         return VALUES[step.op](self, step, *inputs)
 
     def _linear(self, step: Step, x: Tensor) -> Tensor:
         """Shares of W x + b for shares of x, at scale 2^f again.
 
-        1. The client sends d = x_C - r, 8 bytes a value: one latency, and none where d is known of an earlier reader.
-        2. The client's share of W x is its share of W r; the server's is W (x_S + d) and its share of W r.
-        3. Truncation; the server adds b.
+        1. The client sends d = x_C - r, 8 bytes per value: one latency. If another layer has read x before, d is known.
+        2. The client's share of W x is its share of W r; the server's is W (x_S + d) plus its share of W r.
+        3. Both truncate; the server adds b.
 
-        Where that is exact, all of it is modulo the power of two that the product fits, and takes fewer limbs.
+        If the truncation is exact, everything is modulo the power of two that the product fits in, which takes fewer
+        limbs.
         """
         prepared, name = self.side.half[f"{step.name}.masked_product"], step.inputs[0]
         if name not in self.opened:
@@ -146,34 +148,35 @@ class Inference:
         return y.add_(self.prepared.bias[step.name].view(-1, *[1] * (y.ndim - 2)))
 
     def _open(self, name: str, x: Tensor) -> Tensor:
-        """x - r at the server; the client's own share of it, which nobody reads."""
+        """x - r at the server; at the client its own share of x, which is not read."""
         if not self.side.client:
             return x + _shaped(self.side.wire.receive(x.numel()), x.shape)
         self.side.wire.send(_flat(x) - self.side.half[f"{name}.mask"].ravel())
         return x
 
     def _relu(self, step: Step) -> Tensor:
-        """Kept positions go through `sign` and `select`; the others stay as they are. Wraps ride with the signs."""
-        plan, name = self.prepared.plan.relus[step.name], step.inputs[0]
-        wraps = self.prepared.plan.schedule.rides.get(step.name, ())
-        take, low = partial(self._take_wraps, wraps), _kept(plan, _flat(self.values[name]))
-        positive = sign(self.side, plan, low, Rider(self._wraps(wraps), take) if wraps else None)
+        """Kept positions go through `sign` and `select`, the others stay as they are. Wraps travel with the signs."""
+        layout, name = self.prepared.layout.relus[step.name], step.inputs[0]
+        wraps = self.prepared.layout.schedule.rides.get(step.name, ())
+        take, low = partial(self._take_wraps, wraps), _kept(layout, _flat(self.values[name]))
+        positive = sign(self.side, layout, low, Rider(self._wraps(wraps), take) if wraps else None)
         if self.side.client:
             positive ^= ONES
         x = self._whole(name)
-        out = select(self.side, plan, positive, _kept(plan, _flat(x)))
-        if plan.positions is None:
+        out = select(self.side, layout, positive, _kept(layout, _flat(x)))
+        if layout.positions is None:
             return _shaped(out, x.shape)
         whole = _flat(x).copy()
-        whole[plan.positions] = out
+        whole[layout.positions] = out
         return _shaped(whole, x.shape)
 
     def truncate(self, words: Tensor) -> Tensor:
         """Shares of y / 2^f, rounded, for shares of y.
 
-        Locally: each party alone; wrong by 2^(64-f) with probability abs(y) / 2^64, else by less than one unit.
-        Exactly, where the program says so: never wrong by more than one unit, but modulo less than 2^64 until the
-        wraps are exchanged, see `shoal.private.protocol.lifting`.
+        Locally, each party truncates its share alone. The result is wrong by 2^(64-f) units with probability
+        abs(y) / 2^64, otherwise by less than one unit. Where the program asks for exact truncation, the result is never
+        wrong by more than one unit, but it is modulo less than 2^64 until the wraps are exchanged; see
+        `shoal.private.protocol.lifting`.
         """
         assert self.step is not None
         name, share = self.step.name, _flat(words)
@@ -187,15 +190,15 @@ class Inference:
         return _shaped(out, words.shape)
 
     def _reveal(self, share: Tensor) -> list[Tensor]:
-        """The server sends its share, the client adds it: 8 bytes a logit, one latency. Nothing at the server."""
+        """The client's logits: the server sends its share, 8 bytes per logit, one latency. Empty at the server."""
         if not self.side.client:
             self.side.wire.send(_flat(share))
             return []
         return [share + _shaped(self.side.wire.receive(share.numel()), share.shape)]
 
 
-def _kept(plan: ReluPlan, flat: np.ndarray) -> np.ndarray:
-    return flat if plan.positions is None else flat[plan.positions]
+def _kept(layout: ReluLayout, flat: np.ndarray) -> np.ndarray:
+    return flat if layout.positions is None else flat[layout.positions]
 
 
 def _flat(words: Tensor) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Prepared randomness on disk: each item serves one inference, once.
+"""Pools of correlated randomness on disk. Each item serves one inference, once.
 
-An item is staged under both parties' common name, committed when both have it, and claimed by a rename; it is then
-read, entered in the ledger of spent names and destroyed before its holder sends a byte. A crash after the claim burns
-it.
-Files are safetensors at mode 0600, in folders at 0700.
+An item has the same name at both parties. It is staged (written), committed when both parties have it, and claimed by
+a rename. A claimed item is read, its name is entered in the ledger of spent names, and its file is deleted before its
+holder sends a byte; a crash after the claim loses the item. Files are safetensors with mode 0600, in folders with mode
+0700.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shoal.errors import ShoalError
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.randomness import Half
 
 NAME = re.compile(r"[0-9a-f]{32}-[0-9]{6}")
@@ -33,14 +33,14 @@ LOCK_POLL = 0.05
 class Pool:
     """One party's items for one program and one peer, in `folder`.
 
-    `spent` are the names that were ever claimed here. Opening it burns what a crash left claimed; items that were
-    staged and not committed wait for `agree`. Raises ShoalError when another process holds the folder for longer than
-    `wait_s` seconds.
+    `spent` holds all names that were ever claimed here. Opening a pool destroys items that a crash left claimed; items
+    that were staged but not committed wait for `agree`. Raises ShoalError when another process holds the folder for
+    longer than `wait_s` seconds.
     """
 
-    def __init__(self, folder: Path | str, plan: Plan, client: bool, wait_s: float = 0.0) -> None:
-        self.folder, self.plan, self.client = Path(folder), plan, client
-        self.digest = plan.program.digest()
+    def __init__(self, folder: Path | str, layout: Layout, client: bool, wait_s: float = 0.0) -> None:
+        self.folder, self.layout, self.client = Path(folder), layout, client
+        self.digest = layout.program.digest()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         self._turn = threading.RLock()
@@ -58,7 +58,7 @@ class Pool:
             raise
 
     def _hold(self, wait_s: float) -> int:
-        """The lock, once it is free. Whoever waits shares the folder's second lock, so that `wanted` can tell."""
+        """Take the lock once it is free. Waiting processes share a second lock, by which `wanted` sees them."""
         handle, limit = _opened(self.folder / "lock"), time.monotonic() + wait_s
         with contextlib.closing(os.fdopen(_opened(self.folder / "wanted"), "wb")) as wanted:
             fcntl.flock(wanted, fcntl.LOCK_SH)
@@ -73,28 +73,28 @@ class Pool:
         return handle
 
     def _sweep(self) -> None:
-        """Remove what a crash left half written; nobody may be writing now."""
+        """Remove files that a crash left half written. No other process may be writing now."""
         for path in self.folder.glob(".*"):
             path.unlink()
 
     def wanted(self) -> bool:
-        """Whether another process waits for this pool: one that only refills it should let go."""
+        """Whether another process waits for this pool. A process that only refills it should then close it."""
         with contextlib.closing(os.fdopen(_opened(self.folder / "wanted"), "wb")) as file:
             return not _locked(file.fileno())
 
     def close(self) -> None:
-        """Let go of the folder; harmless when that was done before."""
+        """Release the folder. May be called again."""
         with self._turn:
             if self._lock is not None:
-                os.close(self._lock)  # once only: the number may belong to another file by then
+                os.close(self._lock)  # only once: the number may belong to another file afterwards
             self._lock = None
 
     def names(self) -> list[str]:
-        """Names of the items that are ready, oldest first."""
+        """Names of the ready items, oldest first."""
         return sorted(self._kept(READY), key=lambda name: (self._age(name), name))
 
     def _kept(self, kind: str) -> list[str]:
-        """Names on disk that may be used; a spent one is a copy that somebody put back."""
+        """Usable names on disk. A spent name is not usable: its file is a copy that somebody put back."""
         found = [path.stem for path in self.folder.glob(f"*{kind}")]
         return [name for name in found if NAME.fullmatch(name) and name not in self.spent]
 
@@ -104,15 +104,15 @@ class Pool:
         return 0
 
     def bytes(self) -> int:
-        """Bytes that ready items take on disk."""
+        """Bytes of the ready items on disk."""
         return sum((self.folder / f"{name}{READY}").stat().st_size for name in self.names())
 
     @contextlib.contextmanager
     def making(self) -> Iterator[Callable[[list[str]], None]]:
-        """What is yielded takes the names of items about to be made; `agree` leaves them alone until the end.
+        """Yields a function to call with the names of items before they are made.
 
-        A peer that opened another session a moment ago does not know of them yet. Raises ShoalError for names that
-        were used before.
+        Until the block ends, `agree` keeps these items although the peer of another session may not know them yet.
+        The function raises ShoalError for names that were used before.
         """
         mine: set[str] = set()
 
@@ -130,7 +130,7 @@ class Pool:
 
     @contextlib.contextmanager
     def asking(self, name: str) -> Iterator[None]:
-        """For as long as only one of the parties may have claimed `name`, an agreement beside it leaves both halves."""
+        """Within the block only one party may have claimed `name`; agreements of other sessions keep both halves."""
         self.asked.add(name)
         try:
             yield
@@ -138,23 +138,23 @@ class Pool:
             self.asked.discard(name)
 
     def listed(self) -> list[str]:
-        """What to tell the peer for an agreement: everything, and what is being asked for, first."""
+        """The names to tell the peer for an agreement: items being asked for come first, then all others."""
         asked = list(self.asked)
         return [*asked, *(name for name in self.everything() if name not in asked)]
 
     def staged(self) -> list[str]:
-        """Names of the items that wait for `commit`."""
+        """Names of the items that are staged and not committed."""
         return sorted(self._kept(STAGED))
 
     def commit(self, names: Iterable[str]) -> None:
-        """Count these staged items as ready: the peer has them too."""
+        """Make these staged items ready; the peer must have them, too."""
         with self._turn:
             for name in names:
                 (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
             flush(self.folder)
 
     def agree(self, theirs: Iterable[str]) -> list[str]:
-        """Keep only what the peer has, too, staged or ready, in either's name; returns what is ready now."""
+        """Keep only the items that the peer has, too, whether staged or ready; returns the names that are ready now."""
         with self._turn:
             common = {_checked(name) for name in theirs} & set(self.everything())
             self.commit(name for name in self.staged() if name in common - self.fresh)
@@ -167,13 +167,13 @@ class Pool:
             return self.names()
 
     def everything(self) -> list[str]:
-        """Names of all items, staged or ready: what a peer needs to know to agree."""
+        """Names of all items, ready or staged."""
         return [*self.names(), *self.staged()]
 
     def claim(self, name: object) -> Half:
-        """Take an item for good: when this returns, it is destroyed and its name spent.
+        """Take an item. When this returns, its file is deleted and its name is spent.
 
-        Raises ShoalError for an item that is not there, was used, or belongs to another program.
+        Raises ShoalError for an item that does not exist, was used before, or belongs to another program.
         """
         name = _checked(name)
         path, taken = self.folder / f"{name}{READY}", self.folder / f"{name}{CLAIMED}"
@@ -200,15 +200,15 @@ class Pool:
         if facts != _facts(name, self.digest, self.client):
             raise ShoalError(f"found another item or program at {name}; need what was prepared; prepare again")
         seed = arrays.pop(SEED, np.empty(0, np.uint8)).tobytes()
-        return Half(seed, arrays, self.plan.fields(self.client))
+        return Half(seed, arrays, self.layout.fields(self.client))
 
     def _spend(self, path: Path) -> None:
-        """Enter the name, then destroy the file; both are on disk when this returns."""
+        """Enter the name in the ledger, then delete the file. Both are on disk when this returns."""
         self.spent.add(path.stem)
         try:
             handle = os.open(self.folder / LEDGER, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
             with os.fdopen(handle, "a") as ledger:
-                # A name that a crash or a full disk cut short must not run into this one.
+                # A crash or a full disk may have cut the last name short; this one begins on a new line.
                 ledger.write(f"\n{path.stem}\n")
                 ledger.flush()
                 os.fsync(handle)
@@ -221,7 +221,7 @@ class Pool:
 
 
 def ready_names(folder: Path) -> list[str]:
-    """Names of the items that are ready in a pool's folder, which another process may hold."""
+    """Names of the ready items in a pool's folder. Another process may hold the pool."""
     return [path.stem for path in folder.glob(f"*{READY}") if NAME.fullmatch(path.stem)]
 
 
@@ -230,7 +230,7 @@ def _opened(path: Path) -> int:
 
 
 def _locked(handle: int) -> bool:
-    """Whether this file could be locked at once."""
+    """Lock this file if that is possible at once; returns whether it was."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -239,14 +239,14 @@ def _locked(handle: int) -> bool:
 
 
 def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> None:
-    """Write an item that does not count yet. Raises ShoalError when the disk is full; finished items stay."""
-    # The peer may have staged its half already, so a part of this one must not bear the item's name.
+    """Write an item that is not ready yet. Raises ShoalError when the disk is full; finished items stay."""
+    # The peer may have staged its half already, so a partly written file must not have the item's name.
     path, scratch = folder / f"{_checked(name)}{STAGED}", folder / f".{name}.tmp"
     arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
     try:
         scratch.touch(0o600)
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, _facts(name, digest, client))
-        # The writer may have exchanged the file for one with the usual mode.
+        # The writer may have replaced the file by one with the usual mode.
         scratch.chmod(0o600)
         flush(scratch)
         scratch.rename(path)
@@ -260,14 +260,14 @@ def _facts(name: str, digest: str, client: bool) -> dict[str, str]:
 
 
 def _checked(name: object) -> str:
-    """A name that a peer sent, fit to be part of a path."""
+    """A name from a peer, checked: it becomes part of a path."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ShoalError(f"found {str(name)[:60]!r} as the name of a prepared item; need a shoal party there")
     return name
 
 
 def flush(path: Path) -> None:
-    """Have a file or folder on disk when this returns."""
+    """Make sure that a file or folder is on disk when this returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""One party's half of the correlated randomness of one inference: a seed and the arrays that no seed gives."""
+"""One party's half of an item of correlated randomness: a seed, and the arrays that cannot come from a seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.private.protocol.plan import Field
+from shoal.private.protocol.layout import Field
 
 SEED_BYTES = 32
 
@@ -21,9 +21,10 @@ def new_seed() -> bytes:
 
 
 def expand(seed: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Arrays of uint64 words that only the holder of `seed` can tell from uniform ones: one AES-256-CTR stream.
+    """Arrays of pseudorandom uint64 words from one AES-256-CTR stream.
 
-    The arrays are cut from the stream in the order of `shapes`, so a seed belongs to one list of shapes for good.
+    Without `seed` nobody can tell them from uniform words. The arrays are taken from the stream in the order of
+    `shapes`, so use a seed with one list of shapes only.
     """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -36,14 +37,14 @@ def expand(seed: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.n
 
 
 def seeded(fields: Iterable[Field]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the fields that a seed gives, in their order."""
+    """Shapes of the seeded fields, in their order."""
     return {f.name: f.shape for f in fields if f.seeded}
 
 
 class Half(Mapping[str, np.ndarray]):
-    """One party's arrays by name, the seeded ones expanded.
+    """One party's arrays by name, including those expanded from the seed.
 
-    `fields` say what there must be. Raises ShoalError when `stored` does not hold exactly the others.
+    `fields` lists all arrays. Raises ShoalError unless `stored` holds exactly those that are not seeded.
     """
 
     def __init__(self, seed: bytes, stored: dict[str, np.ndarray], fields: Iterable[Field]) -> None:

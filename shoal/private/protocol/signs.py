@@ -1,7 +1,7 @@
-"""Signs and ReLUs of shared values from prepared correlations: the same functions for either party.
+"""Signs and ReLUs of shared values from prepared correlations. Both parties call the same functions.
 
-Boolean shares are xor-ed, arithmetic ones added mod 2^64. Counts are for n values, W = ceil(n / 64) words a plane.
-Cost and shape of the circuit are in `shoal.private.protocol.carry`.
+A value is the xor of its boolean shares or the sum mod 2^64 of its arithmetic shares. Counts are for n values, in
+planes of W = ceil(n / 64) words. `shoal.private.protocol.carry` describes the circuit and its cost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from shoal.private.protocol.bitslice import slice_bits, unpack
 from shoal.private.protocol.carry import Carry, Digit, Gate
-from shoal.private.protocol.plan import ReluPlan
+from shoal.private.protocol.layout import ReluLayout
 from shoal.private.transport.wire import Wire
 
 ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
@@ -38,7 +38,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Rider:
-    """Words of something else that shares a message, and who takes the other party's."""
+    """Extra words that travel in a message, and a function that takes the other party's extra words."""
 
     mine: np.ndarray
     take: Callable[[np.ndarray], None]
@@ -46,7 +46,7 @@ class Rider:
 
 @dataclass(frozen=True)
 class _Indices:
-    """A carry circuit's pairs as index arrays, and where each digit's sums begin."""
+    """A carry circuit's pairs as index arrays, and the start of each sum among them."""
 
     clients: np.ndarray
     servers: np.ndarray
@@ -60,20 +60,20 @@ def _indices(carry: Carry) -> _Indices:
     return _Indices(pairs[:, 0].copy(), pairs[:, 1].copy(), np.cumsum([0, *sizes[:-1]]))
 
 
-def sign(side: Side, plan: ReluPlan, x: np.ndarray, rider: Rider | None = None) -> np.ndarray:
+def sign(side: Side, layout: ReluLayout, x: np.ndarray, rider: Rider | None = None) -> np.ndarray:
     """Boolean shares, one plane [W], of "x < 0" for arithmetic shares `x` uint64 [n].
 
-    `rider` goes with the first message.
+    The words of `rider` travel in the first message.
 
-    1. Both drop all but the low bits + 1 bits: exact shares u (client) and v (server) modulo 2^(bits + 1).
-    2. Both mask the monomials of their digits and exchange them: 8 W bytes times `carry.monomials` each way. Each
-       pair's product is then shared by (A)(B) = A (B ^ b) ^ (A ^ a) b ^ ab, of which ab is prepared.
-    3. Each level of gates opens its masked inputs: 8 W bytes times the gates' inputs each way.
+    1. Both keep only the low bits + 1 bits, which are exact shares u (client) and v (server) modulo 2^(bits + 1).
+    2. Both mask the monomials of their digits and exchange them: `carry.monomials` times 8 W bytes each way. Shares of
+       a pair's product follow from A B = A (B ^ b) ^ (A ^ a) b ^ a b, where a b is prepared.
+    3. Each level of gates opens its masked inputs: 8 W bytes for each input each way.
     4. The sign is the xor of both top bits and the carry.
     """
-    carry, planes = plan.carry, slice_bits(x, plan.carry.bits + 1)
-    generate, propagate = _digits(side, plan, planes, rider)
-    products, masks = side.half[f"{plan.name}.products"], side.half[f"{plan.name}.inputs"]
+    carry, planes = layout.carry, slice_bits(x, layout.carry.bits + 1)
+    generate, propagate = _digits(side, layout, planes, rider)
+    products, masks = side.half[f"{layout.name}.products"], side.half[f"{layout.name}.inputs"]
     for level in carry.levels:
         count, made = sum(g.inputs for g in level), sum(g.products for g in level)
         generate, propagate = _level(side, level, generate, propagate, masks[:count], products[:made])
@@ -82,7 +82,7 @@ def sign(side: Side, plan: ReluPlan, x: np.ndarray, rider: Rider | None = None) 
 
 
 def monomials(digit: Digit, planes: np.ndarray) -> Iterator[np.ndarray]:
-    """The product of the digit's bits over each non-empty set of them, in the order of the sets' bit masks."""
+    """The product of the digit's bits over each non-empty set, in the order of the sets' bit masks."""
     made: list[np.ndarray] = []
     for mask in range(1, digit.monomials + 1):
         top = mask.bit_length() - 1
@@ -92,22 +92,22 @@ def monomials(digit: Digit, planes: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _digits(
-    side: Side, plan: ReluPlan, planes: np.ndarray, rider: Rider | None
+    side: Side, layout: ReluLayout, planes: np.ndarray, rider: Rider | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Shares of each digit's generate and propagate bits, least significant first; one exchange."""
-    carry = plan.carry
+    carry = layout.carry
     own = np.stack([m for digit in carry.digits for m in monomials(digit, planes)])
-    masks = side.half[f"{plan.name}.digits"]
+    masks = side.half[f"{layout.name}.digits"]
     mine = (own ^ masks).ravel()
     theirs = side.wire.exchange(mine if rider is None else np.concatenate([mine, rider.mine]))
     if rider is not None:
         rider.take(theirs[mine.size :])
     theirs = theirs[: mine.size].reshape(own.shape)
     at = _indices(carry)
-    # The client knows its monomials themselves, the server the masks on its own: together A B without ab.
+    # The client uses its monomials, the server the masks of its own. Together they have A B without a b.
     left, right = (own, theirs) if side.client else (theirs, masks)
     terms = left[at.clients] & right[at.servers]
-    terms ^= side.half[f"{plan.name}.pairs"]
+    terms ^= side.half[f"{layout.name}.pairs"]
     return _sums(carry, np.bitwise_xor.reduceat(terms, at.starts, axis=0), own)
 
 
@@ -116,7 +116,7 @@ def _sums(carry: Carry, sums: np.ndarray, own: np.ndarray) -> tuple[list[np.ndar
     for digit in carry.digits:
         generate.append(sums[row])
         row, start = row + 1, start + digit.monomials
-        # The product of all bits is a term that each party knows of its own.
+        # Each party knows the product of all of its bits, which is one more term.
         known = own[start - 1]
         if digit.propagate:
             known, row = known ^ sums[row], row + 1
@@ -132,7 +132,7 @@ def _level(
     masks: np.ndarray,
     products: np.ndarray,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """One level of gates; one exchange of every gate's masked inputs."""
+    """One level of gates: one exchange of the masked inputs of all gates."""
     parts = list(_split(gates, generate, propagate))
     shares = np.stack([x for gate, g, p in parts for x in gate_inputs(gate, g, p)])
     shares ^= masks
@@ -156,12 +156,12 @@ def _split(
 
 
 def gate_inputs(gate: Gate, generate: list[np.ndarray], propagate: list[np.ndarray]) -> list[np.ndarray]:
-    """What a gate opens, in the order that `Gate` states."""
+    """The inputs that a gate opens, in the order that `Gate` states."""
     return propagate[:0:-1] + generate[:-1] + propagate[:1] * gate.needs_propagate
 
 
 def _blocks(client: bool, gate: Gate, masks: np.ndarray, products: np.ndarray) -> list[np.ndarray]:
-    """Shares of the products of masks, block by block as `Gate` states, from own masks and prepared products."""
+    """Shares of the products of masks, in blocks as `Gate` states, from own masks and prepared products."""
     base = np.empty((gate.base, masks.shape[1]), np.uint64)
     base[0] = ONES if client else 0
     singles = [1 << i for i in range(gate.size - 1)]
@@ -176,7 +176,7 @@ def _blocks(client: bool, gate: Gate, masks: np.ndarray, products: np.ndarray) -
 
 
 def _generate(gate: Gate, opened: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
-    """Shares of the xor over i of G[i] times all P above it, but for the last G."""
+    """Shares of the xor of all G[i] times the P's above it, without the last G."""
     base, total = blocks[0], None
     for i in range(gate.size - 1):
         term = opened[gate.size - 1 + i] & base[: gate.blocks[i]]
@@ -195,26 +195,26 @@ def _propagate(gate: Gate, opened: np.ndarray, blocks: list[np.ndarray]) -> np.n
 
 
 def _times(opened: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """From shares of z a[T] for every set T, those of z x a[T] for the T without x, where x = opened ^ a[x]."""
+    """From shares of z a[T] for every set T, shares of z x a[T] for the sets T without x, where x = opened ^ a[x]."""
     half = len(shares) // 2
     out = opened & shares[:half]
     out ^= shares[half:]
     return out
 
 
-def select(side: Side, plan: ReluPlan, choice: np.ndarray, x: np.ndarray) -> np.ndarray:
+def select(side: Side, layout: ReluLayout, choice: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Arithmetic shares of choice * x, for boolean shares `choice` [W] and arithmetic shares `x` uint64 [n].
 
-    Prepared: a random bit r and word t, shares of r as a word, and of r t. One exchange of 8 (W + n) bytes each way
-    opens e = choice ^ r and d = x - t; then choice * x = e t + e d + (1 - 2 e) (r t + d r).
+    Prepared are a random bit r, a random word t, and shares of r as a word and of r t. One exchange of 8 (W + n) bytes
+    each way opens e = choice ^ r and d = x - t; then choice * x = e t + e d + (1 - 2 e) (r t + d r).
     """
-    name, words = plan.name, plan.words
+    name, words = layout.name, layout.words
     value = side.half[f"{name}.value"]
     mine = np.concatenate([choice ^ side.half[f"{name}.choice"], x - value])
     theirs = side.wire.exchange(mine)
-    e = unpack(mine[:words] ^ theirs[:words], plan.count)
+    e = unpack(mine[:words] ^ theirs[:words], layout.count)
     d = mine[words:] + theirs[words:]
-    flip = np.uint64(0) - e  # all ones where e is one: (z ^ flip) - flip is (1 - 2 e) z
+    flip = np.uint64(0) - e  # all ones where e is 1, so (z ^ flip) - flip is (1 - 2 e) z
     out = d * side.half[f"{name}.choice_word"]
     out += side.half[f"{name}.chosen_value"]
     out ^= flip

@@ -1,1 +1,1 @@
-"""The two parties over a connection: client, server, and all that a session needs."""
+"""The two parties as programs: client, server, their options, and the sessions between them."""

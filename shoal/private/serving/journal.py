@@ -1,12 +1,12 @@
-"""What a server tells its operator: each event as a log line and in its counters, and the last errors."""
+"""The events of a server, for its operator: log lines, counters, and the last errors."""
 
 from __future__ import annotations
 
 import logging
 import threading
 
-from shoal.private.serving.line import EngineError, Line, RefusedError, SessionStoppedError, TimedOutError
 from shoal.private.serving.metrics import FAILURES, REFUSALS, SESSIONS, Metrics
+from shoal.private.serving.session import EngineError, RefusedError, Session, SessionStoppedError, TimedOutError
 from shoal.private.transport.channel import ClosedError
 
 KINDS: dict[type[Exception], str] = {
@@ -18,7 +18,7 @@ KINDS: dict[type[Exception], str] = {
 
 
 class Journal:
-    """One server's events. Log records carry `facts`, which JSON logs show as fields; clients go by a short hash."""
+    """The events of one server. Log records carry `facts`, which are fields of JSON logs; clients appear as hashes."""
 
     def __init__(self, metrics: Metrics, stopped: threading.Event) -> None:
         self.metrics, self.stopped = metrics, stopped
@@ -26,37 +26,37 @@ class Journal:
         self.errors: list[str] = []
 
     def began(self, task: str) -> None:
-        """A session whose terms agree."""
+        """A session began: both parties' terms agree."""
         self.metrics.count(SESSIONS, task)
 
     def answered(self, mode: str, client: str, seconds: float, sent: int, received: int) -> None:
-        """One query in full, with its bytes as this server sees them."""
+        """A query was answered in full; `sent` and `received` are bytes at this server."""
         self.metrics.answered(mode, seconds, sent, received)
         facts = {"event": "query", "mode": mode, "client": client, "seconds": round(seconds, 6)}
         facts |= {"sent": sent, "received": received}
         self.log.info("%s query of %s: %.3f s", mode, client, seconds, extra={"facts": facts})
 
     def made(self, client: str, items: int, sent: int, received: int) -> None:
-        """A batch of prepared items that both parties have."""
+        """A batch of prepared items is ready at both parties."""
         self.metrics.made(items, sent, received)
         facts = {"event": "made", "client": client, "items": items, "sent": sent, "received": received}
         self.log.info("%d items made with %s", items, client, extra={"facts": facts})
 
-    def ended(self, error: Exception, line: Line, agreed: bool) -> None:
-        """A session that failed or was refused; one that a closing server ends between two queries is neither."""
+    def ended(self, error: Exception, session: Session, agreed: bool) -> None:
+        """A session failed or was refused. One that a closing server ends between two queries counts as neither."""
         if isinstance(error, RefusedError):
             self.refused(error.reason, str(error))
-        elif not (isinstance(error, SessionStoppedError) and line.idle):
+        elif not (isinstance(error, SessionStoppedError) and session.idle):
             kind = KINDS.get(type(error), "session" if agreed else "handshake")
             self.failed("stopped" if self.stopped.is_set() else kind, error)
 
     def refused(self, reason: str, message: str) -> None:
-        """A client that did nothing wrong and was sent away."""
+        """A client was refused although it did nothing wrong."""
         self.metrics.count(REFUSALS, reason)
         self._note("refused", reason, message)
 
     def failed(self, kind: str, error: Exception) -> None:
-        """A session, or a connection that was not yet one, that failed."""
+        """A session failed, or a connection before its session began."""
         self.metrics.count(FAILURES, kind)
         self._note("failed", kind, str(error))
 

@@ -1,4 +1,4 @@
-"""What a server counts for its operator. No image, weight, seed or item; clients by a short hash only."""
+"""A server's counters for its operator. They show no images, weights, seeds or items, and clients only as hashes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Upper ends, in seconds, of a query's histogram; one more bucket takes the rest."""
+"""Upper limits, in seconds, of the buckets of a query's histogram; one more bucket holds the rest."""
 SESSIONS, QUERIES, REFUSALS, FAILURES = "sessions", "queries", "refusals", "failures"
 
 
 def short_name(client: str) -> str:
-    """A client as logs and metrics name it: 8 hex digits of a hash of its certificate and its pool's own name."""
+    """A client's name in logs and metrics: 8 hex digits of a hash of its certificate and its pool's name."""
     return hashlib.sha256(client.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class Level:
-    """One client's pool: items ready, and bytes of the whole pool on disk."""
+    """How full one client's pool is: its ready items, and the bytes of the whole pool on disk."""
 
     items: int
     bytes: int
@@ -31,7 +31,7 @@ class Level:
 
 @dataclass
 class Histogram:
-    """Seconds of queries: how many fell into each bucket, and their sum."""
+    """Seconds of queries: how many fell in each bucket, and their sum."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     sum: float = 0.0
@@ -42,13 +42,13 @@ class Histogram:
         self.sum += seconds
 
     def body(self) -> dict[str, Any]:
-        """Count, sum, and queries up to each bucket's end, as Prometheus counts them."""
+        """Count, sum, and the queries up to each bucket's limit, as Prometheus counts them."""
         upto = {str(end): sum(self.counts[: i + 1]) for i, end in enumerate(BUCKETS)}
         return {"count": sum(self.counts), "sum": self.sum, "upto": upto}
 
 
 class Metrics:
-    """Counters of one server; any thread may count and read. `levels` gives the pools' levels by short name."""
+    """Counters of one server; any thread may count and read. `levels` returns how full each pool is, by short name."""
 
     def __init__(self, levels: Callable[[], dict[str, Level]]) -> None:
         self.levels = levels
@@ -59,24 +59,24 @@ class Metrics:
         self._open = self._made = 0
 
     def count(self, name: str, kind: str) -> None:
-        """One more of `name`: a session by task, a refusal by reason, or a failure by kind."""
+        """Count one more of `name`: a session by task, a refusal by reason, or a failure by kind."""
         with self._guard:
             self._counts[name][kind] += 1
 
     def connected(self, change: int) -> None:
-        """A connection came (1) or went (-1)."""
+        """Count a connection that opened (1) or closed (-1)."""
         with self._guard:
             self._open += change
 
     def answered(self, mode: str, seconds: float, sent: int, received: int) -> None:
-        """One query was answered in full, in `mode` "prepared" or "direct"."""
+        """Count a query answered in full in `mode` "prepared" or "direct", its seconds and bytes."""
         with self._guard:
             self._counts[QUERIES][mode] += 1
             self._seconds.setdefault(mode, Histogram()).add(seconds)
             self._traffic(mode, sent, received)
 
     def made(self, items: int, sent: int, received: int) -> None:
-        """A batch of prepared items is finished at both parties."""
+        """Count a batch of prepared items that is ready at both parties, and its bytes."""
         with self._guard:
             self._made += items
             self._traffic("prepare", sent, received)
@@ -85,7 +85,7 @@ class Metrics:
         self._bytes.setdefault(task, Counter()).update({"sent": sent, "received": received})
 
     def snapshot(self) -> dict[str, Any]:
-        """All figures as plain values, fit for JSON. Seconds and bytes; counters since the server began."""
+        """All figures as plain values for JSON, in seconds and bytes; counters start with the server."""
         levels = self.levels()
         with self._guard:
             body: dict[str, Any] = {"uptime_s": time.monotonic() - self._begun, "sessions_open": self._open}

@@ -1,4 +1,4 @@
-"""A server's figures for the outside: a JSON file rewritten every few seconds, and Prometheus text on loopback."""
+"""Shows a server's figures: in a JSON file that is rewritten every few seconds, and to Prometheus on loopback."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOG = logging.getLogger("shoal.private.serving.server")
 
 
 class Monitor:
-    """Shows `snapshot` while its `with` block lasts, and writes `file` once more at the end.
+    """Shows the figures of `snapshot` within its `with` block, and writes `file` once more at the end.
 
-    `file` gets JSON every `every_s` seconds; a reader sees the old or the new content, never a part. `port` of
-    127.0.0.1 answers ``GET /metrics`` (0 takes a free one; `address` says which). Either may be None. Raises ShoalError
-    for a port in use and for a file that cannot be written at the beginning; later such failures are only logged.
+    `file` is written as JSON every `every_s` seconds; readers see the old or the new content, never a part of it.
+    `port` of 127.0.0.1 answers ``GET /metrics`` (0 takes a free port; `address` says which). Both may be None. Raises
+    ShoalError for a port in use and for a file that cannot be written at first; later failures are only logged.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Monitor:
 
 def _endpoint(snapshot: Callable[[], dict[str, Any]], port: int) -> HTTPServer:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5.0  # seconds that one silent reader may hold the others up
+        timeout = 5.0  # seconds for which a silent reader may block the others
 
         def do_GET(self) -> None:
             found = self.path.partition("?")[0] == "/metrics"
@@ -102,7 +102,7 @@ def _endpoint(snapshot: Callable[[], dict[str, Any]], port: int) -> HTTPServer:
             return "shoal"
 
         def log_message(self, format: str, *args: object) -> None:
-            pass  # a line a scrape would bury the others
+            pass  # one line for each request would drown all others
 
     try:
         return HTTPServer((LOOPBACK, port), Handler)

@@ -1,4 +1,4 @@
-"""The server's pools: one for each client, by its certificate and by the name that its own pool goes by."""
+"""The server's pools: one for each pool of a client, by the client's certificate and the pool's name."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import threading
 from pathlib import Path
 
 from shoal.errors import ShoalError
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import READY, Pool
-from shoal.private.serving.line import RefusedError, printable
 from shoal.private.serving.metrics import Level, short_name
+from shoal.private.serving.session import RefusedError, printable
 
 
 class Pools:
-    """Pools of one program in `folder`, each opened when its client first comes and held until `close`.
+    """Pools of one program in `folder`. Each is opened when its client first connects, and held until `close`.
 
-    A certificate may have `most` of them: a client makes up its pool's name itself.
+    A certificate may have at most `most` pools, because clients choose the names of their pools themselves.
     """
 
-    def __init__(self, folder: Path, plan: Plan, most: int) -> None:
-        self.folder, self.plan, self.most = folder, plan, most
+    def __init__(self, folder: Path, layout: Layout, most: int) -> None:
+        self.folder, self.layout, self.most = folder, layout, most
         self._open: dict[str, Pool] = {}
         self._guard = threading.Lock()
 
     def of(self, identity: str, name: object) -> Pool:
         """The pool of the client with this certificate and name.
 
-        Raises ShoalError for a name that is none, RefusedError for one pool more than a certificate may have.
+        Raises ShoalError for a malformed name, RefusedError when the certificate already has the most pools.
         """
         if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{16}", name):
             raise ShoalError(f"found client name {printable(name, 40)}; need 16 hex digits; need a shoal client there")
@@ -36,7 +36,7 @@ class Pools:
         with self._guard:
             if key not in self._open:
                 self._require_room(identity, key)
-                self._open[key] = Pool(self.folder / key, self.plan, False)
+                self._open[key] = Pool(self.folder / key, self.layout, False)
             return self._open[key]
 
     def _require_room(self, identity: str, key: str) -> None:
@@ -49,11 +49,11 @@ class Pools:
             )
 
     def levels(self) -> dict[str, Level]:
-        """Every pool on disk by its client's short name, whether or not that client came since the server began."""
+        """How full every pool on disk is, by its client's short name, also for clients that have not connected yet."""
         return {short_name(folder.name): _level(folder) for folder in self.folder.glob("*-*")}
 
     def close(self) -> None:
-        """Let go of all pools."""
+        """Release all pools."""
         with self._guard:
             for pool in self._open.values():
                 pool.close()

@@ -1,7 +1,7 @@
-"""Prepared mode: both sides' sessions that make correlated randomness ahead, and those that spend it on queries.
+"""Prepared mode, at both parties: sessions that make correlated randomness, and sessions of queries that spend it.
 
-Names of items are common to both parties. An item counts once both have staged it; a query claims one at either side,
-which destroys it, before anything that depends on it is sent.
+An item has the same name at both parties, and is ready once both have staged it. For a query both parties claim one
+item, which deletes it from disk before anything that depends on it is sent.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from shoal.private.protocol.online import GoOn, Inference, Prepared
 from shoal.private.protocol.pool import Pool
 from shoal.private.protocol.signs import Side
 from shoal.private.serving.direct import Answered
-from shoal.private.serving.line import Line, RefusedError, whole
+from shoal.private.serving.options import MOST_ITEMS
 from shoal.private.serving.refill import Proceed
-from shoal.private.serving.spu_link import Local, link_as_client, link_as_server
+from shoal.private.serving.session import RefusedError, Session, whole
+from shoal.private.serving.spu_link import Local, link_as_server
 from shoal.private.transport.wire import SocketWire
 
-MOST_NAMES, MAX_LIST = 4096, 1 << 18
+MAX_LIST = 1 << 18
+"""Most bytes of a list of names in a message."""
 Progress = Callable[[int, int], None]
 """Called with (items made, items asked)."""
 Made = Callable[[int, int, int], None]
-"""Called by the server for each finished batch with its items, and the bytes that SPU sent and received for it."""
+"""Called by the server for each finished batch with (items, bytes that SPU sent, bytes that SPU received)."""
 
 
 @dataclass
 class Offline:
-    """What making items cost: of each batch its number of items and what its SPU process said.
+    """The cost of making items: for each batch, its number of items and the figures of its SPU process.
 
     Kinds of products are "product" (linear layers), "and" (bits) and "chosen" (bits times words).
     """
@@ -44,22 +46,22 @@ class Offline:
 
     @property
     def items(self) -> int:
-        """Items made."""
+        """The number of items made."""
         return sum(items for items, _ in self.batches)
 
     @property
     def later(self) -> Offline:
-        """All but the first batch, in which SPU also makes its keys."""
+        """The cost without the first batch, in which SPU also makes its keys."""
         return Offline(self.batches[1:])
 
     @property
     def kinds(self) -> dict[str, dict[str, float]]:
-        """Of each kind of product its seconds, bytes both ways and messages, over all batches."""
+        """For each kind of product, its seconds, bytes both ways and messages in all batches."""
         return _sums(facts["kinds"] for _, facts in self.batches)
 
     @property
     def steps(self) -> dict[str, float]:
-        """Seconds of each linear layer's product, over all batches."""
+        """Seconds of each linear layer's product in all batches."""
         return _sums({"seconds": facts["steps"]} for _, facts in self.batches)["seconds"]
 
 
@@ -73,42 +75,44 @@ def _sums(tables: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, 
 
 
 def names_of(payload: bytes) -> list[str]:
-    """Names of items as a peer sent them; ShoalError for too many."""
+    """The names of items in a peer's message. Raises ShoalError for too many."""
     names = payload.decode("ascii", "replace").split()
-    if len(names) > MOST_NAMES:
-        raise ShoalError(f"found {len(names)} names of prepared items; need at most {MOST_NAMES}; prepare fewer")
+    if len(names) > MOST_ITEMS:
+        raise ShoalError(f"found {len(names)} names of prepared items; need at most {MOST_ITEMS}; prepare fewer")
     return names
 
 
 def payload_of(names: list[str]) -> bytes:
-    """Names of items for a message."""
-    return " ".join(names[:MOST_NAMES]).encode()
+    """Names of items as bytes for a message."""
+    return " ".join(names[:MOST_ITEMS]).encode()
 
 
 # ---------------------------------------------------------------- making
 
 
-def serve_preparation(line: Line, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int, made: Made) -> None:
-    """The server's side of one session that makes items, to its end."""
+def serve_preparation(
+    session: Session, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int, made: Made
+) -> None:
+    """Serve one session of preparation, until it ends."""
     batch = whole(hello, "batch", local.max_batch)
-    # More names than fit a message could not be agreed on.
-    room = min(most_bytes // max(1, pool.plan.stored_bytes(False)), MOST_NAMES)
-    _require_room(pool, 1, room)
-    link_as_server(line, local, hello, "prepare", batch)
+    # The parties could not agree on more names than fit in a message.
+    room = min(most_bytes // max(1, pool.layout.stored_bytes(False)), MOST_ITEMS)
+    require_room(pool, 1, room)
+    link_as_server(session, local, hello, "prepare", batch)
     with pool.making() as expect:
-        while (message := line.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
+        while (message := session.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
             names = message.get("names")
             if not isinstance(names, list) or not 1 <= len(names) <= batch:
                 raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
-            _require_room(pool, len(names), room)
+            require_room(pool, len(names), room)
             expect(names)
-            line.control.send({"type": "go"})
-            facts = _make(line, local, pool, names)
+            session.control.send({"type": "go"})
+            facts = _make(session, local, pool, names)
             made(len(names), facts["sent"], facts["received"])
 
 
-def _require_room(pool: Pool, more: int, room: int) -> None:
-    # Staged items are on disk, too, whether a crash left them or a client that went before they were committed.
+def require_room(pool: Pool, more: int, room: int) -> None:
+    # Staged items take room, too: a crash or a client that left may have prevented their commit.
     have = len(pool.everything())
     if have + more > room:
         raise RefusedError(
@@ -116,47 +120,49 @@ def _require_room(pool: Pool, more: int, room: int) -> None:
         )
 
 
-def prepare(
-    line: Line,
-    local: Local,
-    welcome: dict[str, Any],
-    link: str,
-    pool: Pool,
-    count: int,
-    batch: int,
-    progress: Progress | None,
-    proceed: Proceed | None = None,
-) -> Offline:
-    """The client's side: makes `count` items in batches, asking `proceed` between two; what is finished stays."""
-    link_as_client(line, local, welcome, link, "prepare", batch)
+@dataclass(frozen=True)
+class Request:
+    """What a client asks for: `count` items, `batch` at a time.
+
+    `progress` hears of each finished batch; `proceed` is asked between two batches and may end the request early.
+    """
+
+    count: int
+    batch: int
+    progress: Progress | None = None
+    proceed: Proceed | None = None
+
+
+def prepare(session: Session, local: Local, pool: Pool, request: Request) -> Offline:
+    """The client's side: makes the items once both SPU processes are connected; finished items stay."""
     made, cost = 0, Offline()
     with pool.making() as expect:
-        while made < count and (not made or proceed is None or proceed()):
-            base, size = secrets.token_hex(16), min(batch, count - made)
+        while made < request.count and (not made or request.proceed is None or request.proceed()):
+            base, size = secrets.token_hex(16), min(request.batch, request.count - made)
             names = [f"{base}-{i:06d}" for i in range(size)]
             expect(names)
-            line.control.send({"type": "make", "names": names})
-            line.from_peer(("go",), local.timeout_s)
-            cost.batches.append((size, _make(line, local, pool, names)))
+            session.control.send({"type": "make", "names": names})
+            session.from_peer(("go",), local.timeout_s)
+            cost.batches.append((size, _make(session, local, pool, names)))
             made += size
-            if progress is not None:
-                progress(made, count)
+            if request.progress is not None:
+                request.progress(made, request.count)
     return cost
 
 
-def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, Any]:
-    """Have the SPU process make and stage items, and commit them when the peer has staged them, too.
+def _make(session: Session, local: Local, pool: Pool, names: list[str]) -> dict[str, Any]:
+    """Let the SPU process make and stage items, and commit them once the peer has staged them, too.
 
-    The server commits first: an item that the client sees is there at the server, even for a query at that moment.
+    The server commits first, so every item that is ready at the client is ready at the server.
     """
-    line.order({"type": "make", "names": names, "pool": str(pool.folder.resolve())})
-    facts, _ = line.from_worker(10 * local.timeout_s)
+    session.order({"type": "make", "names": names, "pool": str(pool.folder.resolve())})
+    facts, _ = session.from_worker(10 * local.timeout_s)
     if pool.client:
-        line.control.send({"type": "staged"})
-    line.from_peer(("staged",), 10 * local.timeout_s)
+        session.control.send({"type": "staged"})
+    session.from_peer(("staged",), 10 * local.timeout_s)
     pool.commit(names)
     if not pool.client:
-        line.control.send({"type": "staged"})
+        session.control.send({"type": "staged"})
     return facts
 
 
@@ -164,48 +170,48 @@ def _make(line: Line, local: Local, pool: Pool, names: list[str]) -> dict[str, A
 
 
 def serve_queries(
-    line: Line, local: Local, prepared: Prepared, pool: Pool, answered: Answered, early_exit: bool
+    session: Session, local: Local, prepared: Prepared, pool: Pool, answered: Answered, early_exit: bool
 ) -> None:
-    """The server's side of one session of prepared queries, to its end. The client's list of items is in `line`.
+    """Serve one session of prepared queries, until it ends. `session.payload` holds the client's list of items.
 
-    `early_exit` says whether clients may end an inference at an exit, which the server then learns.
+    `early_exit` says whether clients may stop an inference at an early exit, which the server then learns.
     """
-    theirs = names_of(line.payload)
+    theirs = names_of(session.payload)
     mine = pool.everything()
-    line.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
+    session.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
     pool.agree(theirs)
-    while (message := line.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
+    while (message := session.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
         if early and not early_exit:
             raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
         half = pool.claim(message.get("name"))
-        line.control.send({"type": "go"})
-        wire = SocketWire(line.control, local.timeout_s)
+        session.control.send({"type": "go"})
+        wire = SocketWire(session.control, local.timeout_s)
         Inference(prepared, Side(False, wire, half)).run(None, early)
         answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
 
 
-class PreparedSession:
-    """The client's side of one session of prepared queries. It takes images one at a time, an item each."""
+class PreparedQueries:
+    """The client's side of a session of prepared queries. Each query takes one image and spends one item."""
 
     max_batch = 1
 
-    def __init__(self, line: Line, local: Local, pool: Pool) -> None:
-        self.line, self.local, self.pool = line, local, pool
-        self.prepared = Prepared(pool.plan, None)
+    def __init__(self, session: Session, local: Local, pool: Pool) -> None:
+        self.session, self.local, self.pool = session, local, pool
+        self.prepared = Prepared(pool.layout, None)
 
     def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
-        """The figures and logits of one image, int64 [1, *shape]; it ends at an exit as sure as `exit_above`."""
-        self.line.check()  # a session that the server ended should not cost an item
+        """Figures and logits of one image, int64 [1, *shape]. See `Client.query` for `exit_above`."""
+        self.session.check()  # a session that the server has ended must not cost an item
         names = self.pool.names()
         if not names:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
-        # The request says nothing but the item's name, so both sides claim it at the same time.
+        # The request contains only the item's name, so both parties may claim it at the same time.
         with self.pool.asking(names[0]):
-            self.line.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
+            self.session.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
             half = self.pool.claim(names[0])
-            self.line.from_peer(("go",), self.local.timeout_s)
-        wire = SocketWire(self.line.control, self.local.timeout_s)
+            self.session.from_peer(("go",), self.local.timeout_s)
+        wire = SocketWire(self.session.control, self.local.timeout_s)
         run = Inference(self.prepared, Side(True, wire, half))
         logits = run.run(torch.from_numpy(images), self._unsure(exit_above))
         traffic, fixed = wire.traffic, self.prepared.fixed
@@ -213,11 +219,13 @@ class PreparedSession:
         figures |= {"latencies": traffic.latencies, "relu_s": run.relu_s, "linear_s": run.linear_s}
         figures["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         exits = [fixed.decode(y.numpy()) for y in logits]
-        absent = [np.full((1, *self.pool.plan.shapes[n]), np.nan) for n in self.pool.plan.program.outputs[len(exits) :]]
+        absent = [
+            np.full((1, *self.pool.layout.shapes[n]), np.nan) for n in self.pool.layout.program.outputs[len(exits) :]
+        ]
         return figures | {"exits": (*exits, *absent), "taken": len(exits) - 1}
 
     def _unsure(self, exit_above: float | None) -> GoOn | bool:
-        """Whether an exit's largest softmax probability stays below `exit_above`."""
+        """A function that says whether an exit's largest softmax probability is below `exit_above`."""
 
         def go_on(number: int, logits: torch.Tensor) -> bool:
             values = self.prepared.fixed.decode(logits.numpy()).ravel()

@@ -1,7 +1,7 @@
-"""Keeping a client's pool filled: in a thread between its queries, or in a process of its own.
+"""Keeps a client's pool filled: in a thread between its queries, or in a process of its own.
 
-Making items takes both parties, and the client is the one that asks. A failure is logged and tried again later, later
-each time; queries go on with what is there.
+Both parties make items together, at the client's request. After a failure it waits, longer each time, and tries again;
+meanwhile queries use the items that are ready.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from shoal.errors import ShoalError
 LOG = logging.getLogger("shoal.private.serving.refill")
 POLL_SECONDS = 1.0
 QUIET_SECONDS = 10.0
-"""How long making waits, between two batches, for queries to end before it lets go of the server's SPU."""
+"""Seconds to wait, between two batches, for queries to end before the server's SPU process is released."""
 Proceed = Callable[[], bool]
 """Asked between two batches: whether to make another."""
 
 
 class Backoff:
-    """Seconds to wait after failures in a row: `first`, twice that, and so on up to `most`."""
+    """How long to wait after consecutive failures: `first` seconds, then twice that, and so on up to `most`."""
 
     def __init__(self, first: float = 1.0, most: float = 60.0) -> None:
         self.first, self.most = first, most
         self.failures = 0
 
     def failed(self, error: Exception) -> float:
-        """Log one more failure; the seconds until the next attempt."""
+        """Log a failure and return the seconds to wait before the next attempt."""
         wait = min(self.most, self.first * 2.0 ** min(self.failures, 30))
         self.failures += 1
         facts = {"event": "refill_failed", "retry_s": wait}
@@ -38,10 +38,10 @@ class Backoff:
 
 
 class Refill:
-    """A thread that tops a pool up to `keep` items while no query runs, or while one waits for an item.
+    """A thread that fills a pool up to `keep` items while no query runs, or while a query waits for an item.
 
-    `ready` counts items, `top_up` makes what is missing and asks its argument between two batches. `error` is the last
-    failure, None once all is well again. `backoff` paces attempts after failures.
+    `ready` returns the number of ready items. `top_up` makes missing items; between two batches it asks its argument
+    whether to go on. `error` is the last failure, None after a success. `backoff` sets the waits after failures.
     """
 
     def __init__(self, keep: int, ready: Callable[[], int], top_up: Callable[[Proceed], object]) -> None:
@@ -54,11 +54,11 @@ class Refill:
         self._thread = threading.Thread(target=self._run, name="shoal-refill", daemon=True)
 
     def start(self) -> None:
-        """Begin; once."""
+        """Start the thread. Call it once."""
         self._thread.start()
 
     def close(self, wait_s: float = 2.0) -> None:
-        """End the thread, waiting `wait_s` seconds at most: it may still try to reach a server that is away."""
+        """End the thread, waiting at most `wait_s` seconds: it may still be trying to reach an absent server."""
         with self._turn:
             self._closed = True
             self._turn.notify_all()
@@ -66,7 +66,7 @@ class Refill:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """No batch begins within this block, which is a query's."""
+        """A query runs within this block, so no batch begins."""
         with self._turn:
             self._querying += 1
         try:
@@ -85,7 +85,7 @@ class Refill:
             self._starved -= 1
 
     def proceed(self) -> bool:
-        """Between two batches: wait a while for queries to end; whether to make another."""
+        """Between two batches: wait for queries to end; returns whether to make another batch."""
         with self._turn:
             self._turn.notify_all()
             self._turn.wait_for(lambda: self._closed or self._free(), QUIET_SECONDS)
@@ -104,7 +104,7 @@ class Refill:
                 self._succeeded()
 
     def _wait_for_work(self) -> bool:
-        """Return when items are missing and may be made; False when this is over."""
+        """Wait until items are missing and may be made. Returns False once the thread must end."""
         with self._turn:
             while not self._closed and not (self._free() and self.ready() < self.keep):
                 self._turn.wait(POLL_SECONDS)
@@ -112,7 +112,7 @@ class Refill:
 
     def _failed(self, error: Exception) -> None:
         with self._turn:
-            if not self._closed:  # closing ends a batch in the making, which is no failure
+            if not self._closed:  # closing interrupts a batch, which is no failure
                 self.error = error if isinstance(error, ShoalError) else ShoalError(str(error))
                 self._turn.notify_all()
                 wait, asked = self.backoff.failed(error), self._asked

@@ -1,1 +1,1 @@
-"""Bytes between two parties: certificates, framed channels, the format of arrays."""
+"""Bytes between the two parties: certificates, channels of framed messages, and raw words during inference."""

@@ -1,6 +1,6 @@
-"""Certificates for trying the two parties out: one throw-away authority and a leaf for each party.
+"""Test certificates for the two parties: an authority that signs once, and a certificate for each party.
 
-For real deployments use your own authority; any PEM files that name the hosts will do.
+Real deployments use their own authority: any PEM files work whose certificates name the hosts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shoal.storage.files import replacing
 
 @dataclass(frozen=True)
 class TLS:
-    """PEM files of one party: its certificate, its private key, and the authority that signs the peer."""
+    """PEM files of one party: its certificate, its private key, and the authority that signed the peer's."""
 
     cert: Path
     key: Path
@@ -51,10 +51,10 @@ def make_certificates(
 ) -> dict[str, TLS]:
     """Write `ca.pem` and `{server,client}.{pem,key}` into `folder`; return the TLS of "server" and "client".
 
-    `names` are the host names and IP addresses both leaves are valid for, `days` their life. Keys are readable
-    by their owner only, and the authority's own key is never written, so nobody can sign a third leaf later.
-    Raises ShoalError when `cryptography` is absent, when a file cannot be written, and, unless `overwrite`, when one
-    is there already; in each case no file has changed.
+    Both certificates are valid for the host names and IP addresses `names` and for `days` days. Key files are
+    readable by their owner only. The authority's own key is never written, so nobody can sign another certificate
+    later. Raises ShoalError when `cryptography` is not installed, when a file cannot be written, and when one exists
+    already (unless `overwrite`). In each of these cases no file has changed.
     """
     x509, ec, _ = _crypto()
     folder = Path(folder)
@@ -75,7 +75,7 @@ def make_certificates(
 
 
 def _crypto() -> tuple[Any, Any, Any]:
-    # `cryptography` is in the optional extra, so the import waits until certificates are wanted.
+    # `cryptography` belongs to an optional extra, so it is imported only when certificates are made.
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import serialization
@@ -93,7 +93,7 @@ def _encoding() -> Any:
 
 def _key_bytes(key: Any) -> bytes:
     s = _crypto()[2]
-    # brpc reads the traditional and the PKCS8 forms; PKCS8 is what Python's ssl and openssl write today.
+    # SPU's brpc reads both the traditional form and PKCS8, which Python's ssl and openssl write today.
     return bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
 
 
@@ -107,7 +107,7 @@ def _ca_extensions(x509: Any) -> list[tuple[Any, bool]]:
 
 
 def _leaf_extensions(x509: Any, names: tuple[str, ...]) -> list[tuple[Any, bool]]:
-    # Both parties listen and connect on the SPU link, so each leaf serves in both directions.
+    # Both parties listen and connect for SPU's own connection, so each certificate serves both roles.
     roles = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
     return [
         (x509.BasicConstraints(ca=False, path_length=None), True),
@@ -138,7 +138,7 @@ def _sign(
     now = dt.datetime.now(dt.timezone.utc)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public_key)
     builder = builder.serial_number(x509.random_serial_number())
-    # A small step back forgives clocks that disagree.
+    # Valid from five minutes ago, in case the clocks of the two machines differ.
     builder = builder.not_valid_before(now - dt.timedelta(minutes=5)).not_valid_after(now + dt.timedelta(days=days))
     key_id = x509.SubjectKeyIdentifier.from_public_key(public_key)
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
@@ -157,11 +157,11 @@ def _refuse_to_replace(files: Iterable[Path]) -> None:
 
 
 def _write(files: dict[Path, tuple[bytes, int]]) -> None:
-    """Write all files, with their modes, or none."""
+    """Write all files with their modes, or none of them."""
     with ExitStack() as stack:
         for path, (data, mode) in files.items():
             scratch = stack.enter_context(replacing(path))
             scratch.unlink(missing_ok=True)
-            # The mode is given at creation, so a key is never readable by others for a moment.
+            # The mode is set at creation, so a key is never readable by others, not even for a moment.
             with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data)

@@ -1,7 +1,7 @@
 """Framed messages over a socket: the control connection between the parties, and the pipe to a worker process.
 
-A frame is two big-endian lengths, a JSON object and raw bytes. Whoever sends it may be hostile: both lengths
-are limited before anything is read, and nothing but JSON is ever parsed.
+A frame consists of two big-endian lengths, a JSON object and raw bytes. The sender may be hostile: both lengths are
+checked before anything is read, and nothing but JSON is parsed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class ClosedError(ShoalError):
 
 
 class Channel:
-    """One connected socket. `name` says in errors who is at the other end; `max_payload` limits raw bytes."""
+    """One connected socket. `name` names the other end in errors; `max_payload` is the most raw bytes of a frame."""
 
     def __init__(self, sock: socket.socket, name: str, max_payload: int = 0) -> None:
         self.sock, self.name, self.max_payload = sock, name, max_payload
 
     def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
-        """Write one frame. Raises ClosedError when the other end is gone or does not read."""
+        """Write one frame. Raises ClosedError when the other end is gone or does not read it in time."""
         body = json.dumps(message).encode()
         if len(body) > MAX_MESSAGE:
             raise ShoalError(f"found a message of {len(body)} bytes for {self.name}; need at most {MAX_MESSAGE}")
@@ -47,7 +47,7 @@ class Channel:
             raise ClosedError(f"found {self.name} gone ({error}); need it running; connect again") from error
 
     def receive(self) -> tuple[dict[str, Any], bytes]:
-        """Read one frame. Raises ClosedError at the end of the stream, ShoalError on anything that is no frame."""
+        """Read one frame. Raises ClosedError at the end of the stream, ShoalError for bytes that are not a frame."""
         length, size = HEADER.unpack(self._exactly(HEADER.size))
         if length > MAX_MESSAGE or size > self.max_payload:
             raise ShoalError(f"found a frame of {length} and {size} bytes from {self.name}; need a shoal party there")
@@ -63,7 +63,7 @@ class Channel:
     def _exactly(self, count: int) -> bytes:
         parts, limit = bytearray(), time.monotonic() + FRAME_SECONDS
         while len(parts) < count:
-            # One limit for the whole piece, so that a peer cannot hold us with a byte now and then.
+            # One limit for the whole piece: a peer that sends a byte now and then must not block us.
             self.sock.settimeout(max(0.01, limit - time.monotonic()))
             try:
                 piece = self.sock.recv(min(count - len(parts), 1 << 20))
@@ -75,24 +75,24 @@ class Channel:
         return bytes(parts)
 
     def pending(self) -> bool:
-        """Whether decrypted bytes wait inside the TLS layer, where select cannot see them."""
+        """Whether the TLS layer holds decrypted bytes, which select cannot see."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def identity(self) -> str:
-        """A name for the peer's certificate: 16 hex digits of its SHA-256; ``"plain"`` without TLS."""
+        """The fingerprint of the peer's certificate (16 hex digits); ``"plain"`` without TLS."""
         if not isinstance(self.sock, ssl.SSLSocket):
             return "plain"
         return fingerprint(self.sock.getpeercert(True) or b"")
 
     def close(self) -> None:
-        """Close the socket; harmless when it is closed already."""
+        """Close the socket. May be called again."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
 
 def first_ready(channels: list[Channel], seconds: float) -> Channel | None:
-    """The first of `channels` that has something to read (or has ended); None after `seconds`."""
+    """The first of `channels` that can be read or has ended; None if there is none within `seconds`."""
     for channel in channels:
         if channel.pending():
             return channel
@@ -123,7 +123,7 @@ def require_tls(host: str, tls: TLS | None, insecure: bool, server: bool = False
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine's loopback, by its text alone: no name service is trusted for that."""
+    """Whether `host` is this machine's loopback, judged by its text alone; no name service is trusted."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -131,11 +131,11 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket on ``"host:port"``; port 0 takes a free one. Raises ShoalError when it cannot be had."""
+    """A listening socket on ``"host:port"``; port 0 takes a free one. Raises ShoalError when that is not possible."""
     host, port = parse_address(address, "the server's address")
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        # A restarted server may take its port back at once; two live listeners are refused all the same.
+        # A restarted server can use its port again at once. A second live listener is still refused.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(16)
@@ -155,7 +155,7 @@ def free_port(host: str) -> int:
 
 
 def admit(sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0) -> Channel:
-    """A client that was accepted, its certificate checked. Raises ShoalError when our authority signed none for it."""
+    """The channel to an accepted client. Raises ShoalError without a certificate that our authority signed."""
     name = f"the client at {peer}"
     try:
         return Channel(_secure(sock, tls, None), name, max_payload)
@@ -170,7 +170,7 @@ def admit(sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0)
 
 
 def connect(address: str, tls: TLS | None, seconds: float, max_payload: int = 0) -> Channel:
-    """Connect to a server and check its certificate; tries for `seconds`. Raises ShoalError when that fails."""
+    """Connect to a server and check its certificate, trying for `seconds`. Raises ShoalError when that fails."""
     host, port = parse_address(address, "the server's address")
     sock, name = _reach(host, port, seconds), f"the server at {address}"
     try:
@@ -191,7 +191,7 @@ def _reach(host: str, port: int, seconds: float) -> socket.socket:
         except UnicodeError as error:
             raise ShoalError(f"found {host!r} as a host name; need a valid one; mend the address") from error
         except OSError as error:
-            # A server that is just starting refuses for a moment, so refusal alone is no reason to give up.
+            # A server that is just starting refuses connections for a moment, so try again.
             if time.monotonic() + 0.2 >= limit:
                 raise ShoalError(
                     f"found no server at {host}:{port} within {seconds:g} s ({_reason(error)}); need one that "
@@ -219,7 +219,7 @@ def _context(tls: TLS, server: bool) -> ssl.SSLContext:
         context.load_verify_locations(tls.ca)
         context.load_cert_chain(tls.cert, tls.key)
     if server:
-        # Session tickets would make the socket readable without a message in it.
+        # Session tickets would make the socket readable although no message has arrived.
         context.num_tickets = 0
     return context
 
@@ -236,7 +236,7 @@ def _readable_files(tls: TLS) -> Iterator[None]:
 
 
 def _keep_alive(sock: socket.socket) -> None:
-    # A peer whose machine vanishes sends no end; probes notice within about 12 s even while we wait long.
+    # A machine that fails does not close its connections. Probes notice that within about 12 s.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 6), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):

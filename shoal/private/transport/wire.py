@@ -1,7 +1,7 @@
-"""Raw words between the two parties while a prepared inference runs: simultaneous exchanges of sizes both know.
+"""Raw words between the two parties during a prepared inference.
 
-Every message is a header (its number within the inference, its length) and uint64 or byte content. Both parties run
-the same steps, so each knows the number and the length that must come next; anything else ends the inference.
+Every message is a header (its number within the inference, its length in bytes) and uint64 words. Both parties run
+the same steps, so each knows the number and length of the next message. Anything else ends the inference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHUNK = 1 << 18
 
 @dataclass
 class Traffic:
-    """What went over a wire: payload bytes both ways, messages both ways, and one-way latencies in sequence."""
+    """What went over a wire: bytes each way (headers included), messages both ways, one-way latencies in sequence."""
 
     sent: int = 0
     received: int = 0
@@ -35,24 +35,24 @@ class Traffic:
 
 
 class Wire(Protocol):
-    """What a protocol step needs of its connection. All arrays are uint64."""
+    """The connection that a step of the protocol uses. All arrays are uint64."""
 
     traffic: Traffic
 
     def exchange(self, mine: np.ndarray) -> np.ndarray:
-        """Send `mine` and receive as many words, at the same time: one one-way latency."""
+        """Send `mine` and receive as many words at the same time. Takes one one-way latency."""
 
     def send(self, mine: np.ndarray) -> None:
         """Send `mine`."""
 
     def receive(self, words: int) -> np.ndarray:
-        """Receive `words` words: one one-way latency."""
+        """Receive `words` words. Takes one one-way latency."""
 
 
 class SocketWire:
-    """A Wire over a Channel's socket. `seconds` limits the wait for each message.
+    """A Wire over a Channel's socket that waits at most `seconds` for each message.
 
-    Raises ShoalError for a message out of turn, ClosedError for a peer that is gone or silent.
+    Raises ShoalError for an unexpected message, ClosedError for a peer that is gone or silent.
     """
 
     def __init__(self, channel: Channel, seconds: float) -> None:
@@ -95,12 +95,12 @@ class SocketWire:
         self.traffic.sent += sent
         self.traffic.received += received
         self.traffic.messages += (sent > 0) + (received > 0)
-        # Of a message one way, one party waits for it, and the other for what follows.
+        # For a message one way, the receiver waits for it and the sender waits for what follows.
         self.traffic.latencies += 1
 
 
 def _move(sock: socket.socket, out: memoryview, into: memoryview, limit: float) -> None:
-    """Write all of `out` and fill `into`, neither waiting for the other: two full buffers must not face each other."""
+    """Write all of `out` and fill `into` at the same time: two writers with full buffers would wait forever."""
     sock.setblocking(False)
     sent = got = 0
     while sent < len(out) or got < len(into):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shoal.channels.slimmable import slimmable
-from shoal.costs.model import direct_cost, plan_of, prepared_cost
+from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
@@ -145,12 +145,12 @@ def conv_macs(graph: Graph) -> float:
 
 def online_seconds(graph: Graph) -> float:
     """The forecast of a prepared inference's online phase without a network (`prepared_cost`)."""
-    return prepared_cost(plan_of(graph)).online.seconds
+    return prepared_cost(layout_of(graph)).online.seconds
 
 
 def offline_seconds(graph: Graph) -> float:
     """The forecast of what preparing an inference takes."""
-    return prepared_cost(plan_of(graph)).offline.seconds
+    return prepared_cost(layout_of(graph)).offline.seconds
 
 
 def direct_seconds(graph: Graph) -> float:

@@ -15,9 +15,9 @@ from shoal.private.program.program import Program
 from shoal.private.program.steps import TRUNCATING
 from shoal.private.protocol.bitslice import pack, plane_words, slice_bits, unpack
 from shoal.private.protocol.carry import Carry
+from shoal.private.protocol.layout import Layout, ReluLayout
 from shoal.private.protocol.offline import prepare
 from shoal.private.protocol.online import Inference, Prepared
-from shoal.private.protocol.plan import Plan, ReluPlan
 from shoal.private.protocol.randomness import expand, new_seed
 from shoal.private.protocol.signs import ONES, Side, select, sign
 from tests.support.dealing import Dealer, MemoryWire, both, wires
@@ -35,10 +35,10 @@ class Site:
         body = {"input_shape": [count], "outputs": ["r"], "exact": {}, "steps": [step], "sign_bits": {"r": bits}}
         more = {"version": "", "fraction_bits": 4, "field_bits": 64, "input": "x", "preprocessing": {}}
         program = Program._parse(body | more | {"error_bound": 0.0}, {})
-        self.plan = Plan(program)
-        self.relu: ReluPlan = self.plan.relus["r"]
+        self.layout = Layout(program)
+        self.relu: ReluLayout = self.layout.relus["r"]
         dealer = Dealer(program, None)  # type: ignore[arg-type]  # no linear step, no weight
-        self.halves = both(lambda c: prepare(self.plan, dealer.engine(c), c, [new_seed()])[0])
+        self.halves = both(lambda c: prepare(self.layout, dealer.engine(c), c, [new_seed()])[0])
         self.wires = wires()
 
     def side(self, client: bool) -> Side:
@@ -152,19 +152,19 @@ def infer(
 ) -> tuple[list[np.ndarray], tuple[MemoryWire, MemoryWire]]:
     """The client's logits of one image, and both wires; its shares of what is truncated go into `shares`."""
     noted = {} if shares is None else shares
-    plan, dealer, ends = Plan(program), Dealer(program, case.weights), wires()
+    layout, dealer, ends = Layout(program), Dealer(program, case.weights), wires()
     seeds = {c: new_seed() for c in (True, False)}
 
     def work(client: bool) -> list[np.ndarray]:
-        (half,) = prepare(plan, dealer.engine(client), client, [seeds[client]])
-        prepared = Prepared(plan, None if client else case.weights)
+        (half,) = prepare(layout, dealer.engine(client), client, [seeds[client]])
+        prepared = Prepared(layout, None if client else case.weights)
         words = torch.from_numpy(image[None].astype(np.int64)) if client else None
         return [y.numpy() for y in Recording(prepared, Side(client, ends[not client], half), noted).run(words)]
 
     logits, none = both(work)
     assert none == []
     for end in ends:
-        said, online = end.traffic, plan.online
+        said, online = end.traffic, layout.online
         assert (said.messages, said.latencies) == (online.messages, online.latencies)
         assert said.sent + said.received + 8 * said.messages == online.bytes
     return logits, ends
@@ -245,7 +245,7 @@ def test_the_clear_executor_simulates_the_shares_bit_for_bit(everything: Case, e
 
 @pytest.mark.parametrize("leave", [False, True])
 def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
-    plan, ends = Plan(everything.program), wires()
+    layout, ends = Layout(everything.program), wires()
     dealer, image = Dealer(everything.program, everything.weights), everything.images[0].numpy()
     words = torch.from_numpy(np.rint(image / everything.unit).astype(np.int64))[None]
     asked: list[int] = []
@@ -255,8 +255,8 @@ def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
         return not leave
 
     def work(client: bool) -> list[torch.Tensor]:
-        (half,) = prepare(plan, dealer.engine(client), client, [new_seed()])
-        run = Inference(Prepared(plan, None if client else everything.weights), Side(client, ends[not client], half))
+        (half,) = prepare(layout, dealer.engine(client), client, [new_seed()])
+        run = Inference(Prepared(layout, None if client else everything.weights), Side(client, ends[not client], half))
         return run.run(words, go_on) if client else run.run(None, True)
 
     logits, none = both(work)
@@ -267,4 +267,4 @@ def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
     for got, want in zip(logits, clear, strict=False):
         assert np.abs(got[0].numpy() * everything.unit - want[0]).max() <= 40 * everything.unit
     if leave:
-        assert ends[1].traffic.sent + ends[1].traffic.received < plan.online.bytes - 1000
+        assert ends[1].traffic.sent + ends[1].traffic.received < layout.online.bytes - 1000

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
 from shoal.private.protocol import pool as pool_module
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.offline import prepare
-from shoal.private.protocol.plan import Plan
 from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import Half, new_seed
-from shoal.private.serving.prepared import _require_room
+from shoal.private.serving.prepared import require_room
 from tests.support.dealing import Dealer, both
 from tests.support.parties import Case
 
@@ -39,13 +39,13 @@ class Crash(BaseException):
 
 @pytest.fixture(scope="module")
 def halves(small: Case) -> tuple[Half, Half]:
-    plan, dealer = Plan(small.program), Dealer(small.program, small.weights)
-    return both(lambda client: prepare(plan, dealer.engine(client), client, [new_seed()])[0])
+    layout, dealer = Layout(small.program), Dealer(small.program, small.weights)
+    return both(lambda client: prepare(layout, dealer.engine(client), client, [new_seed()])[0])
 
 
 def filled(folder: Path, small: Case, half: Half, names: list[str], client: bool = True) -> Pool:
     """A pool with ready items."""
-    pool = Pool(folder, Plan(small.program), client)
+    pool = Pool(folder, Layout(small.program), client)
     for name in names:
         stage(folder, name, half, pool.digest, client)
     pool.commit(names)
@@ -65,7 +65,7 @@ def test_an_item_serves_once(small: Case, halves: tuple[Half, Half], tmp_path: P
         pool.claim(NAMES[0])
     pool.close()
     shutil.copy(copy, tmp_path / "pool" / f"{NAMES[0]}.item")  # a backup that somebody put back
-    again = Pool(tmp_path / "pool", Plan(small.program), True)
+    again = Pool(tmp_path / "pool", Layout(small.program), True)
     with pytest.raises(ShoalError, match="used already"):
         again.claim(NAMES[0])
     assert NAMES[0] not in again.names()
@@ -110,7 +110,7 @@ def test_a_crash_at_any_step_of_a_claim_never_gives_an_item_twice(
         except Crash:
             pass
     pool.close()
-    again = Pool(tmp_path, Plan(small.program), True)
+    again = Pool(tmp_path, Layout(small.program), True)
     if NAMES[0] in again.names():
         again.claim(NAMES[0])
         given_out += 1
@@ -128,7 +128,7 @@ def test_after_agreeing_both_have_the_same_items(
     for client in (True, False):
         folder = tmp_path / str(client)
         shutil.rmtree(folder, ignore_errors=True)
-        pool = Pool(folder, Plan(small.program), client)
+        pool = Pool(folder, Layout(small.program), client)
         for name, state in zip(NAMES, states[::2] if client else states[1::2], strict=True):
             if state != "none":
                 stage(folder, name, halves[not client], pool.digest, client)
@@ -146,7 +146,7 @@ def test_after_agreeing_both_have_the_same_items(
 
 
 def test_items_in_the_making_survive_an_agreement(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
-    pool = Pool(tmp_path, Plan(small.program), True)
+    pool = Pool(tmp_path, Layout(small.program), True)
     with pool.making() as expect:
         expect(NAMES[:1])
         stage(tmp_path, NAMES[0], halves[0], pool.digest, True)
@@ -174,7 +174,7 @@ def test_files_are_the_owners_alone(small: Case, halves: tuple[Half, Half], tmp_
     pool.claim(NAMES[0])
     pool.close()
     (tmp_path / "pool" / ".tmpAbCdEf").write_bytes(b"half an item")
-    pool = Pool(tmp_path / "pool", pool.plan, True)
+    pool = Pool(tmp_path / "pool", pool.layout, True)
     filled_again = [*(tmp_path / "pool").iterdir()]
     assert stat.S_IMODE((tmp_path / "pool").stat().st_mode) == 0o700
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in filled_again)
@@ -214,18 +214,18 @@ def test_a_full_disk_loses_no_finished_item(
 
 
 def test_one_process_holds_a_pool(small: Case, tmp_path: Path) -> None:
-    pool = Pool(tmp_path, Plan(small.program), True)
+    pool = Pool(tmp_path, Layout(small.program), True)
     code = f"""
 from shoal.errors import ShoalError
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool
 from shoal.private.program.program import Program
-plan = Plan(Program.load({str(small.folder / "client")!r}))
+layout = Layout(Program.load({str(small.folder / "client")!r}))
 try:
-    Pool({str(tmp_path)!r}, plan, True)
+    Pool({str(tmp_path)!r}, layout, True)
 except ShoalError as error:
     print(error, flush=True)
-Pool({str(tmp_path)!r}, plan, True, wait_s=60)
+Pool({str(tmp_path)!r}, layout, True, wait_s=60)
 print("mine", flush=True)
 """
     command = [sys.executable, "-c", code]
@@ -245,8 +245,8 @@ print("mine", flush=True)
 def test_seeds_do_not_repeat(small: Case) -> None:
     seeds = {new_seed() for _ in range(1000)}
     assert len(seeds) == 1000
-    plan, dealer = Plan(small.program), Dealer(small.program, small.weights)
-    made = both(lambda client: prepare(plan, dealer.engine(client), client, [new_seed(), new_seed()]))
+    layout, dealer = Layout(small.program), Dealer(small.program, small.weights)
+    made = both(lambda client: prepare(layout, dealer.engine(client), client, [new_seed(), new_seed()]))
     for one, two in made:
         for name in one:
             if one[name].size > 2:
@@ -262,5 +262,5 @@ def test_room_is_counted_for_every_batch(
     for name in NAMES[2 - staged : 2]:  # left by a session that broke off; the disk holds them all the same
         stage(tmp_path, name, halves[0], pool.digest, True)
     with contextlib.nullcontext() if fits else pytest.raises(ShoalError, match=f"need room for {more} more"):
-        _require_room(pool, more, room)
+        require_room(pool, more, room)
     pool.close()

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.wire import SocketWire
@@ -67,10 +68,10 @@ class Site:
         self.image = net.images[:1].numpy()
 
     def server(self, **more: Any) -> Server:
-        return Server(self.net.folder, "127.0.0.1:0", self.certs["server"], pool=self.theirs, **more)
+        return Server(self.net.folder, "127.0.0.1:0", self.certs["server"], ServerOptions(pool=self.theirs, **more))
 
     def client(self, address: str, **more: Any) -> Client:
-        return Client(self.net.folder, address, self.certs["client"], pool=self.mine, **more)
+        return Client(self.net.folder, address, self.certs["client"], ClientOptions(pool=self.mine, **more))
 
     def next_session_is_right(self, address: str) -> None:
         before = [set(spent(folder)) for folder in self.folders]
@@ -100,7 +101,7 @@ def lasting(
 
 
 def test_the_steps_are_all_there_are(small: Case) -> None:
-    assert Plan(small.program).online.latencies == TURNS
+    assert Layout(small.program).online.latencies == TURNS
 
 
 @pytest.mark.private

@@ -14,7 +14,7 @@ import pytest
 
 from shoal.errors import ShoalError
 from shoal.private.protocol import pool as pool_module
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import Half, new_seed
 from tests.support.parties import Case
@@ -26,9 +26,9 @@ class Crash(BaseException):
     """What a process that ends here would do: nothing more."""
 
 
-def fresh_half(plan: Plan) -> Half:
+def fresh_half(layout: Layout) -> Half:
     """A client's half with the right shapes."""
-    fields = list(plan.fields(True))
+    fields = list(layout.fields(True))
     return Half(new_seed(), {f.name: np.zeros(f.shape, np.uint64) for f in fields if not f.seeded}, fields)
 
 
@@ -39,7 +39,7 @@ def test_a_ledger_cut_short_forgets_no_name(small: Case, tmp_path: Path, kept: i
     for name in (cut, new):
         (tmp_path / f"{name}.claimed").touch()  # the power failed while these were entered
     for _ in range(2):
-        pool = Pool(tmp_path, Plan(small.program), True)
+        pool = Pool(tmp_path, Layout(small.program), True)
         assert {old, cut, new} <= pool.spent
         for name in (old, cut, new):
             (tmp_path / f"{name}.item").touch()
@@ -51,9 +51,9 @@ def test_a_ledger_cut_short_forgets_no_name(small: Case, tmp_path: Path, kept: i
 def test_a_disk_too_full_for_the_ledger_gives_nothing_out(
     small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(small.program)
-    stage(tmp_path, NAME, fresh_half(plan), plan.program.digest(), True)
-    pool = Pool(tmp_path, plan, True)
+    layout = Layout(small.program)
+    stage(tmp_path, NAME, fresh_half(layout), layout.program.digest(), True)
+    pool = Pool(tmp_path, layout, True)
     pool.commit([NAME])
 
     def full(handle: int) -> None:
@@ -66,8 +66,8 @@ def test_a_disk_too_full_for_the_ledger_gives_nothing_out(
                 pool.claim(NAME)
         pool.close()
         with pytest.raises(ShoalError, match=r"No space left.*need"):
-            Pool(tmp_path, plan, True)
-    pool = Pool(tmp_path, plan, True)  # the failure above let go of the folder
+            Pool(tmp_path, layout, True)
+    pool = Pool(tmp_path, layout, True)  # the failure above let go of the folder
     assert pool.names() == []
     assert NAME in (tmp_path / "spent").read_text().split()
     assert not list(tmp_path.glob(f"*{NAME}*"))
@@ -78,8 +78,8 @@ def test_a_disk_too_full_for_the_ledger_gives_nothing_out(
 def test_a_crash_while_an_item_is_written_leaves_all_of_it_or_nothing(
     small: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    plan, calls = Plan(small.program), 0
-    half = fresh_half(plan)
+    layout, calls = Layout(small.program), 0
+    half = fresh_half(layout)
 
     def crashing(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
@@ -96,10 +96,10 @@ def test_a_crash_while_an_item_is_written_leaves_all_of_it_or_nothing(
         for owner, name in steps:
             patch.setattr(owner, name, crashing(getattr(owner, name)))
         with contextlib.suppress(Crash):
-            stage(tmp_path, NAME, half, plan.program.digest(), True)
+            stage(tmp_path, NAME, half, layout.program.digest(), True)
     assert calls == min(step + 1, len(steps))
     (tmp_path / ".tmpPart").touch()  # the writer's own scratch file
-    pool = Pool(tmp_path, plan, True)
+    pool = Pool(tmp_path, layout, True)
     if NAME in pool.agree([NAME]):  # the peer has all of it
         assert pool.claim(NAME).seed == half.seed
         assert step == len(steps)

@@ -39,7 +39,7 @@ def encoded(net: Case, image: np.ndarray) -> dict[str, np.ndarray]:
     return {"image int64": np.rint(image.astype(np.float64) / net.unit).astype(np.int64), "image float32": image}
 
 
-def live(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, image: np.ndarray, make: int) -> None:
+def live(pipe: Connection, folder: Path, tls: TLS, address: str, image: np.ndarray, make: int) -> None:
     """A client that makes items if asked to, queries twice, says all that it heard, and last loads what it is told."""
     received: list[bytes] = []
     exactly, move = Channel._exactly, wire._move
@@ -53,7 +53,7 @@ def live(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, ima
         received.append(bytes(into))
 
     Channel._exactly, wire._move = listening, moving  # type: ignore[method-assign]
-    client = Client(folder, address, tls, pool=pool)
+    client = Client(folder, address, tls)
     if make:
         client.prepare(make, batch=1, progress=lambda *_: (pipe.send("made"), pipe.recv()))
     with client:
@@ -76,7 +76,7 @@ def test_a_client_holds_no_weight_and_a_server_no_image(
     if not make:
         stock(small, folder / "pool", tmp_path / "s", certs["client"].cert, 2)
     with forked(serve, small.folder, certs["server"], tmp_path / "s") as (server, words):
-        mine = folder, certs["client"], folder / "pool", heard(words), image, make
+        mine = folder, certs["client"], heard(words), image, make
         with forked(live, *mine) as (client, pipe):
             for _ in range(make):
                 assert heard(pipe, 120) == "made"

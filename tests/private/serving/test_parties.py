@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +23,13 @@ from shoal.errors import ShoalError
 from shoal.private.program.artifact import save_artifact
 from shoal.private.program.clear import run_clear
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.private.transport.channel import parse_address
 from tests.support.parties import SHAPE, Case, Everything, Small, case, seeded, small_mask
 from tests.support.processes import ROOT, children, gone, in_thread, kill, party, said, serving
 
-direct = partial(Client, mode="direct")
 UNITS = 6
 """Each truncation may be one unit off; the little networks here have few, damped by the layers after them."""
 
@@ -39,9 +39,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions
 from shoal.private.transport.certs import TLS
 folder, cert, key, ca, address, batch = sys.argv[1:]
-with Client(folder, address, TLS(Path(cert), Path(key), Path(ca)), mode="direct") as client:
+with Client(folder, address, TLS(Path(cert), Path(key), Path(ca)), ClientOptions(mode="direct")) as client:
     print("open", flush=True)
     while True:
         client.query(np.zeros((int(batch), 1, 8, 8), np.float32))
@@ -52,6 +53,11 @@ with Client(folder, address, TLS(Path(cert), Path(key), Path(ca)), mode="direct"
 def served(small: Case, certs: dict[str, TLS], spu: None) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with serving(small.folder, certs["server"]) as found:
         yield found
+
+
+def direct(artifact: Path, address: str, tls: TLS | None, **more: Any) -> Client:
+    """A client whose queries run in SPU as a whole."""
+    return Client(artifact, address, tls, ClientOptions(mode="direct", **more))
 
 
 def ask_forever(client: Client, images: np.ndarray) -> None:
@@ -93,8 +99,8 @@ def test_queries_and_batches_give_the_networks_logits(
         with pytest.raises(ShoalError, match="NaN"):
             client.query(np.full((1, *SHAPE), np.nan, np.float32))
         results.append(client.query(small.images[:1].numpy()))  # the session outlives a user's mistake
-        assert client._session is not None
-        client._session.max_batch = 2  # type: ignore[misc]  # more images than the server takes go in parts
+        assert client._queries is not None
+        client._queries.max_batch = 2  # type: ignore[misc]  # more images than the server takes go in parts
         results.append(client.query(small.images[:3].numpy()))
     for result in results:
         truth = small.truth(len(result.logits))
@@ -142,7 +148,7 @@ def test_every_operation_with_shared_weights_ferret_and_plain_loopback(tmp_path:
     masks = {"relu2": torch.rand(6, 8, 8) < 0.5, "relu3": torch.tensor([True, False, True, True, False, True])}
     net = case(seeded(Everything), tmp_path, masks, "YACL_Ferret")
     truth = run_clear(net.program, net.weights, net.images[:2])
-    server = Server(tmp_path, "127.0.0.1:0", None, insecure=True, shared_weights=True, threads=1)
+    server = Server(tmp_path, "127.0.0.1:0", None, ServerOptions(insecure=True, shared_weights=True, spu_threads=1))
     with in_thread(server), direct(tmp_path, server.address, None, insecure=True, batch=2) as client:
         result = client.query(net.images[:2].numpy())
         for found, wanted in zip(result.exits, truth, strict=True):
@@ -187,7 +193,7 @@ def test_a_certificate_for_another_name_is_refused(small: Case, tmp_path: Path, 
 def test_plain_tcp_is_for_loopback_and_on_request(small: Case, spu: None) -> None:
     for address, insecure in (("127.0.0.1:0", False), ("0.0.0.0:0", True), ("example.org:9", True)):
         with pytest.raises(ShoalError, match="no TLS"):
-            Server(small.folder, address, None, insecure=insecure)
+            Server(small.folder, address, None, ServerOptions(insecure=insecure))
         with pytest.raises(ShoalError, match="no TLS"):
             direct(small.folder, address, None, insecure=insecure)
 
@@ -197,7 +203,7 @@ def test_an_artifact_of_another_network_or_setting_is_refused(small: Case, tmp_p
     torch.manual_seed(9)
     other = case(Small(), tmp_path / "other", {})
     save_artifact(tmp_path / "ferret", small.program, small.weights, ot_kind="YACL_Ferret")
-    with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
+    with in_thread(Server(small.folder, "127.0.0.1:0", None, ServerOptions(insecure=True))) as server:
         quickly_fails(direct(other.folder, server.address, None, insecure=True), "digest .* at the client")
         quickly_fails(direct(tmp_path / "ferret", server.address, None, insecure=True), "ot_kind YACL_Ferret")
         stranger = direct(small.folder, server.address, None, insecure=True)
@@ -210,9 +216,9 @@ def test_an_artifact_of_another_network_or_setting_is_refused(small: Case, tmp_p
 
 @pytest.mark.private
 def test_a_busy_port_and_an_absent_server(small: Case, spu: None) -> None:
-    with Server(small.folder, "127.0.0.1:0", None, insecure=True) as server:
+    with Server(small.folder, "127.0.0.1:0", None, ServerOptions(insecure=True)) as server:
         with pytest.raises(ShoalError, match="not free to listen"):
-            Server(small.folder, server.address, None, insecure=True)
+            Server(small.folder, server.address, None, ServerOptions(insecure=True))
         port = server.address
     quickly_fails(direct(small.folder, port, None, insecure=True, connect_s=1.0), "no server at")
 
@@ -226,7 +232,7 @@ def test_a_server_that_never_answers(small: Case, spu: None) -> None:
 
 @pytest.mark.private
 def test_hostile_bytes_end_their_own_connection_only(small: Case, spu: None) -> None:
-    with in_thread(Server(small.folder, "127.0.0.1:0", None, insecure=True)) as server:
+    with in_thread(Server(small.folder, "127.0.0.1:0", None, ServerOptions(insecure=True))) as server:
         for data in (b"GET / HTTP/1.1\r\n\r\n", struct.pack(">II", 2, 0) + b"[]", hello({"link": 3}), hello({})):
             # The server may have hung up before we are done.
             with socket.create_connection(parse_address(server.address, "it")) as sock, contextlib.suppress(OSError):
@@ -244,9 +250,9 @@ def hello(body: dict[str, object]) -> bytes:
 
 def test_without_spu_the_error_says_what_to_install(small: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for make in (Server, Client):
+    for make, options in ((Server, ServerOptions(insecure=True)), (Client, ClientOptions(insecure=True))):
         with pytest.raises(ShoalError, match=r"3\.10 or 3\.11.*pip install shoal\[private\]"):
-            make(small.folder, "127.0.0.1:0", None, insecure=True)
+            make(small.folder, "127.0.0.1:0", None, options)
 
 
 def test_the_parties_import_without_spu_and_the_engine_says_why_not() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from shoal.errors import ShoalError
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import connect
@@ -70,7 +71,7 @@ def test_items_are_made_and_spent(net: Case, certs: dict[str, TLS], address: str
         assert len(client.pool.names()) == 1
         assert first.mode == "prepared"
         assert three.bytes == 3 * first.bytes
-        online = client.pool.plan.online
+        online = client.pool.layout.online
         assert (first.bytes, first.messages, first.latencies) == (online.bytes, online.messages, online.latencies)
         # Three exchanges a layer of signs, a message before each linear layer, the logits at the end.
         assert first.latencies == 2 * 3 + 3 + 1
@@ -83,9 +84,9 @@ def test_items_are_made_and_spent(net: Case, certs: dict[str, TLS], address: str
 @pytest.mark.private
 def test_the_servers_half_is_destroyed_too(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
     stock(net, tmp_path / "client", tmp_path / "server", certs["client"].cert, 2)
-    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "server")
+    server = Server(net.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "server"))
     with in_thread(server):
-        client = Client(net.folder, server.address, certs["client"], pool=tmp_path / "client")
+        client = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "client"))
         with client:
             client.query(net.images[:1].numpy())
             (folder,) = [path.parent for path in (tmp_path / "server").rglob("spent")]
@@ -93,10 +94,10 @@ def test_the_servers_half_is_destroyed_too(net: Case, certs: dict[str, TLS], tmp
             assert [p.stem for p in folder.glob("*.item")] == client.pool.names()
             # The client claims to have an item that the server used: refused there, and the client's own is burned.
             used = (folder / "spent").read_text().split()[0]
-            assert client._session is not None
-            client._session.line.control.send({"type": "infer", "name": used})
+            assert client._queries is not None
+            client._queries.session.control.send({"type": "infer", "name": used})
             with pytest.raises(ShoalError, match="server's log"):
-                client._session.line.from_peer(("go",), 10.0)
+                client._queries.session.from_peer(("go",), 10.0)
         assert any("used already" in e for e in server.errors)
 
 
@@ -106,7 +107,7 @@ def test_two_clients_at_once_mix_nothing(net: Case, certs: dict[str, TLS], addre
     wrong: list[str] = []
 
     def work(i: int) -> None:
-        client = Client(net.folder, address, certs["client"], pool=tmp_path / str(i))
+        client = Client(net.folder, address, certs["client"], ClientOptions(pool=tmp_path / str(i)))
         client.prepare(4, batch=4)  # one waits for the other: the server has one SPU process
         with client:
             for n in (1, 3):
@@ -152,7 +153,7 @@ def test_a_killed_server_ends_a_query_at_once_and_the_pools_agree_again(
     mine, theirs = tmp_path / "client", net.folder / "server" / "pool"
     stock(net, mine, theirs, certs["client"].cert, 3)
     with serving(net.folder, certs["server"]) as (process, where):
-        client = Client(net.folder, where, certs["client"], pool=mine)
+        client = Client(net.folder, where, certs["client"], ClientOptions(pool=mine))
         with client:
             assert right(net, client.query(net.images[:1].numpy()).logits)
             kill(process)
@@ -161,7 +162,7 @@ def test_a_killed_server_ends_a_query_at_once_and_the_pools_agree_again(
                 client.query(net.images[:1].numpy())
             assert time.monotonic() - begun < 15
     with serving(net.folder, certs["server"]) as (_, where):
-        client = Client(net.folder, where, certs["client"], pool=mine)
+        client = Client(net.folder, where, certs["client"], ClientOptions(pool=mine))
         with client:
             # One item was spent; a session that is known to have ended costs none.
             assert client.pool is not None
@@ -175,9 +176,9 @@ def test_a_message_out_of_turn_ends_that_session_only(
     net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None, header: tuple[int, int]
 ) -> None:
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2)
-    with in_thread(Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
-        disturb(Client(net.folder, server.address, certs["client"], pool=tmp_path / "c"), header)
-        with Client(net.folder, server.address, certs["client"], pool=tmp_path / "c") as again:
+    with in_thread(Server(net.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))) as server:
+        disturb(Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")), header)
+        with Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as again:
             assert right(net, again.query(net.images[:1].numpy()).logits)
 
 
@@ -185,30 +186,37 @@ def disturb(client: Client, header: tuple[int, int]) -> None:
     """Begin an inference and send a first message with this header."""
     with client:
         assert client.pool is not None
-        assert client._session is not None
-        line, name = client._session.line, client.pool.names()[0]
+        assert client._queries is not None
+        session, name = client._queries.session, client.pool.names()[0]
         client.pool.claim(name)
-        line.control.send({"type": "infer", "name": name})
-        line.from_peer(("go",), 10.0)
-        line.control.sock.sendall(HEADER.pack(*header) + bytes(8 * 64))
+        session.control.send({"type": "infer", "name": name})
+        session.from_peer(("go",), 10.0)
+        session.control.sock.sendall(HEADER.pack(*header) + bytes(8 * 64))
         with pytest.raises(ShoalError, match=r"server's log|gone"):
-            line.from_peer(("go",), 30.0)
+            session.from_peer(("go",), 30.0)
 
 
 @pytest.mark.private
 def test_what_the_server_refuses(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
-    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool_bytes=30_000, max_clients=1, pool=tmp_path / "s")
+    server = Server(
+        net.folder,
+        "127.0.0.1:0",
+        certs["server"],
+        ServerOptions(pool_gib=30_000 / 2**30, max_clients=1, pool=tmp_path / "s"),
+    )
     with in_thread(server):
-        client = Client(net.folder, server.address, certs["client"], pool=tmp_path / "c")
+        client = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c"))
         with client:
-            other = Client(net.folder, server.address, certs["client"], pool=tmp_path / "d")
+            other = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "d"))
             with pytest.raises(ShoalError, match="1 clients at the server"):
                 other.open()
         other.close()
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 3)
-    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool_bytes=30_000, pool=tmp_path / "s")
+    server = Server(
+        net.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool_gib=30_000 / 2**30, pool=tmp_path / "s")
+    )
     with in_thread(server):
-        filled = Client(net.folder, server.address, certs["client"], pool=tmp_path / "c")
+        filled = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c"))
         with pytest.raises(ShoalError, match="need room"):
             filled.prepare(1)
         filled.close()
@@ -234,7 +242,7 @@ def test_nothing_that_the_client_holds_or_hears_has_a_weight(
         heard.append((got := real(wire, mine, words)).tobytes())
         return got
 
-    client = Client(net.folder, address, certs["client"], pool=tmp_path)
+    client = Client(net.folder, address, certs["client"], ClientOptions(pool=tmp_path))
     client.prepare(1)
     held = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     monkeypatch.setattr(SocketWire, "_both", listening)
@@ -254,8 +262,10 @@ def test_early_exits_are_opt_in(certs: dict[str, TLS], tmp_path: Path, spu: None
     two = case(seeded(Everything), tmp_path / "net", {"relu": torch.ones(4, 8, 8, dtype=torch.bool)})
     images = two.images[:3].numpy()
     stock(two, tmp_path / "c", tmp_path / "s", certs["client"].cert, 8)
-    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", early_exit=True)) as server:
-        with Client(two.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+    with in_thread(
+        Server(two.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s", early_exit=True))
+    ) as server:
+        with Client(two.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
             whole = client.query(images)
             sure = 1 / np.exp(whole.exits[0] - whole.exits[0].max(1, keepdims=True)).sum(1)
             limit = float(np.sort(sure)[1])
@@ -266,8 +276,8 @@ def test_early_exits_are_opt_in(certs: dict[str, TLS], tmp_path: Path, spu: None
         for i, taken in enumerate(some.taken):
             assert np.isnan(some.exits[1][i]).all() == (taken == 0)
             assert np.abs(some.logits[i] - whole.exits[taken][i]).max() < 1e-3
-    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
-        client = Client(two.folder, server.address, certs["client"], pool=tmp_path / "c")
+    with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))) as server:
+        client = Client(two.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c"))
         with client, pytest.raises(ShoalError, match="server's log"):
             client.query(images[:1], exit_above=0.5)
         assert any("--early-exit" in e for e in server.errors)

@@ -14,6 +14,7 @@ import pytest
 
 from shoal.errors import ShoalError
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.refill import Backoff, Refill
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
@@ -80,8 +81,11 @@ def test_attempts_after_failures_come_later_each_time_and_a_waiting_query_is_tol
 @pytest.mark.private
 def test_a_client_keeps_its_pool_between_queries(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2)
-    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")
-    with in_thread(server), Client(net.folder, server.address, certs["client"], pool=tmp_path / "c", keep=2) as client:
+    server = Server(net.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))
+    with (
+        in_thread(server),
+        Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c", keep=2)) as client,
+    ):
         assert client.pool is not None
         assert right(net, client.query(net.images[:1].numpy()).logits)
         assert eventually(lambda: len(client.pool.names()) == 2)
@@ -103,9 +107,11 @@ def test_a_process_keeps_a_pool_that_others_query(net: Case, certs: dict[str, TL
         assert keeper.stderr is not None
         log = (json.loads(line) for line in keeper.stderr)
         assert next(line for line in log if line.get("event") == "refill_failed")["retry_s"] == 1  # nobody there yet
-        with in_thread(Server(net.folder, address, certs["server"], pool=tmp_path / "s")):
+        with in_thread(Server(net.folder, address, certs["server"], ServerOptions(pool=tmp_path / "s"))):
             assert next((line["made"], line["ready"]) for line in log if "made" in line) == (1, 2)
-            with Client(net.folder, address, certs["client"], pool=tmp_path / "c", pool_wait_s=30) as client:
+            with Client(
+                net.folder, address, certs["client"], ClientOptions(pool=tmp_path / "c", pool_wait_s=30)
+            ) as client:
                 assert right(net, client.query(net.images[:1].numpy()).logits)
             client.close()
             keeper.send_signal(signal.SIGTERM)

@@ -12,11 +12,12 @@ import pytest
 
 from shoal.errors import ShoalError
 from shoal.private.program.program import Program
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool
 from shoal.private.protocol.randomness import new_seed
 from shoal.private.serving import prepared
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.wire import SocketWire
@@ -28,10 +29,10 @@ from tests.support.processes import in_thread
 
 def draw(pipe: Connection, folder: Path, pool: Path) -> None:
     """Say 200 seeds, and the names that a preparation without SPU gives its 20 items."""
-    prepared.link_as_client = prepared._make = lambda *_: None  # type: ignore[assignment,misc]
-    line = Mock()
-    prepared.prepare(line, Mock(), {}, "", Pool(pool, Plan(Program.load(folder)), CLIENT), 20, 7, None, None)
-    names = [name for call in line.control.send.call_args_list for name in call.args[0]["names"]]
+    prepared._make = lambda *_: None  # type: ignore[assignment,misc]
+    session = Mock()
+    prepared.prepare(session, Mock(), Pool(pool, Layout(Program.load(folder)), CLIENT), prepared.Request(20, 7))
+    names = [name for call in session.control.send.call_args_list for name in call.args[0]["names"]]
     pipe.send(([new_seed() for _ in range(200)], names))
 
 
@@ -59,17 +60,17 @@ def test_an_item_put_back_is_refused_by_a_party_that_starts_again(
     for _ in range(2):
         with (
             forked(serve, small.folder, certs["server"], tmp_path / "s") as (_, pipe),
-            Client(small.folder, heard(pipe), certs["client"], pool=tmp_path / "c") as client,
+            Client(small.folder, heard(pipe), certs["client"], ClientOptions(pool=tmp_path / "c")) as client,
         ):
             client.query(image)
     used = (folders[0] / "spent").read_text().split()
     for path, data in copies.items():
         path.write_bytes(data)
-    with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s")) as server:
+    with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))) as server:
         for name in used:
-            with Client(small.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+            with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
                 assert client.pool is not None
-                assert client._session is not None
+                assert client._queries is not None
                 assert set(used).isdisjoint(client.pool.names())
                 path = folders[not who] / f"{name}.item"
                 path.write_bytes(copies[path])  # the session's agreement has removed the first copy
@@ -77,11 +78,11 @@ def test_an_item_put_back_is_refused_by_a_party_that_starts_again(
                     with pytest.raises(ShoalError, match=f"{name} used already"):
                         client.pool.claim(name)
                 else:
-                    client._session.line.control.send({"type": "infer", "name": name})
+                    client._queries.session.control.send({"type": "infer", "name": name})
                     with pytest.raises(ShoalError, match="server's log"):
-                        client._session.line.from_peer(("go",), 10.0)
+                        client._queries.session.from_peer(("go",), 10.0)
                     assert f"{name} used already" in server.errors[-1]
-        with Client(small.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+        with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
             client.query(image)
     for folder in folders:
         assert not list(folder.glob("*.item"))
@@ -104,7 +105,7 @@ def test_every_word_of_the_first_message_is_new(
     for _ in range(2):
         with (
             forked(serve, small.folder, certs["server"], tmp_path / "s") as (_, pipe),
-            Client(small.folder, heard(pipe), certs["client"], pool=tmp_path / "c") as client,
+            Client(small.folder, heard(pipe), certs["client"], ClientOptions(pool=tmp_path / "c")) as client,
         ):
             client.query(small.images[[0, 0]].numpy())
     assert len(first) == 4

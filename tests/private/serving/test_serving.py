@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from safetensors import safe_open
 
 from shoal.errors import ShoalError
 from shoal.jobs.serve import JsonLines, share_cores
-from shoal.private.protocol.plan import Plan
+from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
+from shoal.private.serving.direct import Result
 from shoal.private.serving.metrics import Histogram, Level, Metrics, exposition, short_name
 from shoal.private.serving.monitor import Monitor
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.wire import SocketWire
@@ -55,27 +58,39 @@ def test_figures_equal_what_happened_and_tell_no_secret(
     caplog.set_level(logging.INFO)
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 4)
     secrets, file = list(secrets_of(net, tmp_path)), tmp_path / "figures.json"
-    room = 4 * Plan(net.program).stored_bytes(False)
-    server = Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", pool_bytes=room, max_clients=1)
+    room = 4 * Layout(net.program).stored_bytes(False)
+    options = ServerOptions(pool=tmp_path / "s", pool_gib=room / 2**30, max_clients=1)
+    server = Server(net.folder, "127.0.0.1:0", certs["server"], options)
     with Monitor(server.metrics.snapshot, file, 0, every_s=0.1) as monitor, in_thread(server):
-        client = Client(net.folder, server.address, certs["client"], pool=tmp_path / "c")
+        client = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c"))
         with pytest.raises(ShoalError, match="need room"):
             client.prepare(1)
         assert eventually(lambda: server.metrics.snapshot()["sessions_open"] == 0)
         with client:
             results = [client.query(net.images[:n].numpy()) for n in (1, 2)]
-            other = Client(net.folder, server.address, certs["client"], pool=tmp_path / "d")
+            other = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "d"))
             with pytest.raises(ShoalError, match="1 clients"):
                 other.open()
             other.close()
-            assert client._session is not None
-            client._session.line.control.send({"type": "infer", "name": "f" * 32 + "-000000"})
+            assert client._queries is not None
+            client._queries.session.control.send({"type": "infer", "name": "f" * 32 + "-000000"})
         with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2]))) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert eventually(lambda: "tls" in server.metrics.snapshot()["failures"])
         assert eventually(lambda: server.metrics.snapshot()["sessions_open"] == 0)
         body = server.metrics.snapshot()
         text = fetched(monitor)
+    assert_counted(body, results)
+    last = json.loads(file.read_text())
+    assert {k: v for k, v in last.items() if k != "uptime_s"} == {k: v for k, v in body.items() if k != "uptime_s"}
+    lines = "\n".join(JsonLines().format(record) for record in caplog.records)
+    assert [json.loads(line)["event"] for line in lines.splitlines()].count("query") == 3
+    for secret in secrets:
+        assert not any(secret in told for told in (text, lines, file.read_text())), secret
+
+
+def assert_counted(body: dict[str, Any], results: list[Result]) -> None:
+    """Three queries, two refusals and two failures are in the figures, and one item is left."""
     assert (body["sessions"], body["queries"]) == ({"query": 1, "prepare": 1}, {"prepared": 3})
     assert (body["refusals"], body["failures"]) == ({"room": 1, "clients": 1}, {"session": 1, "tls": 1})
     assert sum(body["bytes"]["prepared"].values()) == sum(r.bytes for r in results)
@@ -83,12 +98,6 @@ def test_figures_equal_what_happened_and_tell_no_secret(
     assert 0 < body["query_seconds"]["prepared"]["sum"] < sum(r.seconds for r in results) + 1
     assert [pool["items"] for pool in body["pools"].values()] == [1]
     assert all(len(name) == 8 for name in body["pools"])
-    last = json.loads(file.read_text())
-    assert {k: v for k, v in last.items() if k != "uptime_s"} == {k: v for k, v in body.items() if k != "uptime_s"}
-    lines = "\n".join(JsonLines().format(record) for record in caplog.records)
-    assert [json.loads(line)["event"] for line in lines.splitlines()].count("query") == 3
-    for secret in secrets:
-        assert not any(secret in told for told in (text, lines, file.read_text())), secret
 
 
 def secrets_of(net: Case, folder: Path) -> Iterator[str]:
@@ -139,9 +148,11 @@ def test_prometheus_text_has_every_figure() -> None:
 
 @pytest.mark.private
 def test_a_certificate_has_so_many_pools(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
-    with in_thread(Server(net.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", max_pools=1)) as server:
+    with in_thread(
+        Server(net.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s", max_pools=1))
+    ) as server:
         for name in ("a", "a", "b"):
-            client = Client(net.folder, server.address, certs["client"], pool=tmp_path / name)
+            client = Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / name))
             with pytest.raises(ShoalError, match="1 pools of this") if name == "b" else contextlib.nullcontext():
                 client.open()
             client.close()
@@ -151,7 +162,7 @@ def test_a_certificate_has_so_many_pools(net: Case, certs: dict[str, TLS], tmp_p
 
 
 @contextlib.contextmanager
-def server_process(net: Case, certs: dict[str, TLS], folder: Path, grace: int) -> Iterator[subprocess.Popen[str]]:
+def server_process(net: Case, certs: dict[str, TLS], folder: Path, grace: float) -> Iterator[subprocess.Popen[str]]:
     ready = folder / "address"
     words = ["--listen", "127.0.0.1:0", "--pool", folder / "s", "--metrics", folder / "m.json", "--ready-file", ready]
     with shoal("serve", net.folder / "server", *words, "--grace", grace, *tls_words(certs["server"])) as process:
@@ -159,24 +170,8 @@ def server_process(net: Case, certs: dict[str, TLS], folder: Path, grace: int) -
         yield process
 
 
-@pytest.mark.slow
-@pytest.mark.private
-@pytest.mark.parametrize(
-    ("grace", "signals", "answered"), [(30.0, [signal.SIGTERM], 1), (60.0, [signal.SIGINT] * 2, 0)]
-)
-def test_a_server_ends_in_order(
-    net: Case,
-    certs: dict[str, TLS],
-    tmp_path: Path,
-    spu: None,
-    monkeypatch: pytest.MonkeyPatch,
-    grace: int,
-    signals: list[signal.Signals],
-    answered: int,
-) -> None:
-    """With grace, an inference that has begun ends well; a second signal cuts it off. Idle sessions are told."""
-    for name in ("busy", "idle"):
-        stock(net, tmp_path / name, tmp_path / "s", certs["client"].cert, 1, str(int(name == "idle")) * 16)
+def slow_messages(patch: pytest.MonkeyPatch) -> threading.Event:
+    """Each message takes 0.3 s from now on; the event tells when the first one begins."""
     real, begun = SocketWire._both, threading.Event()
 
     def slowly(wire: SocketWire, mine: np.ndarray | None, words: int) -> np.ndarray:
@@ -184,11 +179,34 @@ def test_a_server_ends_in_order(
         time.sleep(0.3)
         return real(wire, mine, words)
 
+    patch.setattr(SocketWire, "_both", slowly)
+    return begun
+
+
+@pytest.mark.slow
+@pytest.mark.private
+@pytest.mark.parametrize(
+    "ending", [(30.0, [signal.SIGTERM], True), (60.0, [signal.SIGINT] * 2, False)], ids=["grace", "at once"]
+)
+def test_a_server_ends_in_order(
+    net: Case,
+    certs: dict[str, TLS],
+    tmp_path: Path,
+    spu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: tuple[float, list[signal.Signals], bool],
+) -> None:
+    """With grace, an inference that has begun ends well; a second signal cuts it off. Idle sessions are told."""
+    grace, signals, answered = ending
+    for name in ("busy", "idle"):
+        stock(net, tmp_path / name, tmp_path / "s", certs["client"].cert, 1, str(int(name == "idle")) * 16)
     with server_process(net, certs, tmp_path, grace) as process:
         address = (tmp_path / "address").read_text().strip()
-        busy, idle = (Client(net.folder, address, certs["client"], pool=tmp_path / n) for n in ("busy", "idle"))
+        busy, idle = (
+            Client(net.folder, address, certs["client"], ClientOptions(pool=tmp_path / n)) for n in ("busy", "idle")
+        )
         with busy, idle:
-            monkeypatch.setattr(SocketWire, "_both", slowly)
+            begun = slow_messages(monkeypatch)
             said: list[object] = []
             thread = threading.Thread(target=lambda: said.append(outcome(busy, net)))
             thread.start()

@@ -15,6 +15,7 @@ from shoal.errors import ShoalError
 from shoal.measuring import relay as network
 from shoal.measuring.relay import Relay
 from shoal.private.serving.client import Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.wire import SocketWire
@@ -47,23 +48,22 @@ class Tampering(Relay):
 @pytest.fixture
 def site(small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> Iterator[tuple[Server, tuple[Path, Path]]]:
     folders = stock(small, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2 * TURNS + 2)
-    own = Server(small.folder, "127.0.0.1:0", certs["server"], pool=tmp_path / "s", timeout_s=10)
+    own = Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s", timeout_s=10))
     with in_thread(own) as server:
         yield server, folders
 
 
 @pytest.mark.private
-@pytest.mark.parametrize(("way", "turn"), [("up", 0), ("up", 5), ("up", 8), ("down", 1), ("down", 6), ("down", 9)])
+@pytest.mark.parametrize("message", [("up", 0), ("up", 5), ("up", 8), ("down", 1), ("down", 6), ("down", 9)])
 def test_a_tampered_tls_record_ends_the_session_and_burns_one_item(
     small: Case,
     certs: dict[str, TLS],
     tmp_path: Path,
     site: tuple[Server, tuple[Path, Path]],
     monkeypatch: pytest.MonkeyPatch,
-    way: str,
-    turn: int,
+    message: tuple[str, int],
 ) -> None:
-    server, folders = site
+    (way, turn), (server, folders) = message, site
     image, before = small.images[:1].numpy(), len(list(folders[0].glob("*.item")))
     relay, real = Tampering(server.address, FAST), SocketWire._both
     relay.start()
@@ -75,7 +75,9 @@ def test_a_tampered_tls_record_ends_the_session_and_burns_one_item(
             relay.armed = way
         return real(wire, mine, words)
 
-    with Client(small.folder, relay.address, certs["client"], pool=tmp_path / "c", timeout_s=10) as client:
+    with Client(
+        small.folder, relay.address, certs["client"], ClientOptions(pool=tmp_path / "c", timeout_s=10)
+    ) as client:
         assert right(small, client.query(image).logits)
         monkeypatch.setattr(SocketWire, "_both", arming)
         begun = time.monotonic()
@@ -84,7 +86,7 @@ def test_a_tampered_tls_record_ends_the_session_and_burns_one_item(
         assert time.monotonic() - begun < 5
     monkeypatch.undo()
     relay.stop()
-    with Client(small.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+    with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
         assert right(small, client.query(image).logits)
     for folder in folders:
         assert len((folder / "spent").read_text().split()) == 3
@@ -104,7 +106,7 @@ def test_bits_flipped_by_the_peer_change_no_more_than_the_result(
     """No message is authenticated beyond TLS: a party may always lie about its shares."""
     server, folders = site
     image, real, flipped = small.images[:1].numpy(), SocketWire._both, list[bool]()
-    with Client(small.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+    with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
         for turn in range(TURNS):
 
             def flipping(wire: SocketWire, mine: np.ndarray | None, words: int, turn: int = turn) -> np.ndarray:
@@ -131,15 +133,15 @@ def test_items_belong_to_a_certificate(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "client-id").write_text((tmp_path / "c" / "client-id").read_text())
     # Another certificate of the same authority, with the first client's own name and the names of its items.
-    with Client(small.folder, server.address, certs["server"], pool=tmp_path / "other") as thief:
-        assert thief._session is not None
-        line = thief._session.line
-        line.control.send({"type": "infer", "name": names[0]})
+    with Client(small.folder, server.address, certs["server"], ClientOptions(pool=tmp_path / "other")) as thief:
+        assert thief._queries is not None
+        session = thief._queries.session
+        session.control.send({"type": "infer", "name": names[0]})
         with pytest.raises(ShoalError, match="server's log"):
-            line.from_peer(("go",), 10.0)
+            session.from_peer(("go",), 10.0)
     assert f"found no item {names[0]}" in server.errors[-1]
     assert sorted(path.stem for path in folders[1].glob("*.item")) == names
-    with Client(small.folder, server.address, certs["client"], pool=tmp_path / "c") as client:
+    with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
         assert right(small, client.query(small.images[:1].numpy()).logits)
 
 

@@ -1,4 +1,4 @@
-"""One session as a party holds it: the control connection and the SPU process, watched together."""
+"""A session at one party: the control connection and, where needed, the SPU process, both watched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.25
 
 
 class RefusedError(ShoalError):
-    """The server's no to a client that did nothing wrong; `reason` is one word for the operator's figures."""
+    """The server refuses a client that did nothing wrong. `reason` is one word for the server's counters."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -32,13 +32,13 @@ class TimedOutError(ShoalError):
 
 
 class EngineError(ShoalError):
-    """The SPU process died, or says that it failed."""
+    """The SPU process died or reported a failure."""
 
 
-class Line:
-    """A control channel and, once there is one, the SPU process: whatever ends first ends the session.
+class Session:
+    """A control channel and, once started, an SPU process. If either ends, the session ends.
 
-    `stopped` ends it at once, `closing` as soon as it waits for the peer's `next_order`.
+    The event `stopped` ends the session at once; `closing` ends it when it waits for the peer's next order.
     """
 
     def __init__(self, control: Channel, stopped: threading.Event, closing: threading.Event | None = None) -> None:
@@ -58,7 +58,7 @@ class Line:
         self.worker.channel.send(message, payload)
 
     def from_peer(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
-        """The peer's next message, which must be of one of `kinds`; its raw bytes are then in `payload`."""
+        """The peer's next message; sets `payload` to its raw bytes. Raises ShoalError unless its type is in `kinds`."""
         limit = time.monotonic() + seconds
         while not self.inbox:
             self._step(limit)
@@ -68,19 +68,19 @@ class Line:
         return message
 
     def next_order(self, kinds: tuple[str, ...], seconds: float) -> dict[str, Any]:
-        """`from_peer` between two pieces of work, where a party that closes may end the session."""
+        """As `from_peer`, between two tasks: here a party that is closing may end the session."""
         self.idle = True
         message = self.from_peer(kinds, seconds)
         self.idle = False
         return message
 
     def check(self) -> None:
-        """Raise what the peer said since, if it ended the session: for one who is about to ask for more."""
+        """Raise the peer's error if it has ended the session meanwhile. Call it before asking for more."""
         while self.control.pending() or first_ready([self.control], 0) is not None:
             self._keep(*self.control.receive())
 
     def from_worker(self, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """The SPU process's next message; the peer's, meanwhile, are kept."""
+        """The SPU process's next message. Messages of the peer that arrive meanwhile are kept."""
         limit = time.monotonic() + seconds
         while True:
             found = self._step(limit)
@@ -88,7 +88,7 @@ class Line:
                 return found
 
     def _step(self, limit: float) -> tuple[dict[str, Any], bytes] | None:
-        """Wait a moment for either side; returns the SPU process's message, keeps the peer's."""
+        """Wait a moment for a message. Returns one of the SPU process; keeps one of the peer."""
         if self.stopped.is_set() or (self.idle and self.closing.is_set()):
             raise SessionStoppedError("found the session stopped from this side; need it open; connect again")
         if time.monotonic() > limit:
@@ -117,14 +117,14 @@ class Line:
             tail = self.worker.log_tail()
             raise EngineError(f"found the SPU process dead ({tail}); need it alive; look for lack of memory") from error
         if message["type"] == "error":
-            # When the peer died, SPU and the control connection tell at the same time; the latter tells why.
+            # When the peer dies, SPU and the control connection report it at the same time; the latter says why.
             if first_ready([self.control], POLL_SECONDS):
                 self._keep(*self.control.receive())
             raise EngineError(message["message"])
         return message, payload
 
     def end(self, farewell: dict[str, Any] | None = None) -> None:
-        """Say `farewell` if the peer still listens, end the SPU process, close the connection."""
+        """Send `farewell` if the peer still listens, end the SPU process, and close the connection."""
         if farewell is not None:
             with contextlib.suppress(ShoalError, OSError):  # a server that ends may have closed it already
                 self.control.send(farewell)
@@ -134,7 +134,7 @@ class Line:
 
 
 def compare(client: object, server: object) -> None:
-    """Raise ShoalError unless both parties' terms are equal; names the first that differs."""
+    """Raise ShoalError unless both parties' terms are equal. The error names the first that differs."""
     if not isinstance(client, dict) or not isinstance(server, dict):
         raise ShoalError("found a peer that states no terms; need a shoal party there; mend the address")
     for name in sorted(client.keys() | server.keys(), key=_rank_of_term):
@@ -152,7 +152,7 @@ def _rank_of_term(name: object) -> tuple[int, str]:
 
 
 def whole(message: dict[str, Any], name: str, most: int) -> int:
-    """The whole number `name` of a peer's message; ShoalError unless it is from 1 to `most`."""
+    """The whole number `name` in a peer's message. Raises ShoalError unless it is from 1 to `most`."""
     value = message.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise ShoalError(f"found {name} {printable(value, 40)} from the peer; need a whole number from 1 to {most}")
@@ -160,6 +160,6 @@ def whole(message: dict[str, Any], name: str, most: int) -> int:
 
 
 def printable(value: object, most: int) -> str:
-    """Text that a peer sent, fit to be shown: no control characters, at most about `most` long."""
+    """Text from a peer, made safe to show: without control characters, and cut to `most` characters."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= most else text[:most] + "..."

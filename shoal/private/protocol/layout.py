@@ -1,6 +1,7 @@
-"""What one inference in two phases needs: which tensors are masked, which products, signs and truncations are prepared.
+"""What one item of correlated randomness consists of, and what the inference that spends it exchanges.
 
-A `Plan` is public and follows from the Program alone, so both parties make the same one.
+A `Layout` says which tensors are masked and which products, signs and truncations are prepared. It is public and
+follows from the Program alone, so both parties derive the same one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ HEADER_BYTES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class ReluPlan:
-    """One relu step: `count` kept values, at flat `positions` in (C, H, W) order (None: all), and their circuit."""
+class ReluLayout:
+    """One relu step: `count` kept values, their flat `positions` in (C, H, W) order (None: all), and the circuit."""
 
     name: str
     count: int
@@ -33,7 +34,7 @@ class ReluPlan:
 
     @property
     def words(self) -> int:
-        """Words of a plane of its values."""
+        """Words in a plane of its values."""
         return plane_words(self.count)
 
 
@@ -41,7 +42,7 @@ class ReluPlan:
 class Field:
     """An array of uint64 words that a party holds for one inference.
 
-    `seeded` ones are the party's own random words, expanded from its seed; the others are stored.
+    Seeded arrays are the party's own random words, expanded from its seed. The others are stored.
     """
 
     name: str
@@ -58,8 +59,8 @@ class Online:
     latencies: int
 
 
-class Plan:
-    """The public plan of `program` for one image."""
+class Layout:
+    """The layout of one image's inference with `program`."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -68,7 +69,7 @@ class Plan:
 
     @cached_property
     def linear(self) -> tuple[Step, ...]:
-        """Steps whose products with a mask the server's weights are prepared for."""
+        """Steps for which the product of the server's weights with a mask is prepared."""
         return tuple(s for s in self.program.steps if s.op in LINEAR)
 
     @property
@@ -78,28 +79,28 @@ class Plan:
 
     @cached_property
     def masked(self) -> dict[str, Shape]:
-        """Tensors that the client masks and opens to the server, in order of use: one mask for all their readers."""
+        """Tensors that the client masks and sends to the server, in order of use; all readers share one mask."""
         return {step.inputs[0]: self.shapes[step.inputs[0]] for step in self.linear}
 
     @cached_property
-    def relus(self) -> dict[str, ReluPlan]:
+    def relus(self) -> dict[str, ReluLayout]:
         """Every relu step by name."""
-        plans = {}
+        layouts = {}
         for step in (s for s in self.program.steps if s.op == "relu"):
             kept = self.program.keep.get(step.name)
             positions = None if kept is None else kept.astype(np.int64)
             count = math.prod(step.shape) if kept is None else len(kept)
-            plans[step.name] = ReluPlan(step.name, count, positions, Carry(self.program.sign_bits[step.name]))
-        return plans
+            layouts[step.name] = ReluLayout(step.name, count, positions, Carry(self.program.sign_bits[step.name]))
+        return layouts
 
     @cached_property
     def exact(self) -> dict[str, int]:
-        """Values of each step whose result is truncated exactly, with a prepared correlation."""
+        """Of each step that is truncated exactly, the number of its values; each needs a prepared correlation."""
         return {s.name: math.prod(s.shape) for s in self.program.steps if s.name in self.program.exact}
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """The steps in an order that finishes each output before anything that only later outputs need."""
+        """The steps in an order that finishes each output before any step that only later outputs need."""
         steps, order = {step.name: step for step in self.program.steps}, dict[str, Step]()
         for output in self.program.outputs:
             wanted = {output}
@@ -115,7 +116,7 @@ class Plan:
         return schedule(self.steps, p.outputs, p.exact, p.fraction_bits, p.sign_bits)
 
     def fields(self, client: bool) -> Iterator[Field]:
-        """Every array of one party for one inference."""
+        """All arrays of one party for one inference."""
         if client:
             yield from (Field(f"{name}.mask", shape, True) for name, shape in self.masked.items())
         yield from (Field(f"{step.name}.masked_product", step.shape, False) for step in self.linear)
@@ -127,7 +128,7 @@ class Plan:
 
     @cached_property
     def online(self) -> Online:
-        """What one inference exchanges, in closed form (docs/private_inference.md)."""
+        """What one inference exchanges, by the closed forms of docs/private_inference.md."""
         outputs = [math.prod(self.shapes[name]) for name in self.program.outputs]
         one_way = [math.prod(shape) for shape in self.masked.values()] + outputs
         both_ways = [self.wrap_words(names) for names in self.schedule.alone]
@@ -139,16 +140,16 @@ class Plan:
         return Online(8 * words + HEADER_BYTES * messages, messages, len(one_way) + len(both_ways))
 
     def wrap_words(self, names: Iterable[str]) -> int:
-        """Words of one message with the wraps of these steps."""
+        """Words in a message with the wraps of these steps."""
         return sum(plane_words(self.exact[name]) for name in names)
 
     def stored_bytes(self, client: bool) -> int:
-        """Bytes of one party's stored arrays for one inference, without seed, names and file header."""
+        """Bytes of one party's stored arrays for one inference, without the seed, names and file header."""
         return sum(8 * math.prod(f.shape) for f in self.fields(client) if not f.seeded)
 
 
-def relu_fields(relu: ReluPlan) -> Iterator[Field]:
-    """Arrays of one relu step, the same for either party but for what they hold."""
+def relu_fields(relu: ReluLayout) -> Iterator[Field]:
+    """Arrays of one relu step: both parties have the same ones, with different contents."""
     name, carry, words = relu.name, relu.carry, relu.words
     gates = [gate for level in carry.levels for gate in level]
     yield Field(f"{name}.digits", (carry.monomials, words), True)
