@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LEVELS = (
-    ("errors", "moved"),
+    ("errors", "moved", "pareto"),
     ("outputs", "progress", "__init__"),
     ("data",),
     ("storage",),

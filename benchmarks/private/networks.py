@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.private.direct import SHAPE
 from benchmarks.private.phases import sized
-from shoal.costs.links import NETWORKS
+from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, prepared_cost
 from shoal.exits.classifiers import add_exits, keep_exit
@@ -62,8 +62,8 @@ def measure(graph: Graph, folder: Path, rounds: int, machine: Machine) -> dict[s
     save_artifact(folder, program, weights)
     total, layout = cost(graph), Layout(program)
     row: dict[str, Any] = {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")}
-    row["networks"] = bench(folder, list(NETWORKS), rounds, 1, rehearse=True)["networks"]
-    for name, network in NETWORKS.items():
+    row["networks"] = bench(folder, list(LINKS), rounds, 1, rehearse=True)["networks"]
+    for name, network in LINKS.items():
         row["networks"][name]["forecast_s"] = prepared_cost(layout, machine, network).online.seconds
         row["networks"][name]["direct_forecast_s"] = direct_cost(graph, machine, network).seconds
     return row

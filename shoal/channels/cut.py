@@ -100,7 +100,7 @@ def keep_channels(model: nn.Module, shape: tuple[int, ...], kept: Mapping[str, K
     traced = shapes(model, shape)
     _check(traced, kept)
     flow = follow(traced, {name: one.indices for name, one in kept.items()})
-    cut = replace(_relaxed(normalise(model), traced, flow), _layers(traced, model, flow))
+    cut = replace(_relaxed(normalise(model), flow), _layers(model, flow))
     shapes(cut, shape)  # raises where the forward pass has a number of channels written into it
     return cut
 
@@ -118,9 +118,9 @@ def _check(traced: fx.GraphModule, kept: Mapping[str, Kept]) -> None:
             )
 
 
-def _layers(traced: fx.GraphModule, model: nn.Module, flow: Flow) -> dict[str, nn.Module]:
+def _layers(model: nn.Module, flow: Flow) -> dict[str, nn.Module]:
     """Every layer that reads or gives fewer channels, cut."""
-    own = dict(normalise(model).named_modules())  # in the modes of `model`; those of `traced` are in eval mode
+    own = dict(normalise(model).named_modules())  # in the modes of `model`; a traced copy is in eval mode
     sides = {name: (flow.inputs[name], flow.outputs[name]) for name in flow.inputs}
     fewer = {name: both for name, both in sides.items() if both != (None, None) and own[name].state_dict()}
     return {name: _cut(name, copy.deepcopy(own[name]), *both) for name, both in fewer.items()}
@@ -188,7 +188,7 @@ def _of(value: Tensor, rows: Indices, columns: Indices | None = None) -> nn.Para
     return nn.Parameter(part.clone(), value.requires_grad)
 
 
-def _relaxed(model: fx.GraphModule, traced: fx.GraphModule, flow: Flow) -> fx.GraphModule:
+def _relaxed(model: fx.GraphModule, flow: Flow) -> fx.GraphModule:
     """`model` with reshapes of cut values that only flatten written as such: the number of features is another."""
     cut = {n.name for n, kept in flow.values.items() if kept and n.target in RESHAPES and len(n.meta["shape"]) == 1}
     for node in model.graph.nodes:

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from shoal.cli.options import Json, grid, pairs, show
-from shoal.costs.links import NETWORKS
+from shoal.costs.links import LINKS
 from shoal.jobs import costs as job
 from shoal.measuring import bench as measuring
 
 
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact with both halves.")],
-    network: Annotated[list[str] | None, typer.Option(help="none, lan or wan; repeatable. All if left out.")] = None,
+    link: Annotated[
+        list[str] | None, typer.Option("--link", "--network", help="none, lan or wan; repeatable. All if left out.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Queries whose median is shown.")] = 5,
     batch: Annotated[int, typer.Option(help="Items made together.")] = 1,
     rehearse: Annotated[
@@ -27,7 +29,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time prepared queries between two processes here, over a relay that behaves like a LAN or a WAN."""
-    body = measuring.bench(artifact, network or list(NETWORKS), rounds, batch, rehearse)
+    body = measuring.bench(artifact, link or list(LINKS), rounds, batch, rehearse)
     if run is not None:
         measuring.record(run, artifact, body)
     head = ["network", "online, s", "bytes", "messages", "one-way latencies"]

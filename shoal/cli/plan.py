@@ -20,7 +20,9 @@ def plan(
     limit: Annotated[
         str, typer.Option("--target", help="The most that one inference may take: 0.5s, 120ms, 80MB, 50krelus.")
     ],
-    network: Annotated[str, typer.Option(help="none, lan (3 Gbit/s, 0.3 ms) or wan (400 Mbit/s, 40 ms).")] = "none",
+    link: Annotated[
+        str, typer.Option("--link", "--network", help="none, lan (3 Gbit/s, 0.3 ms) or wan (400 Mbit/s, 40 ms).")
+    ] = "none",
     mode: Annotated[str, typer.Option(help="online, offline, total (both), or direct (all inside SPU).")] = "online",
     machine: Annotated[Path | None, typer.Option(help="Constants that shoal calibrate wrote.")] = None,
     sensitivity: Annotated[Path | None, typer.Option(help="JSON {site: value}, which shares budgets out.")] = None,
@@ -44,7 +46,7 @@ def plan(
     when they were cut alike (points on CIFAR-100): an order, not a forecast for your data. Train one with
     shoal reduce TEACHER --plan FILE.
     """
-    wanted = Target.parse(limit, mode, network)
+    wanted = Target.parse(limit, mode, link)
     spec, base = job.network_of(target, input, classes, width, resolution)
     constants = machine_at(machine)
     with status() as say:

@@ -16,8 +16,11 @@ def report(
     csv: Annotated[Path | None, typer.Option(help="Also write the rows as CSV.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with all charts.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw accuracy against ReLUs with the front.")] = None,
-    network: Annotated[
-        str | None, typer.Option(help="Forecast online seconds over none, lan or wan (the page: none unless given).")
+    link: Annotated[
+        str | None,
+        typer.Option(
+            "--link", "--network", help="Forecast online seconds over none, lan or wan (the page: none unless given)."
+        ),
     ] = None,
     machine: Annotated[Path | None, typer.Option(help="Constants for forecasts, from `shoal calibrate`.")] = None,
     json: Json = False,
@@ -27,5 +30,5 @@ def report(
     The page (--html) holds Pareto fronts, the papers' points beside ours, per-site budgets, curves, and every figure as
     a table; it loads nothing from outside. Runs that differ by seed only are one point, with their spread.
     """
-    body = job.report(runs, job.Asked(csv, html, png, network, machine))
+    body = job.report(runs, job.Asked(csv, html, png, link, machine))
     show(body, json, lambda: job.report_table(body))

@@ -16,14 +16,16 @@ from torch import nn
 from shoal.costs.machine import Machine
 from shoal.costs.target import Forecast, Target
 from shoal.errors import ShoalError
-from shoal.exits.classifiers import default_exit_point
+from shoal.exits.classifiers import exit_site
 from shoal.graph.folding import drop_dead_relus, fold
 from shoal.graph.graph import Graph
 from shoal.networks.assembly import assemble, own_network
 from shoal.networks.spec import Spec, committed
+from shoal.pareto import front
 from shoal.reduction.budget import Budget, allocate
 from shoal.reduction.gates import branched_blocks
-from shoal.surgery.sites import ReluSite, find_blocks, relu_sites
+from shoal.surgery.sites import ReluSite
+from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 
 FINE = 1 / 256
@@ -96,27 +98,25 @@ class Structure:
         return drop_dead_relus(replace(self.graph, weights=weights))
 
 
-def structures(spec: Spec, base: nn.Module, sensitivity: Mapping[str, float] | None) -> Iterator[Structure]:
-    """Every way of cutting `base`: no block gated, then one more each time, with the final classifier or the exit.
+def structures(spec: Spec, traced: Traced, sensitivity: Mapping[str, float] | None) -> Iterator[Structure]:
+    """Every way of cutting a network: no block gated, then one more each time, with the final classifier or the exit.
 
-    Blocks are gated in the order of their assigned ratios, the least first, as a rising d_th would. `sensitivity`
-    shares budgets among sites; None shares them by size.
+    `traced` is the base network of `spec`. Blocks are gated in the order of their assigned ratios, the least first, as
+    a rising d_th would. `sensitivity` divides budgets among sites; None divides them by size.
     """
-    sites = relu_sites(base, spec.shape)
+    base, sites = traced.module, traced.sites
     eta = sensitivity or {site.name: float(site.relus) for site in sites}
     last = {site.name for site in sites if site.stage == sites[-1].stage}
     staged = len(last) < len(sites)
-    for gated in _gatings(spec, base, allocate(sites, eta, max(1, sum(s.relus for s in sites) // 10))):
+    for gated in _gatings(traced, allocate(sites, eta, max(1, sum(s.relus for s in sites) // 10))):
         yield Structure(spec, gated, False, sites, eta, _cut(spec, base, gated, None))
         # A block behind the exit goes with it: gating it makes no other network.
         if staged and not last & set(gated):
-            yield Structure(
-                spec, gated, True, sites, eta, _cut(spec, base, gated, default_exit_point(base, spec.shape))
-            )
+            yield Structure(spec, gated, True, sites, eta, _cut(spec, base, gated, exit_site(sites)))
 
 
-def _gatings(spec: Spec, base: nn.Module, budget: Budget) -> Iterator[tuple[str, ...]]:
-    blocks = branched_blocks(find_blocks(base, spec.shape), budget, math.inf)
+def _gatings(traced: Traced, budget: Budget) -> Iterator[tuple[str, ...]]:
+    blocks = branched_blocks(traced.blocks, budget, math.inf)
     order = [block.name for block in sorted(blocks, key=lambda block: budget.ratio(block.name))]
     return (tuple(order[:count]) for count in range(len(order) + 1))
 
@@ -168,12 +168,16 @@ def plan(
     `reshapes` are further (width, resolution) factors of a zoo network to try, each of which needs a teacher of its
     own. `say` hears of each structure. Raises ShoalError when nothing meets the target, with the least that was found.
     """
-    everything = sum(site.relus for site in relu_sites(base, spec.shape))
+    whole = Traced(base, spec.shape)
+    everything = sum(site.relus for site in whole.sites)
     found, least = list[Candidate](), math.inf
     for width, resolution in ((1.0, 1.0), *reshapes):
         shaped = replace(spec, width=spec.width * width, resolution=spec.resolution * resolution)
-        network, eta = (base, sensitivity) if shaped == spec else (own_network(shaped), None)
-        for body in structures(shaped, network, eta):
+        if shaped == spec:
+            traced, eta = whole, sensitivity
+        else:
+            traced, eta = Traced(own_network(shaped), shaped.shape), None
+        for body in structures(shaped, traced, eta):
             say(_name(body, width, resolution))
             result = greatest(body, target, machine)
             if isinstance(result, float):
@@ -202,12 +206,7 @@ def _candidate(
 
 
 def _undominated(found: Sequence[Candidate]) -> list[Candidate]:
-    def size(c: Candidate) -> tuple[int, int, int]:
-        return c.forecast.relus, c.forecast.macs, c.forecast.depth
-
-    def beaten(c: Candidate) -> bool:
-        return any(size(o) != size(c) and all(a >= b for a, b in zip(size(o), size(c), strict=True)) for o in found)
-
+    # The more of the network is left, the better.
+    best = sorted(front([(-c.forecast.relus, -c.forecast.macs, -c.forecast.depth) for c in found], ties=True))
     worth = min(c.lost for c in found) + WORTH
-    kept = [c for c in found if not beaten(c) and c.lost <= worth]
-    return sorted(kept, key=lambda c: (c.lost, -c.forecast.relus))
+    return sorted((found[i] for i in best if found[i].lost <= worth), key=lambda c: (c.lost, -c.forecast.relus))

@@ -1,4 +1,4 @@
-"""Links between the parties: bandwidth and latency."""
+"""Links between the two machines: bandwidth and latency."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Network:
-    """Bits a second in each direction, and seconds there and back."""
+class Link:
+    """A connection between the two machines: bits per second in each direction, and the round-trip time in seconds."""
 
     rate: float = math.inf
     rtt_s: float = 0.0
 
 
-NETWORKS = {"none": Network(), "lan": Network(3e9, 0.3e-3), "wan": Network(400e6, 40e-3)}
-"""The two networks of Cheetah's and this project's figures, and one that costs nothing."""
+LINKS = {"none": Link(), "lan": Link(3e9, 0.3e-3), "wan": Link(400e6, 40e-3)}
+"""The two links of Cheetah's and this project's figures, and one that costs nothing."""

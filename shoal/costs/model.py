@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shoal.costs.links import Network
+from shoal.costs.links import Link
 from shoal.costs.machine import Machine
 from shoal.costs.protocols import PrivateCost, SpuConstants, cheetah_blocks, spu_cheetah
 from shoal.graph.graph import Graph
@@ -57,23 +57,23 @@ def layout_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Lay
 
 
 def prepared_cost(
-    layout: Layout, machine: Machine | None = None, network: Network | None = None, batch: int = 1
+    layout: Layout, machine: Machine | None = None, link: Link | None = None, batch: int = 1
 ) -> PreparedCost:
     """Forecast of one inference of `layout`, its item made in a batch of `batch`."""
-    machine, network = machine or Machine(), network or Network()
+    machine, link = machine or Machine(), link or Link()
     disk = layout.stored_bytes(True) + layout.stored_bytes(False)
-    return PreparedCost(_offline(layout, machine, network, batch), _online(layout, machine, network), disk)
+    return PreparedCost(_offline(layout, machine, link, batch), _online(layout, machine, link), disk)
 
 
-def direct_cost(graph: Graph, machine: Machine | None = None, network: Network | None = None) -> PrivateCost:
+def direct_cost(graph: Graph, machine: Machine | None = None, link: Link | None = None) -> PrivateCost:
     """Forecast of the same inference all inside SPU. Raises ShoalError for operations without a cost."""
-    machine, network = machine or Machine(), network or Network()
+    machine, link = machine or Machine(), link or Link()
     constants = SpuConstants(
         machine.product_s,
         machine.automorphism_s,
         machine.direct_relu_s,
-        bytes_per_s=network.rate / 8,
-        rtt_s=network.rtt_s,
+        bytes_per_s=link.rate / 8,
+        rtt_s=link.rtt_s,
     )
     spent = spu_cheetah(graph, constants)
     calls = sum(node.op in ("conv2d", "linear") for node in graph.nodes)
@@ -117,7 +117,7 @@ def runs(layout: Layout) -> int:
     return len(layout.linear) + (5 if layout.relus else 0) + (1 if layout.relus or layout.exact else 0)
 
 
-def _offline(layout: Layout, m: Machine, network: Network, batch: int) -> PrivateCost:
+def _offline(layout: Layout, m: Machine, link: Link, batch: int) -> PrivateCost:
     work = [homomorphic(layout, step, batch) for step in layout.linear]
     ands, chosen = word_ands(layout), chosen_words(layout)
     size = sum(w.bytes for w in work) + AND_BYTES * ands + CHOSEN_BYTES * chosen
@@ -126,15 +126,15 @@ def _offline(layout: Layout, m: Machine, network: Network, batch: int) -> Privat
     seconds += m.and_s * ands + m.chosen_s * chosen + m.run_s * runs(layout) / batch
     rounds = 2.0 * runs(layout) / batch
     # Bytes of both ways in sequence: SPU's products are sent, computed, and answered.
-    return PrivateCost(seconds + 8 * size / network.rate + rounds * network.rtt_s, round(size), rounds)
+    return PrivateCost(seconds + 8 * size / link.rate + rounds * link.rtt_s, round(size), rounds)
 
 
-def _online(layout: Layout, m: Machine, network: Network) -> PrivateCost:
+def _online(layout: Layout, m: Machine, link: Link) -> PrivateCost:
     online = layout.online
     seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(layout) + m.weight_s * weights(layout)
     seconds += m.relu_s * sum(relu.count for relu in layout.relus.values()) + m.value_s * linear_values(layout)
     # Simultaneous exchanges: each direction carries about half.
-    way = 8 * online.bytes / 2 / network.rate + online.latencies * network.rtt_s / 2
+    way = 8 * online.bytes / 2 / link.rate + online.latencies * link.rtt_s / 2
     return PrivateCost(seconds + way, online.bytes, online.latencies / 2)
 
 

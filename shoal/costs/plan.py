@@ -57,7 +57,11 @@ class Plan:
     def outcome(self, model: nn.Module) -> dict[str, Any]:
         """What the plan promised, and what the cost model says of the network that training gave."""
         forecast = self.target.forecast(fold(trace(model, self.shape)), self.machine)
-        return {"target": asdict(self.target), "planned": asdict(self.candidate.forecast), "forecast": asdict(forecast)}
+        return {
+            "target": self.target.as_json(),
+            "planned": asdict(self.candidate.forecast),
+            "forecast": asdict(forecast),
+        }
 
 
 def write(body: dict[str, Any], pick: int, out: Path) -> None:
@@ -77,7 +81,7 @@ def read(path: Path) -> Plan:
         chosen = dict(body["candidates"][body["chosen"]])
         chosen["forecast"] = _only(Forecast, chosen["forecast"])
         chosen["gated"] = tuple(chosen["gated"])
-        target, shape = _only(Target, body["target"]), tuple(int(size) for size in body["shape"])
+        target, shape = Target.from_json(body["target"]), tuple(int(size) for size in body["shape"])
         machine = _only(Machine, body["machine"]) if body["machine"] else None
         facts = (body["base"], shape, body["width"], body["resolution"])
         return Plan(*facts, target, machine, _only(Candidate, chosen))

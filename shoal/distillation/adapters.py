@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
 from shoal.surgery.normal_form import module_calls
-from shoal.surgery.sites import relu_sites
+from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import shapes
 
 PREFIX = "hints."
@@ -50,9 +50,9 @@ def attach(
     return traced
 
 
-def feature_shape(model: nn.Module, shape: tuple[int, ...], feature: Feature) -> tuple[int, ...]:
-    """The shape of a feature of one image of `shape`. Raises ShoalError for a site that is no submodule."""
-    result: tuple[int, ...] = _node(shapes(model, shape), feature).meta["shape"]
+def feature_shape(traced: Traced, feature: Feature) -> tuple[int, ...]:
+    """The shape [C, H, W] or [D] of a feature of one image. Raises ShoalError for a site that is no submodule."""
+    result: tuple[int, ...] = _node(traced.normal, feature).meta["shape"]
     return result
 
 
@@ -64,22 +64,21 @@ def _node(traced: fx.GraphModule, feature: Feature) -> fx.Node:
     return node.all_input_nodes[0] if feature.before else node
 
 
-def stage_ends(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The last ReLU site of each stage that has maps, the stem's left out, in order.
+def stage_ends(traced: Traced) -> tuple[str, ...]:
+    """The last ReLU site of each stage that has maps, without the stem, in order.
 
     Raises ShoalError for a network without such a site.
     """
-    ends = {site.stage: site.name for site in relu_sites(model, shape) if len(site.shape) == 3 and site.stage > 0}
+    ends = {site.stage: site.name for site in traced.sites if len(site.shape) == 3 and site.stage > 0}
     if not ends:
         raise ShoalError("found no stage with maps; need a convolutional network with ReLUs for feature losses")
     return tuple(ends[stage] for stage in sorted(ends))
 
 
-def embedding(model: nn.Module, shape: tuple[int, ...]) -> Feature:
+def embedding(traced: Traced) -> Feature:
     """What the classifier reads. Raises ShoalError unless the logits come from one linear layer."""
-    traced = shapes(model, shape)
-    result = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-    if not isinstance(result, fx.Node) or not _is(traced, result, nn.Linear):
+    result = next(node for node in traced.normal.graph.nodes if node.op == "output").args[0]
+    if not isinstance(result, fx.Node) or not _is(traced.normal, result, nn.Linear):
         raise ShoalError(f"found logits from {result}; need one linear layer at the end for this loss")
     return Feature(str(result.target), before=True)
 
@@ -116,18 +115,18 @@ class MarginReLU(nn.Module):
         return torch.maximum(x, self.margin.to(x.dtype))
 
 
-def margins(model: nn.Module, shape: tuple[int, ...], site: str) -> Tensor:
+def margins(traced: Traced, site: str) -> Tensor:
     """The mean [C] of the negative values that the ReLU `site` receives, from the batch norm before it.
 
     Before a residual sum it is the batch norm of the larger convolution, as the authors' code has it. Raises
     ShoalError where there is none, or one without scale and shift.
     """
-    traced = shapes(model, shape)
-    level = [_node(traced, Feature(site, before=True))]
+    normal = traced.normal
+    level = [_node(normal, Feature(site, before=True))]
     while level:
-        norms = [node for node in level if _is(traced, node, nn.BatchNorm2d)]
+        norms = [node for node in level if _is(normal, node, nn.BatchNorm2d)]
         if norms:
-            norm = traced.get_submodule(str(max(norms, key=lambda n: _weights_before(traced, n)).target))
+            norm = normal.get_submodule(str(max(norms, key=lambda n: _weights_before(normal, n)).target))
             assert isinstance(norm, nn.BatchNorm2d)
             return expected_negative(norm)
         level = [source for node in level for source in node.all_input_nodes]

@@ -68,7 +68,6 @@ def self_kd(
     *,
     direction: str = "forward",
     squared: bool = True,
-    name: str = "self_kd",
 ) -> Term:
     """The sum over students of the weighted divergence from their teachers, which learn nothing from it.
 
@@ -91,7 +90,7 @@ def self_kd(
             ]
         return factor * torch.stack(parts).sum()
 
-    return Term(name, weight, loss)
+    return Term("self_kd", weight, loss)
 
 
 def _check(logits: Sequence[Tensor], count: int) -> None:
@@ -121,7 +120,6 @@ def self_features(
     form: str = "squared",
     adapted: Mapping[int, str] | None = None,
     skipped: Sequence[int] = (),
-    name: str = "features",
 ) -> Term:
     """The sum over students of the distance of their features [N, D] from their teachers', which learn nothing from it.
 
@@ -147,4 +145,4 @@ def self_features(
                 parts += [part * DISTANCES[form](own, known[j]) for j, part in row.items()]
         return torch.stack(parts).sum()
 
-    return Term(name, weight, loss, own=tuple(dict.fromkeys((*taps, *shown.values()))))
+    return Term("features", weight, loss, own=tuple(dict.fromkeys((*taps, *shown.values()))))

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from shoal.errors import ShoalError
 from shoal.outputs import forward
 from shoal.surgery.normal_form import module_calls
-from shoal.surgery.sites import ReluSite, relu_sites
+from shoal.surgery.sites import ReluSite, sites_in
 from shoal.surgery.tracing import shapes
 
 PREFIX = "branches."
@@ -108,12 +108,12 @@ class Fork:
     last: str
 
 
-def fork_of(model: nn.Module, shape: tuple[int, ...]) -> Fork:
-    """The last ReLU site before the last stage that has maps, and the last site of that stage.
+def fork_of(found: Sequence[ReluSite]) -> Fork:
+    """The last ReLU site before the last stage that has maps, and the last site of that stage, among all `found`.
 
     Raises ShoalError for a network with one such stage.
     """
-    sites = [site for site in relu_sites(model, shape) if len(site.shape) == 3]
+    sites = [site for site in found if len(site.shape) == 3]
     before = [site for site in sites if site.stage < _last_stage(sites)]
     if not before:
         raise ShoalError("found a network with one stage of maps; need two or more, all but the last to be shared")
@@ -134,7 +134,7 @@ class _Branched:
         check_count(len(networks))
         first, *others = (shapes(network, shape) for network in networks)
         first.train(networks[0].training)
-        where = fork_of(networks[0], shape)
+        where = fork_of(sites_in(first))
         self.fork, self.last, self.traced = where.shared, where.last, first
         self.output = next(node for node in first.graph.nodes if node.op == "output")
         self.logits = [_one_result(self.output)]

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from shoal.channels.slimmable import Slimmable, narrowed
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
-from shoal.exits.costs import exit_costs
+from shoal.exits.figures import exit_costs
 from shoal.surgery.sizes import fix_sizes, is_tensor, operands
-from shoal.surgery.tracing import shapes, trace
+from shoal.surgery.tracing import graph_of, shapes
 
 
 class Cascade(nn.Module):
@@ -68,12 +68,12 @@ def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
     """
     model = with_own_layers(model, shape)
     traced = shapes(model, shape)
+    costs = exit_costs(graph_of(traced))
     fix_sizes(traced)
     traced.graph.eliminate_dead_code()
     results = results_of(traced)
     if len(results) < 2:
         raise ShoalError("found a network with one classifier; need two or more to leave early; add exits")
-    costs = exit_costs(trace(model, shape))
     made = Cascade(_cut(traced, results), costs.macs_in_order, costs.macs, costs.in_order[-1].unknown)
     _check_images_apart(made, shape)
     return made

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from shoal.data.clouds import is_cloud
 from shoal.errors import ShoalError
 from shoal.surgery.normal_form import NORMAL, edit, free_name, module_calls, normalise
-from shoal.surgery.sites import relu_sites
+from shoal.surgery.sites import ReluSite, relu_sites
 from shoal.surgery.tracing import shapes
 
 PREFIX = "exits."
@@ -37,11 +37,15 @@ class Exit(nn.Module):
 
 
 def default_exit_point(model: nn.Module, shape: tuple[int, ...]) -> str:
-    """The last ReLU site before the final stage: where shallow puts its auxiliary classifier (Table 2).
+    """The last ReLU site before the final stage, for images of `shape` [C, H, W]: see `exit_site`."""
+    return exit_site(relu_sites(model, shape))
+
+
+def exit_site(sites: Sequence[ReluSite]) -> str:
+    """The last of `sites` before the final stage: where shallow puts its auxiliary classifier (Table 2).
 
     Raises ShoalError for a network with a single stage.
     """
-    sites = relu_sites(model, shape)
     before = [site for site in sites if site.stage < sites[-1].stage]
     if not before:
         raise ShoalError("found a network with one stage; need two or more for an auxiliary classifier; name a site")

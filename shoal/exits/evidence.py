@@ -67,11 +67,14 @@ class Evidence:
         """What `infer` with these thresholds comes to; leaving at exit i costs ``prices[i]``."""
         check_thresholds(thresholds, self.exits, ensemble)
         accuracy, price = self.outcomes(np.array([thresholds], dtype=np.float64), prices, ensemble)
-        exits = self.leaves_at(thresholds)
-        shares = np.bincount(exits, minlength=self.exits) / len(exits)
-        return Outcome(float(accuracy[0]), float(price[0]), tuple(float(s) for s in shares))
+        return Outcome(float(accuracy[0]), float(price[0]), self.shares(thresholds))
 
-    def leaves_at(self, thresholds: Sequence[float]) -> NDArray[np.int64]:
+    def shares(self, thresholds: Sequence[float] | Floats) -> tuple[float, ...]:
+        """The part of the images that leaves at each of the K exits, by thresholds [T] for the first T of them."""
+        left = np.bincount(self.leaves_at(thresholds), minlength=self.exits)
+        return tuple(float(share) for share in left / len(self.right))
+
+    def leaves_at(self, thresholds: Sequence[float] | Floats) -> NDArray[np.int64]:
         """The exit [N] at which each image leaves."""
         sure = self.confidence[:, : len(thresholds)] > np.asarray(thresholds)
         first = np.where(sure.any(1), sure.argmax(1), self.exits - 1)

@@ -9,10 +9,9 @@ from torch import fx, nn
 
 from shoal.data.clouds import is_cloud
 from shoal.errors import ShoalError
-from shoal.surgery.normal_form import module_calls
-from shoal.surgery.sites import ReluSite, is_sum, relu_sites
+from shoal.surgery.sites import ReluSite, is_sum
 from shoal.surgery.sizes import is_tensor
-from shoal.surgery.tracing import shapes
+from shoal.surgery.traced import Traced
 
 COUNT = 3
 """Shallow classifiers of the schemes that let one choose."""
@@ -50,13 +49,12 @@ def exit_points(
     Raises ShoalError for an unknown scheme, a `count` that the scheme does not use, and a network that is too short.
     """
     _check(scheme, count)
-    sites = [site for site in relu_sites(model, shape) if len(site.shape) == 3]  # gates' vectors are no feature maps
-    traced = shapes(model, shape)
-    ends = [site.name for site in sites] if scheme == "every-layer" else _block_ends(traced, sites)
+    traced = Traced(model, shape)
+    sites = [site for site in traced.sites if len(site.shape) == 3]  # gates' vectors are no feature maps
+    ends = [site.name for site in sites] if scheme == "every-layer" else _block_ends(traced.normal, sites)
     points = _chosen(ends, scheme, COUNT if count is None else count) if scheme in CHOSEN else ends[:-1]
     if scheme == "downsample":
-        sizes = {name: node.meta["shape"][1:] for name, node in module_calls(traced).items()}
-        points = [a for a, b in pairwise(ends) if sizes[a] != sizes[b]]
+        points = [a for a, b in pairwise(ends) if traced.shape_at(a)[1:] != traced.shape_at(b)[1:]]
     if not points:
         raise ShoalError(
             f"found no place for an exit by scheme {scheme!r}; need a network with several blocks or resolutions; "

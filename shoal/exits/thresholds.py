@@ -17,6 +17,7 @@ from shoal.exits.evidence import Evidence, Floats
 from shoal.exits.genetic import Genetic
 from shoal.exits.genetic import search as genetic_search
 from shoal.exits.inference import check_thresholds
+from shoal.pareto import front
 from shoal.storage.run import Run
 
 CELLS = 2**21
@@ -57,6 +58,10 @@ class Goal:
             short = self.baseline - self.loss - accuracy
             return np.where(short <= 1e-9, self.full / price, -short)
         return self.full / price + self.beta * (accuracy - self.baseline)
+
+    def fittest(self, accuracy: Floats, price: Floats) -> int:
+        """The position of the fittest of any number of outcomes, in a flat array; of equal ones the first."""
+        return int(np.argmax(self.fitness(accuracy, price)))
 
 
 class Found(NamedTuple):
@@ -201,7 +206,7 @@ class Grid(NamedTuple):
 
     def best(self, goal: Goal) -> Floats:
         """The fittest thresholds [T]; of equals, the first in order."""
-        return self.at(int(np.argmax(goal.fitness(self.accuracy, self.price))))
+        return self.at(goal.fittest(self.accuracy, self.price))
 
     def at(self, cell: int) -> Floats:
         """The thresholds [T] of a cell, counted as in a flat array."""
@@ -214,13 +219,9 @@ class Grid(NamedTuple):
         Their fitness is their accuracy.
         """
         accuracy, price = self.accuracy.ravel(), self.price.ravel()
-        order = np.lexsort((-accuracy, price))
-        highest = np.maximum.accumulate(accuracy[order])
-        better = np.concatenate(([True], highest[1:] > highest[:-1]))
-        cells = order[better]
         return [
-            Found(tuple(float(t) for t in self.at(int(c))), float(accuracy[c]), float(price[c]), float(accuracy[c]))
-            for c in cells
+            Found(tuple(float(t) for t in self.at(c)), float(accuracy[c]), float(price[c]), float(accuracy[c]))
+            for c in front(np.stack([price, -accuracy], 1))
         ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.costs.links import NETWORKS
+from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.costs.protocols import PrivateCost, delphi
@@ -36,14 +36,14 @@ def network_of(target: str, size: str, classes: int, width: float, resolution: f
 
 
 def forecast(graph: Graph, machine: Machine | None, batch: int) -> dict[str, Any]:
-    """Counts, and for each network direct, offline and online costs, and DELPHI's by its published latencies."""
+    """Counts, and for each link direct, offline and online costs, and DELPHI's by its published latencies."""
     if batch < 1:
         raise ShoalError(f"found a batch of {batch}; need 1 or more items")
     total, layout = cost(graph), layout_of(graph)
     rows = {}
-    for name, network in NETWORKS.items():
-        prepared = prepared_cost(layout, machine, network, batch)
-        phases = {"direct": direct_cost(graph, machine, network), "offline": prepared.offline}
+    for name, link in LINKS.items():
+        prepared = prepared_cost(layout, machine, link, batch)
+        phases = {"direct": direct_cost(graph, machine, link), "offline": prepared.offline}
         phases |= {"online": prepared.online, "delphi": delphi(cost(expand_max_pools(graph)))}
         rows[name] = {phase: asdict(spent) for phase, spent in phases.items()}
     disk = prepared_cost(layout).disk_bytes

@@ -18,14 +18,13 @@ from shoal.exits.anytime import (
     FAMILY,
     Budgeted,
     Macs,
-    Stored,
     anytime_rows,
     budgeted,
     geometric_shares,
     macs,
-    store,
     within,
 )
+from shoal.exits.evidence import Evidence, collect
 from shoal.jobs.inputs import Shared, check_network, load_data, longer
 from shoal.networks.figures import figures
 from shoal.networks.spec import Spec
@@ -134,11 +133,11 @@ def _evaluate(
     names = inplace.names(spec, model)
     if len(names) < 2:
         raise ShoalError(f"found one classifier at {run.folder}; need two or more; use a run of shoal inplace")
-    cost, test = macs(model, spec.shape), store(model, data, data.test, settings)
+    cost, test = macs(model, spec.shape), collect(model, data, data.test, settings)
     body: dict[str, Any] = {"data": data.name, "model": spec.base, "kind": "widths" if spec.widths else "exits"}
     rows = anytime_rows(names, test, cost)
     if len(data.val):
-        body |= _budgeted(store(model, data, data.val, settings), test, cost, budgets)
+        body |= _budgeted(collect(model, data, data.val, settings), test, cost, budgets)
     elif budgets:
         raise ShoalError("found a budget and no validation split; need one for thresholds; leave the budget out")
     body["anytime"] = rows
@@ -147,7 +146,7 @@ def _evaluate(
     return body
 
 
-def _budgeted(validation: Stored, test: Stored, cost: Macs, budgets: Sequence[float]) -> dict[str, Any]:
+def _budgeted(validation: Evidence, test: Evidence, cost: Macs, budgets: Sequence[float]) -> dict[str, Any]:
     """The published family of exit shares, and the best thresholds for each budget."""
     shares = geometric_shares(torch.tensor(FAMILY), len(cost.in_order))
     family = budgeted(validation, test, cost.in_order, shares)

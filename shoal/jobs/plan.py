@@ -64,7 +64,7 @@ def plan(
     reshapes = HALVES if reshape else ()
     found = planner.plan(spec, network, target, machine=machine, sensitivity=eta, reshapes=reshapes, say=say)
     facts = {"format": FORMAT, "base": spec.base, "shape": spec.shape, "width": spec.width}
-    facts |= {"resolution": spec.resolution, "target": asdict(target)}
+    facts |= {"resolution": spec.resolution, "target": target.as_json()}
     facts |= {"machine": asdict(machine) if machine else None}
     return facts | {"sensitivity_from": origin, "chosen": 0, "candidates": [asdict(c) for c in found]}
 

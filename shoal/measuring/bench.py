@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shoal.costs.links import NETWORKS
+from shoal.costs.links import LINKS
 from shoal.errors import ShoalError
 from shoal.measuring.loopback import client_tls, serving
 from shoal.measuring.rehearsal import stock
@@ -34,9 +34,9 @@ def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse
     artifact's own pools are not used. Raises ShoalError for an unknown network, and when the machine is too busy for
     the relay to simulate the network.
     """
-    unknown = [name for name in networks if name not in NETWORKS]
+    unknown = [name for name in networks if name not in LINKS]
     if unknown or rounds < 1:
-        raise ShoalError(f"found networks {unknown} and {rounds} rounds; need {', '.join(NETWORKS)}, and 1 or more")
+        raise ShoalError(f"found links {unknown} and {rounds} rounds; need {', '.join(LINKS)}, and 1 or more")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
         make_certificates(folder / "certs")
@@ -80,8 +80,8 @@ def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int)
 def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> dict[str, Any]:
     if network == "none":
         return _figures(_queries(artifact, address, folder, rounds))
-    achieved = asdict(probe(NETWORKS[network]))
-    with relayed(address, NETWORKS[network]) as relay:
+    achieved = asdict(probe(LINKS[network]))
+    with relayed(address, LINKS[network]) as relay:
         results = _queries(artifact, relay.address, folder, rounds)
         # These bytes include the uncounted query, the handshake and TLS.
         seen = {"up": relay.counters.up, "down": relay.counters.down}

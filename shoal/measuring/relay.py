@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shoal.costs.links import Network
+from shoal.costs.links import Link
 from shoal.errors import ShoalError
 from shoal.private.transport.channel import parse_address
 
@@ -36,7 +36,7 @@ class Relay:
     Runs in a thread of its own between `start` and `stop`. Raises ShoalError for a malformed target.
     """
 
-    def __init__(self, target: str, profile: Network) -> None:
+    def __init__(self, target: str, profile: Link) -> None:
         self.target, self.profile, self.counters = parse_address(target, "the relay's target"), profile, Counters()
         self.address = ""
         self._ready, self._ended = threading.Event(), asyncio.Event()
@@ -116,7 +116,7 @@ async def _read(source: asyncio.StreamReader) -> bytes:
 
 
 @contextlib.contextmanager
-def relayed(target: str, profile: Network) -> Iterator[Relay]:
+def relayed(target: str, profile: Link) -> Iterator[Relay]:
     """A relay in front of `target` within the block."""
     relay = Relay(target, profile)
     relay.start()
@@ -134,7 +134,7 @@ class Achieved:
     rate: float
 
 
-def probe(profile: Network, rounds: int = 15) -> Achieved:
+def probe(profile: Link, rounds: int = 15) -> Achieved:
     """Measure round trips of a byte and a bulk transfer through a relay of `profile`, with an echo on loopback.
 
     Raises ShoalError when the machine is too busy for measurements: round trips that are off by more than a fifth plus

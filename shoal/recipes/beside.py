@@ -17,6 +17,7 @@ from shoal.outputs import Outputs
 from shoal.recipes.from_teacher import as_it_is, hint_taps, hinted, matched_ends
 from shoal.recipes.lessons import Lesson
 from shoal.surgery.normal_form import drop_unread
+from shoal.surgery.traced import Traced
 from shoal.training.objective import Term
 
 BESIDE = {
@@ -50,7 +51,7 @@ def lesson(by: str | None, make: Make, plain: nn.Module, teacher: nn.Module | No
         return Lesson(model, (*terms, kd(0.9, 4.0)), teacher, cut=drop_unread)
     if by == "at":
         assert teacher is not None
-        ends = [(as_it_is(a), as_it_is(b)) for a, b in matched_ends(shape, plain, teacher)]
+        ends = [(as_it_is(a), as_it_is(b)) for a, b in matched_ends(Traced(plain, shape), Traced(teacher, shape))]
         return hinted(model, teacher, shape, ends, (*terms, attention(hint_taps(len(ends)))))
     if by == "dml":
         return _mutual(model, terms, make)

@@ -27,6 +27,7 @@ from shoal.errors import ShoalError
 from shoal.networks.spec import Spec
 from shoal.recipes.lessons import Lesson, Problem
 from shoal.surgery.normal_form import drop_unread
+from shoal.surgery.traced import Traced
 from shoal.training.objective import Objective, Term, cross_entropy
 
 
@@ -46,6 +47,10 @@ def _teacher(options: Options) -> nn.Module:
     if options.teacher is None:
         raise ShoalError("found no teacher; need a trained one for this method; give --teacher (Options.teacher)")
     return options.teacher
+
+
+def _traced(problem: Problem, student: nn.Module, teacher: nn.Module) -> tuple[Traced, Traced]:
+    return Traced(student, problem.spec.shape), Traced(teacher, problem.spec.shape)
 
 
 def logits_of(network: nn.Module, teacher: nn.Module) -> Lesson:
@@ -96,9 +101,9 @@ def hint_taps(count: int) -> tuple[str, ...]:
     return tuple(f"hints.{i}" for i in range(count))
 
 
-def matched_ends(shape: tuple[int, ...], student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+def matched_ends(student: Traced, teacher: Traced) -> list[tuple[str, str]]:
     """The last sites of the stages, student's and teacher's. Raises ShoalError for different numbers of stages."""
-    mine, theirs = (stage_ends(model, shape) for model in (student, teacher))
+    mine, theirs = (stage_ends(traced) for traced in (student, teacher))
     if len(mine) != len(theirs):
         raise ShoalError(
             f"found {len(mine)} stages in the student and {len(theirs)} in the teacher; need as many; take networks of "
@@ -110,8 +115,10 @@ def matched_ends(shape: tuple[int, ...], student: nn.Module, teacher: nn.Module)
 def hint_layer(problem: Problem, options: Options) -> Lesson:
     """The hint is the second stage's result, or that of the only one."""
     student, teacher = problem.network(), _teacher(options)
-    mine, theirs = matched_ends(problem.spec.shape, student, teacher)[:2][-1]
-    sizes = [feature_shape(m, problem.spec.shape, Feature(s))[0] for m, s in ((student, mine), (teacher, theirs))]
+    traced = _traced(problem, student, teacher)
+    ends = matched_ends(*traced)[:2][-1]
+    sizes = [feature_shape(side, Feature(end))[0] for side, end in zip(traced, ends, strict=True)]
+    mine, theirs = ends
     pair = ((Feature(mine), regressor(*sizes)), as_it_is(theirs))
     return _with_hints(problem, student, teacher, [pair], fitnet("hints.0"))
 
@@ -119,7 +126,7 @@ def hint_layer(problem: Problem, options: Options) -> Lesson:
 def attention_maps(problem: Problem, options: Options) -> Lesson:
     """Attention maps at the end of every stage."""
     student, teacher = problem.network(), _teacher(options)
-    ends = matched_ends(problem.spec.shape, student, teacher)
+    ends = matched_ends(*_traced(problem, student, teacher))
     pairs = [(as_it_is(a), as_it_is(b)) for a, b in ends]
     return _with_hints(problem, student, teacher, pairs, attention(hint_taps(len(pairs))))
 
@@ -127,24 +134,24 @@ def attention_maps(problem: Problem, options: Options) -> Lesson:
 def similarities(problem: Problem, options: Options) -> Lesson:
     """Similarities between samples in the last map."""
     student, teacher = problem.network(), _teacher(options)
-    mine, theirs = (as_it_is(stage_ends(model, problem.spec.shape)[-1]) for model in (student, teacher))
+    mine, theirs = (as_it_is(stage_ends(side)[-1]) for side in _traced(problem, student, teacher))
     return _with_hints(problem, student, teacher, [(mine, theirs)], similarity("hints.0"))
 
 
 def relational(problem: Problem, options: Options) -> Lesson:
     """Relations between samples in what the classifier reads."""
     student, teacher = problem.network(), _teacher(options)
-    read = [embedding(model, problem.spec.shape) for model in (student, teacher)]
+    read = [embedding(side) for side in _traced(problem, student, teacher)]
     pair = ((read[0], nn.Identity()), (read[1], nn.Identity()))
     return _with_hints(problem, student, teacher, [pair], relations("hints.0"))
 
 
 def before_relu(problem: Problem, options: Options) -> Lesson:
     """What the last ReLU of every stage receives, through connectors and margins (the feature overhaul)."""
-    student, teacher, shape = problem.network(), _teacher(options), problem.spec.shape
-    pairs = []
-    for a, b in matched_ends(problem.spec.shape, student, teacher):
+    student, teacher = problem.network(), _teacher(options)
+    traced, pairs = _traced(problem, student, teacher), []
+    for a, b in matched_ends(*traced):
         mine, theirs = Feature(a, before=True), Feature(b, before=True)
-        sizes = [feature_shape(m, shape, f)[0] for m, f in ((student, mine), (teacher, theirs))]
-        pairs.append(((mine, connector(*sizes)), (theirs, MarginReLU(margins(teacher, shape, b)))))
+        sizes = [feature_shape(side, feature)[0] for side, feature in zip(traced, (mine, theirs), strict=True)]
+        pairs.append(((mine, connector(*sizes)), (theirs, MarginReLU(margins(traced[1], b)))))
     return _with_hints(problem, student, teacher, pairs, overhaul(hint_taps(len(pairs))))

@@ -5,8 +5,7 @@ LayerMerge's idea (Kim et al., ICML'24), on gated blocks: importances and saving
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,10 @@ from torch import nn
 from shoal.errors import ShoalError
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
+from shoal.pareto import front
 from shoal.reduction.gates import add_branches, commit_branches, named_blocks, set_gate
 from shoal.reduction.masks import add_masks
-from shoal.surgery.sites import find_blocks, relu_sites
+from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 
 Price = Callable[[Graph], float]
@@ -61,54 +61,50 @@ def choose(candidates: Sequence[Candidate], saving: float) -> tuple[str, ...]:
     return min(enough, key=lambda state: (state[1], -state[0]))[2]
 
 
-def _front(states: Iterable[State]) -> list[State]:
-    kept, least = [], math.inf
-    for state in sorted(states, key=lambda s: (-s[0], s[1])):
-        if state[1] < least:
-            kept.append(state)
-            least = state[1]
-    return kept
+def _front(states: Sequence[State]) -> list[State]:
+    return [states[i] for i in front([(-saved, lost) for saved, lost, _ in states])]
 
 
-def gated_graph(model: nn.Module, shape: tuple[int, ...], names: Sequence[str], *, keep_skip: bool = True) -> Graph:
-    """The folded graph of `model` with the named blocks replaced by one convolution each, of random weights."""
-    if names:
-        model = add_branches(model, named_blocks(find_blocks(model, shape), names), keep_skip=keep_skip)
-        set_gate(model, 1.0)
-        model = commit_branches(model)
-    return fold(trace(model, shape))
+def gated_graph(traced: Traced, names: Sequence[str], *, keep_skip: bool = True) -> Graph:
+    """The folded graph of a network with the named blocks replaced by one convolution each, of random weights.
+
+    Raises ShoalError for a name that is no block, and for two blocks that share a convolution.
+    """
+    if not names:
+        return fold(traced.graph)
+    model = add_branches(traced.module, named_blocks(traced.blocks, names), keep_skip=keep_skip)
+    set_gate(model, 1.0)
+    return fold(trace(commit_branches(model), traced.shape))
 
 
-def importances(model: nn.Module, shape: tuple[int, ...], score: Callable[[nn.Module], float]) -> dict[str, float]:
+def importances(traced: Traced, score: Callable[[nn.Module], float]) -> dict[str, float]:
     """What `score` (accuracy on validation images, minus the loss) loses when a block's inner ReLU is the identity."""
-    whole, sizes = score(model), {site.name: site.shape for site in relu_sites(model, shape)}
+    whole, sizes = score(traced.module), {site.name: site.shape for site in traced.sites}
     lost = {}
-    for block in find_blocks(model, shape):
-        linear = add_masks(model, {block.name: torch.zeros(sizes[block.name], dtype=torch.bool)})
+    for block in traced.blocks:
+        linear = add_masks(traced.module, {block.name: torch.zeros(sizes[block.name], dtype=torch.bool)})
         lost[block.name] = whole - score(linear)
     return lost
 
 
 def candidates(
-    model: nn.Module,
-    shape: tuple[int, ...],
+    traced: Traced,
     price: Price,
     importance: Mapping[str, float],
     *,
     keep_skip: bool = True,
 ) -> tuple[Candidate, ...]:
-    """Every replaceable block of `model` with what gating it alone saves of `price`."""
-    whole, found, convs = price(gated_graph(model, shape, ())), [], set[str]()
-    for block in find_blocks(model, shape):
-        saving = whole - price(gated_graph(model, shape, (block.name,), keep_skip=keep_skip))
+    """Every replaceable block of a network with what gating it alone saves of `price`."""
+    whole, found, convs = price(gated_graph(traced, ())), [], set[str]()
+    for block in traced.blocks:
+        saving = whole - price(gated_graph(traced, (block.name,), keep_skip=keep_skip))
         found.append(Candidate(block.name, importance[block.name], saving, bool(convs & set(block.convs))))
         convs = set(block.convs)
     return tuple(found)
 
 
 def choose_blocks(
-    model: nn.Module,
-    shape: tuple[int, ...],
+    traced: Traced,
     price: Price,
     limit: float,
     importance: Mapping[str, float],
@@ -117,15 +113,15 @@ def choose_blocks(
 ) -> tuple[str, ...]:
     """The blocks to gate so that `price` is at most `limit`, by the sum of their importances at the least loss.
 
-    The limit holds for the price of the network that results. Where that is more than single blocks' savings promise,
-    as much more is asked of them. Raises ShoalError when the limit cannot be kept.
+    The limit holds for the price of the network that results. Where that price is higher than the savings of single
+    blocks promise, the search goes on with a higher target. Raises ShoalError when the limit cannot be kept.
     """
-    whole = price(gated_graph(model, shape, ()))
-    table = candidates(model, shape, price, importance, keep_skip=keep_skip)
+    whole = price(gated_graph(traced, ()))
+    table = candidates(traced, price, importance, keep_skip=keep_skip)
     target = whole - limit
     while True:
         names = choose(table, target)
-        over = price(gated_graph(model, shape, names, keep_skip=keep_skip)) - limit
+        over = price(gated_graph(traced, names, keep_skip=keep_skip)) - limit
         if over <= 0:
             return names
         # More than these promised, so that they are not chosen again.

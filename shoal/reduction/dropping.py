@@ -8,7 +8,8 @@ from torch import fx, nn
 
 from shoal.errors import ShoalError
 from shoal.surgery.normal_form import edit, module_calls
-from shoal.surgery.sites import ReluSite, find_blocks, is_relu_site, relu_sites
+from shoal.surgery.sites import ReluSite, find_blocks, is_relu_site
+from shoal.surgery.traced import Traced
 
 
 def culled(sites: Sequence[ReluSite], stages: Collection[int]) -> tuple[str, ...]:
@@ -54,9 +55,10 @@ def drop_relus(model: nn.Module, names: Iterable[str]) -> fx.GraphModule:
 
 
 def spare_blocks(model: nn.Module, shape: tuple[int, ...], stages: Collection[int]) -> tuple[str, ...]:
-    """Names (inner ReLU sites) of these stages' residual blocks but the first of each."""
-    stage_of = {site.name: site.stage for site in relu_sites(model, shape)}
-    blocks = [b.name for b in find_blocks(model, shape) if b.add is not None and stage_of[b.name] in stages]
+    """Names (inner ReLU sites) of the residual blocks of these stages, without the first block of each."""
+    traced = Traced(model, shape)
+    stage_of = {site.name: site.stage for site in traced.sites}
+    blocks = [b.name for b in traced.blocks if b.add is not None and stage_of[b.name] in stages]
     return tuple(name for i, name in enumerate(blocks) if i and stage_of[blocks[i - 1]] == stage_of[name])
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError
-from shoal.reduction.budget import Budget
 from shoal.surgery.sites import ReluSite
 
 
@@ -168,8 +167,3 @@ def pruning_sensitivity(densities: Mapping[str, float], sites: Sequence[ReluSite
     if missing:
         raise ShoalError(f"found no convolution density for {missing[:3]}; need a sensitivity given by hand there")
     return {site.name: 1.0 - densities[str(site.conv)] for site in sites}
-
-
-def assigned_ratio(budget: Budget) -> dict[str, float]:
-    """Share of each site's ReLUs that the budget keeps: what d_th is compared with (shallow section 3, footnote)."""
-    return {name: budget.ratio(name) for name in budget.counts}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.costs.links import NETWORKS
+from shoal.costs.links import LINKS
 from shoal.errors import ShoalError
 from shoal.graph.folding import fold
 from shoal.networks.stored import load_network
@@ -42,13 +42,13 @@ class Online:
 
 
 def check_network_name(name: str) -> None:
-    """Raise ShoalError unless `name` is one of `NETWORKS`."""
-    if name not in NETWORKS:
-        raise ShoalError(f"found network {name!r}; need one of {', '.join(NETWORKS)}")
+    """Raise ShoalError unless `name` is one of `LINKS`."""
+    if name not in LINKS:
+        raise ShoalError(f"found link {name!r}; need one of {', '.join(LINKS)}")
 
 
 def online(record: Record, network: str, machine: Machine | None) -> dict[str, Online]:
-    """The online phase of both networks over one of `NETWORKS`, forecast with `machine`'s constants or the defaults.
+    """The online phase of both networks over one of `LINKS`, forecast with `machine`'s constants or the defaults.
 
     Runs measure without a network (TLS on loopback), so over others there are forecasts only. A network that is not
     stored with its run, or has no private form, has none: `why` tells. Raises ShoalError for an unknown network.
@@ -63,7 +63,7 @@ def _online(record: Record, side: str, network: str, machine: Machine | None) ->
     measured = look_up(record.summary[side], "prepared.online_s") if network == "none" else None
     try:
         layout = _layout(record.folder, side)
-        spent = prepared_cost(layout, machine, NETWORKS[network]).online
+        spent = prepared_cost(layout, machine, LINKS[network]).online
     except ShoalError as error:
         return Online(measured_s=measured, why=f"{side}: {error}")
     return Online(layout.online.latencies, measured, spent.seconds)

@@ -37,7 +37,7 @@ NETWORK_TEXTS = {
 
 @dataclass(frozen=True)
 class Link:
-    """What seconds are forecast for: one of `shoal.cost.NETWORKS`, and whether a machine's own constants were given."""
+    """What seconds are forecast for: one of `costs.links.LINKS`, and whether a machine's own constants were given."""
 
     network: str
     calibrated: bool

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.pareto import front
 from shoal.report.forecast import Online
 from shoal.report.record import SIDES, Record, look_up
 
@@ -54,20 +55,6 @@ class _Member:
         return self.online.measured_s is not None, self.online.forecast_s is not None
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the (cost, accuracy) pairs that no other one dominates, by rising cost.
-
-    A pair dominates another when its cost is not higher and its accuracy not lower, and one of the two is better.
-    Equal pairs stand or fall together.
-    """
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    kept: list[int] = []
-    for i in order:
-        if not kept or points[i][1] > points[kept[-1]][1] or points[i] == points[kept[-1]]:
-            kept.append(i)
-    return kept
-
-
 def fronts(points: Sequence[Point]) -> dict[str, dict[str, list[int]]]:
     """Positions in `points` on the front of every axis, by data set; points without the cost stay out."""
     found: dict[str, dict[str, list[int]]] = {}
@@ -75,7 +62,7 @@ def fronts(points: Sequence[Point]) -> dict[str, dict[str, list[int]]]:
         found[data] = {}
         for axis in AXES:
             known = [(i, cost) for i, p in enumerate(points) if p.data == data and (cost := p.costs[axis]) is not None]
-            best = front([(cost, points[i].accuracy) for i, cost in known])
+            best = front([(cost, -points[i].accuracy) for i, cost in known], ties=True)
             found[data][axis] = [known[k][0] for k in best]
     return found
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.report.pareto import Point, front
+from shoal.pareto import front
+from shoal.report.pareto import Point
 from shoal.report.published import Published
 from shoal.report.record import ROWS, Summary, look_up
 from shoal.storage.files import replacing
@@ -161,7 +162,7 @@ def _plot_papers(axes: Any, papers: Sequence[Published]) -> None:
 def _plot_networks(axes: Any, found: Sequence[Point]) -> None:
     """Networks with their spread and the step line of the front; those without ReLUs have no place on a log scale."""
     shown = [(point, cost) for point in found if (cost := point.costs["relus"])]
-    best = [shown[i] for i in front([(cost, point.accuracy) for point, cost in shown])]
+    best = [shown[i] for i in front([(cost, -point.accuracy) for point, cost in shown], ties=True)]
     line = [(cost, point.accuracy) for point, cost in best]
     if line:
         axes.step(*zip(*line, strict=True), where="post", color="#0072b2", label="front")

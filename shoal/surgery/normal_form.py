@@ -30,10 +30,10 @@ class _Tracer(fx.Tracer):
 def normalise(model: nn.Module) -> fx.GraphModule:
     """A traced copy of `model` in which every ReLU call is a submodule with a name of its own.
 
-    It is traced as it is in inference: what forward does in training alone, such as an auxiliary head, is left out;
-    dropout and batch norms train as ever. Parameter names stay those of `model`. Raises ShoalError, naming the line,
-    when the control flow depends on data, when a forward pass cannot be traced, and when it returns anything but
-    logits.
+    The forward pass is traced in eval mode: what it does in training alone, such as an auxiliary head, is left out;
+    dropout and batch norms still follow train() and eval(). Parameter names stay those of `model`. Raises ShoalError,
+    naming the line, when the control flow depends on data, when a forward pass cannot be traced, and when it returns
+    anything but logits.
     """
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)

@@ -62,7 +62,11 @@ def relu_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[ReluSite, ...]
 
     Raises ShoalError for a model without any ReLU.
     """
-    traced = shapes(model, shape)
+    return sites_in(shapes(model, shape))
+
+
+def sites_in(traced: fx.GraphModule) -> tuple[ReluSite, ...]:
+    """The ReLU sites of what `tracing.shapes` gave, in execution order. Raises ShoalError when there is none."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     stages = _stage_starts(traced, order)
     sites = []
@@ -70,7 +74,7 @@ def relu_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[ReluSite, ...]
         if node.op == "call_module" and is_relu_site(traced.get_submodule(str(node.target))):
             block, stage = _locate(order[node], stages)
             if not stages:
-                stage = _plain_stage(traced, node, shape)
+                stage = _plain_stage(traced, node)
             sites.append(ReluSite(str(node.target), node.meta["shape"], stage, block, _conv_before(traced, node)))
     if not sites:
         raise ShoalError(
@@ -81,8 +85,15 @@ def relu_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[ReluSite, ...]
 
 
 def find_blocks(model: nn.Module, shape: tuple[int, ...]) -> tuple[Block, ...]:
-    """Replaceable runs in execution order. The first ReLU of the network (the stem's) is never an inner one."""
-    traced = shapes(model, shape)
+    """Replaceable runs of `model` in execution order, for images of `shape` ([C, H, W]).
+
+    The first ReLU of the network (the stem's) is never an inner one.
+    """
+    return blocks_in(shapes(model, shape))
+
+
+def blocks_in(traced: fx.GraphModule) -> tuple[Block, ...]:
+    """The replaceable runs of what `tracing.shapes` gave, in execution order."""
     first = next((n for n in traced.graph.nodes if _module_is(traced, n, "relu")), None)
     found = [_match(traced, n) for n in traced.graph.nodes if _module_is(traced, n, "relu") and n is not first]
     return tuple(block for block in found if block is not None)
@@ -191,7 +202,7 @@ def _locate(position: int, starts: list[tuple[int, int]]) -> tuple[int | None, i
     return (inside[-1], starts[inside[-1]][1]) if inside else (None, 0)
 
 
-def _plain_stage(traced: fx.GraphModule, node: fx.Node, shape: tuple[int, ...]) -> int:
+def _plain_stage(traced: fx.GraphModule, node: fx.Node) -> int:
     sizes = []
     for other in traced.graph.nodes:
         if _module_is(traced, other, "relu") and other.meta["shape"][1:] not in sizes:

@@ -20,12 +20,15 @@ from shoal.surgery.sizes import Shapes, fix_sizes, is_tensor, operands
 
 
 def count(model: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """Trace `model` for images of `shape` and count it."""
+    """Trace `model` for images of `shape` ([C, H, W]) and count it. Raises ShoalError as `trace` does."""
     return cost(trace(model, shape))
 
 
 def shapes(model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
-    """A normalised copy in eval mode whose nodes carry `meta["shape"]`, without batch, for images of `shape`."""
+    """A normalised copy in eval mode whose nodes carry `meta["shape"]`, without the batch, for images of `shape`.
+
+    `shape` is [C, H, W]. Raises ShoalError for a model that cannot be traced or that fails on such images.
+    """
     traced = normalise(model).eval()
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     try:
@@ -43,9 +46,15 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     """The `Graph` of `model` for images of `shape` ([C, H, W]).
 
     Unknown operations become nodes of type ``unknown``, which `cost` reports and `compile` refuses. Nodes that share
-    a parameter hold one and the same tensor.
+    a parameter hold one and the same tensor. Weights are copies. Raises ShoalError for a model that cannot be traced
+    or that fails on such images.
     """
-    traced = shapes(model, shape)
+    return graph_of(shapes(model, shape))
+
+
+def graph_of(normal: fx.GraphModule) -> Graph:
+    """The `Graph` of what `shapes` gave, with copies of its present weights; `normal` stays as it is."""
+    traced = fx.GraphModule(normal, copy.deepcopy(normal.graph))
     join_idioms(traced, fix_sizes(traced))
     making = _Making()
     for node in traced.graph.nodes:

@@ -109,7 +109,7 @@ def fit(
     settings = settings or Settings()
     settings.check()
     clock = clock or Clock(settings.max_seconds)
-    loop = _Loop(model, data, objective, schedule, teacher, hooks, settings, checkpoint, clock)
+    loop = _Loop(model, data, objective, schedule, _Around(teacher, hooks, settings, checkpoint, clock))
     try:
         with settings.exact():
             return loop.run(report or (lambda row: None), progress or (lambda epoch, step, steps: None))
@@ -117,28 +117,30 @@ def fit(
         loop.work.close()
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What `fit` was given beside the network, its data and what it learns."""
+
+    teacher: nn.Module | None
+    hooks: Sequence[Any]
+    settings: Settings
+    checkpoint: Checkpoint | None
+    clock: Clock
+
+
 class _Loop:
     """The state of one `fit`; `run` reads top to bottom."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        data: Dataset,
-        objective: ObjectiveLike,
-        schedule: Schedule,
-        teacher: nn.Module | None,
-        hooks: Sequence[Any],
-        settings: Settings,
-        checkpoint: Checkpoint | None,
-        clock: Clock,
+        self, model: nn.Module, data: Dataset, objective: ObjectiveLike, schedule: Schedule, around: _Around
     ) -> None:
-        settings = suit(settings, model)
+        settings, hooks = suit(around.settings, model), around.hooks
         self.data, self.objective, self.schedule, self.settings = data, objective, schedule, settings
-        self.hooks, self.checkpoint, self.clock = hooks, checkpoint, clock
+        self.hooks, self.checkpoint, self.clock = hooks, around.checkpoint, around.clock
         self.rank, self.size = world()
         self.inner = self._place(model)
         self.model = nn.parallel.DistributedDataParallel(self.inner) if self.size > 1 else self.inner
-        known = self._place(teacher).eval() if teacher is not None else None
+        known = self._place(around.teacher).eval() if around.teacher is not None else None
         self.optimiser = sgd(self.inner, schedule, settings.device)
         self.work = Work(self.model, known, objective, hooks, self.optimiser, settings)
         self.step = make_step(self.work)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.costs.links import NETWORKS, Network
+from shoal.costs.links import LINKS, Link
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, homomorphic, layout_of, prepared_cost
 from shoal.errors import ShoalError
@@ -51,12 +51,12 @@ def test_a_plan_before_compilation_is_that_after_it_but_for_bits(name: str) -> N
 @pytest.mark.parametrize("name", NAMES)
 def test_less_work_is_never_dearer(name: str) -> None:
     wide, narrow = layout_of(folded(name, 0.5)), layout_of(folded(name, 0.25))
-    for network in NETWORKS.values():
-        big, small = (prepared_cost(layout, network=network) for layout in (wide, narrow))
+    for link in LINKS.values():
+        big, small = (prepared_cost(layout, link=link) for layout in (wide, narrow))
         assert small.offline.seconds < big.offline.seconds
         assert small.online.seconds < big.online.seconds
         assert small.disk_bytes < big.disk_bytes
-    slow, fast = (prepared_cost(wide, network=Network(rate, 0.01)) for rate in (1e6, 1e9))
+    slow, fast = (prepared_cost(wide, link=Link(rate, 0.01)) for rate in (1e6, 1e9))
     assert slow.online.seconds > fast.online.seconds
     assert slow.offline.seconds > fast.offline.seconds
 
@@ -71,16 +71,16 @@ def test_a_batch_shares_automorphisms() -> None:
     assert shared.bytes < alone.bytes
 
 
-def test_network_seconds_are_the_latencies_and_the_bytes() -> None:
+def test_link_seconds_are_the_latencies_and_the_bytes() -> None:
     layout, machine = layout_of(folded("resnet10", 0.25)), Machine()
-    here, there = (prepared_cost(layout, machine, network).online for network in (Network(), Network(8e6, 0.1)))
+    here, there = (prepared_cost(layout, machine, link).online for link in (Link(), Link(8e6, 0.1)))
     assert there.seconds - here.seconds == pytest.approx(layout.online.latencies * 0.05 + layout.online.bytes / 2 / 1e6)
 
 
 def test_the_direct_mode_is_priced_by_the_same_machine() -> None:
     graph, machine = folded("resnet10", 0.25), Machine()
     assert direct_cost(graph, replace(machine, product_s=1.0)).seconds > direct_cost(graph, machine).seconds
-    assert direct_cost(graph, machine, NETWORKS["wan"]).seconds > direct_cost(graph, machine).seconds
+    assert direct_cost(graph, machine, LINKS["wan"]).seconds > direct_cost(graph, machine).seconds
 
 
 def test_a_fit_finds_the_constants_that_made_the_seconds() -> None:

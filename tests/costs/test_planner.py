@@ -25,6 +25,7 @@ from shoal.reduction.masks import add_masks, random_masks
 from shoal.reduction.sensitivity import magnitude_densities, pruning_sensitivity
 from shoal.storage.run import Run
 from shoal.surgery.sites import relu_sites
+from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 from tests.cli.test_commands import call
 from tests.conftest import Residual, randomise
@@ -32,7 +33,7 @@ from tests.conftest import Residual, randomise
 SHAPE = (3, 16, 16)
 SPEC = Spec("resnet10", 10, SHAPE, 0.25)
 BASE = randomise(build("resnet10", 10, width=0.25))
-BODIES = list(structures(SPEC, BASE, None))
+BODIES = list(structures(SPEC, Traced(BASE, SPEC.shape), None))
 EVERYTHING = sum(site.relus for site in relu_sites(BASE, SHAPE))
 
 
@@ -47,8 +48,16 @@ def test_targets_are_read_and_shown() -> None:
             Target.parse(bad)
     with pytest.raises(ShoalError, match="found mode 'later'; need one of online"):
         Target.parse("1s", "later")
-    with pytest.raises(ShoalError, match="found network 'moon'; need one of none"):
-        Target.parse("1s", network="moon")
+    with pytest.raises(ShoalError, match="found link 'moon'; need one of none"):
+        Target.parse("1s", link="moon")
+
+
+def test_a_written_target_keeps_the_key_of_earlier_plans() -> None:
+    target = Target(2.0, "bytes", "offline", "wan")
+    assert target.as_json() == {"limit": 2.0, "unit": "bytes", "mode": "offline", "network": "wan"}
+    assert Target.from_json(target.as_json()) == target
+    with pytest.raises(ValueError, match="Target with"):
+        Target.from_json({"limit": 2.0, "unit": "bytes", "mode": "offline", "link": "wan"})
 
 
 def test_structures_cut_blocks_and_exits_once_each() -> None:
@@ -113,13 +122,13 @@ def test_candidates_meet_the_target_and_none_beats_another(text: str) -> None:
         assert not any(o != size and all(a >= b for a, b in zip(o, size, strict=True)) for o in sizes)
 
 
-def test_a_slower_machine_or_network_affords_less() -> None:
+def test_a_slower_machine_or_link_affords_less() -> None:
     target = Target.parse("20ms")
     here = max(c.forecast.relus for c in plan(SPEC, BASE, target))
     slow = max(c.forecast.relus for c in plan(SPEC, BASE, target, machine=Machine(relu_s=4e-6)))
     assert slow < here
     with pytest.raises(ShoalError, match="over wan"):
-        plan(SPEC, BASE, replace(target, network="wan"))
+        plan(SPEC, BASE, replace(target, link="wan"))
 
 
 def test_what_published_networks_lost_orders_candidates() -> None:
@@ -148,7 +157,8 @@ def candidate(**changes: object) -> Candidate:
 
 def test_plans_survive_the_disk_and_strangers_do_not(tmp_path: Path) -> None:
     body = {"format": plans.FORMAT, "base": "resnet10", "shape": SHAPE, "width": 0.25, "resolution": 1.0}
-    body |= {"target": asdict(Target(0.1, "s")), "machine": asdict(Machine()), "chosen": 0}
+    body |= {"target": {"limit": 0.1, "unit": "s", "mode": "online", "network": "none"}}
+    body |= {"machine": asdict(Machine()), "chosen": 0}
     body |= {"candidates": [asdict(candidate()), asdict(candidate(budget=7))]}
     plans.write(body, 2, tmp_path / "plan.json")
     read = plans.read(tmp_path / "plan.json")

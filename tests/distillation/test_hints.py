@@ -26,6 +26,7 @@ from shoal.errors import ShoalError
 from shoal.models import build
 from shoal.outputs import Outputs, forward
 from shoal.surgery.normal_form import drop_unread
+from shoal.surgery.traced import Traced
 from shoal.training.objective import Term
 from tests.conftest import Residual, randomise
 from tests.support.quick_networks import ONE_CLASSIFIER
@@ -162,18 +163,17 @@ def test_the_larger_map_is_pooled() -> None:
 def test_adapters_change_nothing_and_go(name: str) -> None:
     shape = (3, 16, 16)
     model = randomise(build(name, 5, width=0.0625))
-    ends = stage_ends(model, shape)
-    made = {f"stage{i}": (Feature(end), regressor(feature_shape(model, shape, Feature(end))[0], 7))
+    traced = Traced(model, shape)
+    ends = stage_ends(traced)
+    made = {f"stage{i}": (Feature(end), regressor(feature_shape(traced, Feature(end))[0], 7))
             for i, end in enumerate(ends)}  # fmt: skip
-    made["embedding"] = (embedding(model, shape), nn.Identity())
+    made["embedding"] = (embedding(traced), nn.Identity())
     grown, x = attach(model, shape, made), torch.randn(2, *shape)
     found = forward(grown, x, [f"hints.{k}" for k in made])
     assert torch.equal(found.final, forward(grown, x).final)
     assert (found.final - model(x)).abs().max() < 1e-5
     assert all(found.taps[f"hints.stage{i}"].shape[1] == 7 for i in range(len(ends)))
-    assert (
-        model.get_submodule(embedding(model, shape).site)(found.taps["hints.embedding"]) - model(x)
-    ).abs().max() < 1e-5
+    assert (model.get_submodule(embedding(traced).site)(found.taps["hints.embedding"]) - model(x)).abs().max() < 1e-5
     plain = drop_unread(grown)
     assert set(model.state_dict()) >= set(plain.state_dict())
     assert not any(k.startswith("hints") for k in plain.state_dict())
@@ -181,7 +181,7 @@ def test_adapters_change_nothing_and_go(name: str) -> None:
 
 
 def test_before_is_what_the_relu_receives(residual: nn.Module) -> None:
-    end = stage_ends(residual, SHAPE)[-1]
+    end = stage_ends(Traced(residual, SHAPE))[-1]
     adapters = {"before": (Feature(end, before=True), nn.Identity()), "after": (Feature(end), nn.Identity())}
     taps = forward(attach(residual, SHAPE, adapters), torch.randn(2, *SHAPE), ["hints.before", "hints.after"]).taps
     assert (taps["hints.before"] < 0).any()
@@ -189,7 +189,7 @@ def test_before_is_what_the_relu_receives(residual: nn.Module) -> None:
 
 
 def test_adapters_train_with_the_student(residual: nn.Module) -> None:
-    end = stage_ends(residual, SHAPE)[-1]
+    end = stage_ends(Traced(residual, SHAPE))[-1]
     student = attach(residual.train(), SHAPE, {"a": (Feature(end), connector(8, 3))})
     assert student.training
     assert all(m.training for m in student.modules())
@@ -224,9 +224,10 @@ def test_margin_of_a_standard_normal() -> None:
 def test_margins_come_from_the_norm_of_the_residual_branch() -> None:
     model = build("resnet10", 4, width=0.0625)
     nn.init.constant_(model.get_submodule("layer2.0.bn2").bias, 0.3)
-    found = margins(model, (3, 16, 16), "layer2.0.relu2")
+    traced = Traced(model, (3, 16, 16))
+    found = margins(traced, "layer2.0.relu2")
     assert torch.allclose(found, expected_negative(model.get_submodule("layer2.0.bn2")))  # type: ignore[arg-type]
-    assert not torch.allclose(found, margins(model, (3, 16, 16), "layer2.0.relu1"))
+    assert not torch.allclose(found, margins(traced, "layer2.0.relu1"))
 
 
 def test_margin_relu() -> None:
@@ -238,10 +239,10 @@ def test_refusals(residual: nn.Module) -> None:
     with pytest.raises(ShoalError, match="found no submodule 'other'"):
         attach(residual, SHAPE, {"a": (Feature("other"), nn.Identity())})
     with pytest.raises(ShoalError, match="found no batch norm before"):
-        margins(build("osakd-cnn1", 10), (3, 32, 32), "relu1")
+        margins(Traced(build("osakd-cnn1", 10), (3, 32, 32)), "relu1")
     with pytest.raises(ShoalError, match="without scale and shift"):
         expected_negative(nn.BatchNorm2d(2, affine=False))
     with pytest.raises(ShoalError, match="found no stage with maps"):
-        stage_ends(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)), SHAPE)
+        stage_ends(Traced(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4)), SHAPE))
     with pytest.raises(ShoalError, match="need one linear layer at the end"):
-        embedding(nn.Sequential(Residual(), nn.ReLU()), SHAPE)
+        embedding(Traced(nn.Sequential(Residual(), nn.ReLU()), SHAPE))

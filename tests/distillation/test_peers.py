@@ -15,6 +15,7 @@ from shoal.errors import ShoalError
 from shoal.exits.classifiers import add_exits, default_exit_point, keep_exit
 from shoal.models import build
 from shoal.outputs import Outputs
+from shoal.surgery.sites import relu_sites
 from shoal.training.loop import fit
 from shoal.training.objective import Objective, Term
 from shoal.training.optimiser import parameter_groups
@@ -127,7 +128,7 @@ def test_branches_are_networks_of_their_own(make: Callable[..., fx.GraphModule],
 
 def test_three_branches_share_all_but_the_last_stage() -> None:
     model = gated([build("resnet20", 10, width=0.25) for _ in range(3)], (3, 32, 32))
-    assert fork_of(build("resnet20", 10, width=0.25), (3, 32, 32)).shared == "layer2.2.relu2"
+    assert fork_of(relu_sites(build("resnet20", 10, width=0.25), (3, 32, 32))).shared == "layer2.2.relu2"
     owned = {k.split(".")[2] for k in model.state_dict() if k.startswith("branches.2.")}
     assert owned == {"layer3", "fc"}
     assert len(model(torch.randn(2, 3, 32, 32))) == 4

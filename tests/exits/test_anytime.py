@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from shoal.channels.slimmable import narrowed, slimmable
 from shoal.data.dataset import Split
 from shoal.errors import ShoalError
 from shoal.exits.anytime import (
     FAMILY,
-    Stored,
     anytime_rows,
     budgeted,
     geometric_shares,
-    leaving,
     macs,
-    store,
+    strict,
     thresholds,
     within,
 )
 from shoal.exits.classifiers import add_exits, keep_exit
+from shoal.exits.evidence import Evidence, Floats, collect
 from shoal.models import build
 from shoal.surgery.tracing import count
 from shoal.training.evaluation import evaluate
+from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs, randomise
 
 SHAPE = (1, 8, 8)
@@ -67,33 +68,37 @@ def test_macs_of_widths() -> None:
     assert found.in_order == (found.alone[0], found.alone[0] + found.alone[1], sum(found.alone))
 
 
-def test_stored_logits_have_the_accuracy_that_evaluation_finds() -> None:
+def test_collected_evidence_has_the_accuracy_that_evaluation_finds() -> None:
     model = randomise(build("msdnet-5", 4, channels=1, width=0.25)).train()
-    stored = store(model, DATA, DATA.test, batch_size=7)
+    found = collect(model, DATA, DATA.test, Settings(), 7)
     assert model.training
-    assert stored.logits.shape == (5, 32, 4)
-    assert stored.accuracy == pytest.approx(evaluate(model, DATA, DATA.test))
-    rows = anytime_rows(("1", "2", "3", "4", "5"), stored, macs(model, SHAPE))
-    assert [row["accuracy"] for row in rows] == stored.accuracy
+    assert found.confidence.shape == found.right.shape == (32, 5)
+    assert found.accuracies == pytest.approx(evaluate(model, DATA, DATA.test))
+    rows = anytime_rows(("1", "2", "3", "4", "5"), found, macs(model, SHAPE))
+    assert tuple(row["accuracy"] for row in rows) == found.accuracies
     assert [row["macs_in_order"] for row in rows] == list(macs(model, SHAPE).in_order)
 
 
 def test_geometric_shares_by_hand() -> None:
     found = geometric_shares(torch.tensor([1.0, 0.5, 2.0]), 3)
-    truth = torch.tensor([[1, 1, 1], [1, 0.5, 0.25], [1, 2, 4]], dtype=torch.float64)
-    assert torch.allclose(found, truth / truth.sum(1, keepdim=True))
+    truth = np.array([[1, 1, 1], [1, 0.5, 0.25], [1, 2, 4]])
+    assert np.allclose(found, truth / truth.sum(1, keepdims=True))
 
 
-def by_loop(confidence: Tensor, shares: list[float]) -> tuple[list[float], list[int]]:
+def confident(confidence: Floats) -> Evidence:
+    return Evidence(confidence, confidence > 0.5, confidence[:, 0] > 0.5)
+
+
+def by_loop(confidence: Floats, shares: list[float]) -> tuple[list[float], list[int]]:
     """The public code's way for one row of shares: count the surest images that are left, one by one."""
-    exits, number = confidence.shape
+    number, exits = confidence.shape
     limits, left, leaves = [math.inf] * exits, set(range(number)), [exits - 1] * number
     for k in range(exits - 1):
-        ranked = sorted(left, key=lambda i: -float(confidence[k, i]))
+        ranked = sorted(left, key=lambda i: -float(confidence[i, k]))
         wanted = math.floor(number * shares[k])
         if wanted:
-            limits[k] = float(confidence[k, ranked[wanted - 1]])
-        for i in [i for i in left if float(confidence[k, i]) >= limits[k]]:
+            limits[k] = float(confidence[ranked[wanted - 1], k])
+        for i in [i for i in left if float(confidence[i, k]) >= limits[k]]:
             leaves[i] = k
             left.discard(i)
     limits[-1] = -math.inf
@@ -102,21 +107,20 @@ def by_loop(confidence: Tensor, shares: list[float]) -> tuple[list[float], list[
 
 @pytest.mark.parametrize("exits", [2, 3, 7])
 def test_thresholds_against_a_plain_loop(exits: int) -> None:
-    confidence = torch.rand(exits, 83, generator=torch.Generator().manual_seed(exits))
+    evidence = confident(np.random.default_rng(exits).random((83, exits)))
     shares = geometric_shares(torch.tensor(FAMILY), exits)
-    found = thresholds(confidence, shares)
-    leaves = leaving(confidence, found)
-    for row, limits, own in zip(shares.tolist(), found.tolist(), leaves.tolist(), strict=True):
-        assert (limits, own) == by_loop(confidence, row)
+    for row, limits in zip(shares.tolist(), thresholds(evidence.confidence, shares), strict=True):
+        leaves = evidence.leaves_at(strict(limits))
+        assert (limits.tolist(), leaves.tolist()) == by_loop(evidence.confidence, row)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 1000), st.floats(0.05, 20))
 def test_laws_of_thresholds(count: int, exits: int, seed: int, ratio: float) -> None:
     """Every image leaves once; as many at each exit as its share says, or more where confidences tie."""
-    confidence = torch.rand(exits, count, generator=torch.Generator().manual_seed(seed)).mul(8).round().div(8)
+    evidence = confident(np.round(np.random.default_rng(seed).random((count, exits)) * 8) / 8)
     shares = geometric_shares(torch.tensor([ratio]), exits)
-    leaves = leaving(confidence, thresholds(confidence, shares))[0]
+    leaves = evidence.leaves_at(strict(thresholds(evidence.confidence, shares))[0])
     assert leaves.shape == (count,)
     early = [int((leaves <= k).sum()) for k in range(exits)]
     wanted = [sum(math.floor(count * s) for s in shares[0, : k + 1].tolist()) for k in range(exits - 1)]
@@ -126,20 +130,19 @@ def test_laws_of_thresholds(count: int, exits: int, seed: int, ratio: float) -> 
 
 # Four images, two classifiers, two classes. The first is sure and right, sure and wrong, unsure and wrong, unsure and
 # right; the second is right but for the last image.
-HAND = Stored(
-    torch.tensor(
-        [
-            [[4.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.5, 0.0]],
-            [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]],
-        ]
-    ),
-    torch.tensor([0, 1, 1, 0]),
+LOGITS = torch.tensor(
+    [
+        [[4.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.5, 0.0]],
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]],
+    ]
 )
+LABELS = torch.tensor([0, 1, 1, 0])
+HAND = Evidence.of(list(LOGITS), LABELS)
 
 
 def test_a_budget_by_hand() -> None:
-    assert HAND.accuracy == [50.0, 75.0]
-    rows = budgeted(HAND, HAND, (10, 30), torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]))
+    assert HAND.accuracies == (50.0, 75.0)
+    rows = budgeted(HAND, HAND, (10, 30), np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]))
     assert [row.macs for row in rows] == [25, 20, 10, 30]
     assert [row.accuracy for row in rows] == [75, 50, 50, 75]
     assert [row.shares for row in rows] == [(0.25, 0.75), (0.5, 0.5), (1, 0), (0, 1)]
@@ -147,6 +150,12 @@ def test_a_budget_by_hand() -> None:
     limit = 1 / (1 + math.exp(-4))
     assert rows[0].thresholds == (pytest.approx(limit), -math.inf)
     assert rows[3].thresholds[0] == math.inf
+
+
+def test_leaving_at_or_above_a_limit_is_leaving_strictly_above_the_number_below_it() -> None:
+    limits = np.array([[0.5, -np.inf], [np.inf, -np.inf], [0.0, -np.inf]])
+    confidence = np.array([0.0, np.nextafter(0.5, 0), 0.5, 1.0])
+    assert np.array_equal(confidence > strict(limits)[:, :1], confidence >= limits[:, :1])
 
 
 @pytest.mark.parametrize(("budget", "spent", "accuracy"), [(10, 10, 50), (24, 10, 50), (25, 25, 75), (99, 25, 75)])
@@ -157,8 +166,8 @@ def test_the_best_within_a_budget(budget: float, spent: float, accuracy: float) 
 
 
 def test_thresholds_come_from_validation_alone() -> None:
-    other = Stored(HAND.logits.flip(0) * 3, HAND.labels)
-    a, b = (budgeted(HAND, test, (10, 30), torch.tensor([[0.5, 0.5]]))[0] for test in (HAND, other))
+    other = Evidence.of(list(LOGITS.flip(0) * 3), LABELS)
+    a, b = (budgeted(HAND, test, (10, 30), np.array([[0.5, 0.5]]))[0] for test in (HAND, other))
     assert a.thresholds == b.thresholds
     assert (a.validation_macs, a.validation_accuracy) == (b.validation_macs, b.validation_accuracy)
     assert a.accuracy != b.accuracy
@@ -169,4 +178,4 @@ def test_must_fail() -> None:
         within(9, HAND, HAND, (10, 30))
     empty = Split(DATA.test.images[:0], DATA.test.labels[:0])
     with pytest.raises(ShoalError, match="found an empty split"):
-        store(Residual(), DATA, empty)
+        collect(Residual(), DATA, empty, Settings())

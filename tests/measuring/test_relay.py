@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shoal.costs.links import NETWORKS, Network
+from shoal.costs.links import LINKS, Link
 from shoal.errors import ShoalError
 from shoal.measuring.relay import probe, relayed
 from shoal.private.transport.channel import parse_address
@@ -26,8 +26,8 @@ def connection(address: str) -> socket.socket:
     return socket.create_connection(parse_address(address, "it"), timeout=30)
 
 
-@pytest.mark.parametrize("profile", [Network(8e6, 0.02), Network(80e6, 0.1)])
-def test_a_transfer_takes_its_bytes_and_its_way(profile: Network) -> None:
+@pytest.mark.parametrize("profile", [Link(8e6, 0.02), Link(80e6, 0.1)])
+def test_a_transfer_takes_its_bytes_and_its_way(profile: Link) -> None:
     heard: list[bytes] = []
     data = bytes(range(256)) * 400
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -47,15 +47,15 @@ def test_a_transfer_takes_its_bytes_and_its_way(profile: Network) -> None:
 
 def test_a_probe_gives_what_the_profile_says_or_refuses() -> None:
     try:
-        found = probe(NETWORKS["wan"])
+        found = probe(LINKS["wan"])
     except ShoalError as error:
         assert "idle machine" in str(error)  # noqa: PT017 - either is right on a busy machine
     else:
-        assert found.rtt_s >= NETWORKS["wan"].rtt_s
+        assert found.rtt_s >= LINKS["wan"].rtt_s
 
 
 def test_a_relay_to_nowhere_closes() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with relayed(f"127.0.0.1:{port}", NETWORKS["lan"]) as relay, connection(relay.address) as sock:
+    with relayed(f"127.0.0.1:{port}", LINKS["lan"]) as relay, connection(relay.address) as sock:
         assert sock.recv(1) == b""

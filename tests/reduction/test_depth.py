@@ -22,6 +22,7 @@ from shoal.recipes.shallow.options import PRICES
 from shoal.recipes.shallow.presets import quick
 from shoal.reduction.depth import Candidate, choose, choose_blocks, gated_graph, importances
 from shoal.surgery.sites import find_blocks
+from shoal.surgery.traced import Traced
 from tests.conftest import Residual
 
 SHAPE = (1, 8, 8)
@@ -58,32 +59,32 @@ def test_choose_is_as_good_as_brute_force(rows: list[tuple[int, int, bool]], sav
 
 
 def test_a_limit_on_macs_is_kept_at_the_least_loss() -> None:
-    model, shape = build("resnet10", 10, width=0.125, channels=1), (1, 16, 16)
-    whole = macs(gated_graph(model, shape, ()))
-    names = list(importances(model, shape, lambda m: 0.0))
+    traced = Traced(build("resnet10", 10, width=0.125, channels=1), (1, 16, 16))
+    whole = macs(gated_graph(traced, ()))
+    names = list(importances(traced, lambda m: 0.0))
     lost = dict(zip(names, (4.0, 1.0, 2.0, 3.0), strict=True))
     subsets = [s for n in range(5) for s in itertools.combinations(names, n)]
-    prices = {s: macs(gated_graph(model, shape, s)) for s in subsets}
+    prices = {s: macs(gated_graph(traced, s)) for s in subsets}
     for part in (0.9, 0.6):
-        chosen = choose_blocks(model, shape, macs, part * whole, lost)
+        chosen = choose_blocks(traced, macs, part * whole, lost)
         fits = [s for s in subsets if prices[s] <= part * whole]
         assert chosen in fits
         assert sum(lost[n] for n in chosen) == min(sum(lost[n] for n in s) for s in fits)
     with pytest.raises(ShoalError, match="raise the limit"):
-        choose_blocks(model, shape, macs, 0.1 * whole, lost)
+        choose_blocks(traced, macs, 0.1 * whole, lost)
 
 
 def test_seconds_of_private_inference_are_a_price_too() -> None:
-    model = Residual().eval()
+    traced = Traced(Residual().eval(), SHAPE)
 
     def seconds(graph: Graph) -> float:
         return prepared_cost(layout_of(graph)).online.seconds
 
-    whole = seconds(gated_graph(model, SHAPE, ()))
-    lost = dict.fromkeys(importances(model, SHAPE, lambda m: 0.0), 1.0)
-    chosen = choose_blocks(model, SHAPE, seconds, 0.95 * whole, lost)
+    whole = seconds(gated_graph(traced, ()))
+    lost = dict.fromkeys(importances(traced, lambda m: 0.0), 1.0)
+    chosen = choose_blocks(traced, seconds, 0.95 * whole, lost)
     assert len(chosen) == 1
-    assert seconds(gated_graph(model, SHAPE, chosen)) <= 0.95 * whole
+    assert seconds(gated_graph(traced, chosen)) <= 0.95 * whole
 
 
 @pytest.mark.parametrize("price", PRICES)
@@ -119,7 +120,7 @@ def test_importance_is_what_the_score_loses_without_the_inner_relu() -> None:
     def score(network: nn.Module) -> float:
         return -float(network(x).detach().square().sum())
 
-    found = importances(model, SHAPE, score)
+    found = importances(Traced(model, SHAPE), score)
     assert len(found) == 2
     for name, lost in found.items():
         graph_free = model_without(model, name)

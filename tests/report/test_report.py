@@ -13,12 +13,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from shoal.cli.app import app
-from shoal.costs.links import NETWORKS
+from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
 from shoal.costs.model import layout_of, prepared_cost
 from shoal.costs.protocols import delphi
@@ -32,7 +30,7 @@ from shoal.report import page as page_module
 from shoal.report import read
 from shoal.report.forecast import Online, online
 from shoal.report.page import Link, render
-from shoal.report.pareto import AXES, Point, front, fronts, points
+from shoal.report.pareto import AXES, Point, fronts, points
 from shoal.report.published import CERTAINTY, Published, published
 from shoal.storage.run import Run
 from shoal.surgery.tracing import trace
@@ -41,27 +39,6 @@ from tests.support.finished import BASE, SIZES, finished, measured, with_network
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> &amp; \"'"
 
 # ---------------------------------------------------------------- fronts
-
-pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=30)
-
-
-def dominated(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return other[0] <= one[0] and other[1] >= one[1] and other != one
-
-
-@given(pairs)
-def test_front_is_what_nothing_dominates(found: list[tuple[float, float]]) -> None:
-    kept = front(found)
-    assert sorted(kept) == [i for i, p in enumerate(found) if not any(dominated(p, q) for q in found)]
-    assert [found[i][0] for i in kept] == sorted(found[i][0] for i in kept)
-
-
-@given(pairs)
-def test_best_within_a_budget_is_on_the_front(found: list[tuple[float, float]]) -> None:
-    line = [found[i] for i in front(found)]
-    for budget in range(13):
-        within = [accuracy for cost, accuracy in found if cost <= budget]
-        assert [accuracy for cost, accuracy in line if cost <= budget][-1:] == ([max(within)] if within else [])
 
 
 def test_front_keeps_data_sets_and_missing_costs_apart(tmp_path: Path) -> None:
@@ -137,7 +114,7 @@ def test_forecast_is_the_cost_model_s(stored: Path) -> None:
     assert record is not None
     spec, model = load_network(Run(stored))
     layout = layout_of(fold(trace(model, spec.shape)))
-    for name, network in NETWORKS.items():
+    for name, network in LINKS.items():
         expected = prepared_cost(layout, machine, network).online
         found = online(record, name, machine)["reduced"]
         assert (found.forecast_s, found.waits) == (expected.seconds, layout.online.latencies)
@@ -329,8 +306,8 @@ def test_report_writes_page_picture_and_rows(stored: Path, tmp_path: Path) -> No
 
 
 BAD = [
-    (Asked(network="moon"), "network 'moon'"),
-    (Asked(network=""), "network ''"),
+    (Asked(network="moon"), "link 'moon'"),
+    (Asked(network=""), "link ''"),
     (Asked(machine=Path("nowhere.json")), "nowhere.json"),
 ]
 

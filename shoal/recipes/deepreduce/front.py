@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import ShoalError
+from shoal.pareto import front
 from shoal.storage.files import replacing
 
 
@@ -25,11 +26,8 @@ def pareto(points: Sequence[Point]) -> tuple[Point, ...]:
 
     Of points with equal ReLUs and equal validation accuracy, the first by name.
     """
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.relus, -p.validation, p.name)):
-        if not kept or point.validation > kept[-1].validation:
-            kept.append(point)
-    return tuple(kept)
+    named = sorted(points, key=lambda p: p.name)
+    return tuple(named[i] for i in front([(p.relus, -p.validation) for p in named]))
 
 
 def check_budget(budget: int | None, relus: Collection[int]) -> None:

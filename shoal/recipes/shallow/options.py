@@ -19,6 +19,7 @@ from shoal.reduction.gates import named_blocks
 from shoal.reduction.learners import LEARNERS
 from shoal.reduction.masks import add_masks, random_masks
 from shoal.surgery.sites import find_blocks, relu_sites
+from shoal.surgery.traced import Traced
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,10 @@ def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ..
     sites = relu_sites(teacher, shape)
     budget = allocate(sites, {site.name: 1.0 for site in sites}, options.budget)
     masked = add_masks(teacher, random_masks(budget, sites, torch.Generator().manual_seed(0)))
-    price, equal = PRICES[options.gate_price], {block.name: 1.0 for block in find_blocks(masked, shape)}
-    limit = options.gate_limit * price(gated_graph(masked, shape, ()))
-    choose_blocks(masked, shape, price, limit, equal, keep_skip=options.keep_skip)
+    traced, price = Traced(masked, shape), PRICES[options.gate_price]
+    equal = {block.name: 1.0 for block in traced.blocks}
+    limit = options.gate_limit * price(gated_graph(traced, ()))
+    choose_blocks(traced, price, limit, equal, keep_skip=options.keep_skip)
 
 
 def conv_macs(graph: Graph) -> float:

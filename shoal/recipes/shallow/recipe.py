@@ -26,7 +26,8 @@ from shoal.reduction.learners.search import Problem, kept
 from shoal.reduction.masks import masked_sites
 from shoal.reduction.sensitivity import DynamicRewiring, pruning_sensitivity
 from shoal.storage.run import Run
-from shoal.surgery.sites import Block, ReluSite, find_blocks, relu_sites
+from shoal.surgery.sites import Block, ReluSite, relu_sites
+from shoal.surgery.traced import Traced
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import History
 from shoal.training.objective import Objective, Term, cross_entropy
@@ -194,24 +195,24 @@ def _finetune(
 
 
 def _gated(stages: Stages, masked: _Masked, budget: Budget, options: Options) -> tuple[Block, ...]:
-    blocks = find_blocks(masked.model, masked.spec.shape)
     if not options.gates:
         return ()
+    traced = Traced(masked.model, masked.spec.shape)
     if options.gated is not None:
-        return named_blocks(blocks, options.gated)
+        return named_blocks(traced.blocks, options.gated)
     if options.gate_limit is not None:
-        return named_blocks(blocks, _least_loss(stages, masked, options, options.gate_limit))
-    return branched_blocks(blocks, budget, options.d_th)
+        return named_blocks(traced.blocks, _least_loss(stages, traced, options, options.gate_limit))
+    return branched_blocks(traced.blocks, budget, options.d_th)
 
 
-def _least_loss(stages: Stages, masked: _Masked, options: Options, part: float) -> tuple[str, ...]:
+def _least_loss(stages: Stages, traced: Traced, options: Options, part: float) -> tuple[str, ...]:
     """The blocks whose gating brings the price to `part` and costs the least validation accuracy, block by block."""
-    data, shape = stages.data, masked.spec.shape
+    data = stages.data
     split = data.val if len(data.val) else data.train
-    importance = importances(masked.model, shape, lambda m: evaluate(m, data, split, stages.settings)[-1])
+    importance = importances(traced, lambda m: evaluate(m, data, split, stages.settings)[-1])
     price = PRICES[options.gate_price]
-    limit = part * price(gated_graph(masked.model, shape, ()))
-    return choose_blocks(masked.model, shape, price, limit, importance, keep_skip=options.keep_skip)
+    limit = part * price(gated_graph(traced, ()))
+    return choose_blocks(traced, price, limit, importance, keep_skip=options.keep_skip)
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.costs.links import Network
+from shoal.costs.links import Link
 from shoal.errors import ShoalError
 from shoal.measuring import relay as network
 from shoal.measuring.relay import Relay
@@ -24,7 +24,7 @@ from tests.support.forked import TURNS
 from tests.support.parties import Case
 from tests.support.processes import in_thread
 
-FAST = Network(1e12, 0.0)
+FAST = Link(1e12, 0.0)
 UNITS = 12
 
 

@@ -1,0 +1,76 @@
+"""A module with what tracing finds out about it, so that code which needs several of these traces once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+from torch import fx, nn
+
+from shoal.errors import ShoalError
+from shoal.graph.graph import Graph
+from shoal.surgery.normal_form import module_calls
+from shoal.surgery.sites import Block, ReluSite, blocks_in, sites_in
+from shoal.surgery.tracing import graph_of, shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """`module` for inputs of `shape` ([C, H, W]); everything else is found when it is first read.
+
+    Structure is cached: the normal form, the shapes of nodes, `sites` and `blocks`. Weights are not: the normal form
+    shares its parameters and buffers with `module`, and every read of `graph` copies their present values. So a
+    `Traced` stays right while training or `load_state_dict` change `module` in place. Make a new one after submodules,
+    parameters or buffers were exchanged for others, and after a move to another device. Every property raises
+    ShoalError for a module that cannot be traced or that fails on inputs of `shape`.
+    """
+
+    module: nn.Module
+    shape: tuple[int, ...]
+
+    @cached_property
+    def normal(self) -> fx.GraphModule:
+        """The normal form in eval mode, whose nodes have ``meta["shape"]`` without the batch. Read it only.
+
+        To change it, call `surgery.normal_form.edit` or `surgery.tracing.shapes`, which copy.
+        """
+        return _sharing(shapes(self.module, self.shape), self.module)
+
+    @cached_property
+    def calls(self) -> dict[str, fx.Node]:
+        """The node of `normal` that calls each submodule, by the submodule's name."""
+        return module_calls(self.normal)
+
+    @cached_property
+    def sites(self) -> tuple[ReluSite, ...]:
+        """All ReLU sites in execution order. Raises ShoalError for a module without any ReLU."""
+        return sites_in(self.normal)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks that one convolution could replace, in execution order."""
+        return blocks_in(self.normal)
+
+    @property
+    def graph(self) -> Graph:
+        """The `Graph` with the present weights; not cached, so keep it where it is read several times."""
+        return graph_of(self.normal)
+
+    def shape_at(self, name: str) -> tuple[int, ...]:
+        """The shape, without the batch, of what the submodule `name` gives. Raises ShoalError where none is called."""
+        if name not in self.calls:
+            raise ShoalError(f"found no submodule {name!r} to read; need one that is called; see relu_sites")
+        found: tuple[int, ...] = self.calls[name].meta["shape"]
+        return found
+
+
+def _sharing(normal: fx.GraphModule, module: nn.Module) -> fx.GraphModule:
+    """`normal` with the tensors of `module` in place of its copies, after tracing, which may change what it runs on."""
+    held = dict(chain(normal.named_parameters(remove_duplicate=False), normal.named_buffers(remove_duplicate=False)))
+    own = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name, tensor in own:
+        if name in held:
+            owner, _, leaf = name.rpartition(".")
+            setattr(normal.get_submodule(owner), leaf, tensor)
+    return normal
