@@ -1,68 +1,174 @@
-"""Progress bars, on standard error, so that `--json` output stays clean."""
+"""Progress on standard error, so that `--json` output stays clean: bars on a terminal, short lines elsewhere.
+
+What is shown comes from the host alone: steps that were started, and the row of figures that an epoch ends with.
+Nothing here reads a tensor, so progress never makes a device wait.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-verbosity: ContextVar[int] = ContextVar("verbosity", default=0)
-"""-1 shows no progress and no notes, 0 is usual, 1 and more show more."""
+from shoal.units import duration, percent, seconds, significant
+
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+
+verbosity: ContextVar[int] = ContextVar("verbosity", default=NORMAL)
+"""How much is shown: -1 nothing, 0 bars and lines, 1 or more also a line for each epoch and step beside the bars."""
 
 
 def set_verbosity(level: int) -> None:
-    """Set how much is shown from here on: -1 quiet, 0 usual, 1 and more for the library's log on standard error."""
+    """Choose how much is shown from here on: -1 quiet, 0 normal, 1 or more verbose, and the log on standard error."""
     verbosity.set(level)
-    if level > 0:
-        logging.basicConfig(level=logging.DEBUG if level > 1 else logging.INFO)
+    if level >= VERBOSE:
+        logging.basicConfig(level=logging.DEBUG if level > VERBOSE else logging.INFO)
+
+
+def is_quiet() -> bool:
+    """Whether nothing is to be shown: asked for, or another process of torchrun speaks for all."""
+    return verbosity.get() <= QUIET or os.environ.get("RANK", "0") != "0"
+
+
+def say(text: str) -> None:
+    """A line of progress on standard error, unless quiet."""
+    if not is_quiet():
+        _line(Console(stderr=True), text)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class StageBars:
-    """One bar a stage, stepping by batches; `listen` is what recipes call."""
+    """One bar for each training stage: epoch, loss, validation accuracy, time left. Recipes call `listen`.
 
-    def __init__(self, progress: Progress, epochs: dict[str, int], other: int = 1) -> None:
-        self.progress, self.epochs, self.other = progress, epochs, other
+    Without a terminal, a line for each epoch instead. `progress` is None where no bar is drawn, `console` None where
+    nothing is shown.
+    """
+
+    def __init__(
+        self, console: Console | None, progress: Progress | None, epochs: Mapping[str, int], other: int = 1
+    ) -> None:
+        self.console, self.progress, self.epochs, self.other = console, progress, epochs, other
         self.tasks: dict[str, Any] = {}
+        self.begun: dict[str, tuple[int, float]] = {}
 
-    def listen(self, stage: str, epoch: int, step: int, steps: int) -> None:
-        """Move the bar of `stage` to batch `step` of `epoch`."""
-        if stage not in self.tasks:
-            self.tasks[stage] = self.progress.add_task(stage, total=self.epochs.get(stage, self.other) * steps)
-        self.progress.update(self.tasks[stage], completed=epoch * steps + step + 1)
+    @property
+    def listen(self) -> StageBars:
+        """What recipes call with (stage, epoch, step, steps), and whose `judged` they call after each epoch."""
+        return self
+
+    def __call__(self, stage: str, epoch: int, step: int, steps: int) -> None:
+        """Move the bar of `stage` to batch `step` of `steps` in `epoch` (both from 0)."""
+        self.begun.setdefault(stage, (epoch, time.monotonic()))
+        if self.progress is None:
+            return
+        done, total = epoch * steps + step + 1, self._total(stage)
+        if stage not in self.tasks:  # what was done before a resumption is no part of the speed
+            self.tasks[stage] = self.progress.add_task(
+                stage, total=total * steps, completed=done - 1, epoch=f"{epoch + 1}/{total}", figures=""
+            )
+        self.progress.update(self.tasks[stage], completed=done, epoch=f"{min(epoch + 1, total)}/{total}")
+
+    def judged(self, stage: str, row: Mapping[str, float]) -> None:
+        """Show the row of figures that an epoch of `stage` ended with: `epoch` (from 0), `loss`, `accuracy` in %."""
+        if self.progress is not None and stage in self.tasks:
+            self.progress.update(self.tasks[stage], figures=_figures(row, "accuracy"))
+        if self.console is not None and (self.progress is None or verbosity.get() >= VERBOSE):
+            _line(self.console, self._line_of(stage, row))
+
+    def _line_of(self, stage: str, row: Mapping[str, float]) -> str:
+        epoch, total = int(row["epoch"]) + 1, self._total(stage)
+        first, begun = self.begun.get(stage, (epoch - 1, time.monotonic()))
+        left = (time.monotonic() - begun) / max(1, epoch - first) * max(0, total - epoch)
+        parts = [_figures(row, "validation accuracy"), f"{seconds(row['seconds'])} s" if "seconds" in row else ""]
+        parts += [f"about {duration(left)} left in this stage" if left else ""]
+        return f"{stage}: epoch {epoch} of {total}, " + ", ".join(filter(None, parts))
+
+    def _total(self, stage: str) -> int:
+        return self.epochs.get(stage, self.other)
 
 
-def _columns(unit: str) -> tuple[Any, ...]:
+def _figures(row: Mapping[str, float], accuracy: str) -> str:
+    loss = f"loss {significant(row['loss'])}, " if "loss" in row else ""
+    return f"{loss}{accuracy} {percent(row['accuracy'])} %"
+
+
+def _stage_columns() -> tuple[Any, ...]:
+    """For 80 columns: on narrower terminals the bar gives way first."""
     return (
-        TextColumn("{task.description:>12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[epoch]}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
     )
 
 
 @contextmanager
+def bars(epochs: Mapping[str, int], other: int = 1) -> Iterator[StageBars]:
+    """Progress of training stages with the given numbers of epochs; stages that are not named have `other` epochs."""
+    console = None if is_quiet() else Console(stderr=True)
+    if console is None or not console.is_terminal:
+        yield StageBars(console, None, epochs, other)
+        return
+    with Progress(*_stage_columns(), console=console) as progress:
+        yield StageBars(console, progress, epochs, other)
+
+
+@contextmanager
 def counter(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """One bar over `total` things; what is yielded is called with (done, total)."""
-    with Progress(*_columns(""), console=Console(stderr=True)) as progress:
+    """Progress of `total` things, named `what`; what is yielded is called with (done, total).
+
+    Without a terminal, one line at the end.
+    """
+    console = None if is_quiet() else Console(stderr=True)
+    if console is None or not console.is_terminal:
+        with _counted(console, what, total) as advance:
+            yield advance
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done, _: progress.update(task, completed=done)
 
 
 @contextmanager
-def bars(epochs: dict[str, int], other: int = 1) -> Iterator[StageBars]:
-    """Bars for stages with the given numbers of epochs; stages that are not named have `other` epochs."""
-    with Progress(*_columns("batches"), console=Console(stderr=True)) as progress:
-        yield StageBars(progress, epochs, other)
+def _counted(console: Console | None, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    begun, reached = time.monotonic(), 0
+
+    def advance(done: int, _: int) -> None:
+        nonlocal reached
+        reached = done
+
+    try:
+        yield advance
+    finally:
+        if console is not None:
+            _line(console, f"{what}: {reached:,} of {total:,} in {seconds(time.monotonic() - begun)} s")
 
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done; what is yielded is called with it."""
-    with Console(stderr=True).status("") as line:
-        yield lambda text: line.update(text)
+    """A line that says what is being done; what is yielded is called with it.
+
+    On a terminal the next text takes its place; elsewhere, and when verbose, nothing is replaced: without a terminal
+    nothing is shown unless verbose.
+    """
+    console = Console(stderr=True)
+    if is_quiet() or (not console.is_terminal and verbosity.get() < VERBOSE):
+        yield lambda text: None
+    elif verbosity.get() >= VERBOSE:
+        yield lambda text: _line(console, text)
+    else:
+        with console.status("") as line:
+            yield lambda text: line.update(text)

@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LEVELS = (
-    ("errors", "moved", "pareto"),
+    ("errors", "moved", "pareto", "units"),
     ("outputs", "progress", "__init__"),
     ("data",),
     ("storage",),
-    ("graph",),
+    ("canvas", "graph"),
     ("surgery",),
     ("models", "training"),
     ("private.transport",),

@@ -38,11 +38,11 @@ DEMO = {
     "private.online_s": "direct mode: time per image (s)",
     "private.relu_s": "direct mode: of which ReLU (s)",
     "private.linear_s": "direct mode: of which linear layers (s)",
-    "private.bytes": "direct mode: traffic per image (bytes)",
+    "private.bytes": "direct mode: traffic per image (MB)",
     "private.messages": "direct mode: messages per image",
     "prepared.offline_s": "prepared mode: offline phase per image (s)",
     "prepared.online_s": "prepared mode: online phase per image (s)",
-    "prepared.bytes": "prepared mode: online traffic per image (bytes)",
+    "prepared.bytes": "prepared mode: online traffic per image (MB)",
     "prepared.messages": "prepared mode: online messages per image",
     "private.max_abs_logit_error": "direct mode: largest logit error",
 }
@@ -56,7 +56,7 @@ def demo() -> str:
     whole = f"{clear['argmax_equal']} of {clear['images']} images (the whole test set)"
     paths = {label: path for path, label, _ in ROWS}
     rows = [(DEMO[paths[label]], *figures) for label, *figures in comparison(summary)]
-    return f"""{table(("", "original network", "reduced network", "original / reduced"), rows)}
+    return f"""{table(("", "original network", "reduced network", "reduced beside original"), rows)}
 
 The private result was compared with the plaintext result of the reduced network. The predicted class (argmax) is the
 same for {seen["argmax_equal"]} of {seen["images"]} images between two processes, and for {whole}

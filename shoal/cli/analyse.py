@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shoal import units
 from shoal.cli.exits import Device
 from shoal.cli.options import DataDir, Json, grid, numbers, show
 from shoal.jobs import analyse as job
@@ -37,5 +38,5 @@ def analyse(
     gradients; thresholds: images and accuracy above a confidence. Exits are counted from 0 in the CSV files.
     """
     body = job.analyse(run, study or (), out, images, numbers(levels, "--levels"), seed, data_dir, device)
-    rows = [[name, str(row["rows"]), ", ".join(row["files"]) or row["note"]] for name, row in body.items()]
-    show(body, json, lambda: grid(str(run), ["study", "rows", "files"], rows))
+    rows = [[name, units.count(row["rows"]), ", ".join(row["files"]) or row["note"]] for name, row in body.items()]
+    show(body, json, lambda: grid(str(run), ["study", "rows", "files, or why there are none"], rows, texts=(0, 2)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from shoal import units
 from shoal.cli.options import Json, grid, pairs, show
 from shoal.costs.links import LINKS
 from shoal.jobs import costs as job
 from shoal.measuring import bench as measuring
+from shoal.report.layout import Grid
 
 
 def bench(
@@ -32,13 +34,20 @@ def bench(
     body = measuring.bench(artifact, link or list(LINKS), rounds, batch, rehearse)
     if run is not None:
         measuring.record(run, artifact, body)
-    head = ["network", "online, s", "bytes", "messages", "one-way latencies"]
-    rows = [
-        [name, f"{row['online_s']:.4f}", f"{row['bytes']:,}", f"{row['messages']:,}", str(row["latencies"])]
-        for name, row in body["networks"].items()
-    ]
-    made = "rehearsed" if rehearse else f"{body['offline_s']:.2f} s an item offline"
-    show(body, json, lambda: grid(f"prepared queries; {made}", head, rows))
+    show(body, json, lambda: bench_table(body))
+
+
+def bench_table(body: dict[str, Any]) -> Grid:
+    """A row for each network: median seconds with the fastest and slowest query, MB, messages, latencies."""
+    head = ["network", "online, s", "fastest, s", "slowest, s", "MB", "messages", "one-way latencies"]
+    rows = []
+    for name, row in body["networks"].items():
+        times = [units.seconds(row[k]) for k in ("online_s", "fastest_s", "slowest_s")]
+        sent = [units.megabytes(row["bytes"]), units.count(row["messages"]), units.count(row["latencies"])]
+        rows.append([name, *times, *sent])
+    offline = body["offline_s"]
+    made = "rehearsal items" if offline is None else f"{units.seconds(offline)} s offline for each item"
+    return grid(f"prepared queries, medians of {body['rounds']}; {made}", head, rows)
 
 
 def calibrate(
@@ -49,7 +58,7 @@ def calibrate(
 ) -> None:
     """Measure what products, ReLUs and exchanges take on this machine, idle: 1.5 minutes, two processes, SPU."""
     body = job.calibrate(out)
-    show(body, json, lambda: pairs(str(out), {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in body.items()}))
+    show(body, json, lambda: pairs("constants of this machine", body))
 
 
 def cost(
@@ -69,5 +78,5 @@ def cost(
     """
     graph = job.network_of(target, input, classes, width, resolution)
     body = job.forecast(graph, job.machine_at(machine), batch)
-    title = f"{target}: {body['relus']:,} ReLUs, {body['macs']:,} MACs, depth {body['depth']}"
-    show(body, json, lambda: grid(title, job.HEAD, job.table_rows(body)))
+    title = f"{target}: {units.count(body['relus'])} ReLUs, {units.count(body['macs'])} MACs, depth {body['depth']}"
+    show(body, json, lambda: grid(title, job.HEAD, job.table_rows(body), texts=(0, 1)))

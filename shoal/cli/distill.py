@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from shoal import units
 from shoal.cli.options import DataDir, Epochs, Json, Replace, grid, show, trains
 from shoal.distillation.neighbours import LOSSES, SPACES
 from shoal.jobs.distill import METHODS, Asked
 from shoal.jobs.distill import distill as run_distill
 from shoal.jobs.inputs import Shared
+from shoal.report.layout import Grid
 
 METHOD = "Who teaches the network: " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
 
@@ -73,16 +74,17 @@ def distill(
     show(body, json, lambda: table(body))
 
 
-def table(summary: dict[str, Any]) -> Table:
+def table(summary: dict[str, Any]) -> Grid:
     """Baseline, taught network and teacher, and every classifier that was trained."""
     names = {"baseline": "baseline", "reduced": summary["method"], "teacher": "teacher"}
     rows = [
-        [name, f"{row['accuracy']:.2f}", f"{row['params']:,}", f"{row['macs']:,}", f"{row['relus']:,}"]
+        [name, units.percent(row["accuracy"]), *(units.count(row[k]) for k in ("params", "macs", "relus"))]
         for side, name in names.items()
         if (row := summary.get(side)) is not None
     ]
     title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}"
-    made = grid(title, ["", "test %", "parameters", "MACs", "ReLUs"], rows)
+    made = grid(title, ["", "test accuracy, %", "parameters", "MACs", "ReLUs"], rows)
     if len(summary["classifiers"]) > 1:
-        made.caption = "trained together, test %: " + ", ".join(f"{a:.2f}" for a in summary["classifiers"])
+        accuracies = ", ".join(map(units.percent, summary["classifiers"]))
+        made.caption = f"test accuracy of all classifiers that were trained together, %: {accuracies}"
     return made

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from shoal import units
 from shoal.cli.options import DataDir, Json, grid, pairs, show
 from shoal.jobs import exits as job
+from shoal.report.layout import Grid
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder whose network has several exits.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -67,27 +68,31 @@ def exits(
     show(body, json, lambda: exits_table(str(run), body))
 
 
-def exits_table(title: str, body: dict[str, Any]) -> Table:
+def exits_table(title: str, body: dict[str, Any]) -> Grid:
     """Every exit, the full network and dynamic inference, with thresholds and shares."""
     thresholds = [f"{t:.4f}" for t in body["thresholds"]]
     rows = []
     for i, (row, share) in enumerate(zip(body["exits"], body["test"]["shares"], strict=True)):
-        threshold = thresholds[i] if i < len(thresholds) else "-"
-        rows.append([f"exit {i + 1} alone", f"{row['accuracy']:.2f}", _millions(row), threshold, f"{share:.1%}"])
-    rows.append(["dynamic", f"{body['test']['accuracy']:.2f}", _millions(body["test"]), "", ""])
-    table = grid(title, ["", "test %", "M MACs", "threshold", "leave here"], rows)
-    times = [
-        f"batch {batch}: {1e3 * t['dynamic']:.3g} ms an image against {1e3 * t['full']:.3g}, {t['speedup']:.2f}x"
-        for batch, t in body["seconds"].items()
-    ]
+        threshold = thresholds[i] if i < len(thresholds) else "none"
+        rows.append([f"exit {i + 1} alone", *_worth(row), threshold, units.share(share).removesuffix(" %")])
+    rows.append(["all exits, by thresholds", *_worth(body["test"]), "", ""])
+    head = ["", "test accuracy, %", "MACs an image, millions", "threshold", "images that leave here, %"]
+    table = grid(title, head, rows)
+    times = [_timing(batch, row) for batch, row in body["seconds"].items()]
     kinds = dict.fromkeys(name.partition(" (")[2].partition(" of ")[0].rstrip(")") for name in body["uncounted"])
-    missing = [f"MACs leave out {', '.join(kinds)}"] if kinds else []
+    missing = [f"not counted in MACs: {', '.join(kinds)}"] if kinds else []
     table.caption = "\n".join([*times, *missing])
     return table
 
 
-def _millions(row: dict[str, Any]) -> str:
-    return f"{row['macs'] / 1e6:.3f}"
+def _worth(row: dict[str, Any]) -> list[str]:
+    return [units.percent(row["accuracy"]), units.millions(row["macs"])]
+
+
+def _timing(batch: str, row: dict[str, float]) -> str:
+    dynamic, full = units.milliseconds(row["dynamic"]), units.milliseconds(row["full"])
+    faster = f"{units.ratio(row['full'], row['dynamic'])} time"
+    return f"batches of {batch}: {dynamic} ms an image; the full network {full} ms ({faster})"
 
 
 def export(

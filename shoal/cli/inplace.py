@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from shoal import units
 from shoal.cli.options import DataDir, Device, Epochs, Json, Replace, Seed, grid, numbers, show, trains
 from shoal.jobs import inplace as job
 from shoal.jobs.inputs import Shared
 from shoal.recipes.inplace import METHODS, PRESETS, Options
+from shoal.report.layout import Grid
 
 
 @trains
@@ -79,13 +80,14 @@ def anytime(
     show(body, json, lambda: anytime_table(body))
 
 
-def anytime_table(body: dict[str, Any]) -> Table:
+def anytime_table(body: dict[str, Any]) -> Grid:
     """Each classifier's accuracy and multiply-adds, and below them what budgets give."""
-    rows = [_cells(row["name"], row["accuracy"], row["macs"], f"{row['macs_in_order']:,}") for row in body["anytime"]]
-    rows += [_cells(f"budget {b['budget']:,.0f}", b["accuracy"], b["macs"], "") for b in body.get("budgets", ())]
-    head = ["classifier", "test %", "MACs", "MACs, weaker ones too"]
+    rows = [_cells(r["name"], r["accuracy"], r["macs"], units.millions(r["macs_in_order"])) for r in body["anytime"]]
+    for row in body.get("budgets", ()):
+        rows.append(_cells(f"budget of {units.millions(row['budget'])}", row["accuracy"], row["macs"], ""))
+    head = ["classifier", "test accuracy, %", "MACs, millions", "MACs with all weaker ones, millions"]
     return grid(f"{body['model']} on {body['data']}", head, rows)
 
 
 def _cells(name: str, accuracy: float, own: float, in_order: str) -> list[str]:
-    return [name, f"{accuracy:.2f}", f"{own:,.0f}", in_order]
+    return [name, units.percent(accuracy), units.millions(own), in_order]

@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from shoal.cli.signals import until_terminated
 from shoal.errors import ShoalError
 from shoal.jobs.inputs import Shared
+from shoal.report.layout import grid as grid
+from shoal.report.layout import pairs as pairs
 
 Preset = Annotated[
     str,
@@ -119,21 +119,3 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",")) if text is not None else ()
     except ValueError as error:
         raise ShoalError(f"found {option} {text!r}; need numbers with commas between them, such as 0.5,1") from error
-
-
-def grid(title: str, head: list[str], rows: list[list[str]]) -> Table:
-    """A table; every column but the first is right-aligned."""
-    table = Table(title=escape(title), header_style="bold")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*map(escape, row))  # names of folders and layers are no markup
-    return table
-
-
-def pairs(title: str, body: dict[str, Any]) -> Table:
-    """Plain values of `body`, a row each."""
-    rows = [
-        [k, f"{v:,.4g}" if isinstance(v, float) else str(v)] for k, v in body.items() if not isinstance(v, (dict, list))
-    ]
-    return grid(title, ["", ""], rows)

@@ -39,8 +39,9 @@ def plan(
 ) -> None:
     """Find networks that meet a target before training any: ReLU budgets, gated blocks, an exit, other shapes.
 
-    Columns: thousands of ReLUs, millions of MACs and convolutions that are left; seconds, MB both ways and one-way
-    waits of the mode; blocks gated; whether the auxiliary exit is kept; width x resolution where they are scaled.
+    Columns: ReLUs, MACs and convolutions on the longest path that are left; seconds, MB both ways and one-way
+    latencies of the mode; blocks that become one convolution, and "exit" where the early exit is deployed; points of
+    accuracy that published networks lost; width x resolution where they are scaled.
 
     Every candidate has the most ReLUs that its structure can afford. They are ordered by what published networks lost
     when they were cut alike (points on CIFAR-100): an order, not a forecast for your data. Train one with

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shoal import units
 from shoal.cli.exits import LEFT
 from shoal.cli.options import DataDir, Json, grid, numbers, show, trains
 from shoal.jobs import prune as job
@@ -40,8 +41,8 @@ def prune(
     """
     body = job.prune_by_amounts(run, numbers(amount, "--amount"), method, epochs, rate, data_dir, shared)
     rows = [
-        [f"{row['amount']:g}", *(f"{row[k]:,}" for k in LEFT), " ".join(f"{a:.2f}" for a in row["accuracy"])]
+        [f"{row['amount']:g}", *(units.count(row[k]) for k in LEFT), "  ".join(map(units.percent, row["accuracy"]))]
         for row in body["rows"]
     ]
-    heads = ["pruned", "weights left", "MACs", "ReLUs", "test %, by exit"]
-    show(body, json, lambda: grid(f"{run}: {method} pruned", heads, rows))
+    heads = ["fraction pruned", "weights left", "MACs", "ReLUs", "test accuracy of each exit, %"]
+    show(body, json, lambda: grid(f"{run}: {method} pruned", heads, rows, texts=()))

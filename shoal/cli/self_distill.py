@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from shoal import units
 from shoal.cli.options import DataDir, Epochs, Json, Replace, Seed, grid, show, trains
 from shoal.data.augment import CLOUD_POLICIES, POLICIES
 from shoal.distillation.paths import PATHS
@@ -16,6 +16,7 @@ from shoal.jobs import self_distill as job
 from shoal.jobs.inputs import Shared
 from shoal.recipes.beside import BESIDE
 from shoal.recipes.self_distill import AUTO, PRESETS, Options
+from shoal.report.layout import Grid
 
 
 @trains
@@ -81,18 +82,20 @@ def self_distill(
     source = job.Source(model, data, data_dir, width, resolution, limit, tuple(replace or ()))
     options = Options(scheme, count, tuple(after or ()), kind, path, alpha, feature_weight, augment, beside, baseline)
     body = job.distill(source, preset, epochs, options, shared, teacher)
-    show(body, json, lambda: _table(body))
+    show(body, json, lambda: classifier_table(body))
 
 
-def _table(body: dict[str, Any]) -> Table:
+def classifier_table(body: dict[str, Any]) -> Grid:
     """Classifiers down, with both ensembles and the baseline; accuracy and costs across."""
     names = [*body["after"], "final"]
     rows = [
-        [name, f"{row['accuracy']:.2f}", *(f"{row[k]:,}" for k in ("params", "relus", "macs", "cascaded_macs"))]
+        [name, units.percent(row["accuracy"]), units.count(row["params"]), units.count(row["relus"])]
+        + [units.millions(row[k]) for k in ("macs", "cascaded_macs")]
         for name, row in zip(names, body["exits"], strict=True)
     ]
-    rows += [[f"ensemble of {k}", f"{v:.2f}", "", "", "", ""] for k, v in body["ensemble"].items()]
+    rows += [[f"mean of {k}", units.percent(v), "", "", "", ""] for k, v in body["ensemble"].items()]
     if "baseline" in body:
-        rows.append(["trained alone", f"{body['baseline']['accuracy']:.2f}", "", "", "", ""])
-    head = ["after", "accuracy, %", "parameters", "ReLUs", "MACs", "cascaded MACs"]
+        rows.append(["plain network", units.percent(body["baseline"]["accuracy"]), "", "", "", ""])
+    head = ["classifier after", "test accuracy, %", "parameters", "ReLUs", "MACs, millions"]
+    head += ["MACs with all weaker ones, millions"]
     return grid(f"{body['model']} on {body['data']}, seed {body['seed']}", head, rows)

@@ -24,7 +24,7 @@ from shoal.sweep.engine import STOPPED, WAITING, Sweep
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import read_grid
 from shoal.sweep.processes import Executor, LocalExecutor, cores, count_slots, visible_gpus
-from shoal.sweep.results import group_rows, summary
+from shoal.sweep.results import HEADS, group_rows, summary
 from shoal.sweep.table import showing
 
 
@@ -107,8 +107,7 @@ def sweep(
             records = Sweep(folder, runs, place, retries, box).run(watch, asked)
     body = summary(records)
     Run(out).write_json("sweep.json", body)
-    heads = ["runs of", "runs", "accuracy, %", "ReLUs", "MACs", "depth", "s"]
-    show(body, json, lambda: grid(str(out), heads, group_rows(body)))
+    show(body, json, lambda: grid(str(out), HEADS, group_rows(body)))
     _report_unfinished(body, console)
 
 

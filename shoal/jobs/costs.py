@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shoal import units
 from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, layout_of, prepared_cost
@@ -20,10 +21,11 @@ from shoal.networks.assembly import own_network
 from shoal.networks.figures import counts
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
+from shoal.progress import say
 from shoal.storage.run import Run
 from shoal.surgery.tracing import trace
 
-HEAD = ["", "direct s", "MB", "offline s", "MB", "online s", "MB", "waits", "DELPHI s"]
+HEAD = ["network", "phase", "seconds", "MB", "one-way latencies"]
 
 
 def network_of(target: str, size: str, classes: int, width: float, resolution: float) -> Graph:
@@ -51,15 +53,16 @@ def forecast(graph: Graph, machine: Machine | None, batch: int) -> dict[str, Any
 
 
 def table_rows(body: dict[str, Any]) -> list[list[str]]:
-    """The rows under `HEAD`."""
+    """The rows under `HEAD`: each network's phases, then DELPHI's as published, which no network changes."""
     rows = []
     for name, phases in body["networks"].items():
-        direct, offline, online, gc = (PrivateCost(**phases[p]) for p in ("direct", "offline", "online", "delphi"))
-        row = [name]
-        for spent, form in ((direct, ".2f"), (offline, ".2f"), (online, ".4f")):
-            row += [f"{spent.seconds:{form}}", f"{spent.bytes / 1e6:.1f}"]
-        rows.append([*row, f"{2 * online.rounds:.0f}", f"{gc.seconds:.2f}"])
-    return rows
+        rows += [[name, phase, *_cells(PrivateCost(**phases[phase]))] for phase in ("direct", "offline", "online")]
+    published = PrivateCost(**next(iter(body["networks"].values()))["delphi"])
+    return [*rows, ["as published", "DELPHI online", *_cells(published)]]
+
+
+def _cells(spent: PrivateCost) -> list[str]:
+    return [units.seconds(spent.seconds), units.megabytes(spent.bytes), units.count(round(2 * spent.rounds))]
 
 
 def machine_at(path: Path | None) -> Machine | None:
@@ -69,10 +72,8 @@ def machine_at(path: Path | None) -> Machine | None:
 
 def calibrate(out: Path) -> dict[str, Any]:
     """Measure this machine and write its constants to `out`."""
-    from rich.console import Console
-
     from shoal.measuring.calibration import calibrate as measure
 
-    machine, _ = measure(lambda text: Console(stderr=True).print(text, highlight=False))
+    machine, _ = measure(say)
     machine.save(out)
     return asdict(machine) | {"file": str(out)}

@@ -6,8 +6,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
+from shoal import units
 from shoal.errors import ShoalError
 from shoal.jobs.inputs import Shared, load_data, longer, teacher_of
 from shoal.networks.stored import load_network, save_network
@@ -16,6 +15,7 @@ from shoal.recipes import deepreduce, shallow
 from shoal.recipes.deepreduce.front import pareto
 from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.report import plot_curves
+from shoal.report.layout import Grid
 from shoal.storage.environment import environment
 from shoal.storage.origins import began
 from shoal.storage.run import Run
@@ -95,25 +95,24 @@ def _summarise(run: Run, result: deepreduce.Result, budget: int | None) -> dict[
     return summary
 
 
-def front_table(summary: dict[str, Any]) -> Table:
+def front_table(summary: dict[str, Any]) -> Grid:
     """All designs by falling ReLU count; the front's are marked, the chosen one doubly."""
     title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}: chosen {summary['design']}"
-    table = Table(title=title, header_style="bold")
-    for i, name in enumerate(("design", "", "ReLUs", "val %", "test %", "convs", "M MACs")):
-        table.add_column(name, justify="right" if i > 1 else "left", no_wrap=True)
     baseline = summary["baseline"]
-    table.add_row("all ReLUs", "", *_cells(baseline, baseline["accuracy"]))
+    rows = [["all ReLUs", "", *_cells(baseline, baseline["accuracy"])]]
     for row in sorted(summary["designs"], key=lambda row: -row["relus"]):
         mark = "*" * (row["front"] + (row["name"] == summary["design"]))
-        table.add_row(row["name"], mark, *_cells(row, row["test"]))
-    table.caption = (
-        "*: on the front, **: chosen; convs and MACs, linear layers too, after folding (as the paper merges)"
+        rows.append([row["name"], mark, *_cells(row, row["test"])])
+    head = ["design", "", "ReLUs", "validation, %", "test, %", "convolutions", "MACs, millions"]
+    caption = (
+        "* on the front, ** chosen. Convolutions and MACs (linear layers included) are those after folding; "
+        "in brackets, as the paper merges."
     )
-    return table
+    return Grid(title, head, rows, texts=(0, 1), caption=caption)
 
 
 def _cells(row: dict[str, Any], test: float) -> tuple[str, ...]:
     folded, paper = row["merging"]["folded"], row["merging"]["paper"]
-    macs = (folded["macs"] + folded["linear_macs"]) / 1e6
-    counts = (f"{folded['convs']} ({paper['convs']})", f"{macs:.2f} ({paper['macs'] / 1e6:.2f})")
-    return (f"{row['relus']:,}", f"{row['validation']:.2f}", f"{test:.2f}", *counts)
+    macs = units.millions(folded["macs"] + folded["linear_macs"])
+    counts = (f"{folded['convs']} ({paper['convs']})", f"{macs} ({units.millions(paper['macs'])})")
+    return (units.count(row["relus"]), units.percent(row["validation"]), units.percent(test), *counts)

@@ -6,15 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from shoal.data.dataset import Dataset
 from shoal.data.loading import load
 from shoal.errors import ShoalError
 from shoal.jobs.reduce import fit_stages
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
-from shoal.progress import bars
+from shoal.progress import bars, say
 from shoal.recipes import shallow
 from shoal.recipes.stages import train_teacher
 from shoal.report import plot_comparison
@@ -38,15 +36,11 @@ def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
         run, data, summary = _reduced_digits(out, settings)
         for name, which in (("baseline", "teacher"), ("reduced", "model")):
             network = load_network(run, which)[1]
-            summary[name] |= demonstration.measure(out / name, network, data, Path(folder), images, _say)
+            summary[name] |= demonstration.measure(out / name, network, data, Path(folder), images, say)
     summary["agreement"] = demonstration.agreement_of(summary["reduced"])
     run.write_json("summary.json", summary)
     plot_comparison(summary, out / "comparison.png")
     return summary
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, highlight=False)
 
 
 def _check_demo(settings: Settings, images: int) -> None:
@@ -74,9 +68,9 @@ def _reduced_digits(out: Path, settings: Settings) -> tuple[Run, Dataset, dict[s
     plan = shallow.quick(teacher=20, sensitivity=3, mask=8, finetune=30)
     spec = Spec("resnet10", data.classes, data.shape, DEMO_WIDTH)
     run = Run.create(out, {"command": "demo", "data": "digits", "seed": settings.seed, "options": DEMO, "preset": plan})
-    _say(f"training an all-ReLU {spec.base} (width {spec.width}) on digits")
+    say(f"training an all-ReLU {spec.base} (width {spec.width}) on digits")
     with bars({"teacher": plan.teacher.epochs}) as shown:
         teacher, _ = train_teacher(spec, data, plan.teacher, settings, run=run, listen=shown.listen)
     save_network(run, spec, teacher, "teacher")
-    _say(f"reducing it to {DEMO.budget:,} ReLUs: sensitivity, masks, gated branches and auxiliary classifier")
+    say(f"reducing it to {DEMO.budget:,} ReLUs: sensitivity, masks, gated branches and auxiliary classifier")
     return run, data, fit_stages(run, spec, teacher, data, DEMO, plan, settings)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
+from shoal import units
 from shoal.costs.model import layout_of
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
@@ -24,6 +23,8 @@ from shoal.private.compiler.refusal import refusals
 from shoal.recipes.deepreduce.designs import parse
 from shoal.recipes.deepreduce.merging import accountings
 from shoal.recipes.deepreduce.space import DesignSpace
+from shoal.report.labels import labelled
+from shoal.report.layout import Grid
 from shoal.storage.run import Run
 from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.tracing import check_trace, trace
@@ -55,26 +56,19 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def summary(name: str, body: dict[str, Any]) -> Group:
     """What `examine` found, for people: the counts, then what is refused and what to do instead."""
-    table = Table(title=escape(name), header_style="bold", show_header=False)
-    rows = {k: f"{body[k]:,}" for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")}
-    rows |= {"blocks to gate": f"{len(body['blocks'])}", "runs in private": "yes" if body["private"] else "no"}
+    rows = [labelled(k, body[k]) for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")]
+    rows.append(("blocks that could be one convolution", units.count(len(body["blocks"]))))
+    rows.append(("can run in private", "yes" if body["private"] else "no"))
     if body["online"]:
-        rows |= {
-            "bytes online": f"{body['online']['bytes']:,}",
-            "one-way latencies": f"{body['online']['latencies']:,}",
-        }
-    for label, value in rows.items():
-        table.add_row(label, value)
+        rows.append(("prepared inference: online, MB", units.megabytes(body["online"]["bytes"])))
+        rows.append(("prepared inference: one-way latencies", units.count(body["online"]["latencies"])))
+    table = Grid(name, ["", ""], rows)
     return Group(table, *([_refused(body["refused"])] if body["refused"] else []))
 
 
-def _refused(rows: list[dict[str, str]]) -> Table:
-    table = Table(title="cannot run in private", header_style="bold")
-    for head in ("node", "found", "need"):
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(row[key]) for key in ("node", "found", "need")))
-    return table
+def _refused(rows: list[dict[str, str]]) -> Grid:
+    cells = [[row[key] for key in ("node", "found", "need")] for row in rows]
+    return Grid("\nlayers that cannot run in private", ["layer", "found", "need"], cells, texts=(0, 1, 2))
 
 
 def count(
@@ -108,23 +102,23 @@ def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict
     return network, {"merging": accountings(own, network, whole)}
 
 
-def count_table(model: str, body: dict[str, Any]) -> Table:
+def count_table(model: str, body: dict[str, Any]) -> Grid:
     """Every ReLU site under the totals; below, a design's linear runs merged."""
-    more = f", {body['comparisons']:,} comparisons of pools and ReLU6" if body["comparisons"] else ""
-    head = f"{body['relus']:,} ReLUs{more}, {body['macs']:,} MACs, depth {body['depth']}, {body['params']:,} parameters"
-    table = Table(title=escape(f"{model}: {head}"), header_style="bold")
-    for i, name in enumerate(("ReLU site", "shape", "ReLUs", "stage", "block")):
-        table.add_column(name, justify="right" if i else "left")
-    for s in body["sites"]:
-        table.add_row(s["name"], "x".join(map(str, s["shape"])), f"{s['relus']:,}", str(s["stage"]), str(s["block"]))
-    rows = body.get("merging", {}).items()
-    merged = [f"{k}: {r['convs']} convs, {r['macs']:,} MACs{_and_linear(r)}" for k, r in rows]
-    table.caption = "\n".join(merged) or None
-    return table
+    totals = {key: units.count(body[key]) for key in ("relus", "comparisons", "macs", "depth", "params")}
+    more = f", {totals['comparisons']} comparisons of max pools and ReLU6" if body["comparisons"] else ""
+    head = f"{totals['relus']} ReLUs{more}, {totals['macs']} MACs, depth {totals['depth']}"
+    rows = [
+        [s["name"], "x".join(map(str, s["shape"])), units.count(s["relus"]), str(s["stage"]), str(s["block"])]
+        for s in body["sites"]
+    ]
+    merged = "\n".join(_merged(name, row) for name, row in body.get("merging", {}).items())
+    columns = ["ReLU site", "shape", "ReLUs", "stage", "block"]
+    return Grid(f"{model}: {head}, {totals['params']} parameters", columns, rows, caption=merged)
 
 
-def _and_linear(row: dict[str, int]) -> str:
-    return f" and {row['linear_macs']:,} of linear layers" if "linear_macs" in row else ""
+def _merged(name: str, row: dict[str, int]) -> str:
+    linear = f" and {units.count(row['linear_macs'])} of linear layers" if "linear_macs" in row else ""
+    return f"{name}: {row['convs']} convolutions, {units.count(row['macs'])} MACs{linear}"
 
 
 def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]:

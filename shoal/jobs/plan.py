@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from shoal import units
 from shoal.costs import candidates as planner
 from shoal.costs.machine import Machine
 from shoal.costs.plan import FORMAT
@@ -24,7 +25,7 @@ from shoal.storage.run import Run
 from shoal.surgery.sites import relu_sites
 
 HALVES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
-HEAD = ["#", "kReLUs", "MMACs", "convs", "s", "MB", "waits", "gated", "exit", "lost"]
+HEAD = ["#", "ReLUs", "MACs, millions", "depth", "s", "MB", "one-way latencies", "blocks gated", "points lost"]
 
 
 def sensitivity_of(target: str, spec: Spec, network: nn.Module, given: Path | None) -> tuple[dict[str, float], str]:
@@ -70,17 +71,17 @@ def plan(
 
 
 def table(body: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows; widths and resolutions only where they differ."""
+    """Headings and rows; width and resolution only where candidates differ in them."""
     shapes = [f"{c['width']:g}x{c['resolution']:g}" for c in body["candidates"]]
     rows = [_row(i, c) for i, c in enumerate(body["candidates"], start=1)]
     if set(shapes) <= {"1x1"}:
         return HEAD, rows
-    return [*HEAD, "w x r"], [[*row, shape] for row, shape in zip(rows, shapes, strict=True)]
+    return [*HEAD, "width x size"], [[*row, shape] for row, shape in zip(rows, shapes, strict=True)]
 
 
 def _row(i: int, c: dict[str, Any]) -> list[str]:
     f = c["forecast"]
-    counts = [f"{f['relus'] / 1e3:,.1f}", f"{f['macs'] / 1e6:,.1f}", str(f["depth"])]
-    spent = [f"{f['seconds']:.3g}", f"{f['bytes'] / 1e6:,.1f}", f"{f['latencies']:.0f}"]
-    exit = "yes" if c["keep"] == "auxiliary" else "no"
-    return [str(i), *counts, *spent, str(len(c["gated"])), exit, f"{c['lost']:.1f}"]
+    counts = [units.count(f["relus"]), units.millions(f["macs"]), units.count(f["depth"])]
+    spent = [units.seconds(f["seconds"]), units.megabytes(f["bytes"]), units.count(round(f["latencies"]))]
+    gated = f"{len(c['gated'])}{', exit' if c['keep'] == 'auxiliary' else ''}"
+    return [str(i), *counts, *spent, gated, f"{c['lost']:.1f}"]

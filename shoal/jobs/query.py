@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.table import Table
 
+from shoal import units
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.jobs.inputs import load_data
@@ -23,6 +23,7 @@ from shoal.private.serving.client import Client
 from shoal.private.serving.options import ADDRESS, MODES, ClientOptions
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.progress import counter
+from shoal.report.layout import Grid
 from shoal.storage.run import Run
 
 
@@ -193,13 +194,12 @@ def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return pixels
 
 
-def query_table(body: dict[str, Any]) -> Table:
-    """A table of the images with their classes, and the cost of the query in its title."""
-    cost_ = f"{body['online_s']:.2f} s, {body['bytes']:,} bytes, {body['messages']:,} messages"
-    table = Table(title=f"{body['mode']}: set-up {body['setup_s']:.1f} s, query {cost_}", header_style="bold")
-    table.add_column("image")
-    table.add_column("class", justify="right")
-    table.add_column("logit", justify="right")
-    for row in body["results"]:
-        table.add_row(row["image"], str(row["class"]), f"{max(row['logits']):.4f}")
-    return table
+def query_table(body: dict[str, Any]) -> Grid:
+    """A table of the images with their classes, and the cost of the queries in its title."""
+    spent = f"{units.seconds(body['online_s'])} s, {units.megabytes(body['bytes'])} MB"
+    sent = f"{units.count(body['messages'])} messages"
+    if body["latencies"]:  # not known in direct mode
+        sent += f", {units.count(body['latencies'])} one-way latencies"
+    title = f"{body['mode']}: set-up {units.seconds(body['setup_s'])} s; all queries {spent}, {sent}"
+    rows = [[row["image"], str(row["class"]), f"{max(row['logits']):.4f}"] for row in body["results"]]
+    return Grid(title, ["image", "class", "largest logit"], rows, texts=(0, 1), shorten=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from shoal import units
 from shoal.costs.machine import Machine
 from shoal.errors import ShoalError
 from shoal.report import Record, flat_row, plot_curves, plot_pareto, read, write_csv
 from shoal.report.forecast import Online, check_network_name, flat_online, online
+from shoal.report.layout import Grid, distinct
 from shoal.report.page import Link, render
 from shoal.report.pareto import points
 from shoal.report.published import published
@@ -68,22 +69,29 @@ def _records(folders: list[Path]) -> list[Record]:
     return records
 
 
-def report_table(rows: list[dict[str, Any]]) -> Table:
-    """Runs down, figures across."""
-    table = Table(header_style="bold")
-    shown: tuple[str, ...] = (
-        "run",
-        "data",
-        "baseline.accuracy",
-        "reduced.accuracy",
-        "reduced.relus",
-        "reduced.macs",
-        "reduced.depth",
-    )
-    shown += ("baseline.private.online_s", "reduced.private.online_s")
-    for name in shown:
-        table.add_column(name, justify="left" if name in ("run", "data") else "right")
-    for row in rows:
-        cells = (f"{v:,.6g}" if isinstance(v := row.get(k), (int, float)) else str(v or "") for k in shown)
-        table.add_row(*map(escape, cells))
-    return table
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("reduced.accuracy", "test accuracy, %", units.percent),
+    ("gain", "gain, points", units.points),
+    ("reduced.relus", "ReLUs", units.count),
+    ("reduced.macs", "MACs, millions", units.millions),
+    ("reduced.depth", "depth", units.count),
+    ("reduced.private.online_s", "direct, s", units.seconds),
+    ("reduced.prepared.online_s", "online, s", units.seconds),
+    ("reduced.online_forecast_s", "forecast online, s", units.seconds),
+    ("reduced.waits", "one-way latencies", units.count),
+)
+"""(key of a flat row, or `gain`: points of accuracy over the baseline; heading; how it is shown)."""
+
+
+def report_table(rows: list[dict[str, Any]]) -> Grid:
+    """Runs down, figures of the reduced networks across; figures that no run has are left out."""
+    sets = {row["data"] for row in rows}
+    rows = [row | {"gain": row["reduced.accuracy"] - row["baseline.accuracy"]} for row in rows]
+    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    cells = []
+    for name, row in zip(distinct([row["run"] for row in rows]), rows, strict=True):
+        figures = ["" if (value := row.get(key)) is None else show(value) for key, _, show in shown]
+        cells.append([name, *([row["data"]] if len(sets) > 1 else []), *figures])
+    head = ["run", *(["data"] if len(sets) > 1 else []), *(heading for _, heading, _ in shown)]
+    title = "reduced networks" if len(sets) > 1 else f"reduced networks on {next(iter(sets))}"
+    return Grid(title, head, cells, texts=(0, 1) if len(sets) > 1 else (0,), shorten=True)

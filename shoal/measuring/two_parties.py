@@ -32,7 +32,10 @@ SINGLES, PREPARED = 5, 8
 
 @dataclass(frozen=True)
 class Private:
-    """One network's figures between two processes; times are medians over queries of one image."""
+    """One network's figures between two processes; times are medians over queries of one image.
+
+    `samples_s` are the seconds of those queries, in their order.
+    """
 
     mode: str
     setup_s: float
@@ -46,6 +49,7 @@ class Private:
     argmax_equal: int
     max_abs_logit_error: float
     error_bound: float
+    samples_s: tuple[float, ...]
 
 
 def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:
@@ -103,6 +107,7 @@ def _figures(results: list[Result], setup: float, offline: float, agreement: Agr
         argmax_equal=agreement.argmax_equal,
         max_abs_logit_error=agreement.max_abs_logit_error,
         error_bound=program.error_bound,
+        samples_s=tuple(r.seconds for r in results),
     )
 
 

@@ -23,7 +23,25 @@ from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 
 Listener = Callable[[str, int, int, int], None]
-"""Called with (stage, epoch, step, steps)."""
+"""Called with (stage, epoch, step, steps). If it has a method `judged`, that gets (stage, row) after each epoch."""
+
+
+class _Relabelled:
+    """A listener that hears of all stages as `label`."""
+
+    def __init__(self, listen: Listener, label: str) -> None:
+        self.listen, self.label = listen, label
+
+    def __call__(self, stage: str, epoch: int, step: int, steps: int) -> None:
+        self.listen(self.label, epoch, step, steps)
+
+    def judged(self, stage: str, row: dict[str, float]) -> None:
+        _tell(self.listen, self.label, row)
+
+
+def _tell(listen: Listener | None, stage: str, row: dict[str, float]) -> None:
+    if listen is not None and hasattr(listen, "judged"):
+        listen.judged(stage, row)
 
 
 class Stages:
@@ -44,8 +62,7 @@ class Stages:
 
     def at(self, run: Run, label: str) -> Stages:
         """The same with another run folder, under the same clock; `listen` hears of its stages as `label`."""
-        listen = self.listen
-        heard = (lambda _, epoch, step, steps: listen(label, epoch, step, steps)) if listen else None
+        heard = _Relabelled(self.listen, label) if self.listen else None
         return Stages(self.data, self.settings, run, heard, self.tensorboard, self.clock)
 
     def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
@@ -62,7 +79,7 @@ class Stages:
             schedule,
             settings=settings,
             checkpoint=run.checkpoint(stage) if run else None,
-            report=run.recorder(stage, self.tensorboard) if run else None,
+            report=self._report(stage),
             progress=(lambda e, s, n: listen(stage, e, s, n)) if listen else None,
             clock=self.clock,
             **more,
@@ -74,6 +91,17 @@ class Stages:
                 "run again with --resume (Settings.resume)"
             )
         return history
+
+    def _report(self, stage: str) -> Callable[[dict[str, float]], None]:
+        """What `fit` calls with each epoch's row: the run's log, and whoever listens."""
+        record = self.run.recorder(stage, self.tensorboard) if self.run else None
+
+        def report(row: dict[str, float]) -> None:
+            if record is not None:
+                record(row)
+            _tell(self.listen, stage, row)
+
+        return report
 
     def some_batches(self, most: int = 10_000, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised training images with labels in batches, evenly spread over the set."""

@@ -12,7 +12,7 @@ const PAPER_AXIS = { relus: "relus", online_s: "latency_s" };
 function describe(point) {
   const costs = point.costs;
   const spread = point.spread === null ? "" : ` \u00b1 ${point.spread.toFixed(2)} over ${point.seeds.length} seeds`;
-  const lines = [point.label, `accuracy ${point.accuracy.toFixed(2)} %${spread}`];
+  const lines = [point.label, `test accuracy ${point.accuracy.toFixed(2)} %${spread}`];
   lines.push(`${shown.format(costs.relus)} ReLUs, ${compact.format(costs.macs)} MACs`);
   if (costs.waits !== null) lines.push(`${shown.format(costs.waits)} one-way latencies`);
   if (costs.online_s !== null) lines.push(`${shown.format(costs.online_s)} s online, ${point.measured ? "measured" : "forecast"}`);
@@ -20,8 +20,8 @@ function describe(point) {
 }
 
 function describePaper(row) {
-  const lines = [`${row.system}, ${row.network}`, `${row.dataset}: accuracy ${row.accuracy} %, ${shown.format(row.relus)} ReLUs`];
-  if (row.latency_s !== null) lines.push(`DELPHI: ${row.latency_s} s online, their machine`);
+  const lines = [`${row.system}, ${row.network}`, `${row.dataset}: test accuracy ${row.accuracy} %, ${shown.format(row.relus)} ReLUs`];
+  if (row.latency_s !== null) lines.push(`${row.latency_s} s online with DELPHI, on the authors' machine`);
   return [...lines, `${row.source} (${row.certainty})`, ...(row.note ? [row.note] : [])];
 }
 
@@ -55,7 +55,7 @@ function drawFront() {
   const heights = marks.flatMap((m) => [m.y - (m.spread || 0), m.y + (m.spread || 0)]);
   const chart = frame(place, {
     height: 420, xs: range(marks.map((m) => m.x), state.log, 0), ys: range(heights, false, 0, 100), log: state.log,
-    xLabel: axis.label + (state.log ? ", log scale" : ""), yLabel: "accuracy, %",
+    xLabel: axis.label + (state.log ? ", log scale" : ""), yLabel: "test accuracy, %",
     role: "listbox", label: `Networks on ${state.data}: accuracy against ${axis.label}`,
   });
   drawStep(chart, marks);
@@ -140,13 +140,13 @@ function noteFront(all, marks) {
   const unknown = own.filter((m) => m.x === null).length, zero = own.length - unknown - own.filter((m) => marks.includes(m)).length;
   const notes = [];
   if (unknown) notes.push(`${unknown} of ${own.length} networks have no figure for this cost.`);
-  if (zero) notes.push(`${zero} of ${own.length} cost nothing, which has no place on a logarithmic scale.`);
-  if (!PAPER_AXIS[state.axis]) notes.push("The papers print no such figure.");
+  if (zero) notes.push(`${zero} of ${own.length} networks have a cost of 0, which a logarithmic scale cannot show.`);
+  if (!PAPER_AXIS[state.axis]) notes.push("The papers do not give this cost.");
   const foreign = [...state.papers].filter((name) => name !== state.data);
-  if (foreign.length && PAPER_AXIS[state.axis]) notes.push(`Points of ${foreign.join(", ")} are of other data than ours.`);
+  if (foreign.length && PAPER_AXIS[state.axis]) notes.push(`Published networks on ${foreign.join(", ")} were tested on other data than ours.`);
   const papers = marks.filter((m) => m.system);
-  if (papers.length) notes.push("Trainings differ between papers' networks and ours.");
-  if (papers.length && state.axis === "online_s") notes.push("Papers' seconds are DELPHI's on their machines and networks.");
+  if (papers.length) notes.push("Published networks were trained differently from ours.");
+  if (papers.length && state.axis === "online_s") notes.push("Published seconds are those of DELPHI on the authors' machines and networks.");
   at("front-note").textContent = notes.join(" ");
   const entries = [[swatch("circle", "own"), "reduced"], [swatch("square", "base"), "all ReLUs"], [lineSwatch("step"), "front"]];
   if (state.axis === "online_s") entries.push([swatch("circle", "own", true), "hollow circle: forecast"]);
@@ -157,7 +157,7 @@ function noteFront(all, marks) {
 function drawFrontTable(marks, axis) {
   const best = new Set(report.fronts[state.data][state.axis]);
   const rows = marks.map((m) => [m.name, shown.format(m.x), m.y.toFixed(2), best.has(m.index) ? "yes" : ""]);
-  table(at("front-table"), `Networks on ${state.data}`, ["network", axis.label, "accuracy, %", "on the front"], rows);
+  table(at("front-table"), `Networks on ${state.data}`, ["network", axis.label, "test accuracy, %", "on the front"], rows);
 }
 
 // ---------------------------------------------------------------- the budget
@@ -187,7 +187,7 @@ function setBudget(value, slider = null) {
   at("budget-number").value = value;
   const text = point
     ? `${point.label}: ${point.accuracy.toFixed(2)} % with ${shown.format(point.costs.relus)} ReLUs`
-    : "No run keeps so few ReLUs.";
+    : "No run has so few ReLUs.";
   at("budget-best").textContent = `At most ${shown.format(value)} ReLUs. ${text}`;
   if (point) showRun(point.records[0]);
   drawFront();
@@ -208,20 +208,20 @@ function showRun(index) {
   at("run-note").textContent = run.missing.map((why) => `No forecast: ${why}.`).join(" ");
   drawSites(run);
   drawCurves(run);
-  table(at("comparison"), run.name, ["", "baseline", "reduced", "ratio"], run.comparison);
+  table(at("comparison"), run.name, ["", "baseline", "reduced", "reduced beside baseline"], run.comparison);
 }
 
 function drawSites(run) {
   const place = at("sites-chart");
-  table(at("sites-table"), run.name, ["site", "ReLUs", "kept", "share"], run.sites.map((s) => [
+  table(at("sites-table"), run.name, ["layer", "ReLUs", "ReLUs kept", "fraction kept"], run.sites.map((s) => [
     s.name, shown.format(s.relus), s.replaced ? "block replaced" : shown.format(s.kept), `${((100 * s.kept) / s.relus).toFixed(1)} %`,
   ]));
-  if (!run.sites.length) return place.replaceChildren("This run has no budget by site.");
+  if (!run.sites.length) return place.replaceChildren("This run has no ReLU budget for each layer.");
   const log = at("sites-log").checked, row = 34, width = Math.max(260, place.clientWidth || 520);
   const most = Math.max(...run.sites.map((s) => s.relus));
   const length = log ? (v) => (v ? scale(1, most, 2, width, true)(v) : 0) : scale(0, most, 0, width);
   const kept = run.sites.reduce((sum, s) => sum + s.kept, 0), all = run.sites.reduce((sum, s) => sum + s.relus, 0);
-  const label = `${shown.format(kept)} of ${shown.format(all)} ReLUs kept; each site in the table below`;
+  const label = `${shown.format(kept)} of ${shown.format(all)} ReLUs kept; the table below has every layer`;
   const image = svg("svg", { viewBox: `0 0 ${width} ${row * run.sites.length}`, role: "img", "aria-label": label });
   run.sites.forEach((site, i) => {
     const text = site.replaced ? "block replaced" : `${shown.format(site.kept)} of ${shown.format(site.relus)}`;
@@ -240,13 +240,13 @@ const DASHES = [null, "7 4", "2 3", "9 3 2 3"];
 function drawCurves(run) {
   const place = at("curves-chart"), stages = run.curves, all = stages.flatMap(([, points]) => points);
   const rows = stages.flatMap(([stage, points]) => points.map(([epoch, accuracy]) => [stage, epoch, accuracy.toFixed(2)]));
-  table(at("curves-table"), run.name, ["stage", "epoch, all stages", "validation accuracy, %"], rows);
+  table(at("curves-table"), run.name, ["stage", "epoch of all stages", "validation accuracy, %"], rows);
   legend(at("curves-legend"), stages.map(([stage], i) => [lineSwatch(`curve c${i % 6}`, DASHES[i % 4]), stage]));
   if (!all.length) return place.replaceChildren("This run logged no epochs.");
   const chart = frame(place, {
     height: 300, xs: [0, Math.max(...all.map((p) => p[0])) + 1], ys: range(all.map((p) => p[1]), false, 0, 100), log: false,
-    xLabel: "epoch, all stages", yLabel: "accuracy, %", role: "img",
-    label: `Validation accuracy of ${stages.map(([stage]) => stage).join(", ")}; each epoch in the table below`,
+    xLabel: "epochs of all stages, one after the other", yLabel: "validation accuracy, %", role: "img",
+    label: `Validation accuracy of ${stages.map(([stage]) => stage).join(", ")}; the table below has every epoch`,
   });
   stages.forEach(([, points], i) => {
     const d = points.map(([epoch, accuracy], k) => `${k ? "L" : "M"}${chart.x(epoch)},${chart.y(accuracy)}`).join("");
@@ -273,7 +273,7 @@ function choosePapers() {
       state.papers[box.checked ? "add" : "delete"](name);
       drawFront();
     });
-    return html("label", {}, box, name === state.data ? `${name}, as ours` : name);
+    return html("label", {}, box, name === state.data ? `${name} (same as ours)` : name);
   }));
 }
 

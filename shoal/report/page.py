@@ -10,12 +10,13 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
 
+from shoal import units
 from shoal.report.forecast import Online
 from shoal.report.pareto import AXES, Point, as_json, fronts, points
 from shoal.report.published import CERTAINTY, Published, published
@@ -24,14 +25,14 @@ from shoal.report.tables import comparison
 
 AXIS_LABELS = {
     "relus": "ReLUs",
-    "macs": "MACs",
+    "macs": "MACs of convolutions",
     "waits": "one-way latencies online",
-    "online_s": "seconds online",
+    "online_s": "online, s",
 }
 NETWORK_TEXTS = {
     "none": "no network (TLS on loopback)",
-    "lan": "LAN (3 Gbit/s, 0.3 ms there and back)",
-    "wan": "WAN (400 Mbit/s, 40 ms there and back)",
+    "lan": "LAN (3 Gbit/s, round trip of 0.3 ms)",
+    "wan": "WAN (400 Mbit/s, round trip of 40 ms)",
 }
 
 
@@ -43,8 +44,8 @@ class Link:
     calibrated: bool
 
     def __str__(self) -> str:
-        constants = "constants that were calibrated" if self.calibrated else "the default constants"
-        return f"{NETWORK_TEXTS[self.network]}, {constants}"
+        constants = "a calibrated machine" if self.calibrated else "the default machine"
+        return f"{NETWORK_TEXTS[self.network]}; forecasts for {constants}"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], l
         "script_hash": _hash(script),
         "data": _embedded(_data(records, onlines, found, link)),
         "summary": _text(_summary(records, found, link)),
-        "runs": _table("runs-table", "Baseline beside reduced beside ratio", _run_columns(records, onlines)),
-        "papers": _table("papers-table", "As printed", _paper_columns(published())),
+        "runs": _table("runs-table", "Baseline and reduced network of every run", _run_columns(records, onlines)),
+        "papers": _table("papers-table", "Figures as printed in the papers", _paper_columns(published())),
         "certainty": "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in CERTAINTY.items()),
     }
     # One pass: what is put in is never searched for further marks.
@@ -96,14 +97,16 @@ def _embedded(body: Any) -> str:
 
 def _summary(records: Sequence[Record], found: Sequence[Point], link: Link) -> str:
     sets = ", ".join(sorted({p.data for p in found}))
-    return f"{len(records)} runs on {sets}. Online seconds: {link}."
+    runs = f"{units.count(len(records))} run{'s' if len(records) > 1 else ''}"
+    return f"{runs} on {sets}. Seconds online: {link}."
 
 
 def _data(
     records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], found: Sequence[Point], link: Link
 ) -> dict[str, Any]:
     """What the page's script draws."""
-    labels = AXIS_LABELS | {"online_s": f"seconds online, {link.network if link.network != 'none' else 'no network'}"}
+    network = "no network" if link.network == "none" else link.network.upper()
+    labels = AXIS_LABELS | {"online_s": f"online, s ({network})"}
     return {
         "axes": [{"key": key, "label": labels[key]} for key in AXES],
         "points": [as_json(point) for point in found],
@@ -127,13 +130,13 @@ def _run(record: Record, online: Mapping[str, Online]) -> dict[str, Any]:
 def _private_rows(online: Mapping[str, Online]) -> list[tuple[str, str, str, str]]:
     """The forecast's rows below those of the run's own summary."""
     rows = []
-    for name, label, form in (
-        ("waits", "one-way latencies online", "{:,}"),
-        ("forecast_s", "online, forecast, s", "{:.4f}"),
+    for name, label, show in (
+        ("waits", "one-way latencies online", units.count),
+        ("forecast_s", "forecast: online, s", units.seconds),
     ):
         old, new = (getattr(online[side], name) for side in ("baseline", "reduced"))
-        shown = ["no forecast" if v is None else form.format(v) for v in (old, new)]
-        rows.append((label, shown[0], shown[1], f"{old / new:.2f}x" if old and new else ""))
+        shown = ["no forecast" if v is None else show(v) for v in (old, new)]
+        rows.append((label, shown[0], shown[1], units.ratio(old or 0, new or 0)))
     return rows
 
 
@@ -144,33 +147,35 @@ def _run_columns(records: Sequence[Record], onlines: Sequence[Mapping[str, Onlin
         Column("network", [(r.summary["model"],) * 2 for r in records], numeric=False),
         Column("seed", [(str(r.summary["seed"]), r.summary["seed"]) for r in records]),
     ]
-    for key, label, form in (
-        ("accuracy", "accuracy, %", "{:.2f}"),
-        ("relus", "ReLUs", "{:,}"),
-        ("macs", "MACs", "{:,}"),
+    for key, label, show in (
+        ("accuracy", "test accuracy, %", units.percent),
+        ("relus", "ReLUs", units.count),
+        ("macs", "MACs", units.count),
     ):
         pairs = [[look_up(r.summary[side], key) for side in ("baseline", "reduced")] for r in records]
-        columns += _beside(label, pairs, form, gain=key == "accuracy")
+        columns += _beside(label, pairs, show, gain=key == "accuracy")
     waits = [[online[side].waits for side in ("baseline", "reduced")] for online in onlines]
     seconds = [[online[side].seconds for side in ("baseline", "reduced")] for online in onlines]
-    columns += _beside("latencies", waits, "{:,}") + _beside("online, s", seconds, "{:.4f}")
+    columns += _beside("one-way latencies online", waits, units.count) + _beside("online, s", seconds, units.seconds)
     kinds = ["measured" if o["reduced"].measured_s is not None else "forecast" for o in onlines]
-    return [*columns, Column("seconds are", [(kind, kind) for kind in kinds], numeric=False)]
+    return [*columns, Column("seconds measured or forecast", [(kind, kind) for kind in kinds], numeric=False)]
 
 
-def _beside(label: str, pairs: Sequence[Sequence[float | None]], form: str, gain: bool = False) -> list[Column]:
-    """Baseline, reduced and their ratio (the gain in points for an accuracy) as three columns."""
-    ratios = [_ratio(old, new, gain) for old, new in pairs]
-    shown = [("", -1.0) if r is None else (f"{r:+.2f}" if gain else f"{r:.2f}x", r) for r in ratios]
-    ends = [[("none", -1.0) if v is None else (form.format(v), v) for v in side] for side in zip(*pairs, strict=True)]
-    heading = f"{label}: gain" if gain else f"{label}: ratio"
-    return [Column(f"{label}: baseline", ends[0]), Column(f"{label}: reduced", ends[1]), Column(heading, shown)]
+def _beside(
+    label: str, pairs: Sequence[Sequence[float | None]], show: Callable[[float], str], gain: bool = False
+) -> list[Column]:
+    """Baseline, reduced and how they compare (points gained for an accuracy, a ratio for a cost) as three columns."""
+    compared = [_compared(old, new, gain) for old, new in pairs]
+    ends = [[("none", -1.0) if v is None else (show(v), v) for v in side] for side in zip(*pairs, strict=True)]
+    heading = f"{label.removesuffix(', %')}: points gained" if gain else f"{label.removesuffix(', s')}: ratio"
+    return [Column(f"{label}: baseline", ends[0]), Column(f"{label}: reduced", ends[1]), Column(heading, compared)]
 
 
-def _ratio(old: float | None, new: float | None, gain: bool) -> float | None:
+def _compared(old: float | None, new: float | None, gain: bool) -> tuple[str, float]:
+    """What the cell shows, and what it is sorted by."""
     if old is None or new is None or (not gain and not new):
-        return None
-    return new - old if gain else old / new
+        return "", -1.0
+    return (units.points(new - old), new - old) if gain else (units.ratio(old, new), old / new)
 
 
 def _paper_columns(rows: Sequence[Published]) -> list[Column]:
@@ -178,16 +183,16 @@ def _paper_columns(rows: Sequence[Published]) -> list[Column]:
         return [(getattr(row, name),) * 2 for row in rows]
 
     latencies: list[tuple[str, float | str]] = [
-        ("", -1.0) if row.latency_s is None else (f"{row.latency_s:g}", row.latency_s) for row in rows
+        ("", -1.0) if row.latency_s is None else (units.seconds(row.latency_s), row.latency_s) for row in rows
     ]
     return [
         Column("system", texts("system"), numeric=False),
         Column("data", texts("dataset"), numeric=False),
         Column("network", texts("network"), numeric=False),
-        Column("ReLUs", [(f"{row.relus:,}", row.relus) for row in rows]),
-        Column("accuracy, %", [(f"{row.accuracy:g}", row.accuracy) for row in rows]),
+        Column("ReLUs", [(units.count(row.relus), row.relus) for row in rows]),
+        Column("test accuracy, %", [(f"{row.accuracy:g}", row.accuracy) for row in rows]),
         Column("DELPHI online, s", latencies),
-        Column("how sure", texts("certainty"), numeric=False),
+        Column("where it was read", texts("certainty"), numeric=False),
         Column("source", texts("source"), numeric=False),
         Column("note", texts("note"), numeric=False),
     ]

@@ -1,102 +1,138 @@
-"""Plots as files: budget by site, costs after reduction, training curves, the Pareto front."""
+"""Plots as files: ReLUs by site, costs after reduction, training curves, the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.canvas import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, SKY, YELLOW, drawing, legend_below, plain
 from shoal.errors import ShoalError
 from shoal.pareto import front
 from shoal.report.pareto import Point
 from shoal.report.published import Published
-from shoal.report.record import ROWS, Summary, look_up
-from shoal.storage.files import replacing
+from shoal.report.record import ROWS, Sample, Summary, look_up, sample
 from shoal.storage.run import Run
 from shoal.surgery.sites import ReluSite
+from shoal.units import count, percent, ratio
 
 PAPER_MARKERS = "D^vPX"
-PAPER_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#56616c")
-"""Okabe and Ito's colours, which colour-blind people tell apart, and grey."""
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    figure, panels = _panels(width, height, 1)
-    return figure, panels[0]
-
-
-def _panels(width: float, height: float, count: int) -> tuple[Any, list[Any]]:
-    """A figure of `count` panels, one below the other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, grid = plt.subplots(count, figsize=(width, height), layout="constrained", squeeze=False)
-    for axes in grid[:, 0]:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(grid[:, 0])
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    try:
-        with replacing(path) as scratch:
-            figure.savefig(scratch, dpi=150, format=path.suffix.removeprefix("."))
-    finally:
-        plt.close(figure)
+PAPER_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
+NO_COSTS = ("accuracy", "private.max_abs_logit_error", "private.setup_s")
+"""Rows of the comparison that are no cost of an inference."""
 
 
 def plot_budget(sites: Sequence[ReluSite], counts: Mapping[str, int], replaced: Sequence[str], path: Path) -> None:
-    """Bars of ReLUs a site before and after, logarithmic; sites whose block was replaced are named so."""
-    figure, axes = _axes(max(6.0, 0.55 * len(sites) + 2), 4.2)
-    places = range(len(sites))
-    axes.bar(places, [s.relus for s in sites], color="#c9d3df", label="all-ReLU network")
+    """The fraction of ReLUs that each site keeps, and below it their numbers; replaced blocks are named so."""
     kept = [0 if s.name in replaced else counts[s.name] for s in sites]
-    axes.bar(places, kept, color="#1f5fa8", label="kept")
-    for i, site in enumerate(sites):
-        text = "block\nreplaced" if site.name in replaced else f"{kept[i] / site.relus:.0%}"
-        axes.annotate(text, (i, site.relus), ha="center", va="bottom", fontsize=8)
-    axes.set_yscale("log")
-    axes.set_ylim(1, 4 * max(s.relus for s in sites))
-    axes.set_ylabel("ReLUs (log scale)")
-    axes.set_xticks(list(places), [_plain(s.name) for s in sites], rotation=40, ha="right", fontsize=8)
-    axes.set_title(f"ReLU budget a site: {sum(kept):,} of {sum(s.relus for s in sites):,}")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=2)
-    _save(figure, path)
+    with drawing(path, (max(8.0, 0.6 * len(sites) + 2), 7.0), rows=2, sharex=True) as (fractions, numbers):
+        places = range(len(sites))
+        parts = [100 * k / s.relus for k, s in zip(kept, sites, strict=True)]
+        fractions.bar(places, parts, color=BLUE)
+        for i, (site, part) in enumerate(zip(sites, parts, strict=True)):
+            shown = "<1 %" if 0 < part < 0.5 else f"{part:.0f} %"
+            text = "block\nreplaced" if site.name in replaced else shown
+            fractions.annotate(text, (i, part), ha="center", va="bottom", fontsize=9)
+        fractions.set_ylim(0, 112)
+        fractions.set_yticks(range(0, 101, 25))
+        fractions.set_ylabel("ReLUs kept, %")
+        fractions.set_title(f"ReLUs kept: {count(sum(kept))} of {count(sum(s.relus for s in sites))}")
+        numbers.bar(places, [s.relus for s in sites], color=PALE, label="all ReLUs")
+        numbers.bar(places, kept, color=BLUE, label="kept")
+        numbers.yaxis.set_major_formatter(lambda value, _: count(value))
+        numbers.set_ylabel("number of ReLUs")
+        numbers.set_xticks(list(places), [plain(s.name) for s in sites], rotation=40, ha="right")
+        numbers.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+        for axes in (fractions, numbers):
+            axes.grid(visible=False, axis="x")
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """One cost of both networks: its label with unit, both figures, as they are shown, and both samples, if any."""
+
+    label: str
+    old: float
+    new: float
+    shown: tuple[str, str]
+    samples: tuple[Sample | None, Sample | None]
+
+    @property
+    def is_worse(self) -> bool:
+        return self.new > self.old
+
+    @property
+    def verdict(self) -> str:
+        """Such as "2.10x less", "1.56x slower"."""
+        said = ratio(self.old, self.new) or "none left"
+        return said.replace("more", "slower").replace("less", "faster") if self.label.endswith(", s") else said
+
+    @property
+    def queries(self) -> str:
+        """How many queries the medians are of."""
+        known = [s.count for s in self.samples if s is not None]
+        return f"   n = {', '.join(map(str, dict.fromkeys(known)))}" if len(known) == 2 else ""
 
 
 def plot_comparison(summary: Summary, path: Path) -> None:
-    """Bars of each cost of the reduced network as a share of the baseline's."""
-    wanted = [r for r in ROWS if r[0] not in ("accuracy", "private.max_abs_logit_error", "private.setup_s")]
-    shown = []
-    for key, label, form in wanted:
-        old, new = (look_up(summary[side], key) for side in ("baseline", "reduced"))
-        if old and new is not None:
-            shown.append((label.strip(), new / old, form.format(old), form.format(new)))
-    figure, axes = _axes(8.4, 0.42 * len(shown) + 1.6)
-    shown.reverse()
-    axes.barh([s[0] for s in shown], [1.0] * len(shown), color="#e6ebf1")
-    axes.barh([s[0] for s in shown], [s[1] for s in shown], color="#1f5fa8")
-    for i, (_, share, before, after) in enumerate(shown):
-        axes.annotate(
-            f"{share:.0%}   {before} to {after}",
-            (max(1.0, share) + 0.02, i),
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
+    """Each cost of the reduced network in percent of the baseline's; costs that rose have a colour of their own.
+
+    Where the summary has the seconds of single queries, thin lines reach from the fastest to the slowest one of both
+    networks, and ``n`` is the number of queries.
+    """
+    costs = _costs(summary)[::-1]
+    with drawing(path, (11.0, 0.5 * len(costs) + 2.4)) as (axes,):
+        for i, cost in enumerate(costs):
+            _draw_cost(axes, i, cost)
+        axes.axvline(100, color=INK, linewidth=1.5)
+        axes.set_yticks(range(len(costs)), [cost.label for cost in costs])
+        axes.set_xlim(0, max(110.0, *(105 * _reach(cost) for cost in costs)))
+        axes.set_xlabel("reduced network, in % of the baseline (line at 100 %; less is better)")
+        start, end = (percent(summary[side]["accuracy"]) for side in ("baseline", "reduced"))
+        axes.set_title(
+            f"{plain(summary['data'])}: costs after reduction; test accuracy {start} % before, {end} % after"
         )
-    axes.set_xlim(0, 1.65)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "baseline"])
-    start, end = (summary[side]["accuracy"] for side in ("baseline", "reduced"))
-    axes.set_title(f"{_plain(summary['data'])}: cost after reduction; accuracy {start:.2f} % to {end:.2f} %")
-    _save(figure, path)
+        axes.grid(visible=False, axis="y")
+        _explain(axes, costs)
+        legend_below(axes, columns=2)
 
 
-def _plain(text: str) -> str:
-    """A name that is no formula: names of folders and stages may hold dollar signs."""
-    return text.replace("$", r"\$")
+def _costs(summary: Summary) -> list[_Cost]:
+    found = []
+    for key, label, show in ROWS:
+        old, new = (look_up(summary[side], key) for side in ("baseline", "reduced"))
+        if key not in NO_COSTS and old and new is not None:
+            samples = sample(summary["baseline"], key), sample(summary["reduced"], key)
+            found.append(_Cost(label, old, new, (show(old), show(new)), samples))
+    return found
+
+
+def _reach(cost: _Cost) -> float:
+    """How far to the right the row is drawn, as a fraction of the baseline."""
+    return max(cost.new, *(s.slowest for s in cost.samples if s is not None), 0.0) / cost.old
+
+
+def _draw_cost(axes: Any, place: int, cost: _Cost) -> None:
+    share = 100 * cost.new / cost.old
+    colour = ORANGE if cost.is_worse else BLUE
+    axes.barh(place, share, height=0.62, color=colour)
+    for drawn, height, shade in zip(cost.samples, (0.38, 0.0), (GREY, INK), strict=True):
+        if drawn is not None:
+            ends = [100 * drawn.fastest / cost.old, 100 * drawn.slowest / cost.old]
+            axes.plot(ends, [place + height] * 2, "|-", color=shade, linewidth=1.4, markersize=8)
+    texts = axes.get_yaxis_transform()
+    words = f"{cost.verdict}:  {cost.shown[0]} before, {cost.shown[1]} after{cost.queries}"
+    axes.text(1.01, place, words, transform=texts, va="center", fontsize=9.5, color=colour if cost.is_worse else INK)
+
+
+def _explain(axes: Any, costs: Sequence[_Cost]) -> None:
+    axes.barh(0, 0, color=BLUE, label="less than before")
+    if any(cost.is_worse for cost in costs):
+        axes.barh(0, 0, color=ORANGE, label="more, or slower, than before")
+    if any(s is not None for cost in costs for s in cost.samples):
+        axes.plot([], [], "|-", color=INK, label="fastest to slowest query, reduced")
+        axes.plot([], [], "|-", color=GREY, label="the same, baseline")
 
 
 def plot_curves(run: Run, path: Path) -> None:
@@ -104,14 +140,13 @@ def plot_curves(run: Run, path: Path) -> None:
     rows = run.metrics()
     if not rows:
         raise ShoalError(f"found no metrics in {run.folder}; need a run that trained at least one epoch")
-    figure, axes = _axes(8.0, 3.8)
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        points = [(i, row["accuracy"]) for i, row in enumerate(rows) if row["stage"] == stage]
-        axes.plot(*zip(*points, strict=True), marker=".", label=_plain(stage))
-    axes.set_xlabel("epoch, all stages")
-    axes.set_ylabel("validation accuracy, %")
-    axes.legend(frameon=False)
-    _save(figure, path)
+    with drawing(path, (9.0, 5.0)) as (axes,):
+        for stage in dict.fromkeys(row["stage"] for row in rows):
+            points = [(i, row["accuracy"]) for i, row in enumerate(rows, start=1) if row["stage"] == stage]
+            axes.plot(*zip(*points, strict=True), marker=".", label=plain(stage))
+        axes.set_xlabel("epochs of all stages, one after the other")
+        axes.set_ylabel("validation accuracy, %")
+        legend_below(axes, columns=4)
 
 
 def plot_anytime(
@@ -121,42 +156,42 @@ def plot_anytime(
 
     `rows` are those of `shoal.exits.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
     """
-    figure, axes = _axes(7.6, 4.4)
-    points = [(row["macs"] / 1e6, row["accuracy"]) for row in rows]
-    axes.plot(*zip(*points, strict=True), marker="o", color="#1f5fa8", label="one classifier for all images")
-    for row, point in zip(rows, points, strict=True):
-        axes.annotate(_plain(row["name"]), point, xytext=(4, -11), textcoords="offset points", fontsize=8)
-    early = [(row["macs"] / 1e6, row["accuracy"]) for row in budgeted]
-    if early:
-        axes.plot(*zip(*sorted(early), strict=True), marker=".", color="#d55e00", label="thresholds from validation")
-    axes.set_xlabel("million multiply-adds an image")
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title(_plain(title))
-    axes.legend(frameon=False)
-    _save(figure, path)
+    with drawing(path, (8.5, 5.4)) as (axes,):
+        points = [(row["macs"] / 1e6, row["accuracy"]) for row in rows]
+        axes.plot(*zip(*points, strict=True), marker="o", color=BLUE, label="one classifier for all images")
+        for row, point in zip(rows, points, strict=True):
+            axes.annotate(plain(row["name"]), point, xytext=(6, -14), textcoords="offset points", fontsize=9)
+        early = [(row["macs"] / 1e6, row["accuracy"]) for row in budgeted]
+        if early:
+            label = "images leave early, thresholds from validation"
+            axes.plot(*zip(*sorted(early), strict=True), marker=".", color=ORANGE, label=label)
+        axes.set_xlabel("MACs an image on average, millions")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title(plain(title))
+        axes.margins(x=0.12, y=0.1)
+        legend_below(axes, columns=2)
 
 
 def plot_pareto(found: Sequence[Point], papers: Sequence[Published], path: Path) -> None:
     """Accuracy against ReLUs, a panel for each data set: networks, their front, and the papers' points of that set."""
     sets = sorted({point.data for point in found})
-    figure, panels = _panels(8.4, 4.8 * len(sets), len(sets))
-    for axes, data in zip(panels, sets, strict=True):
-        _plot_papers(axes, [row for row in papers if row.dataset == data])
-        _plot_networks(axes, [point for point in found if point.data == data])
-        axes.set_xscale("log")
-        axes.set_xlabel("ReLUs (log scale)")
-        axes.set_ylabel("accuracy, %")
-        axes.set_title(_plain(data))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _save(figure, path)
+    with drawing(path, (11.0, 5.6 * len(sets)), rows=len(sets)) as panels:
+        for axes, data in zip(panels, sets, strict=True):
+            _plot_papers(axes, [row for row in papers if row.dataset == data])
+            _plot_networks(axes, [point for point in found if point.data == data])
+            axes.set_xscale("log")
+            axes.set_xlabel("ReLUs (log scale)")
+            axes.set_ylabel("test accuracy, %")
+            axes.set_title(plain(data))
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=10, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _plot_papers(axes: Any, papers: Sequence[Published]) -> None:
     for i, system in enumerate(dict.fromkeys(row.system for row in papers)):
         rows = [(row.relus, row.accuracy) for row in papers if row.system == system]
         look = {"marker": PAPER_MARKERS[i % len(PAPER_MARKERS)], "color": PAPER_COLOURS[i % len(PAPER_COLOURS)]}
-        axes.plot(*zip(*rows, strict=True), linestyle="none", markersize=5, alpha=0.7, label=system, **look)
+        axes.plot(*zip(*rows, strict=True), linestyle="none", alpha=0.7, label=f"{system} (published)", **look)
 
 
 def _plot_networks(axes: Any, found: Sequence[Point]) -> None:
@@ -165,12 +200,18 @@ def _plot_networks(axes: Any, found: Sequence[Point]) -> None:
     best = [shown[i] for i in front([(cost, -point.accuracy) for point, cost in shown], ties=True)]
     line = [(cost, point.accuracy) for point, cost in best]
     if line:
-        axes.step(*zip(*line, strict=True), where="post", color="#0072b2", label="front")
-    for side, marker, colour, label in (
-        ("baseline", "s", "#3d4650", "all ReLUs"),
-        ("reduced", "o", "#0072b2", "reduced"),
-    ):
-        group = [(cost, point.accuracy, point.spread or 0.0) for point, cost in shown if point.side == side]
+        axes.step(*zip(*line, strict=True), where="post", color=BLUE, label="front of our networks")
+    for side, marker, colour, label in (("baseline", "s", INK, "all ReLUs"), ("reduced", "o", BLUE, "reduced")):
+        group = [(cost, point) for point, cost in shown if point.side == side]
         if group:
-            x, y, spread = zip(*group, strict=True)
-            axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, capsize=3, label=label)
+            _plot_side(axes, group, {"fmt": marker, "color": colour}, label)
+
+
+def _plot_side(axes: Any, group: Sequence[tuple[float, Point]], look: dict[str, str], label: str) -> None:
+    """Points with one standard deviation over seeds; the legend says of how many seeds, where there are several."""
+    seeds = sorted({len(point.seeds) for _, point in group if point.spread is not None})
+    if seeds:
+        label += f": mean \u00b1 s.d. of {' or '.join(map(str, seeds))} seeds"
+    x, y = [cost for cost, _ in group], [point.accuracy for _, point in group]
+    spreads = [point.spread or 0.0 for _, point in group]
+    axes.errorbar(x, y, yerr=spreads, capsize=4, markersize=8, label=label, **look)

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal import units
 from shoal.errors import ShoalError
 from shoal.storage.run import Run
 
 Summary = Mapping[str, Any]
 
-ROWS: tuple[tuple[str, str, str], ...] = (
-    ("accuracy", "accuracy, %", "{:.2f}"),
-    ("relus", "ReLUs", "{:,.0f}"),
-    ("macs", "MACs", "{:,.0f}"),
-    ("depth", "conv depth", "{:.0f}"),
-    ("params", "parameters", "{:,.0f}"),
-    ("private.setup_s", "direct: set-up, s", "{:.2f}"),
-    ("private.online_s", "direct: an inference, s", "{:.3f}"),
-    ("private.relu_s", "direct: of it ReLU, s", "{:.3f}"),
-    ("private.linear_s", "direct: of it linear, s", "{:.3f}"),
-    ("private.bytes", "direct: bytes an inference", "{:,.0f}"),
-    ("private.messages", "direct: messages", "{:,.0f}"),
-    ("prepared.offline_s", "prepared: offline an inference, s", "{:.3f}"),
-    ("prepared.online_s", "prepared: online an inference, s", "{:.4f}"),
-    ("prepared.bytes", "prepared: bytes online", "{:,}"),
-    ("prepared.messages", "prepared: messages online", "{:,}"),
-    ("private.max_abs_logit_error", "direct: largest logit error", "{:.5f}"),
-    ("plan.planned.seconds", "plan: promised before training, s", "{:.4f}"),
-    ("plan.forecast.seconds", "plan: forecast after it, s", "{:.4f}"),
-    ("private.networks.none.online_s", "bench: online, no network, s", "{:.4f}"),
-    ("private.networks.lan.online_s", "bench: online, LAN, s", "{:.4f}"),
-    ("private.networks.wan.online_s", "bench: online, WAN, s", "{:.4f}"),
+Show = Callable[[float], str]
+
+ROWS: tuple[tuple[str, str, Show], ...] = (
+    ("accuracy", "test accuracy, %", units.percent),
+    ("relus", "ReLUs", units.count),
+    ("macs", "MACs", units.count),
+    ("depth", "convolutions on the longest path", units.count),
+    ("params", "parameters", units.count),
+    ("private.setup_s", "direct: set-up, s", units.seconds),
+    ("private.online_s", "direct: an inference, s", units.seconds),
+    ("private.relu_s", "direct: of which ReLU, s", units.seconds),
+    ("private.linear_s", "direct: of which linear, s", units.seconds),
+    ("private.bytes", "direct: an inference, MB", units.megabytes),
+    ("private.messages", "direct: messages", units.count),
+    ("prepared.offline_s", "prepared: offline, s", units.seconds),
+    ("prepared.online_s", "prepared: online, s", units.seconds),
+    ("prepared.bytes", "prepared: online, MB", units.megabytes),
+    ("prepared.messages", "prepared: messages online", units.count),
+    ("private.max_abs_logit_error", "direct: largest logit error", units.probability),
+    ("plan.planned.seconds", "plan: forecast before training, s", units.seconds),
+    ("plan.forecast.seconds", "plan: forecast after training, s", units.seconds),
+    ("private.networks.none.online_s", "bench: online, no network, s", units.seconds),
+    ("private.networks.lan.online_s", "bench: online, LAN, s", units.seconds),
+    ("private.networks.wan.online_s", "bench: online, WAN, s", units.seconds),
 )
-"""(path in a summary's network, label, format)."""
+"""(path in a summary's network, label with unit, how it is shown). Private figures are those of one image."""
 
 
 def look_up(network: Summary, path: str) -> float | None:
@@ -45,6 +48,24 @@ def look_up(network: Summary, path: str) -> float | None:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of single queries: how many, the fastest and the slowest."""
+
+    count: int
+    fastest: float
+    slowest: float
+
+
+def sample(network: Summary, path: str) -> Sample | None:
+    """The queries whose median is the figure at `path`, such as ``prepared.online_s``; None where none are stored."""
+    place, _, name = path.rpartition(".")
+    found: Any = look_up(network, f"{place}.samples_s") if name == "online_s" else None
+    if not isinstance(found, (list, tuple)) or not found or not all(map(_finite, found)):
+        return None
+    return Sample(len(found), min(found), max(found))
 
 
 SIDES = ("baseline", "reduced")

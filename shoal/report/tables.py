@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
+from shoal.report.layout import Grid
 from shoal.report.record import ROWS, SIDES, Record, Summary, look_up
 from shoal.storage.files import replacing
+from shoal.units import count, percent, points, ratio
 
 
 def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:
     """Rows (what, baseline, reduced, ratio) of the table; rows that neither network has are left out."""
     rows = []
-    for path, label, form in ROWS:
+    for path, label, show in ROWS:
         old, new = (look_up(summary[side], path) for side in ("baseline", "reduced"))
         if old is None and new is None:
             continue
-        shown = ["not measured" if v is None else form.format(v) for v in (old, new)]
+        shown = ["not measured" if v is None else show(v) for v in (old, new)]
         rows.append((label, shown[0], shown[1], _ratio(path, old, new)))
     return rows
 
@@ -29,33 +28,26 @@ def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:
 def _ratio(path: str, old: float | None, new: float | None) -> str:
     if old is None or new is None:
         return ""
-    if path == "accuracy":
-        return f"{new - old:+.2f} points"
-    return f"{old / new:.2f}x" if new else ""
+    return f"{points(new - old)} points" if path == "accuracy" else ratio(old, new)
 
 
-def comparison_table(summary: Summary) -> Table:
-    """The table, baseline beside reduced beside ratio, with both accountings of replaced blocks below."""
+def comparison_table(summary: Summary) -> Grid:
+    """The table, baseline beside reduced beside ratio, with both ways to count MACs of replaced blocks below."""
     title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}"
-    table = Table(title=escape(title), header_style="bold")
-    for i, name in enumerate(("", "baseline", "reduced", "ratio")):
-        table.add_column(name, justify="right" if i else "left")
-    for row in comparison(summary):
-        table.add_row(*row)
-    table.caption = "\n".join(_remarks(summary)) or None
-    return table
+    head = ["", "baseline", "reduced", "reduced beside baseline"]
+    return Grid(title, head, comparison(summary), caption="\n".join(_remarks(summary)))
 
 
 def _remarks(summary: Summary) -> list[str]:
     macs, remarks = summary["reduced"].get("macs_accounting"), []
     if macs and macs["honest"] != macs["paper"]:
         honest, paper = macs["honest"], macs["paper"]
-        remarks.append(f"MACs after gating, before cutting exits: {honest:,}; as the paper counts: {paper:,}")
+        remarks.append(f"MACs with replaced blocks, before exits are cut: {count(honest)}")
+        remarks.append(f"MACs as the paper counts replaced blocks: {count(paper)}")
     for part, own in summary.get("narrower", {}).items():
-        counts = f"{own['relus']:,} ReLUs, {own['macs']:,} MACs"
-        remarks.append(
-            f"at {float(part):g} of the channels (widths/{float(part):g}): {own['accuracy']:.2f} %, {counts}"
-        )
+        counts = f"{count(own['relus'])} ReLUs, {count(own['macs'])} MACs"
+        width = f"with {float(part):g} of the channels (widths/{float(part):g})"
+        remarks.append(f"{width}: test accuracy {percent(own['accuracy'])} %, {counts}")
     return remarks
 
 

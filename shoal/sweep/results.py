@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shoal import units
 from shoal.sweep.command import text
 from shoal.sweep.engine import FINISHED, OVER, Record
 
 SEED = "seed"
 """The axis that is averaged over."""
-HEADLINES = ("accuracy", "relus", "macs", "depth")
-"""Figures of the tables, of the reduced network where there is one."""
+SHOWN: dict[str, tuple[float, Callable[[float], str]]] = {
+    "accuracy": (1, units.percent),
+    "relus": (1, units.count),
+    "macs": (1e6, lambda value: units.significant(value, 4)),
+    "depth": (1, units.count),
+    "seconds": (1, units.seconds),
+}
+"""Figures of the table, of the reduced network where there is one: their unit, and how they are shown in it."""
+HEADS = ("runs of", "runs", "accuracy, %", "ReLUs", "MACs, millions", "depth", "seconds")
+"""Headings of `group_rows`."""
 
 
 def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -96,16 +105,19 @@ def group_rows(body: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for group in body["groups"]:
         axes = ", ".join(f"{axis} {text(value)}" for axis, value in group["axes"].items())
-        cells = [_spread(headline(group["mean"], n), headline(group["sd"], n)) for n in (*HEADLINES, "seconds")]
+        cells = [_cell(group, name) for name in SHOWN]
         rows.append([": ".join(filter(None, (group["stage"], axes))), str(group["runs"]), *cells])
     return rows
 
 
-def _spread(mean: float | None, deviation: float | None) -> str:
+def _cell(group: Mapping[str, Any], name: str) -> str:
+    """Mean and deviation of one figure, MACs in millions."""
+    mean, deviation = headline(group["mean"], name), headline(group["sd"], name)
     if mean is None:
         return ""
-    shown = f"{mean:,.2f}" if mean < 1000 else f"{mean:,.0f}"
-    return f"{shown} ± {deviation:.2f}" if deviation else shown
+    unit, show = SHOWN[name]
+    mean, deviation = mean / unit, deviation / unit if deviation else None
+    return units.spread(mean, deviation, show) if deviation else show(mean)
 
 
 def is_over(record: Record) -> bool:

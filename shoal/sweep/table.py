@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
+from shoal import units
 from shoal.errors import ShoalError
+from shoal.progress import is_quiet
+from shoal.report.layout import Grid
 from shoal.storage.run import Run
 from shoal.sweep.engine import FAILED, FINISHED, RUNNING, SKIPPED, STOPPED, WAITING, Record, Watch
 from shoal.sweep.results import flat, headline
@@ -49,24 +51,22 @@ def cells(record: Record, metrics: Metrics) -> list[str]:
         record.state,
         str(newest.get("stage", "")),
         str(newest["epoch"] + 1) if "epoch" in newest else "",
-        "" if accuracy is None else f"{accuracy:.2f}",
-        f"{record.elapsed:.0f}" if record.attempts else "",
+        "" if accuracy is None else units.percent(accuracy),
+        units.count(round(record.elapsed)) if record.attempts else "",
         str(record.attempts) if record.attempts > 1 else "",
     ]
 
 
-def table(records: Sequence[Record], metrics: Metrics, lines: int) -> Table:
+def table(records: Sequence[Record], metrics: Metrics, lines: int) -> Grid:
     """All runs, or the most interesting ones that `lines` lines can show."""
     states = Counter(record.state for record in records)
     shown = sorted(records, key=lambda record: ORDER.index(record.state))[: max(1, lines - FRAME_LINES)]
     title = ", ".join(f"{states[state]} {state}" for state in ORDER if states[state])
     left_out = len(records) - len(shown)
-    body = Table(title=title, header_style="bold", caption=f"and {left_out} more runs" if left_out else None)
-    for i, name in enumerate(("run", "state", "stage", "epochs", "accuracy, %", "s", "attempts")):
-        body.add_column(name, justify="left" if i < 3 else "right", no_wrap=True)
-    for record in shown:
-        body.add_row(*cells(record, metrics))
-    return body
+    caption = f"and {left_out} more runs" if left_out else ""
+    head = ("run", "state", "stage", "epochs", "accuracy, %", "seconds", "attempts")
+    rows = [cells(record, metrics) for record in shown]
+    return Grid(title, head, rows, texts=(0, 1, 2), shorten=True, caption=caption)
 
 
 class Lines:
@@ -87,15 +87,18 @@ class Lines:
     def _line(self, record: Record) -> str:
         again = f", attempt {record.attempts}" if record.attempts > 1 else ""
         accuracy = headline(flat(record.result), "accuracy")
-        found = f": accuracy {accuracy:.2f}%" if accuracy is not None else ""
-        took = f", {record.elapsed:.0f} s" if record.state != RUNNING and record.attempts else ""
+        found = f": accuracy {units.percent(accuracy)} %" if accuracy is not None else ""
+        took = f", {units.duration(record.elapsed)}" if record.state != RUNNING and record.attempts else ""
         why = f": {record.error[0]}" if record.error else ""
         return f"{record.state} {record.run.name}{again}{found}{took}{why}"
 
 
 @contextmanager
 def showing(console: Console) -> Iterator[Watch]:
-    """What `Sweep.run` calls: it keeps one table alive on a terminal and prints lines elsewhere."""
+    """What `Sweep.run` calls: one table on a terminal that is kept up to date, lines elsewhere, nothing when quiet."""
+    if is_quiet():
+        yield lambda records: None
+        return
     if not console.is_terminal:
         yield Lines(console).watch
         return

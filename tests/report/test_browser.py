@@ -104,7 +104,7 @@ def test_budget_may_be_typed(page: Any) -> None:
     assert "88.50 % with 1,500 ReLUs" in best(page)  # 2,000 ReLUs of "worse" are more and less accurate
     page.locator("#budget-number").fill("3")
     page.keyboard.press("Tab")
-    assert best(page) == "At most 3 ReLUs. No run keeps so few ReLUs."
+    assert best(page) == "At most 3 ReLUs. No run has so few ReLUs."
     assert page.locator("#front-chart [aria-selected=true]").count() == 0
 
 
@@ -157,7 +157,7 @@ def test_papers_points_of_other_data_are_off_until_asked_for(page: Any) -> None:
     assert "other data than ours" in page.locator("#front-note").inner_text()
     page.select_option("#dataset", "cifar100")
     assert page.locator("#papers-choice input:checked").evaluate_all("all => all.map(box => box.value)") == ["cifar100"]
-    assert "Trainings differ" in page.locator("#front-note").inner_text()
+    assert "trained differently" in page.locator("#front-note").inner_text()
 
 
 def test_table_sorts_by_keyboard(page: Any) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.canvas import BLUE, ORANGE, SKY, drawing, legend_below
 from shoal.errors import ShoalError
 from shoal.pareto import front
-from shoal.storage.files import replacing
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,21 @@ def choose(points: Sequence[Point], budget: int | None) -> Point:
 
 def plot_front(points: Sequence[Point], baseline: Point, path: Path) -> None:
     """Validation accuracy over ReLUs (logarithmic): all points, the front as a line with names, and the baseline."""
-    from matplotlib.figure import Figure  # here, because it takes a while to load
-
-    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
-    axes, best = figure.subplots(), pareto(points)
+    best = pareto(points)
     rest = [p for p in points if p not in best]
-    axes.scatter([p.relus for p in rest], [p.validation for p in rest], color="#9fb2c8", label="designs")
-    axes.plot([p.relus for p in best], [p.validation for p in best], "o-", color="#1f5fa8", label="front")
-    axes.scatter([baseline.relus], [baseline.validation], marker="s", color="#b5482f", label="all ReLUs")
-    for i, point in enumerate(best):
-        offset, side = ((6, -11), "left") if i % 2 else ((-6, 6), "right")
-        place = (point.relus, point.validation)
-        axes.annotate(point.name, place, xytext=offset, textcoords="offset points", ha=side, fontsize=7)
-    axes.set_xscale("log")
-    axes.margins(x=0.2, y=0.12)
-    axes.set_xlabel("ReLUs (log scale)")
-    axes.set_ylabel("validation accuracy, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    with replacing(path) as scratch:
-        figure.savefig(scratch, dpi=150, format="png")
+    with drawing(path, (9.0, 6.0)) as (axes,):
+        axes.scatter(*_places(rest), color=SKY, label="other designs")
+        axes.plot(*_places(best), "o-", color=BLUE, label="designs on the front")
+        axes.scatter(*_places([baseline]), marker="s", s=60, color=ORANGE, label="all ReLUs")
+        for point in best:  # above and left of the front there is no other point
+            place = (point.relus, point.validation)
+            axes.annotate(point.name, place, xytext=(-7, 5), textcoords="offset points", ha="right", fontsize=9)
+        axes.set_xscale("log")
+        axes.margins(x=0.25, y=0.12)
+        axes.set_xlabel("ReLUs (log scale)")
+        axes.set_ylabel("validation accuracy, %")
+        legend_below(axes)
+
+
+def _places(points: Sequence[Point]) -> tuple[list[int], list[float]]:
+    return [p.relus for p in points], [p.validation for p in points]

@@ -1,0 +1,98 @@
+"""What figures are called where people read them: a label with its unit for each key of the JSON output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shoal import units
+
+Show = Callable[[Any], str]
+
+
+def _microseconds(value: float) -> str:
+    return units.significant(1e6 * value)
+
+
+def _nanoseconds(value: float) -> str:
+    return units.significant(1e9 * value)
+
+
+COUNTS: dict[str, tuple[str, Show]] = {
+    "relus": ("ReLUs", units.count),
+    "comparisons": ("comparisons of max pools and ReLU6", units.count),
+    "quadratics": ("squared values", units.count),
+    "macs": ("MACs of convolutions", units.count),
+    "linear_macs": ("MACs of linear layers", units.count),
+    "depth": ("convolutions on the longest path", units.count),
+    "params": ("parameters", units.count),
+    "relu_layers": ("layers with ReLUs", units.count),
+}
+"""Counts of one network."""
+
+RESULTS: dict[str, tuple[str, Show]] = {
+    "accuracy": ("test accuracy, %", units.percent),
+    "validation": ("best validation accuracy, %", units.percent),
+    "best_epoch": ("best epoch, counted from 0", units.count),
+    "out": ("folder", str),
+    "fixed_accuracy": ("test accuracy in fixed point, %", units.percent),
+    "images": ("images compared", units.count),
+    "argmax_equal": ("images with the same predicted class", units.count),
+    "max_abs_logit_error": ("largest logit error", units.probability),
+    "error_bound": ("bound of the logit error", units.probability),
+    "stages": ("stages", units.count),
+}
+"""Of training, evaluation and export."""
+
+DEPLOYMENT: dict[str, tuple[str, Show]] = {
+    "client": ("client's half", str),
+    "server": ("server's half", str),
+    "digest": ("digest", str),
+    "fraction_bits": ("fraction bits", units.count),
+    "failure_bound": ("bound of the chance of a failed truncation", units.probability),
+    "exact_truncations": ("layers truncated exactly", units.count),
+    "ca": ("certificate authority", str),
+    "names": ("names", str),
+    "folder": ("folder", str),
+    "product_seconds": ("products of linear layers, s", units.seconds),
+    "product_bytes": ("products of linear layers, MB", units.megabytes),
+    "and_seconds": ("ANDs of bits, s", units.seconds),
+    "and_bytes": ("ANDs of bits, MB", units.megabytes),
+    "chosen_seconds": ("products of bits and words, s", units.seconds),
+    "chosen_bytes": ("products of bits and words, MB", units.megabytes),
+    "made": ("items made", units.count),
+    "ready": ("items ready", units.count),
+    "bytes": ("items on this disk, MB", units.megabytes),
+}
+"""Of artifacts, certificates and prepared items."""
+
+MACHINE: dict[str, tuple[str, Show]] = {
+    "product_s": ("offline: a product of ciphertexts, ms", units.milliseconds),
+    "automorphism_s": ("offline: an automorphism, ms", units.milliseconds),
+    "and_s": ("offline: an AND of one word, \u00b5s", _microseconds),
+    "chosen_s": ("offline: a bit times a word, \u00b5s", _microseconds),
+    "run_s": ("offline: a call of SPU, ms", units.milliseconds),
+    "exchange_s": ("online: an exchange without a network, ms", units.milliseconds),
+    "mac_s": ("online: a float64 MAC, ns", _nanoseconds),
+    "weight_s": ("online: a weight that is read, ns", _nanoseconds),
+    "relu_s": ("online: a ReLU, \u00b5s", _microseconds),
+    "value_s": ("online: a value through a linear layer, \u00b5s", _microseconds),
+    "query_s": ("online: an inference, ms", units.milliseconds),
+    "direct_relu_s": ("direct: a ReLU, \u00b5s", _microseconds),
+    "file": ("file", str),
+}
+"""Constants of a machine."""
+
+LABELS = COUNTS | RESULTS | DEPLOYMENT | MACHINE
+
+
+def labelled(key: str, value: Any) -> tuple[str, str]:
+    """The label of `key` with its unit, and `value` as people read it; an unknown key keeps its own words."""
+    label, show = LABELS.get(key, (key.replace("_", " "), _any))
+    return label, "none" if value is None else show(value)
+
+
+def _any(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return units.count(value) if isinstance(value, int) else units.significant(value, 4)
