@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from shoal.cli.app import app
-from shoal.data import dataset as sets
+from shoal.data import loading as sets
 from shoal.data.dataset import Dataset
 from shoal.data.loading import load
 from shoal.errors import ShoalError, StoppedError
