@@ -9,8 +9,10 @@ Run it after every benchmark that changed a result file. Each section stands on 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 from benchmarks.pages.gpu_sections import paper, steps
@@ -277,35 +279,50 @@ SECTIONS: dict[str, Callable[[], str]] = {
 }
 
 
-PAGES = ("README.md", "docs/results.md", "docs/your_network.md", "docs/gpu.md")
+MARKED = re.compile(r"(<!-- (\w+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+"""A section: the line that begins it, its name, its text, the line that ends it."""
+
+
+def pages() -> dict[str, str]:
+    """The README and every page of docs/, by path."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
 
 
 def filled(texts: dict[str, str]) -> dict[str, str]:
-    """The pages, with every section written anew. Exits with a message when a section is not on exactly one page."""
-    out = dict(texts)
-    for name, write in SECTIONS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        found = [page for page, text in out.items() if pattern.search(text)]
-        if len(found) != 1:
-            sys.exit(f"found the markers of {name!r} on {found}; need <!-- {name} --> ... <!-- end --> on one page")
-        body = wrapped(write())
-        out[found[0]] = pattern.sub(lambda m, body=body: m[1] + body + m[2], out[found[0]])  # type: ignore[misc]
-    return out
+    """The pages with every section's figures. Exits with one sentence unless each section is on one page, once."""
+    found = Counter(match[2] for text in texts.values() for match in MARKED.finditer(text))
+    if unknown := sorted(found.keys() - SECTIONS.keys()):
+        sys.exit(f"found markers of {', '.join(unknown)}; need sections of SECTIONS; add them there")
+    for name in SECTIONS:
+        if found[name] != 1:
+            sys.exit(f"found {found[name]} times the markers of {name!r}; need <!-- {name} --> ... <!-- end --> once")
+    return {page: MARKED.sub(lambda m: m[1] + wrapped(SECTIONS[m[2]]()) + m[4], text) for page, text in texts.items()}
+
+
+def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """A line for each line of a page that is unlike the result files: the page, its line, and what belongs there."""
+    lines = []
+    for page, text in before.items():
+        for line in difflib.unified_diff(text.splitlines(), after[page].splitlines(), n=0, lineterm=""):
+            if line[0] in "+-" and not line.startswith(("+++", "---")):
+                lines.append(f"{page}: {'has' if line[0] == '-' else 'needs'}: {line[1:]}")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 when a page differs from the result files"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 and list stale lines")
     arguments = parser.parse_args()
-    before = {page: (ROOT / page).read_text() for page in PAGES}
+    before = pages()
     after = filled(before)
+    stale = differences(before, after)
     if arguments.check:
-        stale = "found a page that differs from benchmarks/results; need both equal; run this without --check"
-        sys.exit(0 if before == after else stale)
+        head = "found figures unlike benchmarks/results; need the same; run python -m benchmarks.pages.readme"
+        sys.exit("\n".join([head, *stale]) if stale else 0)
     for page, text in after.items():
-        (ROOT / page).write_text(text)
+        if text != before[page]:
+            (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":
