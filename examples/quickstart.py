@@ -36,8 +36,9 @@ def main(out: Path | None = None, epochs: int = 8) -> dict[str, float]:
     data = shoal.load("digits")  # or shoal.Dataset(...) around your own uint8 images and labels
     spec = shoal.Spec("given", classes=data.classes, shape=data.shape)
     plan = quick(teacher=epochs, sensitivity=1, mask=max(1, epochs // 2), finetune=epochs)
-    teacher, _ = shoal.train_teacher(spec, data, plan.teacher, shoal.Settings(), base=MyCNN())
-    result = shoal.reduce(spec, teacher, data, shoal.Options(budget=600, exit=False), plan, shoal.Settings())
+    stages = shoal.Stages(data, shoal.Settings())  # what every training stage shares
+    teacher, _ = shoal.train_teacher(spec, plan.teacher, stages, base=MyCNN())
+    result = shoal.reduce(spec, teacher, shoal.Options(budget=600, exit=False), plan, stages)
     before, after = (shoal.cost(shoal.fold(shoal.trace(m, data.shape))) for m in (teacher, result.model))
     _, program, weights = deploy(result.model, data)
     if out is not None:

@@ -43,7 +43,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "shoal.training.loop": ("fit",),
     "shoal.training.evaluation": ("evaluate",),
     "shoal.training.objective": ("Objective", "Term"),
-    "shoal.recipes.stages": ("train_teacher",),
+    "shoal.recipes.stages": ("Stages", "train_teacher"),
     # reduction
     "shoal.reduction.sensitivity": ("pruning_sensitivity",),
     "shoal.reduction.budget": ("Budget", "allocate"),

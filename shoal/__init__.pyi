@@ -38,6 +38,7 @@ from shoal.recipes.shallow.presets import Preset as Preset
 from shoal.recipes.shallow.presets import paper as paper
 from shoal.recipes.shallow.presets import quick as quick
 from shoal.recipes.shallow.recipe import reduce as reduce
+from shoal.recipes.stages import Stages as Stages
 from shoal.recipes.stages import train_teacher as train_teacher
 from shoal.reduction.budget import Budget as Budget
 from shoal.reduction.budget import allocate as allocate

@@ -14,6 +14,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.pages.gpu_sections import paper, steps
 from benchmarks.pages.result_tables import ROOT, result, table, wrapped
@@ -29,6 +30,7 @@ from benchmarks.pages.training_sections import (
 )
 from shoal.report import comparison
 from shoal.report.record import ROWS
+from shoal.storage.summary import Summary
 
 DEMO = {
     "accuracy": "test accuracy (%)",
@@ -57,7 +59,7 @@ def demo() -> str:
     error = max(seen["max_abs_logit_error"], clear["max_abs_logit_error"])
     whole = f"{clear['argmax_equal']} of {clear['images']} images (the whole test set)"
     paths = {label: path for path, label, _ in ROWS}
-    rows = [(DEMO[paths[label]], *figures) for label, *figures in comparison(summary)]
+    rows = [(DEMO[paths[label]], *figures) for label, *figures in comparison(Summary.of(summary, Path("demo.json")))]
     return f"""{table(("", "original network", "reduced network", "reduced beside original"), rows)}
 
 The private result was compared with the plaintext result of the reduced network. The predicted class (argmax) is the

@@ -26,7 +26,7 @@ from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.networks.spec import Spec
 from shoal.recipes import shallow
-from shoal.recipes.stages import train_teacher
+from shoal.recipes.stages import Stages, train_teacher
 from shoal.reduction.learners import LEARNERS
 from shoal.storage.environment import environment
 from shoal.storage.run import Run
@@ -75,7 +75,7 @@ def cells(a: argparse.Namespace, data: Dataset, seed: int, save: Any, done: dict
     folder = Path(a.work) / name
     run = Run(folder)
     resume = replace(settings, resume=True)
-    teacher, _ = train_teacher(spec, data, plan.teacher, resume, run=run)
+    teacher, _ = train_teacher(spec, plan.teacher, Stages(data, resume, run))
     if f"teacher/{seed}" not in done:
         save(f"teacher/{seed}", result_of(teacher, data, settings))
     if f"baseline/{seed}" not in done:
@@ -107,7 +107,7 @@ def cell(
     stale = list((own.folder / "stages").glob("finetune.*"))
     for path in stale:
         path.unlink()
-    result = shallow.reduce(spec, teacher, data, options, plan, settings, run=own)
+    result = shallow.reduce(spec, teacher, options, plan, Stages(data, settings, own))
     if result.sensitivity and not shared.exists():
         shared.write_text(json.dumps(result.sensitivity))
     row = result_of(result.model, data, Settings(seed=settings.seed))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shoal import units
+from shoal.cli.fields import expanded
 from shoal.cli.options import Json, grid, pairs, show
 from shoal.costs.links import LINKS
 from shoal.jobs import costs as job
@@ -18,26 +19,27 @@ from shoal.report.layout import Grid
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact with both halves.")],
     link: Annotated[
-        list[str] | None, typer.Option("--link", "--network", help="none, lan or wan; repeatable. All if left out.")
+        list[str] | None, typer.Option("--link", "--network", help="none, lan or wan (repeatable); all unless given.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Queries whose median is shown.")] = 5,
-    batch: Annotated[int, typer.Option(help="Items made together.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Number of queries; the median is shown.")] = 5,
+    batch: Annotated[int, typer.Option(help="Number of items prepared together.")] = 1,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Make no items: random words, real seconds, no logits.")
+        bool,
+        typer.Option("--rehearse", help="Prepare no items: exchange random words, which take as long; no logits."),
     ] = False,
     run: Annotated[
-        Path | None, typer.Option(help="The run that was compiled: write the figures into its summary, too.")
+        Path | None, typer.Option(help="The run that was compiled: also write the figures into its summary.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Time prepared queries between two processes here, over a relay that behaves like a LAN or a WAN."""
+    """Time prepared queries between two processes on this machine, over a relay that acts like a LAN or a WAN."""
     body = measuring.bench(artifact, link or list(LINKS), rounds, batch, rehearse)
     if run is not None:
         measuring.record(run, artifact, body)
     show(body, json, lambda: bench_table(body))
 
 
-def bench_table(body: dict[str, Any]) -> Grid:
+def bench_table(body: measuring.Bench) -> Grid:
     """A row for each network: median seconds with the fastest and slowest query, MB, messages, latencies."""
     head = ["network", "online, s", "fastest, s", "slowest, s", "MB", "messages", "one-way latencies"]
     rows = []
@@ -56,27 +58,18 @@ def calibrate(
     ),
     json: Json = False,
 ) -> None:
-    """Measure what products, ReLUs and exchanges take on this machine, idle: 1.5 minutes, two processes, SPU."""
+    """Measure how long products, ReLUs and exchanges take on this machine, which must be idle, in 1.5 minutes."""
     body = job.calibrate(out)
     show(body, json, lambda: pairs("constants of this machine", body))
 
 
-def cost(
-    target: Annotated[str, typer.Argument(help="A run folder, a zoo name, or package.module:callable.")],
-    machine: Annotated[Path | None, typer.Option(help="Constants that shoal calibrate wrote.")] = None,
-    batch: Annotated[int, typer.Option(help="Items made together.")] = 1,
-    input: Annotated[str, typer.Option(help="Image size of a named network, channels x height x width.")] = "3x32x32",
-    classes: Annotated[int, typer.Option(help="Number of classes of a named network.")] = 10,
-    width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
-    resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
-    json: Json = False,
-) -> None:
-    """Forecast a private inference, direct, offline and online, here and over a LAN and a WAN, before compiling.
+@expanded
+def cost(request: job.Request, json: Json = False) -> None:
+    """Forecast a private inference before compiling: direct, offline and online, on this machine, a LAN and a WAN.
 
-    Without --machine the constants are those of two cores that both parties share. Bytes and exchanges are exact but
-    for the signs' width, which compile finds out.
+    Without --machine, the constants are those of two cores that both parties share. Bytes and exchanges are exact,
+    except for the width of the signs, which compile determines.
     """
-    graph = job.network_of(target, input, classes, width, resolution)
-    body = job.forecast(graph, job.machine_at(machine), batch)
-    title = f"{target}: {units.count(body['relus'])} ReLUs, {units.count(body['macs'])} MACs, depth {body['depth']}"
-    show(body, json, lambda: grid(title, job.HEAD, job.table_rows(body), texts=(0, 1)))
+    body = job.forecast(request)
+    counts = f"{units.count(body['relus'])} ReLUs, {units.count(body['macs'])} MACs, depth {body['depth']}"
+    show(body, json, lambda: grid(f"{request.target}: {counts}", job.HEAD, job.table_rows(body), texts=(0, 1)))

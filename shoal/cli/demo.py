@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from shoal.cli.options import Json, Seed, show
+from shoal.cli.fields import expanded
+from shoal.cli.options import Json, show
 from shoal.jobs import demo as job
 from shoal.report import comparison_table
 
 
-def demo(
-    out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/demo"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
-    images: Annotated[int, typer.Option(help="Test images queried between the two processes.")] = 32,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Train, reduce, fold and privately run a network on scikit-learn's digits; under 6 minutes on two cores."""
-    body = job.demo(out, overwrite, images, seed)
-    show(body, json, lambda: comparison_table(body))
+@expanded
+def demo(request: job.Request, json: Json = False) -> None:
+    """Train, reduce, fold and privately run a network on scikit-learn's digits, in under 6 minutes on two cores."""
+    summary = job.demo(request)
+    show(summary.as_json(), json, lambda: comparison_table(summary))

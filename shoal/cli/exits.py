@@ -1,74 +1,35 @@
-"""The commands of networks with several exits. `cli` gives them their names."""
+"""The commands of networks with several exits. `app` gives them their names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shoal import units
+from shoal.cli.fields import expanded
 from shoal.cli.options import DataDir, Json, grid, pairs, show
+from shoal.exits.records import Chosen, Single, Worth
 from shoal.jobs import exits as job
 from shoal.report.layout import Grid
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder whose network has several exits.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
-def exits(
-    run: RunFolder,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Most accuracy at this part of the full network's MACs (0.5), or seconds an image (2ms)."),
-    ] = None,
-    loss: Annotated[
-        float | None,
-        typer.Option(help="Least MACs at this loss of validation accuracy, in points. The default goal: 0."),
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="The paper's fitness: acceleration + beta x points of accuracy gained.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="grid (all combinations), genetic (the paper's) or evolution (differential); the grid up to four "
-            "thresholds, evolution beyond, if left out."
-        ),
-    ] = None,
-    ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Where no exit is sure, the mean of all exits' logits answers.")
-    ] = False,
-    batch: Annotated[
-        int | None, typer.Option(help="Size of the batches that a budget in seconds counts for; 64 if left out.")
-    ] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Stages by torch.compile, each by itself.")] = False,
-    rounds: Annotated[int, typer.Option(help="Timed rounds whose median is shown.")] = 5,
-    data_dir: DataDir = None,
-    device: Device = "cpu",
-    json: Json = False,
-) -> None:
-    """Let every image leave at the first exit that is sure of it: search thresholds, and measure what they save.
+@expanded
+def exits(run: RunFolder, wanted: job.Wanted, request: job.Request, json: Json = False) -> None:
+    """Search confidence thresholds at which images leave early, and measure what that saves.
 
-    Thresholds are searched on validation images; accuracy, mean MACs, shares and seconds are of test images, seconds
-    in batches of 64 and of 1, beside the full network's. RUN/thresholds.json keeps them for shoal export, and
-    RUN/exits.png shows accuracy against MACs with every exit alone beside.
+    Thresholds are searched on validation images. Accuracy, mean MACs, shares and seconds are those of test images, in
+    batches of 64 and of 1, beside the full network. RUN/thresholds.json keeps the thresholds for shoal export;
+    RUN/exits.png shows accuracy against MACs, and every exit alone.
     """
-    wanted = job.Wanted(budget, loss, beta, batch)
-    body = job.exits(
-        run,
-        wanted,
-        method=method,
-        ensemble=ensemble,
-        compiled=compiled,
-        rounds=rounds,
-        data_dir=data_dir,
-        device=device,
-    )
+    body = job.exits(run, wanted, request)
     show(body, json, lambda: exits_table(str(run), body))
 
 
-def exits_table(title: str, body: dict[str, Any]) -> Grid:
+def exits_table(title: str, body: Chosen) -> Grid:
     """Every exit, the full network and dynamic inference, with thresholds and shares."""
     thresholds = [f"{t:.4f}" for t in body["thresholds"]]
     rows = []
@@ -81,11 +42,19 @@ def exits_table(title: str, body: dict[str, Any]) -> Grid:
     times = [_timing(batch, row) for batch, row in body["seconds"].items()]
     kinds = dict.fromkeys(name.partition(" (")[2].partition(" of ")[0].rstrip(")") for name in body["uncounted"])
     missing = [f"not counted in MACs: {', '.join(kinds)}"] if kinds else []
-    table.caption = "\n".join([*times, *missing])
+    table.caption = "\n".join([*_verdict(body), *times, *missing])
     return table
 
 
-def _worth(row: dict[str, Any]) -> list[str]:
+def _verdict(body: Chosen) -> list[str]:
+    """A sentence that early exits lost against the full network; none where they did not."""
+    if not body["lost"]:
+        return []
+    own, full = units.percent(body["test"]["accuracy"]), units.percent(body["full"]["accuracy"])
+    return [f"Early exits lost: {own} % test accuracy, against {full} % of the full network."]
+
+
+def _worth(row: Worth | Single) -> list[str]:
     return [units.percent(row["accuracy"]), units.millions(row["macs"])]
 
 
@@ -101,14 +70,10 @@ def export(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write a run with several exits as ONNX, a file for each stage, with thresholds and order in cascade.json.
+    """Write a run with several exits as ONNX, one file a stage, with thresholds and order in cascade.json.
 
-    Stages take any number of images, so those that are sure can leave between two of them. Wants RUN/thresholds.json
-    (shoal exits) and the extra shoal[export]; the stages' logits are compared with the network's before it ends.
+    Stages take any number of images, so confident images can leave between two stages. Needs RUN/thresholds.json (from
+    shoal exits) and shoal[export]. The stages' logits are compared with those of the network.
     """
     body = job.export(run, out, data_dir)
     show(body, json, lambda: pairs(str(run), body))
-
-
-LEFT = ("weights", "macs", "relus")
-"""What the table of shoal prune shows of each row, besides accuracy."""

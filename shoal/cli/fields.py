@@ -2,7 +2,8 @@
 
 A parameter of a command whose type is a dataclass stands for one option a field. The field gives the name, type and
 default, and the string below it the help. `metadata={"cli": ...}` changes that: text such as ``"--gate"`` gives the
-option another spelling, ``"argument"`` makes it an argument, and None leaves the field out.
+option another spelling, a tuple several, ``"argument"`` makes it an argument, and None leaves the field out. With
+`metadata={"values": ...}` the help ends with these values, or with each and its meaning if they are a mapping.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
@@ -71,13 +72,19 @@ def options_of(cls: type) -> Iterator[tuple[Field[Any], Parameter, Form]]:
             continue
         form = FORMS.get(kinds[field.name], Form(kinds[field.name]))
         default = _default(field, form)
-        text = helps.get(field.name, "")
+        text = _help(helps.get(field.name, ""), field.metadata.get("values", ()))
         if spelt == "argument":
             info: Any = typer.Argument(help=text)
         else:
             info = typer.Option(*_spellings(field.name, kinds[field.name], default, spelt), help=text)
         annotation: Any = Annotated.__class_getitem__((form.typed, info))  # type: ignore[attr-defined]
         yield field, Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation), form
+
+
+def _help(text: str, values: Collection[str]) -> str:
+    if isinstance(values, Mapping) and all(isinstance(meaning, str) for meaning in values.values()):
+        return f"{text} {'; '.join(f'{name}: {meaning}' for name, meaning in values.items())}."
+    return f"{text} One of: {', '.join(values)}." if values else text
 
 
 def _default(field: Field[Any], form: Form) -> Any:
@@ -88,9 +95,9 @@ def _default(field: Field[Any], form: Form) -> Any:
     return None if optional and not value else form.written(value)
 
 
-def _spellings(name: str, kind: Any, default: Any, spelt: str) -> tuple[str, ...]:
+def _spellings(name: str, kind: Any, default: Any, spelt: str | tuple[str, ...]) -> tuple[str, ...]:
     if spelt:
-        return (spelt,)
+        return (spelt,) if isinstance(spelt, str) else spelt
     return (f"{_long(name)}/{_long('no_' + name)}" if kind is bool and default is True else _long(name),)
 
 
@@ -115,8 +122,14 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _taken(values: Mapping[str, Any], rows: list[tuple[Field[Any], Parameter, Form]]) -> dict[str, Any]:
-    return {field.name: form.convert(values[field.name], _long(field.name)) for field, _, form in rows}
+def _taken(values: Mapping[str, Any], rows: list[tuple[Field[Any], Parameter, Form]]) -> dict[str, object]:
+    return {field.name: form.convert(values[field.name], _typed(field)) for field, _, form in rows}
+
+
+def _typed(field: Field[Any]) -> str:
+    """The option of a field as a user types it."""
+    spelt = field.metadata.get("cli") or _long(field.name)
+    return spelt if isinstance(spelt, str) else str(spelt[0])
 
 
 def _parameters(own: Parameter, rows: list[tuple[Field[Any], Parameter, Form]] | None) -> list[Parameter]:

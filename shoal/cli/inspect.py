@@ -8,55 +8,41 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from shoal.cli.options import DataDir, Json, Replace, pairs, show
+from shoal.cli.fields import expanded
+from shoal.cli.options import DataDir, Json, pairs, show
 from shoal.jobs import inspect as job
+from shoal.jobs.inputs import Named
 
 
+@expanded
 def count(
-    model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable that returns an nn.Module.")],
-    input: Annotated[
-        str | None,
-        typer.Option(help="Channels x height x width; 3x32x32 unless given, 3x1024x1 for clouds of points."),
-    ] = None,
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
-    resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
+    named: Named,
     design: Annotated[
-        str | None, typer.Option(help="A DeepReDuce design of it, by the stages that keep ReLUs: S2RT+S3-a0.5-r0.5.")
+        str | None,
+        typer.Option(help="A DeepReDuce design of it, named by the stages that keep ReLUs: S2RT+S3-a0.5-r0.5."),
     ] = None,
-    replace: Replace = None,
     json: Json = False,
 ) -> None:
     """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
 
-    MACs are those of convolutions, 1x1 shortcuts included; depth is convolutions on the longest path. With --design
-    also convolutions and MACs after folding, which is exact, and merged as the paper counts. S2RT is a stage with
-    every other ReLU layer; -a0.5 half the channels, -r0.5 half the resolution, -one one block in each stage.
+    MACs are those of convolutions, including 1x1 shortcuts; depth is the number of convolutions on the longest path.
+    With --design, also convolutions and MACs after folding, which is exact, and merged as the paper counts. S2RT is a
+    stage with every other ReLU layer; -a0.5 means half the channels, -r0.5 half the resolution, -one one block a stage.
     """
-    body = job.count(model, input, classes, width, resolution, design, replace or ())
-    show(body, json, lambda: job.count_table(model, body))
+    body = job.count(named, design)
+    show(body, json, lambda: job.count_table(named.model, body))
     for name in body["unknown"]:
         Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
 
 
-def check(
-    model: Annotated[str, typer.Argument(help="A zoo name, or package.module:callable that returns an nn.Module.")],
-    input: Annotated[
-        str | None,
-        typer.Option(help="Channels x height x width; 3x32x32 unless given, 3x1024x1 for clouds of points."),
-    ] = None,
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    width: Annotated[float, typer.Option(help="Channel multiplier of a zoo network.")] = 1.0,
-    resolution: Annotated[float, typer.Option(help="1, 0.5 or 0.25: feature-map multiplier of a zoo network.")] = 1.0,
-    replace: Replace = None,
-    json: Json = False,
-) -> None:
-    """Say of any network what it costs, which blocks could be shallower, and what cannot run in private.
+@expanded
+def check(named: Named, json: Json = False) -> None:
+    """Show what a network costs, which blocks could be replaced, and what cannot run in private inference.
 
-    For each layer that cannot: its name, and what to use instead. Nothing is trained or compiled.
+    Names each layer that cannot run in private, and what to use instead. Nothing is trained or compiled.
     """
-    body = job.check(model, input, classes, width, resolution, replace or ())
-    show(body, json, lambda: job.summary(model, body))
+    body = job.check(named)
+    show(body, json, lambda: job.summary(named.model, body))
 
 
 def evaluate(
@@ -67,6 +53,6 @@ def evaluate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Test accuracy and counts of a run's network; --fixed adds the private arithmetic, bit for bit."""
+    """Show test accuracy and counts of a run's network; --fixed adds private inference's arithmetic, bit for bit."""
     body = job.evaluate(run, data_dir, fixed)
     show(body, json, lambda: pairs(str(run), body))

@@ -24,7 +24,7 @@ from shoal.sweep.engine import STOPPED, WAITING, Sweep
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import read_grid
 from shoal.sweep.processes import Executor, LocalExecutor, cores, count_slots, visible_gpus
-from shoal.sweep.results import HEADS, group_rows, summary
+from shoal.sweep.results import HEADS, Results, group_rows, summary
 from shoal.sweep.table import showing
 
 
@@ -35,7 +35,7 @@ def commands(app: Any) -> dict[str, Command]:
 
 
 def _described(name: str, command: Any) -> Command:
-    options = {p.name: _option(p) for p in command.params if p.param_type_name == "option"}
+    options = {_name(p): _option(p) for p in command.params if p.param_type_name == "option"}
     arguments = tuple(p.name for p in command.params if p.param_type_name == "argument")
 
     def check(words: Sequence[str]) -> None:
@@ -47,6 +47,12 @@ def _described(name: str, command: Any) -> Command:
             ) from error
 
     return Command(name, arguments, options, check)
+
+
+def _name(parameter: Any) -> str:
+    """What a grid file calls an option: what is typed, without the dashes."""
+    long = next((name for name in parameter.opts if name.startswith("--")), parameter.opts[0])
+    return str(long).lstrip("-").replace("-", "_")
 
 
 def _option(parameter: Any) -> Option:
@@ -111,7 +117,7 @@ def sweep(
     _report_unfinished(body, console)
 
 
-def _report_unfinished(body: dict[str, Any], console: Console) -> None:
+def _report_unfinished(body: Results, console: Console) -> None:
     """Name the runs that did not finish, with the ends of their logs.
 
     Exits with status 1 where one failed, and with that of a stop (75) where all others may go on.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -19,6 +20,16 @@ from shoal.storage.files import read_json, write_text
 from shoal.surgery.tracing import trace
 
 FORMAT = "shoal-plan-1"
+
+
+class Chosen(TypedDict):
+    """Options of the shallow recipe."""
+
+    budget: int
+    gates: bool
+    gated: tuple[str, ...]
+    exit: bool
+    keep: str
 
 
 @dataclass(frozen=True)
@@ -48,13 +59,14 @@ class Plan:
                 f"--resolution {wanted[1]:g}, or pick a candidate that keeps the shape"
             )
 
-    def choices(self) -> dict[str, Any]:
-        """Options of the shallow recipe."""
-        chosen = self.candidate
-        body: dict[str, Any] = {"budget": chosen.budget, "gates": bool(chosen.gated), "gated": chosen.gated}
-        return body | {"exit": chosen.keep == "auxiliary", "keep": chosen.keep}
+    def choices(self) -> Chosen:
+        """The options of the shallow recipe that the plan decides."""
+        own = self.candidate
+        return Chosen(
+            budget=own.budget, gates=bool(own.gated), gated=own.gated, exit=own.keep == "auxiliary", keep=own.keep
+        )
 
-    def outcome(self, model: nn.Module) -> dict[str, Any]:
+    def outcome(self, model: nn.Module) -> dict[str, object]:
         """What the plan promised, and what the cost model says of the network that training gave."""
         forecast = self.target.forecast(fold(trace(model, self.shape)), self.machine)
         return {
@@ -64,7 +76,34 @@ class Plan:
         }
 
 
-def write(body: dict[str, Any], pick: int, out: Path) -> None:
+class CandidateRow(TypedDict):
+    """A `Candidate` as the plan's file has it."""
+
+    budget: int
+    gated: tuple[str, ...]
+    keep: str
+    width: float
+    resolution: float
+    forecast: Mapping[str, float]
+    lost: float
+
+
+class Planned(TypedDict):
+    """A plan as its file has it: the network, the target, and the candidates, of which one is chosen."""
+
+    format: str
+    base: str
+    shape: tuple[int, ...]
+    width: float
+    resolution: float
+    target: Mapping[str, object]
+    machine: Mapping[str, object] | None
+    sensitivity_from: str
+    chosen: int
+    candidates: list[CandidateRow]
+
+
+def write(body: Planned, pick: int, out: Path) -> None:
     """Write a plan that has chosen candidate `pick`, counted from 1. Raises ShoalError where there is none."""
     if not 1 <= pick <= len(body["candidates"]):
         raise ShoalError(f"found --pick {pick}; need 1 to {len(body['candidates'])}, the candidates that there are")
@@ -89,7 +128,7 @@ def read(path: Path) -> Plan:
         raise ShoalError(f"found a damaged plan at {path} ({error!r}); need an intact file; plan again") from error
 
 
-def _only(kind: Any, body: dict[str, Any]) -> Any:
+def _only(kind: Any, body: Mapping[str, Any]) -> Any:
     names = {field.name for field in fields(kind)}
     if set(body) != names:
         raise ValueError(f"{kind.__name__} with {sorted(set(body) ^ names)}")

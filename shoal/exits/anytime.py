@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -130,7 +130,16 @@ def within(budget: float, validation: Evidence, test: Evidence, in_order: Sequen
     return _applied(limits[[best]], validation, test, in_order)[0]
 
 
-def anytime_rows(names: Sequence[str], found: Evidence, cost: Macs) -> list[dict[str, Any]]:
+class AnytimeRow(TypedDict):
+    """One classifier: test accuracy in percent, and multiply-adds alone and with all weaker ones."""
+
+    name: str
+    accuracy: float
+    macs: int
+    macs_in_order: int
+
+
+def anytime_rows(names: Sequence[str], found: Evidence, cost: Macs) -> list[AnytimeRow]:
     """A row for each classifier: its name, accuracy in percent, and multiply-adds alone and in order."""
     columns = zip(names, found.accuracies, cost.alone, cost.in_order, strict=True)
-    return [{"name": n, "accuracy": a, "macs": alone, "macs_in_order": order} for n, a, alone, order in columns]
+    return [AnytimeRow(name=n, accuracy=a, macs=alone, macs_in_order=order) for n, a, alone, order in columns]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from shoal.data.dataset import Dataset, Split
 from shoal.graph.counting import Cost, cost
 from shoal.graph.graph import Graph, live
 from shoal.outputs import forward
+from shoal.storage.summary import ExitRow
 from shoal.surgery.tracing import trace
 from shoal.training.evaluation import evaluate
 from shoal.training.settings import Settings
@@ -75,25 +76,20 @@ class Ensembles(nn.Module):
         return (*logits, stacked.mean(0), torch.log_softmax(stacked, 2).logsumexp(0) - math.log(len(logits)))
 
 
-@dataclass(frozen=True)
-class ExitFigures:
-    """One classifier: accuracy in percent, parameters on the way to it, multiply-adds and ReLUs for one image.
+class Exits(TypedDict):
+    """Every classifier of one network, weak to strong, and both ensembles' accuracy in percent, by name."""
 
-    `macs` (of convolutions and linear layers) are those of the classifier alone, `cascaded_macs` those of all weaker
-    ones, too, which ran before it.
-    """
-
-    accuracy: float
-    params: int
-    relus: int
-    macs: int
-    cascaded_macs: int
+    exits: list[ExitRow]
+    ensemble: dict[str, float]
 
 
-def exit_figures(model: nn.Module, data: Dataset, split: Split, settings: Settings) -> dict[str, Any]:
+def exit_figures(model: nn.Module, data: Dataset, split: Split, settings: Settings) -> Exits:
     """Figures of every classifier of `model` on `split`, weak to strong, and both ensembles' accuracy in percent."""
     *own, logits, softmax = evaluate(Ensembles(model).train(model.training), data, split, settings)
     costs = exit_costs(trace(model, data.shape))
     columns = zip(own, costs.alone, costs.macs, costs.macs_in_order, strict=True)
-    rows = [asdict(ExitFigures(a, alone.params, alone.relus, macs, after)) for a, alone, macs, after in columns]
-    return {"exits": rows, "ensemble": {"logits": logits, "softmax": softmax}}
+    rows = [
+        ExitRow(accuracy=a, params=alone.params, relus=alone.relus, macs=macs, cascaded_macs=after)
+        for a, alone, macs, after in columns
+    ]
+    return Exits(exits=rows, ensemble={"logits": logits, "softmax": softmax})

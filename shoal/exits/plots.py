@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from shoal.canvas import BLUE, INK, ORANGE, drawing, legend_below
+from shoal.exits.records import Chosen, PruneRow, Pruning
 
 
-def plot_exits(body: dict[str, Any], path: Path) -> None:
-    """Draw what `shoal.jobs.exits.exits` returns as a PNG: test accuracy, thresholds by validation accuracy."""
+def plot_exits(body: Chosen, path: Path) -> None:
+    """Draw the content of `thresholds.json` as a PNG: test accuracy of thresholds and of single exits."""
     with drawing(path, (8.0, 5.4)) as (axes,):
         singles = [(row["macs"] / 1e6, row["accuracy"]) for row in body["exits"]]
         axes.plot(*zip(*singles, strict=True), "s--", color=ORANGE, label="one exit for all images")
@@ -27,8 +28,8 @@ def plot_exits(body: dict[str, Any], path: Path) -> None:
         legend_below(axes)
 
 
-def plot_pruning(body: dict[str, Any], path: Path) -> None:
-    """Draw what `shoal.jobs.prune.prune_by_amounts` returns as a PNG: test accuracy of every exit against weights left.
+def plot_pruning(body: Pruning, path: Path) -> None:
+    """Draw the content of `pruning.json` as a PNG: test accuracy of every exit against weights left.
 
     Where channels were cut, a second panel has each exit's own multiply-adds.
     """
@@ -43,7 +44,7 @@ def plot_pruning(body: dict[str, Any], path: Path) -> None:
         legend_below(axes, columns=5)
 
 
-def _by_exit(axes: Any, body: dict[str, Any], at: Callable[[dict[str, Any], int], float]) -> None:
+def _by_exit(axes: Any, body: Pruning, at: Callable[[PruneRow, int], float]) -> None:
     for exit in range(len(body["rows"][0]["accuracy"])):
         points = [(at(row, exit), row["accuracy"][exit]) for row in body["rows"]]
         axes.plot(*zip(*points, strict=True), "o-", label=f"exit {exit + 1}")

@@ -3,49 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from shoal.analysis import STUDIES, Subject, write
 from shoal.errors import ShoalError
 from shoal.exits.cascades import with_own_layers
-from shoal.jobs.inputs import load_data
+from shoal.jobs.inputs import ARGUMENT, load_data
 from shoal.networks.stored import load_whole
 from shoal.storage.run import Run
 from shoal.training.settings import Settings
 
 
-def analyse(
-    folder: Path,
-    chosen: Sequence[str],
-    out: Path | None,
-    images: int,
-    levels: Sequence[float],
-    seed: int,
-    data_dir: Path | None,
-    device: str,
-) -> dict[str, Any]:
-    """Make the `chosen` studies (none: all) of a run; files go to `out`, or RUN/analysis, and replace older ones.
+@dataclass(frozen=True)
+class Request:
+    """What `shoal analyse` is asked for."""
 
-    Returns for each study its rows' number and its files, or why it has none. Raises ShoalError for an unknown study.
+    run: Path = field(metadata=ARGUMENT)
+    """A run folder; its network may have one exit or several."""
+    study: tuple[str, ...] = field(default=(), metadata={"values": STUDIES})
+    """Make only this study (repeatable)."""
+    out: Path | None = None
+    """Where files go; RUN/analysis unless given."""
+    images: int = 1000
+    """Number of images to use, evenly spread over the test set; thresholds uses the whole set."""
+    levels: tuple[float, ...] = (0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04)
+    """flat-minimum: standard deviations of the noise, separated by commas."""
+    seed: int = 0
+    """Decides the noise."""
+    data_dir: Path | None = None
+    """Where the data set is, in its published layout."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def check(self) -> None:
+        """Raise ShoalError for an unknown study, no images, or noise levels that have no meaning."""
+        unknown = [name for name in self.study if name not in STUDIES]
+        if unknown or self.images < 1:
+            raise ShoalError(
+                f"found studies {unknown} and {self.images} images; need {', '.join(STUDIES)}, and 1 or more"
+            )
+        if not all(0 <= level < math.inf for level in self.levels):
+            raise ShoalError(
+                f"found noise levels {list(self.levels)}; need standard deviations of 0 or more; correct --levels"
+            )
+
+
+class Studied(TypedDict, total=False):
+    """One study: the number of its rows, its files, and why it has none."""
+
+    rows: int
+    files: list[str]
+    note: str
+
+
+def analyse(request: Request) -> dict[str, Studied]:
+    """Make the studies (none named: all) of a run; files go to `out`, or RUN/analysis, and replace older ones.
+
+    Raises ShoalError for an unknown study, and for one asked for by name that this network cannot have.
     """
-    unknown = [name for name in chosen if name not in STUDIES]
-    if unknown or images < 1:
-        raise ShoalError(f"found studies {unknown} and {images} images; need {', '.join(STUDIES)}, and 1 or more")
-    if not all(0 <= level < math.inf for level in levels):
-        raise ShoalError(f"found noise levels {list(levels)}; need standard deviations of 0 or more; correct --levels")
-    run, settings = Run(folder), Settings(seed=seed, device=device)
+    request.check()
+    run, settings = Run(request.run), Settings(seed=request.seed, device=request.device)
     settings.check()
     spec, model = load_whole(run)
-    data = load_data(run.config(), data_dir, device)
-    network = with_own_layers(model, spec.shape).to(device).eval()
-    subject = Subject(network, data, images, tuple(levels), seed, settings)
-    place = out if out is not None else folder / "analysis"
-    return {name: _study(name, subject, place, bool(chosen)) for name in chosen or STUDIES}
+    data = load_data(run.config(), request.data_dir, request.device)
+    network = with_own_layers(model, spec.shape).to(request.device).eval()
+    subject = Subject(network, data, request.images, request.levels, request.seed, settings)
+    place = request.out if request.out is not None else request.run / "analysis"
+    return {name: _study(name, subject, place, bool(request.study)) for name in request.study or STUDIES}
 
 
-def _study(name: str, subject: Subject, place: Path, asked: bool) -> dict[str, Any]:
+def _study(name: str, subject: Subject, place: Path, asked: bool) -> Studied:
     """One study; of those that nobody asked for by name, also why this network has none."""
     try:
         result, note = STUDIES[name](subject), "this network has none"
@@ -54,7 +83,7 @@ def _study(name: str, subject: Subject, place: Path, asked: bool) -> dict[str, A
             raise
         result, note = None, str(error)
     if result is None:
-        return {"rows": 0, "files": [], "note": note}
+        return Studied(rows=0, files=[], note=note)
     place.mkdir(parents=True, exist_ok=True)
     write(name, result, place)
-    return {"rows": len(result.rows), "files": [str(place / f"{name}.{kind}") for kind in ("csv", "png")]}
+    return Studied(rows=len(result.rows), files=[str(place / f"{name}.{kind}") for kind in ("csv", "png")])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from shoal import units
 from shoal.costs.links import LINKS
@@ -16,43 +16,74 @@ from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
 from shoal.graph.max_pool import expand_max_pools
-from shoal.jobs.inputs import parse_shape
+from shoal.jobs.inputs import Subject
 from shoal.networks.assembly import own_network
 from shoal.networks.figures import counts
-from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
 from shoal.progress import say
-from shoal.storage.run import Run
+from shoal.storage.summary import Counts
 from shoal.surgery.tracing import trace
 
 HEAD = ["network", "phase", "seconds", "MB", "one-way latencies"]
 
 
-def network_of(target: str, size: str, classes: int, width: float, resolution: float) -> Graph:
-    """The folded graph of a run's network, or of a zoo's or a user's by name."""
-    if Path(target).is_dir():
-        spec, model = load_network(Run(Path(target)))
-        return fold(trace(model, spec.shape))
-    shape = parse_shape(size)
-    return fold(trace(own_network(Spec(target, classes, shape, width, resolution)), shape))
+@dataclass(frozen=True)
+class Request(Subject):
+    """What `shoal cost` is asked for."""
+
+    machine: Path | None = None
+    """Constants from shoal calibrate."""
+    batch: int = 1
+    """Number of items prepared together."""
+
+    def graph(self) -> Graph:
+        """The folded graph of the network."""
+        if self.run is not None:
+            spec, model = load_network(self.run)
+            return fold(trace(model, spec.shape))
+        spec = self.spec()
+        return fold(trace(own_network(spec), spec.shape))
 
 
-def forecast(graph: Graph, machine: Machine | None, batch: int) -> dict[str, Any]:
+class Spent(TypedDict):
+    """What one phase of a private inference takes; the fields of `PrivateCost`."""
+
+    seconds: float
+    bytes: int
+    rounds: float
+
+
+class Forecasts(Counts):
+    """Counts of a network, and for each link the cost of each phase."""
+
+    disk_bytes: int
+    calibrated: bool
+    networks: dict[str, dict[str, Spent]]
+
+
+def forecast(request: Request) -> Forecasts:
     """Counts, and for each link direct, offline and online costs, and DELPHI's by its published latencies."""
-    if batch < 1:
-        raise ShoalError(f"found a batch of {batch}; need 1 or more items")
-    total, layout = cost(graph), layout_of(graph)
+    if request.batch < 1:
+        raise ShoalError(f"found a batch of {request.batch}; need 1 or more items")
+    graph, machine = request.graph(), machine_at(request.machine)
+    layout, garbled = layout_of(graph), delphi(cost(expand_max_pools(graph)))
     rows = {}
     for name, link in LINKS.items():
-        prepared = prepared_cost(layout, machine, link, batch)
+        prepared = prepared_cost(layout, machine, link, request.batch)
         phases = {"direct": direct_cost(graph, machine, link), "offline": prepared.offline}
-        phases |= {"online": prepared.online, "delphi": delphi(cost(expand_max_pools(graph)))}
-        rows[name] = {phase: asdict(spent) for phase, spent in phases.items()}
-    disk = prepared_cost(layout).disk_bytes
-    return counts(total) | {"disk_bytes": disk, "calibrated": machine is not None, "networks": rows}
+        phases |= {"online": prepared.online, "delphi": garbled}
+        rows[name] = {
+            phase: Spent(seconds=own.seconds, bytes=own.bytes, rounds=own.rounds) for phase, own in phases.items()
+        }
+    return Forecasts(
+        **counts(cost(graph)),
+        disk_bytes=prepared_cost(layout).disk_bytes,
+        calibrated=machine is not None,
+        networks=rows,
+    )
 
 
-def table_rows(body: dict[str, Any]) -> list[list[str]]:
+def table_rows(body: Forecasts) -> list[list[str]]:
     """The rows under `HEAD`: each network's phases, then DELPHI's as published, which no network changes."""
     rows = []
     for name, phases in body["networks"].items():
@@ -70,7 +101,7 @@ def machine_at(path: Path | None) -> Machine | None:
     return None if path is None else Machine.load(path)
 
 
-def calibrate(out: Path) -> dict[str, Any]:
+def calibrate(out: Path) -> dict[str, object]:
     """Measure this machine and write its constants to `out`."""
     from shoal.measuring.calibration import calibrate as measure
 

@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from shoal.data.dataset import Dataset
 from shoal.data.loading import load
 from shoal.errors import ShoalError
 from shoal.jobs.reduce import fit_stages
+from shoal.jobs.training import Job
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
-from shoal.progress import bars, say
+from shoal.progress import say
 from shoal.recipes import shallow
 from shoal.recipes.stages import train_teacher
 from shoal.report import plot_comparison
+from shoal.storage.origins import Config
 from shoal.storage.run import Run
+from shoal.storage.summary import Summary
 from shoal.training.settings import Settings
 
 DEMO = shallow.Options(budget=1900, d_th=0.12)
 DEMO_WIDTH = 0.25
 
 
-def demo(out: Path, overwrite: bool, images: int, seed: int) -> dict[str, Any]:
-    """The whole job on scikit-learn's digits."""
+@dataclass(frozen=True)
+class Request:
+    """What `shoal demo` is asked for."""
+
+    out: Path = Path("runs/demo")
+    """The run folder to write."""
+    overwrite: bool = False
+    """Replace an earlier run in --out."""
+    images: int = 32
+    """Number of test images queried between the two processes."""
+    seed: int = 0
+    """Decides initial weights, batches and the validation split."""
+
+
+def demo(request: Request) -> Summary:
+    """Train, reduce and privately run a network on scikit-learn's digits."""
     from shoal.measuring import two_parties as demonstration
     from shoal.private.transport.certs import make_certificates
 
-    settings = Settings(seed=seed)
-    _check_demo(settings, images)
-    _clean(out, overwrite)
+    settings, out = Settings(seed=request.seed), request.out
+    _check_demo(settings, request.images)
+    _clean(out, request.overwrite)
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # keys never lie in a run folder, nor outlive the demo
         make_certificates(Path(folder))
-        run, data, summary = _reduced_digits(out, settings)
+        job, summary = _reduced_digits(out, settings)
         for name, which in (("baseline", "teacher"), ("reduced", "model")):
-            network = load_network(run, which)[1]
-            summary[name] |= demonstration.measure(out / name, network, data, Path(folder), images, say)
-    summary["agreement"] = demonstration.agreement_of(summary["reduced"])
-    run.write_json("summary.json", summary)
+            network = load_network(job.run, which)[1]
+            found = demonstration.measure(out / name, network, job.data, Path(folder), request.images, say)
+            summary.side(name).update(found)
+    summary.agreement = demonstration.agreement_of(summary.reduced)
+    summary.write(job.run)
     plot_comparison(summary, out / "comparison.png")
     return summary
 
@@ -62,15 +79,16 @@ def _clean(out: Path, overwrite: bool) -> None:
         raise ShoalError(f"found no folder to write at {out} ({error}); need one; choose another --out") from error
 
 
-def _reduced_digits(out: Path, settings: Settings) -> tuple[Run, Dataset, dict[str, Any]]:
-    """Train the demo's teacher and reduce it: the run with both, the data, and the summary so far."""
+def _reduced_digits(out: Path, settings: Settings) -> tuple[Job, Summary]:
+    """Train the demo's teacher and reduce it: the job with both networks in its run, and the summary so far."""
     data = load("digits", seed=settings.seed)
     plan = shallow.quick(teacher=20, sensitivity=3, mask=8, finetune=30)
     spec = Spec("resnet10", data.classes, data.shape, DEMO_WIDTH)
-    run = Run.create(out, {"command": "demo", "data": "digits", "seed": settings.seed, "options": DEMO, "preset": plan})
+    config: Config = {"command": "demo", "data": "digits", "seed": settings.seed, "options": DEMO, "preset": plan}
+    job = Job(Run.create(out, config), data, settings, config)
     say(f"training an all-ReLU {spec.base} (width {spec.width}) on digits")
-    with bars({"teacher": plan.teacher.epochs}) as shown:
-        teacher, _ = train_teacher(spec, data, plan.teacher, settings, run=run, listen=shown.listen)
-    save_network(run, spec, teacher, "teacher")
+    with job.training({"teacher": plan.teacher.epochs}) as stages:
+        teacher, _ = train_teacher(spec, plan.teacher, stages)
+    save_network(job.run, spec, teacher, "teacher")
     say(f"reducing it to {DEMO.budget:,} ReLUs: sensitivity, masks, gated branches and auxiliary classifier")
-    return run, data, fit_stages(run, spec, teacher, data, DEMO, plan, settings)
+    return job, fit_stages(job, spec, teacher, DEMO, plan)

@@ -1,35 +1,28 @@
-"""What `shoal distill` does: check everything, then train a network as a method says, with its baseline beside it."""
+"""What `shoal distill` does: train a network by one method of distillation, and its baseline beside it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from shoal.data.dataset import Dataset
-from shoal.distillation.neighbours import Neighbourhood
+from shoal.distillation.neighbours import LOSSES, SPACES, Neighbourhood
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import check_one_classifier
-from shoal.jobs.inputs import Shared, check_network, load_data, longer, teacher_of
+from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, check_network, inherited, longer, preset_of, teacher_of
+from shoal.jobs.training import Job, prepare
 from shoal.networks.assembly import own_network
-from shoal.networks.figures import figures
 from shoal.networks.spec import Spec
 from shoal.networks.stored import save_network
-from shoal.progress import bars
 from shoal.recipes import comparators, osakd
 from shoal.recipes.lessons import Problem, Result, Teach, learn
 from shoal.recipes.stages import Stages
-from shoal.report import plot_curves
-from shoal.storage.environment import environment
-from shoal.storage.origins import began
-from shoal.storage.run import Run
+from shoal.storage.origins import Config
+from shoal.storage.summary import Summary
 from shoal.training.evaluation import evaluate
 from shoal.training.schedule import Schedule
-from shoal.training.settings import Settings
 
 OSAKD = "osakd"
 METHODS: dict[str, str] = {OSAKD: "its own outputs' nearest neighbours (OSAKD)"} | {
@@ -39,134 +32,168 @@ METHODS: dict[str, str] = {OSAKD: "its own outputs' nearest neighbours (OSAKD)"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The command's own options; None and 0 are what was not said. `neighbours` are those of OSAKD alone."""
+class Teaching:
+    """The method, and the networks that it needs."""
 
-    method: str
-    model: str
-    data: str | None = None
-    data_dir: Path | None = None
-    width: float = 1.0
-    resolution: float = 1.0
-    limit: int | None = None
-    seed: int | None = None
-    replaced: tuple[str, ...] = ()
-    preset: str = "quick"
-    epochs: int | None = None
+    method: str = field(metadata=ARGUMENT | {"values": METHODS})
+    """What teaches the network."""
     teacher: Path | None = None
+    """kd, fitnet, at, spkd, rkd, overhaul, takd: a run folder of shoal train."""
     assistant: str | None = None
+    """takd: the network between teacher and student, with the student's --width."""
     branches: int = 0
-    neighbours: Mapping[str, Any] = field(default_factory=dict)
+    """dml, one, ffl: the number of networks or branches; 0 for the number that the method's authors use."""
+
+    def check(self) -> None:
+        """Raise ShoalError for an unknown method."""
+        if self.method not in METHODS:
+            raise ShoalError(f"found method {self.method!r}; need one of {', '.join(METHODS)}; choose one")
 
 
-def distill(asked: Asked, shared: Shared) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Neighbours:
+    """Choices of OSAKD; None is the usual value."""
+
+    k: int | None = None
+    """osakd: the number of neighbours of a sample; 8 unless given."""
+    space: str | None = field(default=None, metadata={"values": SPACES})
+    """osakd: where distances are measured; logits unless given."""
+    loss: str | None = field(default=None, metadata={"values": LOSSES})
+    """osakd: the loss towards the neighbours' labels; mse-sum unless given."""
+    balance: float | None = None
+    """osakd: lambda, the weight of the cross-entropy; the preset's unless given."""
+    bank: int | None = None
+    """osakd: the number of earlier outputs that are searched together with the mini-batch; 0 unless given."""
+    include_self: bool = False
+    """osakd: a sample counts as one of its own neighbours."""
+
+    def given(self) -> dict[str, object]:
+        """The choices that differ from the usual ones, by the names that a run records."""
+        found = {own.name: getattr(self, own.name) for own in fields(self) if own.name != "include_self"}
+        found |= {"exclude_self": False if self.include_self else None}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def options(self) -> osakd.Options:
+        """The recipe's options."""
+        usual = Neighbourhood()
+        where = Neighbourhood(
+            k=usual.k if self.k is None else self.k,
+            space=usual.space if self.space is None else self.space,
+            exclude_self=usual.exclude_self and not self.include_self,
+            bank=usual.bank if self.bank is None else self.bank,
+        )
+        loss = osakd.Options().loss if self.loss is None else self.loss
+        return osakd.Options(where, loss, self.balance)
+
+
+@dataclass(frozen=True)
+class Request(NewNetwork):
+    """The student, and its data where no teacher's run has them."""
+
+    model: str = field(metadata=ARGUMENT)
+    """The student: a network of the zoo, or package.module:callable."""
+    data: str | None = field(default=None)  # type: ignore[assignment]  # a teacher's run has its own
+    """A data set, as for shoal train; with --teacher, that of the teacher's run."""
+    preset: str = "quick"
+    """Training schedule: quick or paper; osakd also has paper-resnet and paper-tiny-imagenet."""
+    seed: int | None = field(default=None)  # type: ignore[assignment]  # a teacher's run has its own
+    """As for shoal train, 0 unless given; with --teacher, that of the teacher's run."""
+
+    def origin(self) -> Config:
+        """Data, limit and seed as they were asked for. Raises ShoalError without data."""
+        if self.data is None:
+            raise ShoalError("found no --data and no --teacher; need one of them; name a data set, or a teacher's run")
+        return {"data": self.data, "data_dir": self.data_dir, "limit": self.limit, "seed": self.seed or 0}
+
+    def check_taught(self) -> None:
+        """Raise ShoalError for an option that the teacher's run decides."""
+        said = [name for name in ("data", "limit", "seed") if getattr(self, name) is not None]
+        if said:
+            raise ShoalError(
+                f"found --{said[0]} beside --teacher; need the data, limit and seed of the teacher's run; leave it out"
+            )
+
+
+def distill(teaching: Teaching, request: Request, neighbours: Neighbours, shared: Shared) -> Summary:
     """Train a network and its baseline into a run folder; the run's network is the taught one.
 
-    With a teacher, data, seed and limit are those of its run.
+    With a teacher, data, seed and limit are those of its run. Raises ShoalError, before anything is written, for what
+    cannot be trained.
     """
-    _check(asked, shared)
-    teacher, origin = _teacher(asked, shared)
-    config = asdict(asked) | origin | {"command": "distill"}
-    data = load_data(config, asked.data_dir, shared.device)
-    spec = Spec(asked.model, data.classes, data.shape, asked.width, asked.resolution, replaced=asked.replaced)
-    check_network(spec)
+    teaching.check()
+    shared.check("distill")
+    teacher, origin = _teacher(teaching, request, shared.device)
+    config = {"command": "distill"} | vars(request) | vars(teaching) | {"neighbours": neighbours.given()} | origin
+    prepared = prepare(config, request.data_dir, shared)
+    spec = request.spec(prepared.data)
     check_one_classifier(own_network(spec), spec.base)
-    settings = shared.settings(config["seed"])
-    teach, schedule = _plan(asked, spec, data, teacher)
-    if asked.assistant is None:  # one who must be trained first cannot be tried
-        teach(Problem(spec, schedule, Stages(data, settings, None)))
-    run = shared.run(began(config, data, asked.data_dir, teacher=teacher))
-    with bars({}, other=schedule.epochs) as shown:
-        result = learn(
-            spec, teach, data, schedule, settings,
-            run=run, listen=shown.listen, tensorboard=shared.tensorboard,
-        )  # fmt: skip
-    return _summarise(run, asked, result, data, settings, teacher)
+    method = _osakd if teaching.method == OSAKD else _compared
+    teach, schedule = method(teaching, request, neighbours, (spec, prepared.data, teacher))
+    if teaching.assistant is None:  # one that must be trained first cannot be tried
+        teach(Problem(spec, schedule, Stages(prepared.data, shared.settings(config["seed"]))))
+    job = prepared.fingerprinted(teacher=teacher).begin()
+    with job.training({}, other=schedule.epochs) as stages:
+        result = learn(Problem(spec, schedule, stages), teach)
+    return _finish(job, teaching.method, result, teacher)
 
 
-def _check(asked: Asked, shared: Shared) -> None:
-    if asked.method not in METHODS:
-        raise ShoalError(f"found method {asked.method!r}; need one of {', '.join(METHODS)}; choose one")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ShoalError("found distill under torchrun; need one process; use torchrun for shoal train")
-    shared.check()
+def _teacher(teaching: Teaching, request: Request, device: str) -> tuple[nn.Module | None, Config]:
+    """The teacher, if any, and the data's configuration: that of the teacher's run, or what was asked for."""
+    if teaching.teacher is None:
+        return None, request.origin()
+    request.check_taught()
+    _, network, origin = teacher_of(teaching.teacher)
+    return network.to(device), inherited(origin)
 
 
-def _teacher(asked: Asked, shared: Shared) -> tuple[nn.Module | None, dict[str, Any]]:
-    """The teacher, if any, and the data's configuration: the teacher's run's, or what was asked for."""
-    own = {"data": asked.data, "limit": asked.limit, "seed": asked.seed}
-    if asked.teacher is None:
-        if asked.data is None:
-            raise ShoalError("found no --data and no --teacher; need one of them; name a data set, or a teacher's run")
-        return None, own | {"data_dir": asked.data_dir, "seed": asked.seed or 0}
-    said = [name for name, value in own.items() if value is not None]
-    if said:
-        raise ShoalError(
-            f"found --{said[0]} beside --teacher; need the data, limit and seed of the teacher's run; leave it out"
-        )
-    _, network, origin = teacher_of(asked.teacher, shared)
-    return network.to(shared.device), {name: origin.get(name) for name in ("data", "data_dir", "limit", "seed")}
+Given = tuple[Spec, Dataset, nn.Module | None]
+"""The student's spec, the data, and the teacher."""
 
 
-def _plan(asked: Asked, spec: Spec, data: Dataset, teacher: nn.Module | None) -> tuple[Teach, Schedule]:
-    """The method with its options, and its schedule. Raises ShoalError for options that it has no use for."""
-    if asked.method != OSAKD:
-        return _compared(asked, spec, teacher)
-    odd = {"--teacher": teacher is not None, "--assistant": asked.assistant is not None, "--branches": asked.branches}
-    for name, given in odd.items():
-        if given:
-            raise ShoalError(f"found {name} with method osakd; need none, a network is its own teacher; leave it out")
-    preset = _preset(asked.preset, osakd.PRESETS)()
-    choices = dict(asked.neighbours)
-    others = {name: choices.pop(name) for name in ("loss", "balance") if name in choices}
-    options = osakd.Options(Neighbourhood(**choices), **others)
-    schedule = longer(preset.schedule, asked.epochs)
-    osakd.check_options(options, data, schedule)
+def _osakd(teaching: Teaching, request: Request, neighbours: Neighbours, given: Given) -> tuple[Teach, Schedule]:
+    """OSAKD with its options, and its schedule. Raises ShoalError for options that it does not use."""
+    for name in ("teacher", "assistant", "branches"):
+        if getattr(teaching, name):
+            raise ShoalError(f"found --{name} with method osakd; need none, a network is its own teacher; leave it out")
+    preset = preset_of(request.preset, osakd.PRESETS)()
+    schedule = longer(preset.schedule, request.epochs)
+    options = neighbours.options()
+    osakd.check_options(options, given[1], schedule)
     return osakd.teach(options, preset), schedule
 
 
-def _compared(asked: Asked, spec: Spec, teacher: nn.Module | None) -> tuple[Teach, Schedule]:
-    if asked.neighbours:
+def _compared(teaching: Teaching, request: Request, neighbours: Neighbours, given: Given) -> tuple[Teach, Schedule]:
+    """Any other method with its options, and its schedule. Raises ShoalError for options that it does not use."""
+    spec, _, teacher = given
+    if odd := neighbours.given():
         raise ShoalError(
-            f"found {min(asked.neighbours)} with method {asked.method!r}, where it has no effect; need method osakd "
+            f"found {min(odd)} with method {teaching.method!r}, where it has no effect; need method osakd "
             "for it; leave it out"
         )
-    assistant = replace(spec, base=asked.assistant) if asked.assistant else None
+    assistant = replace(spec, base=teaching.assistant) if teaching.assistant else None
     if assistant is not None:
         check_network(assistant)
-    options = comparators.Options(teacher, assistant, asked.branches)
-    comparators.check_options(asked.method, options, spec)
-    presets = {"quick": osakd.quick().schedule, "paper": comparators.METHODS[asked.method].schedule}
-    schedule = longer(_preset(asked.preset, presets), asked.epochs)
-    return comparators.teach(asked.method, options), schedule
+    options = comparators.Options(teacher, assistant, teaching.branches)
+    comparators.check_options(teaching.method, options, spec)
+    presets = {"quick": osakd.quick().schedule, "paper": comparators.METHODS[teaching.method].schedule}
+    schedule = longer(preset_of(request.preset, presets), request.epochs)
+    return comparators.teach(teaching.method, options), schedule
 
 
-def _preset(name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ShoalError(f"found preset {name!r}; need one of {', '.join(known)} for this method; choose one")
-    return known[name]
-
-
-def _summarise(
-    run: Run, asked: Asked, result: Result, data: Dataset, settings: Settings, teacher: nn.Module | None
-) -> dict[str, Any]:
-    save_network(run, result.spec, result.model)
-    save_network(run, result.spec, result.baseline, "baseline")
-    accuracies = evaluate(result.whole, data, data.test, settings)
-    summary: dict[str, Any] = {
-        "data": data.name,
-        "model": asked.model,
-        "method": asked.method,
-        "baseline": figures(result.baseline, data, result.spec, settings),
-        "reduced": figures(result.model, data, result.spec, settings),
-        "classifiers": accuracies,
-        "validation": {name: history.best for name, history in result.histories.items()},
-        "selected_on": settings.select,
-        "environment": environment(),
-        "seed": settings.seed,
-    }
-    if teacher is not None:
-        summary["teacher"] = figures(teacher, data, result.spec, settings)
-    run.write_json("summary.json", summary)
-    plot_curves(run, run.folder / "curves.png")
-    return summary
+def _finish(job: Job, method: str, result: Result, teacher: nn.Module | None) -> Summary:
+    """Save the taught network and the baseline, and write their figures."""
+    save_network(job.run, result.spec, result.model)
+    save_network(job.run, result.spec, result.baseline, "baseline")
+    summary = Summary(
+        data=job.data.name,
+        model=result.spec.base,
+        seed=job.settings.seed,
+        method=method,
+        baseline=job.figures(result.baseline, result.spec),
+        reduced=job.figures(result.model, result.spec),
+        classifiers=evaluate(result.whole, job.data, job.data.test, job.settings),
+        validation={name: history.best for name, history in result.histories.items()},
+        selected_on=job.settings.select,
+        teacher=None if teacher is None else job.figures(teacher, result.spec),
+    )
+    return job.finish(summary)

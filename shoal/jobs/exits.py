@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from shoal.exits.evidence import Evidence, Outcome, collect, dynamic_outcome
 from shoal.exits.inference import infer
 from shoal.exits.latency import Classify, compare, stage_seconds
 from shoal.exits.plots import plot_exits
+from shoal.exits.records import Chosen, CurveRow, Single, Worth
 from shoal.exits.thresholds import CELLS, FILE, METHODS, Found, Goal, Grid, read_thresholds, search, usual_method
 from shoal.jobs.inputs import load_data
 from shoal.networks.stored import load_whole
@@ -33,17 +34,16 @@ BATCHES = (64, 1)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What thresholds are to reach, as a user says it; with none of the three, no loss of validation accuracy.
-
-    `budget` is a part of the full network's multiply-adds (``0.5``) or seconds an image (``2ms``, ``0.002s``) in
-    batches of `batch` (64 if None); `loss` percentage points of validation accuracy that may be lost; `beta` that of
-    the paper's fitness (eq. 7).
-    """
+    """The goal that thresholds are to reach; without budget, loss and beta, no loss of validation accuracy."""
 
     budget: str | None = None
+    """Highest accuracy at this fraction of the full network's MACs (0.5), or at this many seconds an image (2ms)."""
     loss: float | None = None
+    """Fewest MACs at this loss of validation accuracy, in percentage points. The default goal is a loss of 0."""
     beta: float | None = None
+    """The paper's fitness: acceleration + beta x percentage points of accuracy gained."""
     batch: int | None = None
+    """Batch size for a budget in seconds; 64 unless given."""
 
     def __post_init__(self) -> None:
         """Raise ShoalError for more than one goal, a budget that is none, and a batch without seconds."""
@@ -83,9 +83,11 @@ class Wanted:
             )
         return value
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """The goal with its number, for the record."""
-        given = {k: v for k in ("budget", "loss", "beta") if (v := getattr(self, k)) is not None} or {"loss": 0.0}
+        given: dict[str, object] = {
+            k: v for k in ("budget", "loss", "beta") if (v := getattr(self, k)) is not None
+        } or {"loss": 0.0}
         return given | ({"batch": self.size} if self.in_seconds else {})
 
     def goal(self, full: float, baseline: float) -> Goal:
@@ -97,119 +99,165 @@ class Wanted:
         return Goal(full, baseline, loss=self.loss or 0.0)
 
 
-def exits(
-    folder: Path,
-    wanted: Wanted,
-    *,
-    method: str | None = None,
-    ensemble: bool = False,
-    compiled: bool = False,
-    rounds: int = 5,
-    data_dir: Path | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Request:
+    """How thresholds are searched and measured."""
+
+    method: str | None = None
+    """grid (all combinations), genetic (the paper's) or evolution (differential). Unless given: grid for up to four
+    thresholds, evolution for more."""
+    ensemble: bool = False
+    """Where no exit is confident enough, answer with the mean of all exits' logits."""
+    compiled: bool = field(default=False, metadata={"cli": "--compile"})
+    """Compile each stage with torch.compile."""
+    rounds: int = 5
+    """Number of timed rounds; the median is shown."""
+    data_dir: Path | None = None
+    """Where the data set is, in its published layout."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def check(self) -> None:
+        """Raise ShoalError for an unknown method, no rounds, or a device that this machine does not have."""
+        if self.method is not None and self.method not in METHODS:
+            raise ShoalError(f"found method {self.method!r}; need one of {', '.join(METHODS)}; choose one")
+        if self.rounds < 1:
+            raise ShoalError(f"found {self.rounds} rounds; need 1 or more timed ones; leave --rounds out")
+        self.settings.check()
+
+    @property
+    def settings(self) -> Settings:
+        """Settings that measure a network."""
+        return Settings(device=self.device)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A network as a cascade, its full network, its data, and the outputs of its exits on both splits."""
+
+    data: Dataset
+    network: Cascade
+    full: nn.Module
+    val: Evidence
+    test: Evidence
+
+
+def exits(folder: Path, wanted: Wanted, request: Request) -> Chosen:
     """Search thresholds, report and time them, and write `thresholds.json` and `exits.png` into the run.
 
-    Raises ShoalError for a run with one exit and when no thresholds reach what is wanted; nothing is written then.
+    Raises ShoalError for a run with one exit and when no thresholds reach the goal; nothing is written then.
     """
-    if method is not None and method not in METHODS:
-        raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
-    if rounds < 1:
-        raise ShoalError(f"found {rounds} rounds; need 1 or more timed ones; leave --rounds out")
-    run, data, model, network, full = _opened(folder, data_dir, device)
-    val, test = (collect(model, data, split, Settings(device=device)) for split in (data.val, data.test))
-    if compiled:
-        network.compile_stages()
-        full.compile(dynamic=True)
-    images = data.normalise(data.test.images[: max(512, 8 * wanted.size)])
-    prices, price = _prices(network, full, wanted, images, rounds)
-    method = method or usual_method(val.exits if ensemble else val.exits - 1)
-    found = search(val, prices, wanted.goal(price, val.accuracies[-1]), method=method, ensemble=ensemble)
-    body = _choice(wanted, found, method, ensemble) | _results(network, val, test, data, found, ensemble)
-    body["seconds"] = _seconds(network, full, found.thresholds, ensemble, images, rounds)
-    body["curve"] = curve(network, val, test, ensemble)
+    request.check()
+    run, on = Run(folder), _opened(folder, request)
+    if request.compiled:
+        on.network.compile_stages()
+        on.full.compile(dynamic=True)
+    images = on.data.normalise(on.data.test.images[: max(512, 8 * wanted.size)])
+    prices, price = _prices(on, wanted, images, request.rounds)
+    val = on.val
+    method = request.method or usual_method(val.exits if request.ensemble else val.exits - 1)
+    goal = wanted.goal(price, val.accuracies[-1])
+    found = search(val, prices, goal, method=method, ensemble=request.ensemble)
+    worth = on.test.accuracies[-1]
+    test = _worth(dynamic_outcome(on.network, on.data, on.data.test, found.thresholds, request.ensemble))
+    body = Chosen(
+        thresholds=list(found.thresholds),
+        ensemble=request.ensemble,
+        method=method,
+        searched_on="val",
+        goal=wanted.described(),
+        fitness=found.fitness,
+        validation=_worth(val.outcome(found.thresholds, on.network.macs, request.ensemble)),
+        test=test,
+        full=Single(accuracy=worth, validation=val.accuracies[-1], macs=on.network.full_macs),
+        exits=_singles(on),
+        ensemble_accuracy=100 * float(on.test.ensemble_right.mean()),
+        uncounted=list(on.network.uncounted),
+        seconds=_seconds(on, found.thresholds, request, images),
+        curve=curve(on, request.ensemble),
+        lost=test["accuracy"] < worth,
+    )
     run.write_json(FILE, body)
     plot_exits(body, run.folder / "exits.png")
     return body
 
 
-def _opened(folder: Path, data_dir: Path | None, device: str) -> tuple[Run, Dataset, nn.Module, Cascade, nn.Module]:
-    """The run, its data, its network, that as a cascade, and its strongest classifier alone."""
-    Settings(device=device).check()
-    run = Run(folder)
+def _opened(folder: Path, request: Request) -> Searched:
+    """The run's network and data, and what its exits say of the validation and test images."""
+    run, settings = Run(folder), request.settings
     spec, model = load_whole(run)
-    model = model.to(device)
+    model = model.to(request.device)
     network, full = cascade(model, spec.shape), strongest(model, spec.shape)
-    return run, load_data(run.config(), data_dir, device), model, network, full
+    data = load_data(run.config(), request.data_dir, request.device)
+    val, test = (collect(model, data, split, settings) for split in (data.val, data.test))
+    return Searched(data, network, full, val, test)
 
 
-def _prices(
-    network: Cascade, full: nn.Module, wanted: Wanted, images: torch.Tensor, rounds: int
-) -> tuple[Sequence[float], float]:
+def _prices(on: Searched, wanted: Wanted, images: torch.Tensor, rounds: int) -> tuple[Sequence[float], float]:
     """What an image costs that leaves at each exit, and in the full network, in the budget's unit."""
     if not wanted.in_seconds:
-        return network.macs, network.full_macs
+        return on.network.macs, on.network.full_macs
     few = images[: 8 * wanted.size]
-    return stage_seconds(network, few, wanted.size, rounds), compare({"": full}, few, wanted.size, rounds)[""]
+    return stage_seconds(on.network, few, wanted.size, rounds), compare({"": on.full}, few, wanted.size, rounds)[""]
 
 
-def _choice(wanted: Wanted, found: Found, method: str, ensemble: bool) -> dict[str, Any]:
-    chosen = {"thresholds": list(found.thresholds), "ensemble": ensemble, "method": method, "searched_on": "val"}
-    return chosen | {"goal": wanted.described(), "fitness": found.fitness}
+def _singles(on: Searched) -> list[Single]:
+    """Each classifier used for all images."""
+    columns = zip(on.val.accuracies, on.test.accuracies, on.network.alone, strict=True)
+    return [Single(validation=v, accuracy=t, macs=m) for v, t, m in columns]
 
 
-def _results(
-    network: Cascade, val: Evidence, test: Evidence, data: Dataset, found: Found, ensemble: bool
-) -> dict[str, Any]:
-    """Validation figures by what was collected, test figures by dynamic inference itself."""
-    settled = val.outcome(found.thresholds, network.macs, ensemble)
-    measured = dynamic_outcome(network, data, data.test, found.thresholds, ensemble)
-    singles = zip(val.accuracies, test.accuracies, network.alone, strict=True)
-    return {
-        "validation": _figures(settled),
-        "test": _figures(measured),
-        "full": {"accuracy": test.accuracies[-1], "validation": val.accuracies[-1], "macs": network.full_macs},
-        "exits": [{"validation": v, "accuracy": t, "macs": m} for v, t, m in singles],
-        "ensemble_accuracy": 100 * float(test.ensemble_right.mean()),
-        "uncounted": list(network.uncounted),
-    }
-
-
-def _figures(outcome: Outcome) -> dict[str, Any]:
-    return {"accuracy": outcome.accuracy, "macs": outcome.price, "shares": list(outcome.shares)}
+def _worth(outcome: Outcome) -> Worth:
+    return Worth(accuracy=outcome.accuracy, macs=outcome.price, shares=list(outcome.shares))
 
 
 def _seconds(
-    network: Cascade, full: nn.Module, thresholds: Sequence[float], ensemble: bool, images: torch.Tensor, rounds: int
+    on: Searched, thresholds: Sequence[float], request: Request, images: torch.Tensor
 ) -> dict[str, dict[str, float]]:
-    """Seconds an image of both ways, by size of batch."""
-    ways: dict[str, Classify] = {"full": full, "dynamic": lambda x: infer(network, x, thresholds, ensemble=ensemble)}
+    """Seconds an image with and without early exits, by batch size."""
+    ways: dict[str, Classify] = {
+        "full": on.full,
+        "dynamic": lambda x: infer(on.network, x, thresholds, ensemble=request.ensemble),
+    }
     rows = {}
     for batch in (b for b in BATCHES if b <= len(images)):
-        taken = compare(ways, images[: 512 if batch > 1 else 64], batch, rounds)
+        taken = compare(ways, images[: 512 if batch > 1 else 64], batch, request.rounds)
         rows[str(batch)] = taken | {"speedup": taken["full"] / taken["dynamic"]}
     return rows
 
 
-def curve(network: Cascade, val: Evidence, test: Evidence, ensemble: bool, most: int = 40) -> list[dict[str, Any]]:
-    """Thresholds on the front of validation accuracy and mean multiply-adds, `most` at most, and their test figures.
+def curve(on: Searched, ensemble: bool, most: int = 40) -> list[CurveRow]:
+    """Thresholds on the front of validation accuracy and mean multiply-adds, at most `most`, with test figures.
 
-    With so many exits that a grid has fewer than four levels for each, none.
+    None for so many exits that a grid has fewer than four levels for each.
     """
-    count = val.exits if ensemble else val.exits - 1
+    count, macs = on.val.exits if ensemble else on.val.exits - 1, on.network.macs
     if 4**count > CELLS:
         return []
-    front = Grid.of(val, network.macs, ensemble).front()
+    front = Grid.of(on.val, macs, ensemble).front()
     chosen = sorted({round(i * (len(front) - 1) / (most - 1)) for i in range(most)})
-    rows = []
-    for found in (front[i] for i in chosen):
-        outcome = test.outcome(found.thresholds, network.macs, ensemble)
-        row = {"thresholds": list(found.thresholds), "validation": found.accuracy, "validation_macs": found.price}
-        rows.append(row | {"accuracy": outcome.accuracy, "macs": outcome.price})
-    return rows
+    return [_curve_row(front[i], on.test.outcome(front[i].thresholds, macs, ensemble)) for i in chosen]
 
 
-def export(folder: Path, out: Path, data_dir: Path | None = None) -> dict[str, Any]:
+def _curve_row(found: Found, outcome: Outcome) -> CurveRow:
+    return CurveRow(
+        thresholds=list(found.thresholds),
+        validation=found.accuracy,
+        validation_macs=found.price,
+        accuracy=outcome.accuracy,
+        macs=outcome.price,
+    )
+
+
+class Exported(TypedDict):
+    """The folder, how many stages it holds, and the largest error of a logit in onnxruntime."""
+
+    out: str
+    stages: int
+    max_abs_logit_error: float
+
+
+def export(folder: Path, out: Path, data_dir: Path | None = None) -> Exported:
     """Write a run's stages as `stage0.onnx`, ... and then `cascade.json` into the new or empty folder `out`.
 
     Stage 0 reads float32 images [N, C, H, W], (pixel / 255 - mean) / std; the first output of each stage is its
@@ -237,4 +285,4 @@ def export(folder: Path, out: Path, data_dir: Path | None = None) -> dict[str, A
     body["stages"] = onnx.write_stages(network, images[:2], out)
     error = onnx.largest_error(network, onnx.open_stages(body, out), images)
     write_text(out / onnx.FILE, json.dumps(body, indent=1))
-    return {"out": str(out), "stages": len(network), "max_abs_logit_error": error}
+    return Exported(out=str(out), stages=len(network), max_abs_logit_error=error)

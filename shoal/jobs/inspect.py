@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Group
 from torch import nn
@@ -14,7 +14,7 @@ from shoal import units
 from shoal.costs.model import layout_of
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
-from shoal.jobs.inputs import input_shape, load_data
+from shoal.jobs.inputs import Named, load_data
 from shoal.networks.assembly import assemble, own_network
 from shoal.networks.figures import counts, figures
 from shoal.networks.spec import Spec
@@ -26,20 +26,54 @@ from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.report.labels import labelled
 from shoal.report.layout import Grid
 from shoal.storage.run import Run
+from shoal.storage.summary import Counts, Figures
 from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.tracing import check_trace, trace
 from shoal.training.settings import Settings
 
 
-def check(
-    model: str, size: str | None, classes: int, width: float, resolution: float, replaced: Sequence[str]
-) -> dict[str, Any]:
-    """`examine` a zoo's or a user's network by name, its layers `replaced` first (``relu6=relu``)."""
-    shape = input_shape(size, model)
-    return examine(own_network(Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))), shape)
+class Refused(TypedDict):
+    """A node that cannot run in private: what it is, and what it would have to be."""
+
+    node: str
+    found: str
+    need: str
 
 
-def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+class Examined(Counts):
+    """Counts of a network, blocks that could be replaced, and what cannot run in private."""
+
+    blocks: list[str]
+    private: bool
+    refused: list[Refused]
+    online: Mapping[str, float] | None
+
+
+class Site(TypedDict):
+    """One ReLU site."""
+
+    name: str
+    shape: tuple[int, ...]
+    relus: int
+    stage: int
+    block: int | None
+
+
+class Counted(Counts, total=False):
+    """Counts of a network, its ReLU sites, layers whose cost is unknown, and of a design its merged layers."""
+
+    unknown: tuple[str, ...]
+    sites: list[Site]
+    merging: dict[str, dict[str, int]]
+
+
+def check(named: Named) -> Examined:
+    """`examine` a network by its name."""
+    spec = named.spec()
+    return examine(own_network(spec), spec.shape)
+
+
+def examine(model: nn.Module, shape: tuple[int, ...]) -> Examined:
     """Counts, replaceable blocks and refusals of `model` for images of `shape` ([C, H, W]), ready for JSON.
 
     ``online`` is what one prepared inference exchanges, with signs of 18 bits, or None where something is refused.
@@ -49,14 +83,19 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
     graph = trace(model, shape)
     folded = fold(graph)
     refused = refusals(folded)
-    body: dict[str, Any] = {**counts(cost(graph)), "blocks": [block.name for block in find_blocks(model, shape)]}
-    body |= {"private": not refused, "refused": [asdict(refusal) for refusal in refused]}
-    return body | {"online": None if refused else asdict(layout_of(folded).online)}
+    return Examined(
+        **counts(cost(graph)),
+        blocks=[block.name for block in find_blocks(model, shape)],
+        private=not refused,
+        refused=[Refused(node=own.node, found=own.found, need=own.need) for own in refused],
+        online=None if refused else asdict(layout_of(folded).online),
+    )
 
 
-def summary(name: str, body: dict[str, Any]) -> Group:
-    """What `examine` found, for people: the counts, then what is refused and what to do instead."""
-    rows = [labelled(k, body[k]) for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")]
+def summary(name: str, body: Examined) -> Group:
+    """What `examine` found, as tables: the counts, then what is refused and what to use instead."""
+    totals: Mapping[str, object] = body
+    rows = [labelled(k, totals[k]) for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")]
     rows.append(("blocks that could be one convolution", units.count(len(body["blocks"]))))
     rows.append(("can run in private", "yes" if body["private"] else "no"))
     if body["online"]:
@@ -66,45 +105,40 @@ def summary(name: str, body: dict[str, Any]) -> Group:
     return Group(table, *([_refused(body["refused"])] if body["refused"] else []))
 
 
-def _refused(rows: list[dict[str, str]]) -> Grid:
-    cells = [[row[key] for key in ("node", "found", "need")] for row in rows]
+def _refused(rows: list[Refused]) -> Grid:
+    cells = [[row["node"], row["found"], row["need"]] for row in rows]
     return Grid("\nlayers that cannot run in private", ["layer", "found", "need"], cells, texts=(0, 1, 2))
 
 
-def count(
-    model: str,
-    size: str | None,
-    classes: int,
-    width: float,
-    resolution: float,
-    design: str | None = None,
-    replaced: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Counts of a zoo or a user's network, or of a DeepReDuce design of it, then with its linear runs merged."""
-    shape = input_shape(size, model)
-    spec = Spec(model, classes, shape, width, resolution, replaced=tuple(replaced))
-    network, merging = own_network(spec), dict[str, Any]()
+def count(named: Named, design: str | None = None) -> Counted:
+    """Counts of a network by its name, or of a DeepReDuce design of it, then with its linear layers merged."""
+    spec = named.spec()
+    network, merging = own_network(spec), None
     if design is not None:
         network, merging = _designed(spec, network, design)
-    total = cost(trace(network, shape))
+    total = cost(trace(network, spec.shape))
     sites = [
-        {"name": s.name, "shape": s.shape, "relus": s.relus, "stage": s.stage, "block": s.block}
-        for s in relu_sites(network, shape)
+        Site(name=s.name, shape=s.shape, relus=s.relus, stage=s.stage, block=s.block)
+        for s in relu_sites(network, spec.shape)
     ]
-    return counts(total) | {"unknown": total.unknown, "sites": sites} | merging
+    found = Counted(**counts(total), unknown=total.unknown, sites=sites)
+    if merging is not None:
+        found["merging"] = merging
+    return found
 
 
-def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict[str, Any]]:
+def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict[str, dict[str, int]]]:
     """The design's network, and its convolutions and MACs by all three accountings."""
     space = DesignSpace(spec, full)
     own = space.plan(parse(design, space.stages)).spec
     network, whole = (assemble(s, space.base(s)) for s in (own, replace(own, dropped=())))
-    return network, {"merging": accountings(own, network, whole)}
+    return network, accountings(own, network, whole)
 
 
-def count_table(model: str, body: dict[str, Any]) -> Grid:
-    """Every ReLU site under the totals; below, a design's linear runs merged."""
-    totals = {key: units.count(body[key]) for key in ("relus", "comparisons", "macs", "depth", "params")}
+def count_table(model: str, body: Counted) -> Grid:
+    """Every ReLU site under the totals; below, a design with its linear layers merged."""
+    found: Mapping[str, Any] = body
+    totals = {key: units.count(found[key]) for key in ("relus", "comparisons", "macs", "depth", "params")}
     more = f", {totals['comparisons']} comparisons of max pools and ReLU6" if body["comparisons"] else ""
     head = f"{totals['relus']} ReLUs{more}, {totals['macs']} MACs, depth {totals['depth']}"
     rows = [
@@ -121,17 +155,29 @@ def _merged(name: str, row: dict[str, int]) -> str:
     return f"{name}: {row['convs']} convolutions, {units.count(row['macs'])} MACs{linear}"
 
 
-def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> dict[str, Any]:
+class Evaluated(Figures, total=False):
+    """Figures of a run's network; accuracy in percent and agreement of fixed point with floating point."""
+
+    fixed_accuracy: float
+    error_bound: float
+    images: int
+    argmax_equal: int
+    max_abs_logit_error: float
+
+
+def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> Evaluated:
     """Test accuracy and counts of a run's network, in float and if asked in fixed point."""
     run = Run(folder)
     spec, network = load_network(run)
     data = load_data(run.config(), data_dir)
-    body = figures(network, data, spec, Settings())
+    body = Evaluated(**figures(network, data, spec, Settings()))
     if fixed:
         from shoal.private.compiler.deployment import clear_agreement, deploy
 
         graph, program, weights = deploy(network, data)
         images = data.normalise(data.test.images)
         agreement, accuracy = clear_agreement(graph, program, weights, images, data.test.labels)
-        body |= {"fixed_accuracy": accuracy, "error_bound": program.error_bound} | asdict(agreement)
+        body["fixed_accuracy"], body["error_bound"] = accuracy, program.error_bound
+        body["images"], body["argmax_equal"] = agreement.images, agreement.argmax_equal
+        body["max_abs_logit_error"] = agreement.max_abs_logit_error
     return body

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from shoal import units
 from shoal.costs import candidates as planner
-from shoal.costs.machine import Machine
-from shoal.costs.plan import FORMAT
+from shoal.costs.plan import FORMAT, CandidateRow, Planned, write
 from shoal.costs.target import Target
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import given_sensitivity, parse_shape
+from shoal.jobs.costs import machine_at
+from shoal.jobs.inputs import LINK, Subject, given_sensitivity
 from shoal.models import NAMES
 from shoal.networks.assembly import own_network
 from shoal.networks.spec import Spec
@@ -28,49 +27,87 @@ HALVES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 HEAD = ["#", "ReLUs", "MACs, millions", "depth", "s", "MB", "one-way latencies", "blocks gated", "points lost"]
 
 
-def sensitivity_of(target: str, spec: Spec, network: nn.Module, given: Path | None) -> tuple[dict[str, float], str]:
-    """Each site's sensitivity, and where it comes from: a file, the run's own stage 1, or weights as they are."""
-    if (by_hand := given_sensitivity(given)) is not None:
-        return by_hand, str(given)
-    run = Run(Path(target))
+@dataclass(frozen=True)
+class Request(Subject):
+    """What `shoal plan` is asked for."""
+
+    limit: str = field(kw_only=True, metadata={"cli": "--target"})
+    """The most that one inference may take: 0.5s, 120ms, 80MB, 50krelus."""
+    link: str = field(default="none", metadata=LINK)
+    """The link: none, lan (3 Gbit/s, 0.3 ms) or wan (400 Mbit/s, 40 ms)."""
+    mode: str = "online"
+    """What the limit is on: online, offline, total (both), or direct (everything inside SPU)."""
+    machine: Path | None = None
+    """Constants from shoal calibrate."""
+    sensitivity: Path | None = None
+    """A JSON file {site: sensitivity}, which decides how the budget is shared out."""
+    reshape: bool = False
+    """Also try half the channels, half the resolution, and both."""
+    pick: int = 1
+    """The candidate that --out chooses."""
+    out: Path | None = None
+    """Write the plan to this file, for shoal reduce --plan."""
+
+    def wanted(self) -> Target:
+        """The target. Raises ShoalError for a limit, mode or link that is none."""
+        return Target.parse(self.limit, self.mode, self.link)
+
+    def base(self) -> tuple[Spec, nn.Module]:
+        """The all-ReLU network of a run (that which it was reduced from), or a network by name."""
+        if self.run is not None:
+            return load_network(self.run, "teacher" if self.run.has("teacher.json") else "model")
+        return self.spec(), own_network(self.spec())
+
+
+def sensitivity_of(request: Request, spec: Spec, network: nn.Module) -> tuple[dict[str, float], str]:
+    """Each site's sensitivity, and where it comes from: a file, the run's own stage 1, or the weights as they are."""
+    if (by_hand := given_sensitivity(request.sensitivity)) is not None:
+        return by_hand, str(request.sensitivity)
+    run = Run(request.target)
     if run.has("sensitivity.json"):
-        return dict(run.read_json("sensitivity.json")), f"stage 1 of {target}"
+        return dict(run.read_json("sensitivity.json")), f"stage 1 of {request.target}"
     found = pruning_sensitivity(magnitude_densities(network), relu_sites(network, spec.shape))
     return found, "magnitudes of the weights"
 
 
-def network_of(target: str, size: str, classes: int, width: float, resolution: float) -> tuple[Spec, nn.Module]:
-    """A run's all-ReLU network (that which it was reduced from), or a zoo's or a user's by name."""
-    if Path(target).is_dir():
-        run = Run(Path(target))
-        return load_network(run, "teacher" if run.has("teacher.json") else "model")
-    spec = Spec(target, classes, parse_shape(size), width, resolution)
-    return spec, own_network(spec)
-
-
-def plan(
-    name: str,
-    spec: Spec,
-    network: nn.Module,
-    target: Target,
-    machine: Machine | None,
-    given: Path | None,
-    reshape: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Candidates for `target`, the first of which a written plan chooses."""
-    if reshape and spec.base not in NAMES:
+def plan(request: Request, say: Callable[[str], None]) -> Planned:
+    """Candidates for the target, of which the first is chosen, or `pick` in the file that is written to `out`."""
+    target, (spec, network), machine = request.wanted(), request.base(), machine_at(request.machine)
+    if request.reshape and spec.base not in NAMES:
         raise ShoalError(f"found --reshape of {spec.base!r}; need a network of the zoo: {', '.join(NAMES)}")
-    eta, origin = sensitivity_of(name, spec, network, given)
-    reshapes = HALVES if reshape else ()
+    eta, origin = sensitivity_of(request, spec, network)
+    reshapes = HALVES if request.reshape else ()
     found = planner.plan(spec, network, target, machine=machine, sensitivity=eta, reshapes=reshapes, say=say)
-    facts = {"format": FORMAT, "base": spec.base, "shape": spec.shape, "width": spec.width}
-    facts |= {"resolution": spec.resolution, "target": target.as_json()}
-    facts |= {"machine": asdict(machine) if machine else None}
-    return facts | {"sensitivity_from": origin, "chosen": 0, "candidates": [asdict(c) for c in found]}
+    body = Planned(
+        format=FORMAT,
+        base=spec.base,
+        shape=spec.shape,
+        width=spec.width,
+        resolution=spec.resolution,
+        target=target.as_json(),
+        machine=asdict(machine) if machine else None,
+        sensitivity_from=origin,
+        chosen=0,
+        candidates=[_candidate(own) for own in found],
+    )
+    if request.out is not None:
+        write(body, request.pick, request.out)
+    return body
 
 
-def table(body: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _candidate(own: planner.Candidate) -> CandidateRow:
+    return CandidateRow(
+        budget=own.budget,
+        gated=own.gated,
+        keep=own.keep,
+        width=own.width,
+        resolution=own.resolution,
+        forecast=asdict(own.forecast),
+        lost=own.lost,
+    )
+
+
+def table(body: Planned) -> tuple[list[str], list[list[str]]]:
     """Headings and rows; width and resolution only where candidates differ in them."""
     shapes = [f"{c['width']:g}x{c['resolution']:g}" for c in body["candidates"]]
     rows = [_row(i, c) for i, c in enumerate(body["candidates"], start=1)]
@@ -79,7 +116,7 @@ def table(body: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [*HEAD, "width x size"], [[*row, shape] for row, shape in zip(rows, shapes, strict=True)]
 
 
-def _row(i: int, c: dict[str, Any]) -> list[str]:
+def _row(i: int, c: CandidateRow) -> list[str]:
     f = c["forecast"]
     counts = [units.count(f["relus"]), units.millions(f["macs"]), units.count(f["depth"])]
     spent = [units.seconds(f["seconds"]), units.megabytes(f["bytes"]), units.count(round(f["latencies"]))]

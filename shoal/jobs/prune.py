@@ -6,10 +6,9 @@ another one, with fewer MACs, ReLUs and parameters, and its run's `model.json` s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -19,15 +18,16 @@ from shoal.channels.torch_pruning import cut_channels, torch_pruning, torch_prun
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.plots import plot_pruning
-from shoal.jobs.inputs import Shared, load_data
+from shoal.exits.records import PruneRow, Pruning
+from shoal.jobs.inputs import ARGUMENT, Shared, inherited
+from shoal.jobs.training import Job, prepare
 from shoal.networks.figures import figures
 from shoal.networks.spec import Spec, pruned_spec
 from shoal.networks.stored import load_whole, save_network
-from shoal.progress import bars
 from shoal.recipes.stages import Stages
-from shoal.storage.environment import environment
-from shoal.storage.origins import began
+from shoal.storage.origins import Config
 from shoal.storage.run import Run
+from shoal.storage.summary import Summary
 from shoal.surgery.tracing import count
 from shoal.training.evaluation import evaluate
 from shoal.training.objective import Objective, cross_entropy
@@ -39,6 +39,47 @@ METHODS = (*ZEROING, "channels")
 
 
 @dataclass(frozen=True)
+class Request:
+    """What `shoal prune` is asked for."""
+
+    run: Path = field(metadata=ARGUMENT)
+    """A run folder; its network may have one exit or several."""
+    amount: tuple[float, ...] = (0.5, 0.7, 0.9)
+    """Fractions to prune, separated by commas; each makes a run of its own."""
+    method: str = "weights"
+    """weights (the smallest of all layers), filters (the smallest of each convolution), or channels (the least
+    important of each group of layers, cut out by Torch-Pruning; needs shoal[prune])."""
+    epochs: int = 10
+    """Number of epochs of training after pruning."""
+    rate: float = 0.01
+    """Initial learning rate; it falls to 0 along a cosine."""
+    data_dir: Path | None = None
+    """Where the data set is, in its published layout."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a pruned network is trained."""
+        return Schedule(self.epochs, self.rate, kind="cosine")
+
+    def config(self, origin: Config) -> Config:
+        """The settings that each amount's run records; `origin` is the pruned run's configuration."""
+        own = {"command": "prune", "source": self.run.resolve(), "method": self.method}
+        return inherited(origin) | own | {"epochs": self.epochs, "rate": self.rate}
+
+    def check(self) -> None:
+        """Raise ShoalError for amounts, methods and schedules that have no meaning, or without Torch-Pruning."""
+        amounts = self.amount
+        if not amounts or not all(0 < a < 1 for a in amounts) or len(set(amounts)) < len(amounts):
+            raise ShoalError(f"found amounts {list(amounts)}; need different parts between 0 and 1, such as 0.5,0.8")
+        if self.method not in METHODS:
+            raise ShoalError(f"found method {self.method!r}; need one of {', '.join(METHODS)}; choose one")
+        if self.epochs < 1 or not self.rate > 0:
+            raise ShoalError(f"found {self.epochs} epochs at rate {self.rate:g}; need 1 or more and a rate above 0")
+        if self.method == "channels":
+            torch_pruning()  # raises
+
+
+@dataclass(frozen=True)
 class Pruned:
     """A network to train on, its spec, and layers that Torch-Pruning could not cut."""
 
@@ -47,92 +88,88 @@ class Pruned:
     whole: tuple[str, ...] = ()
 
 
-def prune_by_amounts(
-    source: Path,
-    amounts: Sequence[float],
-    method: str,
-    epochs: int,
-    rate: float,
-    data_dir: Path | None,
-    shared: Shared,
-) -> dict[str, Any]:
-    """Prune the network at `source` by each of `amounts`, train it on for `epochs`, each as a run in OUT/amount-A.
+def prune_by_amounts(request: Request, shared: Shared) -> Pruning:
+    """Prune the network of a run by each amount, and train each result further as a run in OUT/amount-A.
 
-    All exits learn from the labels, with a rate that falls from `rate` to 0 along a cosine. Writes `pruning.json` and
-    `pruning.png`. Raises ShoalError, before anything is written, for amounts and methods without a meaning, without
-    Torch-Pruning where it is needed, and for a network whose channels cannot be cut.
+    All exits learn from the labels, with a rate that falls to 0 along a cosine. Writes `pruning.json` and
+    `pruning.png`. Raises ShoalError, before anything is written, for what has no meaning, without Torch-Pruning where
+    it is needed, and for a network whose channels cannot be cut.
     """
-    _check(amounts, method, epochs, rate)
-    shared.check()
-    spec, network = load_whole(Run(source))
-    if spec.widths and spec.kept_width is None:
+    request.check()
+    shared.check("prune")
+    source = Pruned(*load_whole(Run(request.run)))
+    if source.spec.widths and source.spec.kept_width is None:
         raise ShoalError("found a slimmable network; need one width or exits; prune one of its narrowed runs")
-    config = Run(source).config()
-    data, settings = load_data(config, data_dir, shared.device), shared.settings(config["seed"])
-    config = {k: config.get(k) for k in ("data", "data_dir", "seed", "limit")}
-    config |= {"command": "prune", "source": source.resolve(), "method": method, "epochs": epochs, "rate": rate}
-    smaller = {amount: _smaller(spec, network, amount, method) for amount in amounts}
-    config = began(config, data, data_dir, source=network)
-    run = shared.run(config | {"amounts": list(amounts)})
-    stages = Stages(data, settings, run, tensorboard=shared.tensorboard)
-    exits = len(evaluate(network, data, data.test.take([0]), settings))
-    rows = [_row(0.0, Pruned(spec, network), stages)]
-    with bars({f"amount-{a:g}": epochs for a in amounts}) as shown:
-        stages.listen = shown.listen
-        for amount in amounts:
-            below = stages.at(run.below(f"amount-{amount:g}", config | {"amount": amount}), f"amount-{amount:g}")
-            _train_on(smaller[amount], exits, Schedule(epochs, rate, kind="cosine"), below)
-            rows.append(_row(amount, smaller[amount], below) | {"of": rows[0]["of"]})
-            _summarise(below, Pruned(spec, network), smaller[amount])
-    body = {"method": method, "source": str(source), "rows": rows}
-    body |= {"torch_pruning": torch_pruning_version()} if method == "channels" else {}
-    run.write_json("pruning.json", body)
-    plot_pruning(body, run.folder / "pruning.png")
+    config = request.config(Run(request.run).config())
+    prepared = prepare(config | {"amounts": list(request.amount)}, request.data_dir, shared)
+    smaller = {amount: _smaller(source, amount, request.method) for amount in request.amount}
+    job = prepared.fingerprinted(source=source.network).begin()
+    rows = _train_all(job, request, source, smaller)
+    body = Pruning(method=request.method, source=str(request.run), rows=rows)
+    if request.method == "channels":
+        body["torch_pruning"] = torch_pruning_version()
+    job.run.write_json("pruning.json", body)
+    plot_pruning(body, job.run.folder / "pruning.png")
     return body
 
 
-def _check(amounts: Sequence[float], method: str, epochs: int, rate: float) -> None:
-    if not amounts or not all(0 < a < 1 for a in amounts) or len(set(amounts)) < len(amounts):
-        raise ShoalError(f"found amounts {list(amounts)}; need different parts between 0 and 1, such as 0.5,0.8")
-    if method not in METHODS:
-        raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
-    if epochs < 1 or not rate > 0:
-        raise ShoalError(f"found {epochs} epochs at rate {rate:g}; need 1 or more and a rate above 0")
-    if method == "channels":
-        torch_pruning()  # raises
+def _train_all(job: Job, request: Request, source: Pruned, smaller: Mapping[float, Pruned]) -> list[PruneRow]:
+    """Train each pruned network in a run of its own; a row for the source and for each of them."""
+    exits = len(evaluate(source.network, job.data, job.data.test.take([0]), job.settings))
+    rows = [_row(0.0, source, job)]
+    config = {name: value for name, value in job.config.items() if name != "amounts"}
+    with job.training({f"amount-{amount:g}": request.epochs for amount in smaller}) as stages:
+        for amount, own in smaller.items():
+            name = f"amount-{amount:g}"
+            below = stages.at(job.run.below(name, config | {"amount": amount}), name)
+            _train_on(own, exits, request.schedule, below)
+            row = _row(amount, own, job)
+            row["of"] = rows[0]["of"]
+            rows.append(row)
+            _summarise(below.folder, job, source, own)
+    return rows
 
 
-def _smaller(spec: Spec, network: nn.Module, amount: float, method: str) -> Pruned:
+def _smaller(source: Pruned, amount: float, method: str) -> Pruned:
     if method != "channels":
-        return Pruned(spec, pruned(network, amount, method))
-    cut = cut_channels(network, spec.shape, amount)
-    return Pruned(pruned_spec(spec, cut.kept), cut.network, cut.whole)
+        return Pruned(source.spec, pruned(source.network, amount, method))
+    cut = cut_channels(source.network, source.spec.shape, amount)
+    return Pruned(pruned_spec(source.spec, cut.kept), cut.network, cut.whole)
 
 
 def _train_on(smaller: Pruned, exits: int, schedule: Schedule, stages: Stages) -> None:
     objective = Objective(tuple(cross_entropy(exit=i, name=f"cross_entropy{i}") for i in range(exits)))
     stages.fit("prune", smaller.network, objective, schedule)
     settle(smaller.network)
-    assert stages.run is not None
-    save_network(stages.run, smaller.spec, smaller.network)
+    save_network(stages.folder, smaller.spec, smaller.network)
 
 
-def _row(amount: float, of: Pruned, stages: Stages) -> dict[str, Any]:
-    """What is left of the network and of each exit alone, and accuracy of every exit on test images."""
-    data, settings = stages.data, Settings(device=stages.settings.device, precision=stages.settings.precision)
+def _measuring(job: Job) -> Settings:
+    """Settings that measure a network: no time limit, nothing to resume."""
+    return Settings(device=job.settings.device, precision=job.settings.precision)
+
+
+def _row(amount: float, of: Pruned, job: Job) -> PruneRow:
+    """What is left of the network and of each exit alone, and the accuracy of every exit on test images."""
     left, everything = weights_left(of.network)
-    accuracy = evaluate(of.network.to(settings.device), data, data.test, settings)
+    accuracy = evaluate(of.network.to(job.settings.device), job.data, job.data.test, _measuring(job))
     total = count(of.network, of.spec.shape)
-    alone = [count(keep_exit(of.network, i), of.spec.shape).macs for i in range(len(accuracy))]
-    found = {"macs": total.macs, "relus": total.relus, "params": total.params, "exit_macs": alone}
-    return {"amount": amount, "weights": left, "of": everything, "accuracy": accuracy, **found, "whole": of.whole}
+    return PruneRow(
+        amount=amount,
+        weights=left,
+        of=everything,
+        accuracy=accuracy,
+        macs=total.macs,
+        relus=total.relus,
+        params=total.params,
+        exit_macs=[count(keep_exit(of.network, i), of.spec.shape).macs for i in range(len(accuracy))],
+        whole=of.whole,
+    )
 
 
-def _summarise(stages: Stages, source: Pruned, smaller: Pruned) -> None:
-    """Write the `summary.json` of one amount, for shoal report: the strongest classifier's figures, with all exits."""
-    data, settings = stages.data, Settings(device=stages.settings.device, precision=stages.settings.precision)
-    sides = {"baseline": source, "reduced": smaller}
-    body: dict[str, Any] = {name: figures(side.network, data, side.spec, settings) for name, side in sides.items()}
-    body |= {"data": data.name, "model": source.spec.base, "environment": environment(), "seed": stages.settings.seed}
-    assert stages.run is not None
-    stages.run.write_json("summary.json", body)
+def _summarise(run: Run, job: Job, source: Pruned, smaller: Pruned) -> None:
+    """Write the `summary.json` of one amount, for shoal report: figures of the strongest classifier, with all exits."""
+    baseline, reduced = (figures(side.network, job.data, side.spec, _measuring(job)) for side in (source, smaller))
+    Summary(
+        data=job.data.name, model=source.spec.base, seed=job.settings.seed, baseline=baseline, reduced=reduced
+    ).write(run)

@@ -1,146 +1,170 @@
-"""What `shoal reduce` does: a trained network to a ReLU budget, in the paper's three stages."""
+"""What `shoal reduce` does: reduce a trained network to a ReLU budget, in the three stages of the paper."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from shoal.costs.plan import Plan
 from shoal.costs.plan import read as read_plan
-from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import Shared, given_sensitivity, load_data, longer, teacher_of
-from shoal.networks.figures import figures
+from shoal.jobs.inputs import (
+    ARGUMENT,
+    Shared,
+    epochs_of,
+    given_sensitivity,
+    inherited,
+    longer,
+    preset_of,
+    teacher_of,
+)
+from shoal.jobs.training import Job, Prepared, prepare
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
-from shoal.progress import bars
 from shoal.recipes import shallow
 from shoal.recipes.shallow.masks_from import check_masks, has_masks, take_masks
 from shoal.reduction.learners import LEARNERS
-from shoal.report import gated_macs, plot_budget, plot_curves
-from shoal.storage.environment import environment
-from shoal.storage.origins import began
+from shoal.report import gated_macs, plot_budget
+from shoal.storage.origins import Config
 from shoal.storage.run import Run, as_json
-from shoal.training.settings import Settings
+from shoal.storage.summary import Accounting, Figures, Summary
 
 
-def _preset(name: str) -> shallow.Preset:
-    if name not in shallow.PRESETS:
-        raise ShoalError(f"found preset {name!r}; need one of {', '.join(shallow.PRESETS)}")
-    return shallow.PRESETS[name]()
+@dataclass(frozen=True)
+class Request:
+    """What `shoal reduce` is asked for, besides the shallow recipe's own choices."""
 
+    teacher: Path = field(metadata=ARGUMENT)
+    """A run folder of shoal train."""
+    plan: Path | None = None
+    """A file of shoal plan, which decides budget, replaced blocks and classifier."""
+    recipe: str = "shallow"
+    """shallow: Making Models Shallow Again. deepreduce: the grid of designs of DeepReDuce."""
+    designs: str | None = None
+    """deepreduce: train only these designs, by place in the grid or by name, such as 1-5,8,S2RT+S3-a0.5-r0.5."""
+    preset: str = "quick"
+    """Schedules and losses: quick, paper or reference-code; with --recipe deepreduce quick, paper or paper-cifar10."""
+    sensitivity: Path | None = None
+    """A JSON file {site: sensitivity}, instead of measuring it in stage 1."""
+    masks_from: Path | None = None
+    """Take the masks of another run of shoal reduce with the same teacher and budget, and only fine-tune."""
+    data_dir: Path | None = None
+    """Where the data set is, in its published layout."""
+    epochs: str | None = None
+    """Numbers of epochs instead of the preset's: sensitivity,mask,finetune; with --recipe deepreduce
+    criticality,design."""
 
-def check_sources(budget: int | None, planned: Path | None, designs: str | None) -> None:
-    """Raise ShoalError unless the shallow recipe is told its budget once, and nothing of another recipe."""
-    if (budget is None) == (planned is None):
-        raise ShoalError("found --budget and --plan, or neither; need one of them; --budget 50000, or shoal plan first")
-    if designs is not None:
-        raise ShoalError("found designs for recipe shallow; need --recipe deepreduce for them; or leave them out")
+    def config(self, origin: Config) -> Config:
+        """The settings that a run records; `origin` is the teacher's configuration."""
+        own = {"command": "reduce", "preset": self.preset, "epochs": self.epochs, "teacher": self.teacher}
+        return inherited(origin) | {f"teacher_{name}": origin.get(name) for name in ("preset", "epochs")} | own
 
+    def check_sources(self, budget: int | None) -> None:
+        """Raise ShoalError unless the shallow recipe has one source for its budget, and no options of another one."""
+        if self.recipe != "shallow":
+            raise ShoalError(f"found recipe {self.recipe!r}; need 'shallow' or 'deepreduce'; choose one")
+        if (budget is None) == (self.plan is None):
+            raise ShoalError(
+                "found --budget and --plan, or neither; need one of them; --budget 50000, or shoal plan first"
+            )
+        if self.designs is not None:
+            raise ShoalError("found designs for recipe shallow; need --recipe deepreduce for them; or leave them out")
 
-def reduce(
-    teacher: Path,
-    recipe: str,
-    preset: str,
-    choices: dict[str, Any],
-    sensitivity: Path | None,
-    data_dir: Path | None,
-    epochs: str | None,
-    shared: Shared,
-    planned: Path | None = None,
-    masks_from: Path | None = None,
-) -> dict[str, Any]:
-    """Reduce the network of a teacher's run into a run folder of its own, by options or by a plan's.
-
-    With `masks_from`, the run of another reduction, its masks are taken, and fine-tuning alone is done.
-    """
-    if recipe != "shallow":
-        raise ShoalError(f"found recipe {recipe!r}; need 'shallow' or 'deepreduce'")
-    spec, network, origin = teacher_of(teacher, shared)
-    chosen = read_plan(planned) if planned else None
-    if chosen is not None:
-        chosen.check(spec)
-        choices |= chosen.choices()
-    options = shallow.Options(**choices, sensitivity=given_sensitivity(sensitivity))
-    if chosen is not None and options.masks in LEARNERS and LEARNERS[options.masks].rest != "identity":
-        raise ShoalError(f"found a plan with masks {options.masks!r}; need masks without squares; use autorep-linear")
-    config = {k: origin.get(k) for k in ("data", "data_dir", "seed", "limit")}
-    config |= {f"teacher_{k}": origin.get(k) for k in ("preset", "epochs")}
-    config |= {"command": "reduce", "preset": preset, "epochs": epochs, "options": options, "teacher": teacher}
-    config |= {"plan": planned} if planned else {}
-    config |= {"masks_from": masks_from} if masks_from else {}
-    plan = _stages(_preset(preset), epochs)
-    data = load_data(config, data_dir, shared.device)
-    shallow.check_options(options, plan, network, spec.shape)  # before anything is written
-    config = began(config, data, data_dir, plan=planned, teacher=network)
-    begin = masks_from is not None and not (shared.resume and has_masks(Run(shared.out)))
-    if masks_from is not None and begin:
-        check_masks(as_json(shared.recorded(config)), Run(masks_from), plan.mask.epochs)
-    run = shared.run(config)
-    save_network(run, spec, network, "teacher")
-    settings = shared.settings(config["seed"])
-    if masks_from is not None and begin:
-        take_masks(run, Run(masks_from))
-        settings = replace(settings, resume=True)  # what has been taken is gone on from
-    summary = fit_stages(run, spec, network, data, options, plan, settings, shared.tensorboard)
-    if chosen is not None:
-        summary["reduced"]["plan"] = chosen.outcome(load_network(run)[1])
-        run.write_json("summary.json", summary)
-    return summary
-
-
-def _stages(plan: shallow.Preset, epochs: str | None) -> shallow.Preset:
-    if epochs is None:
-        return plan
-    parts = epochs.split(",")
-    if len(parts) != 3 or not all(p.strip().isdigit() for p in parts):
-        raise ShoalError(f"found --epochs {epochs!r}; need three numbers: sensitivity,mask,finetune")
-    a, b, c = (int(p) for p in parts)
-    plans = (plan.sensitivity, plan.mask, plan.finetune)
-    s, m, f = (longer(stage, n) for stage, n in zip(plans, (a, b, c), strict=True))
-    return replace(plan, sensitivity=s, mask=m, finetune=f)
-
-
-def fit_stages(
-    run: Run,
-    spec: Spec,
-    network: nn.Module,
-    data: Dataset,
-    options: shallow.Options,
-    plan: shallow.Preset,
-    settings: Settings,
-    tensorboard: bool = False,
-) -> dict[str, Any]:
-    epochs = {"sensitivity": plan.sensitivity.epochs, "mask": plan.mask.epochs, "finetune": plan.finetune.epochs}
-    with bars(epochs) as shown:
-        result = shallow.reduce(
-            spec, network, data, options, plan, settings, run=run, listen=shown.listen, tensorboard=tensorboard
+    def schedules(self) -> shallow.Preset:
+        """The preset with its numbers of epochs. Raises ShoalError for an unknown one, or for other numbers."""
+        preset, names = preset_of(self.preset, shallow.PRESETS)(), ("sensitivity", "mask", "finetune")
+        if self.epochs is None:
+            return preset
+        first, second, third = epochs_of(self.epochs, names)
+        return replace(
+            preset,
+            sensitivity=longer(preset.sensitivity, first),
+            mask=longer(preset.mask, second),
+            finetune=longer(preset.finetune, third),
         )
-    save_network(run, result.spec, result.model)
-    run.write_json("budget.json", asdict(result.budget))
-    narrower = {part: _save_width(run, part, *result.narrower[part], data, settings) for part in result.narrower}
-    honest, paper = gated_macs(network, spec.shape, result.spec.branches)
-    summary = {
-        "data": data.name,
-        "model": spec.base,
-        "baseline": figures(network, data, spec, settings),
-        "reduced": figures(result.model, data, result.spec, settings)
-        | {"replaced_blocks": list(result.spec.branches), "macs_accounting": {"honest": honest, "paper": paper}},
-        "narrower": narrower,
-        "selected_on": plan.select,
-        "environment": environment(),
-        "seed": settings.seed,
-    }
-    run.write_json("summary.json", summary)
-    plot_budget(result.sites, result.budget.counts, result.spec.branches, run.folder / "budget.png")
-    plot_curves(run, run.folder / "curves.png")
+
+
+def reduce(request: Request, choices: shallow.Choices, shared: Shared) -> Summary:
+    """Reduce the network of a teacher's run into a run folder of its own.
+
+    A plan decides some of the choices. With `masks_from`, the masks of another reduction are taken, and only the
+    fine-tuning is done. Raises ShoalError, before anything is written, for what cannot be done.
+    """
+    request.check_sources(choices.budget)
+    shared.check("reduce")
+    spec, network, origin = teacher_of(request.teacher)
+    plan = _plan(request, spec)
+    options, preset = _options(request, choices, plan), request.schedules()
+    config = request.config(origin) | {"options": options}
+    config |= {"plan": request.plan} if request.plan else {}
+    config |= {"masks_from": request.masks_from} if request.masks_from else {}
+    prepared = prepare(config, request.data_dir, shared)
+    shallow.check_options(options, preset, network, spec.shape)
+    job = _begin(prepared.fingerprinted(request.plan, teacher=network), request, preset.mask.epochs)
+    save_network(job.run, spec, network, "teacher")
+    summary = fit_stages(job, spec, network, options, preset)
+    if plan is not None:
+        summary.reduced["plan"] = plan.outcome(load_network(job.run)[1])
+        summary.write(job.run)
     return summary
 
 
-def _save_width(run: Run, part: float, spec: Spec, model: nn.Module, data: Dataset, settings: Settings) -> Any:
-    """Make a narrower network a run of its own, `widths/PART`, for shoal evaluate and compile; returns its figures."""
-    own = run.below(f"widths/{part:g}")
-    save_network(own, spec, model)
-    return figures(model, data, spec, settings)
+def _plan(request: Request, spec: Spec) -> Plan | None:
+    """The plan that the request names. Raises ShoalError unless it was made for this teacher."""
+    if request.plan is None:
+        return None
+    plan = read_plan(request.plan)
+    plan.check(spec)
+    return plan
+
+
+def _options(request: Request, choices: shallow.Choices, plan: Plan | None) -> shallow.Options:
+    decided = choices if plan is None else replace(choices, **plan.choices())
+    options = shallow.Options(**vars(decided), sensitivity=given_sensitivity(request.sensitivity))
+    if plan is not None and options.masks in LEARNERS and LEARNERS[options.masks].rest != "identity":
+        raise ShoalError(f"found a plan with masks {options.masks!r}; need masks without squares; use autorep-linear")
+    return options
+
+
+def _begin(prepared: Prepared, request: Request, epochs: int) -> Job:
+    """Begin the run, with the masks of another one where these are asked for and not here yet."""
+    shared = prepared.shared
+    if request.masks_from is None or (shared.resume and has_masks(Run(shared.out))):
+        return prepared.begin()
+    earlier = Run(request.masks_from)
+    check_masks(as_json(shared.recorded(prepared.config)), earlier, epochs)
+    job = prepared.begin()
+    take_masks(job.run, earlier)
+    # The copied checkpoints are resumed from.
+    return replace(job, settings=replace(job.settings, resume=True))
+
+
+def fit_stages(job: Job, spec: Spec, teacher: nn.Module, options: shallow.Options, preset: shallow.Preset) -> Summary:
+    """Run the recipe's three stages and save the network, its figures and its plots in the job's run."""
+    epochs = {name: getattr(preset, name).epochs for name in ("sensitivity", "mask", "finetune")}
+    with job.training(epochs) as stages:
+        result = shallow.reduce(spec, teacher, options, preset, stages)
+    save_network(job.run, result.spec, result.model)
+    job.run.write_json("budget.json", asdict(result.budget))
+    summary = Summary(
+        data=job.data.name,
+        model=spec.base,
+        seed=job.settings.seed,
+        narrower={width: job.part(f"widths/{width:g}", *own) for width, own in result.narrower.items()},
+        baseline=job.figures(teacher, spec),
+        reduced=_reduced(job, result, teacher),
+        selected_on=preset.select,
+    )
+    plot_budget(result.sites, result.budget.counts, result.spec.branches, job.run.folder / "budget.png")
+    return job.finish(summary)
+
+
+def _reduced(job: Job, result: shallow.Result, teacher: nn.Module) -> Figures:
+    """Figures of the reduced network, with its replaced blocks."""
+    found = job.figures(result.model, result.spec)
+    found["replaced_blocks"] = list(result.spec.branches)
+    honest, paper = gated_macs(teacher, result.spec.shape, result.spec.branches)
+    found["macs_accounting"] = Accounting(honest=honest, paper=paper)
+    return found

@@ -1,9 +1,9 @@
-"""What each command but those that train does, as functions that return JSON-ready data."""
+"""What `shoal report` does: compare runs in one table, and as CSV, a page or a plot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from shoal import units
 from shoal.costs.machine import Machine
 from shoal.errors import ShoalError
+from shoal.jobs.inputs import LINK
 from shoal.report import Record, flat_row, plot_curves, plot_pareto, read, write_csv
 from shoal.report.forecast import Online, check_network_name, flat_online, online
 from shoal.report.layout import Grid, distinct
@@ -24,16 +25,25 @@ from shoal.storage.run import Run
 
 @dataclass(frozen=True)
 class Asked:
-    """Files that a report is to write, the network whose online seconds it forecasts, and a machine's constants."""
+    """The files that a report writes, and what its forecasts are for."""
 
     csv: Path | None = None
+    """Also write the rows as CSV."""
     html: Path | None = None
+    """Also write a self-contained page with all charts."""
     png: Path | None = None
-    network: str | None = None
+    """Also draw accuracy against ReLUs, with the Pareto front."""
+    network: str | None = field(default=None, metadata=LINK)
+    """Forecast online seconds over none, lan or wan; the page uses none unless given."""
     machine: Path | None = None
+    """Constants for forecasts, from shoal calibrate."""
 
 
-def report(folders: list[Path], asked: Asked) -> list[dict[str, Any]]:
+Row = Mapping[str, Any]
+"""The figures of one run by dotted name, such as ``reduced.relus``."""
+
+
+def report(folders: list[Path], asked: Asked) -> list[Row]:
     """Flat rows of every run with a summary; draws each run's curves and writes what is asked for.
 
     Raises ShoalError when no folder has a summary, on foreign files, and for an unknown network or a foreign machine.
@@ -45,7 +55,7 @@ def report(folders: list[Path], asked: Asked) -> list[dict[str, Any]]:
     onlines: list[dict[str, Online]] = [{} for _ in records]
     if asked.html or asked.network:
         onlines = [online(record, network, machine) for record in records]
-    rows = [flat_row(record) | flat_online(found) for record, found in zip(records, onlines, strict=True)]
+    rows: list[Row] = [flat_row(record) | flat_online(found) for record, found in zip(records, onlines, strict=True)]
     for folder in folders:
         if Run(folder).has("metrics.jsonl"):
             plot_curves(Run(folder), folder / "curves.png")
@@ -83,10 +93,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 """(key of a flat row, or `gain`: points of accuracy over the baseline; heading; how it is shown)."""
 
 
-def report_table(rows: list[dict[str, Any]]) -> Grid:
+def report_table(rows: list[Row]) -> Grid:
     """Runs down, figures of the reduced networks across; figures that no run has are left out."""
     sets = {row["data"] for row in rows}
-    rows = [row | {"gain": row["reduced.accuracy"] - row["baseline.accuracy"]} for row in rows]
+    rows = [{**row, "gain": row["reduced.accuracy"] - row["baseline.accuracy"]} for row in rows]
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
     cells = []
     for name, row in zip(distinct([row["run"] for row in rows]), rows, strict=True):

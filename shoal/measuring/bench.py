@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -25,9 +26,32 @@ from shoal.private.serving.options import ClientOptions
 from shoal.private.transport.certs import make_certificates
 from shoal.progress import counter
 from shoal.storage.run import Run
+from shoal.storage.summary import Summary
 
 
-def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> dict[str, Any]:
+class Timed(TypedDict, total=False):
+    """Medians of prepared queries over one network, bytes and messages of a query, and what the relay achieved."""
+
+    online_s: float
+    fastest_s: float
+    slowest_s: float
+    samples_s: list[float]
+    bytes: int
+    messages: int
+    latencies: int
+    achieved: Mapping[str, object]
+    relay_bytes: Mapping[str, int]
+
+
+class Bench(TypedDict):
+    """Queries timed for each network, and seconds to prepare an item; None where none was prepared."""
+
+    rounds: int
+    offline_s: float | None
+    networks: dict[str, Timed]
+
+
+def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> Bench:
     """Medians of `rounds` queries of one image over each of `networks`, after one query that is not counted.
 
     Items are made first, without the network, `batch` at a time. With `rehearse`, random words take their place. The
@@ -47,20 +71,20 @@ def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
         offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
-    return {"rounds": rounds, "offline_s": offline, "networks": rows}
+    return Bench(rounds=rounds, offline_s=offline, networks=rows)
 
 
-def record(folder: Path, artifact: Path, body: dict[str, Any]) -> None:
+def record(folder: Path, artifact: Path, body: Bench) -> None:
     """Add measured figures to a run's summary. Raises ShoalError for the artifact of another network."""
     run = Run(folder)
     if not run.has("summary.json"):
         raise ShoalError(f"found no summary at {folder}; need a run of shoal reduce that ended; resume it")
-    summary, program = run.read_json("summary.json"), Program.load(artifact / "client")
-    kept, relus = sum(relu.count for relu in Layout(program).relus.values()), summary["reduced"]["relus"]
+    summary, program = Summary.read(run), Program.load(artifact / "client")
+    kept, relus = sum(relu.count for relu in Layout(program).relus.values()), summary.reduced["relus"]
     if kept != relus:
         raise ShoalError(f"found {kept:,} ReLUs in {artifact} and {relus:,} in {folder}; need that run's artifact")
-    summary["reduced"].setdefault("private", {})["networks"] = body["networks"]
-    run.write_json("summary.json", summary)
+    summary.reduced.setdefault("private", {})["networks"] = body["networks"]
+    summary.write(run)
 
 
 def _client(artifact: Path, address: str, folder: Path) -> Client:
@@ -77,7 +101,7 @@ def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int)
     return (time.perf_counter() - begun) / count
 
 
-def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> dict[str, Any]:
+def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> Timed:
     if network == "none":
         return _figures(_queries(artifact, address, folder, rounds))
     achieved = asdict(probe(LINKS[network]))
@@ -85,7 +109,9 @@ def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: i
         results = _queries(artifact, relay.address, folder, rounds)
         # These bytes include the uncounted query, the handshake and TLS.
         seen = {"up": relay.counters.up, "down": relay.counters.down}
-    return _figures(results) | {"achieved": achieved, "relay_bytes": seen}
+    found = _figures(results)
+    found["achieved"], found["relay_bytes"] = achieved, seen
+    return found
 
 
 def _queries(artifact: Path, address: str, folder: Path, rounds: int) -> list[Result]:
@@ -99,9 +125,15 @@ def _client_shape(artifact: Path) -> tuple[int, ...]:
     return Program.load(artifact / "client").input_shape
 
 
-def _figures(results: list[Result]) -> dict[str, Any]:
+def _figures(results: list[Result]) -> Timed:
     first = results[0]
     samples = [r.seconds for r in results]
-    figures: dict[str, Any] = {"online_s": statistics.median(samples), "fastest_s": min(samples)}
-    figures |= {"slowest_s": max(samples), "samples_s": samples}
-    return figures | {"bytes": first.bytes, "messages": first.messages, "latencies": first.latencies}
+    return Timed(
+        online_s=statistics.median(samples),
+        fastest_s=min(samples),
+        slowest_s=max(samples),
+        samples_s=samples,
+        bytes=first.bytes,
+        messages=first.messages,
+        latencies=first.latencies,
+    )

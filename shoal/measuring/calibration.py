@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ REHEARSED = {
 """Networks that differ in exchanges, values, ReLUs and multiply-adds: name, width, share of the ReLUs kept."""
 
 
-def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, Any]]:
+def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, object]]:
     """This machine's constants, and the measurements that they come from. Needs SPU and an idle machine."""
     with tempfile.TemporaryDirectory(prefix="shoal-") as scratch:
         folder = Path(scratch)

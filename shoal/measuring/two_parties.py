@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from shoal.private.serving.client import Client
 from shoal.private.serving.direct import Result
 from shoal.private.serving.options import ClientOptions
 from shoal.progress import counter
+from shoal.storage.summary import Figures
 
 Say = Callable[[str], None]
 SINGLES, PREPARED = 5, 8
@@ -111,9 +111,7 @@ def _figures(results: list[Result], setup: float, offline: float, agreement: Agr
     )
 
 
-def measure(
-    artifact: Path, model: nn.Module, data: Dataset, certificates: Path, images: int, say: Say
-) -> dict[str, Any]:
+def measure(artifact: Path, model: nn.Module, data: Dataset, certificates: Path, images: int, say: Say) -> Figures:
     """Counts, accuracy and private figures of one trained network; writes its artifact to `artifact`.
 
     `say` hears what is measured, with the folder's name for the network.
@@ -129,28 +127,27 @@ def measure(
     few = min(PREPARED, images)
     say(f"{name}: {few} images from prepared randomness, which is made first")
     ahead = prepared(artifact, certificates, test[:few], graph)
-    return _network(graph, data, test, program, weights) | {
-        "private": asdict(private),
-        "prepared": asdict(ahead),
-        "clear": asdict(clear) | {"accuracy": accuracy, "error_bound": program.error_bound},
-    }
+    found = _network(graph, data, test, program, weights)
+    found["private"], found["prepared"] = asdict(private), asdict(ahead)
+    found["clear"] = asdict(clear) | {"accuracy": accuracy, "error_bound": program.error_bound}
+    return found
 
 
-def _network(graph: Graph, data: Dataset, test: Tensor, program: Program, weights: Weights) -> dict[str, Any]:
+def _network(graph: Graph, data: Dataset, test: Tensor, program: Program, weights: Weights) -> Figures:
     with torch.no_grad():
         guesses = torch.cat([graph(test[i : i + 500])[-1].argmax(1) for i in range(0, len(test), 500)])
     total = cost(graph)
-    return {
-        "accuracy": 100.0 * float((guesses == data.test.labels).float().mean()),
-        "relus": total.relus,
-        "macs": total.macs,
-        "linear_macs": total.linear_macs,
-        "depth": total.depth,
-        "params": total.params,
-        "relu_layers": total.relu_layers,
-        "fraction_bits": program.fraction_bits,
-        "weight_bytes": sum(a.nbytes for a in weights.arrays.values()),
-    }
+    return Figures(
+        accuracy=100.0 * float((guesses == data.test.labels).float().mean()),
+        relus=total.relus,
+        macs=total.macs,
+        linear_macs=total.linear_macs,
+        depth=total.depth,
+        params=total.params,
+        relu_layers=total.relu_layers,
+        fraction_bits=program.fraction_bits,
+        weight_bytes=sum(a.nbytes for a in weights.arrays.values()),
+    )
 
 
 def clean(out: Path, overwrite: bool) -> None:
@@ -163,7 +160,7 @@ def clean(out: Path, overwrite: bool) -> None:
         shutil.rmtree(out)
 
 
-def agreement_of(network: dict[str, Any]) -> dict[str, Any]:
+def agreement_of(network: Figures) -> dict[str, object]:
     """The summary's `agreement` of one measured network: private logits against plaintext ones."""
     private = network["private"]
     return {key: private[key] for key in ("images", "argmax_equal", "max_abs_logit_error", "error_bound")}

@@ -16,38 +16,47 @@ from torch import nn
 from shoal.channels.batch_norm import Calibration
 from shoal.channels.slim_layers import SharedAffineBatchNorm2d
 from shoal.channels.slimmable import Slimmable, narrowed
-from shoal.data.dataset import Dataset
 from shoal.distillation.paths import self_kd
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec
-from shoal.recipes.stages import Listener, Stages
-from shoal.storage.run import Run
+from shoal.recipes.stages import Stages
 from shoal.surgery.tracing import trace
 from shoal.training.loop import History
 from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
-from shoal.training.settings import Settings
 
 METHODS: dict[str, str | None] = {"conventional": None, "ipkd": "deepest", "ta-1": "transitive", "ta-m": "dense"}
 """Method -> the path (`distillation.paths`) by which classifiers teach; conventional training (eq. 4) has none."""
 
 
+TEACHERS = {
+    "conventional": "none, all learn from the labels",
+    "ipkd": "the strongest",
+    "ta-1": "the next stronger one",
+    "ta-m": "all stronger ones",
+}
+"""Method -> the classifiers that teach a weaker one."""
+
+
 @dataclass(frozen=True)
 class Options:
-    """What to train: a network that has several classifiers, or gets `exits` (ReLU sites), or `widths`.
+    """What to train: a network that has several classifiers, or gets them by `exits` or `widths`."""
 
-    `shared_affine` has the widths share the batch norms' scales and shifts, and `drawn` widths a step are drawn between
-    the narrowest and the widest (US-Nets' sandwich rule), which implies it. `direction` is that of the divergence.
-    """
-
-    method: str = "ta-m"
+    method: str = field(default="ta-m", metadata={"values": TEACHERS})
+    """Which classifiers teach a weaker one."""
     widths: tuple[float, ...] = ()
-    exits: tuple[str, ...] = ()
+    """Make the network slimmable to these fractions of its channels: 0.25,0.5,0.75,1."""
+    exits: tuple[str, ...] = field(default=(), metadata={"cli": "--exit"})
+    """Add a classifier after this ReLU site, as shoal count lists it (repeatable)."""
     shared_affine: bool = False
-    drawn: int = 0
+    """Widths share the batch norms' scales and shifts, but not their statistics."""
+    drawn: int = field(default=0, metadata={"cli": "--sandwich"})
+    """In each step train the narrowest, the widest and this many random widths between (US-Nets draw 2). Implies
+    --shared-affine."""
     direction: str = "forward"
+    """Direction of the KL divergence: forward (teacher || student), or reverse, as the paper writes it."""
 
     def spec(self, base: Spec) -> Spec:
         """The spec of the network to train."""
@@ -113,28 +122,17 @@ class Result:
     parts: dict[str, tuple[Spec, nn.Module]] = field(default_factory=dict)
 
 
-def train(
-    spec: Spec,
-    data: Dataset,
-    options: Options,
-    preset: Preset,
-    settings: Settings,
-    *,
-    run: Run | None = None,
-    base: nn.Module | None = None,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
-) -> Result:
-    """Train the network of `spec` (or `base`), made flexible by `options`, for all of its classifiers at once.
+def train(spec: Spec, options: Options, preset: Preset, stages: Stages, base: nn.Module | None = None) -> Result:
+    """Train all classifiers of the network of `spec` (or `base`) at once, after `options` has added exits or widths.
 
-    The epoch kept is the one with most validation accuracy averaged over the classifiers. Raises ShoalError for options
-    that do not fit the network, and StoppedError when the settings' time ran out.
+    Keeps the epoch with the highest validation accuracy, averaged over the classifiers. Raises ShoalError for options
+    that do not fit the network, and StoppedError when the time is up.
     """
     check_options(options, spec, base)
     spec = options.spec(spec)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(stages.settings.seed)
     model = assemble(spec, base)
-    stages = Stages(data, replace(settings, exit=None), run, listen, tensorboard)
+    stages = stages.changed(exit=None)
     hooks = _draw(model, options.drawn, stages, preset.schedule.batch_size)
     if not preset.decay_all:
         _without_decay(model)

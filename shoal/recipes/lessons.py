@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from shoal.data.dataset import Dataset
 from shoal.exits.classifiers import check_one_classifier
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec
-from shoal.recipes.stages import Listener, Stages, check_teacher, fresh
-from shoal.storage.run import Run
+from shoal.recipes.stages import Stages, check_teacher, fresh
 from shoal.training.loop import History
 from shoal.training.objective import Objective, Term, cross_entropy
 from shoal.training.schedule import Schedule
-from shoal.training.settings import Settings
 
 
 def _as_it_is(model: nn.Module) -> nn.Module:
@@ -43,7 +40,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Problem:
-    """The network to be taught, and how long; `base` is the user's own module, whose weights are drawn anew."""
+    """The network to train, its schedule and stages; `base` is the user's own module, whose weights are drawn anew."""
 
     spec: Spec
     schedule: Schedule
@@ -70,35 +67,23 @@ Teach = Callable[[Problem], Lesson]
 """Builds a method's lesson; what must be trained before, it trains in stages of its own."""
 
 
-def learn(
-    spec: Spec,
-    teach: Teach,
-    data: Dataset,
-    schedule: Schedule,
-    settings: Settings,
-    *,
-    run: Run | None = None,
-    base: nn.Module | None = None,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
-) -> Result:
-    """Train the network of `spec` as `teach` says (stage ``distill``) and by cross-entropy alone (``baseline``).
+def learn(problem: Problem, teach: Teach) -> Result:
+    """Train the problem's network as `teach` says (stage ``distill``) and by cross-entropy alone (``baseline``).
 
-    Both begin with the same weights and see the same batches. Raises ShoalError for a network that has been reduced or
-    has several classifiers, and StoppedError when the settings' time ran out.
+    Both start from the same weights and see the same batches. Raises ShoalError for a network that has been reduced or
+    has several classifiers, and StoppedError when the time is up.
     """
+    spec, stages, seed = problem.spec, problem.stages, problem.stages.settings.seed
     check_teacher(spec)
-    problem = Problem(spec, schedule, Stages(data, settings, run, listen, tensorboard), base)
     check_one_classifier(problem.network(), spec.base)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     lesson = teach(problem)
-    taught = problem.stages.fit(
-        "distill", lesson.model, Objective(lesson.terms), schedule, teacher=lesson.teacher, hooks=lesson.hooks,
+    stages.fit(
+        "distill", lesson.model, Objective(lesson.terms), problem.schedule, teacher=lesson.teacher, hooks=lesson.hooks,
         settings={"exit": lesson.exit},
     )  # fmt: skip
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     baseline = problem.network()
-    plain = problem.stages.fit("baseline", baseline, Objective((cross_entropy(),)), schedule)
+    stages.fit("baseline", baseline, Objective((cross_entropy(),)), problem.schedule)
     whole = lesson.model.eval()
-    histories = problem.stages.histories | {"distill": taught, "baseline": plain}
-    return Result(spec, lesson.cut(whole).eval(), baseline.eval(), whole, histories)
+    return Result(spec, lesson.cut(whole).eval(), baseline.eval(), whole, stages.histories)

@@ -10,22 +10,20 @@ from torch import nn
 
 from shoal.data.augment import CLOUD_POLICIES, POLICIES
 from shoal.data.clouds import is_cloud
-from shoal.data.dataset import Dataset
 from shoal.distillation.paths import DISTANCES, PATHS, self_features, self_kd
 from shoal.errors import ShoalError
 from shoal.exits.attention import add_adapters, feature_taps
 from shoal.exits.classifiers import check_one_classifier, count_exits, depth_order
-from shoal.exits.points import exit_points
+from shoal.exits.points import CHOSEN, FIXED, exit_points
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import EXIT_KINDS, Spec
 from shoal.recipes import beside
-from shoal.recipes.stages import Listener, Stages, check_teacher
-from shoal.storage.run import Run
+from shoal.recipes.lessons import Lesson
+from shoal.recipes.stages import Stages, check_teacher
 from shoal.surgery.tracing import check_trace
 from shoal.training.loop import History
 from shoal.training.objective import Objective, Term, Weight, cross_entropy, switched
 from shoal.training.schedule import Schedule
-from shoal.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -105,19 +103,27 @@ AUTO = "auto"
 class Options:
     """Where classifiers go and what they are, and what of the preset's loss to change (None: nothing)."""
 
-    scheme: str = AUTO
+    scheme: str = field(default=AUTO, metadata={"values": (*FIXED, *CHOSEN)})
+    """Where classifiers go; auto is downsample, and for point clouds two classifiers at equal distances."""
     count: int | None = None
+    """Number of shallow classifiers for the schemes uniform, shallow and deep; 3 unless given."""
     after: tuple[str, ...] = ()
-    """Submodules after which classifiers go, instead of the scheme's."""
+    """A submodule to put a classifier after (repeatable), instead of --scheme."""
     kind: str = AUTO
-    path: str | None = None
+    """Kind of shallow classifier: attention (most accurate, not for private inference), aligned (also in private),
+    plain (one layer) or pooled; auto is attention, and pooled for point clouds."""
+    path: str | None = field(default=None, metadata={"values": PATHS})
+    """Which classifiers teach which; the preset's unless given."""
     alpha: float | None = None
+    """Weight of the divergence from the teaching classifier, 0 to 1; the preset's unless given."""
     feature_weight: float | None = None
-    augment: str | None = None
-    beside: str | None = None
-    """What else teaches, of `recipes.beside.BESIDE`."""
+    """Weight of the distance between features (lambda); the preset's unless given."""
+    augment: str | None = field(default=None, metadata={"values": (*POLICIES, *CLOUD_POLICIES[1:])})
+    """Augmentation of training images; the preset's unless given."""
+    beside: str | None = field(default=None, metadata={"values": beside.BESIDE})
+    """What else to learn from."""
     baseline: bool = True
-    """Train the plain network by the same schedule, too."""
+    """Also train the plain network with the same schedule."""
 
     def settled(self, shape: tuple[int, ...]) -> Options:
         """What ``auto`` stands for with inputs of `shape`.
@@ -149,29 +155,25 @@ class Result:
 
 def distill(
     spec: Spec,
-    data: Dataset,
     options: Options,
     preset: Preset,
-    settings: Settings,
-    *,
+    stages: Stages,
     base: nn.Module | None = None,
     teacher: nn.Module | None = None,
-    run: Run | None = None,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
 ) -> Result:
     """Train the plain network of `spec` with shallow classifiers that learn from its deeper ones.
 
-    It begins with the weights of `base`, or new ones; so does the baseline. `teacher` is what `options.beside` learns
-    from as well. Raises ShoalError for impossible options, and StoppedError when the settings' time ran out.
+    It starts from the weights of `base`, or from new ones; so does the baseline. `teacher` is the trained network of
+    `options.beside`. Raises ShoalError for impossible options, and StoppedError when the time is up.
     """
     preset, options = options.applied(preset), options.settled(spec.shape)
     grown = check_options(options, preset, spec, base, teacher)
-    chosen = replace(settings, select=preset.select, augment=preset.augment or settings.augment)
-    stages = Stages(data, chosen, run, listen, tensorboard)
+    stages = stages.changed(select=preset.select, augment=preset.augment or stages.settings.augment)
     baseline = _baseline(stages, spec, base, preset) if options.baseline else None
-    model = _taught(stages, spec, grown, base, preset, options.beside, teacher)
-    return Result(grown, model.eval(), baseline, stages.histories)
+    plain = assemble(spec, base)
+    torch.manual_seed(stages.settings.seed)
+    lesson = beside.lesson(options.beside, lambda: _made(grown, base, preset), plain, teacher, spec.shape)
+    return Result(grown, _taught(stages, lesson, preset.schedule).eval(), baseline, stages.histories)
 
 
 def check_options(
@@ -236,24 +238,13 @@ def _baseline(stages: Stages, spec: Spec, base: nn.Module | None, preset: Preset
     return model
 
 
-def _taught(
-    stages: Stages,
-    spec: Spec,
-    grown: Spec,
-    base: nn.Module | None,
-    preset: Preset,
-    by: str | None,
-    teacher: nn.Module | None,
-) -> nn.Module:
-    """The network of `grown` after its training, without what only its losses read."""
-    plain = assemble(spec, base)
-    torch.manual_seed(stages.settings.seed)
-    own = beside.lesson(by, lambda: _made(grown, base, preset), plain, teacher, spec.shape)
+def _taught(stages: Stages, lesson: Lesson, schedule: Schedule) -> nn.Module:
+    """The lesson's network after its training, without the parts that only its losses use."""
     stages.fit(
-        "self-distillation", own.model, Objective(own.terms), preset.schedule, teacher=own.teacher,
-        settings={"exit": own.exit},
+        "self-distillation", lesson.model, Objective(lesson.terms), schedule, teacher=lesson.teacher,
+        settings={"exit": lesson.exit},
     )  # fmt: skip
-    return own.cut(own.model)
+    return lesson.cut(lesson.model)
 
 
 def _made(spec: Spec, base: nn.Module | None, preset: Preset) -> tuple[nn.Module, tuple[Term, ...]]:

@@ -1,4 +1,4 @@
-"""What the recipes' training stages share: one run, one clock, one log; and the teacher that they begin with."""
+"""What the training stages of a recipe share (data, settings, clock and run folder), and the teacher's training."""
 
 from __future__ import annotations
 
@@ -45,13 +45,17 @@ def _tell(listen: Listener | None, stage: str, row: dict[str, float]) -> None:
 
 
 class Stages:
-    """The data, settings, clock and run folder that every stage of one reduction shares."""
+    """What all training stages of one recipe share: data, settings, clock and, optionally, a run folder.
+
+    With `run`, stages write checkpoints and logs there, and `settings.resume` goes on from them. `listen` is called
+    after each step; `tensorboard` also writes events. `clock` counts from now unless it is given.
+    """
 
     def __init__(
         self,
         data: Dataset,
         settings: Settings,
-        run: Run | None,
+        run: Run | None = None,
         listen: Listener | None = None,
         tensorboard: bool = False,
         clock: Clock | None = None,
@@ -61,9 +65,21 @@ class Stages:
         self.histories: dict[str, History] = {}
 
     def at(self, run: Run, label: str) -> Stages:
-        """The same with another run folder, under the same clock; `listen` hears of its stages as `label`."""
+        """The same with another run folder and the same clock; `listen` is called with `label` for its stages."""
         heard = _Relabelled(self.listen, label) if self.listen else None
         return Stages(self.data, self.settings, run, heard, self.tensorboard, self.clock)
+
+    def changed(self, **settings: Any) -> Stages:
+        """The same with some of its settings changed, the same clock, and no stage finished yet."""
+        own = replace(self.settings, **settings)
+        return Stages(self.data, own, self.run, self.listen, self.tensorboard, self.clock)
+
+    @property
+    def folder(self) -> Run:
+        """The run folder. Raises ShoalError when there is none."""
+        if self.run is None:
+            raise ShoalError("found no run folder; need one for these stages; give Stages a run (Stages.run)")
+        return self.run
 
     def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
         """`fit` one stage with its checkpoint, log and progress; a finished stage is loaded, not repeated.
@@ -111,25 +127,16 @@ class Stages:
 
 
 def train_teacher(
-    spec: Spec,
-    data: Dataset,
-    schedule: Schedule,
-    settings: Settings,
-    *,
-    run: Run | None = None,
-    base: nn.Module | None = None,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
+    spec: Spec, schedule: Schedule, stages: Stages, base: nn.Module | None = None
 ) -> tuple[nn.Module, History]:
-    """Train the all-ReLU network of `spec` by cross-entropy; also how a baseline is trained.
+    """Train the all-ReLU network of `spec`, or of `base`, by cross-entropy, and return it with its history.
 
-    Raises ShoalError for a `base` that computes something else once traced.
+    Raises ShoalError when `base` does not compute the same after tracing, and StoppedError when the time is up.
     """
     if base is not None:
         check_trace(base, spec.shape)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(stages.settings.seed)
     model = assemble(spec, base)
-    stages = Stages(data, settings, run, listen, tensorboard)
     history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)
     return model, history
 

@@ -60,7 +60,7 @@ def online(record: Record, network: str, machine: Machine | None) -> dict[str, O
 def _online(record: Record, side: str, network: str, machine: Machine | None) -> Online:
     from shoal.costs.model import prepared_cost
 
-    measured = look_up(record.summary[side], "prepared.online_s") if network == "none" else None
+    measured = look_up(record.summary.side(side), "prepared.online_s") if network == "none" else None
     try:
         layout = _layout(record.folder, side)
         spent = prepared_cost(layout, machine, LINKS[network]).online

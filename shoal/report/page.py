@@ -119,7 +119,7 @@ def _data(
 def _run(record: Record, online: Mapping[str, Online]) -> dict[str, Any]:
     return {
         "name": record.name,
-        "data": record.summary["data"],
+        "data": record.summary.data,
         "comparison": comparison(record.summary) + _private_rows(online),
         "sites": [asdict(site) for site in record.sites],
         "curves": list(record.curves.items()),
@@ -143,16 +143,16 @@ def _private_rows(online: Mapping[str, Online]) -> list[tuple[str, str, str, str
 def _run_columns(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Column]:
     columns = [
         Column("run", [(r.name, r.name) for r in records], numeric=False),
-        Column("data", [(r.summary["data"],) * 2 for r in records], numeric=False),
-        Column("network", [(r.summary["model"],) * 2 for r in records], numeric=False),
-        Column("seed", [(str(r.summary["seed"]), r.summary["seed"]) for r in records]),
+        Column("data", [(r.summary.data,) * 2 for r in records], numeric=False),
+        Column("network", [(r.summary.model,) * 2 for r in records], numeric=False),
+        Column("seed", [(str(r.summary.seed), r.summary.seed) for r in records]),
     ]
     for key, label, show in (
         ("accuracy", "test accuracy, %", units.percent),
         ("relus", "ReLUs", units.count),
         ("macs", "MACs", units.count),
     ):
-        pairs = [[look_up(r.summary[side], key) for side in ("baseline", "reduced")] for r in records]
+        pairs = [[look_up(r.summary.side(side), key) for side in ("baseline", "reduced")] for r in records]
         columns += _beside(label, pairs, show, gain=key == "accuracy")
     waits = [[online[side].waits for side in ("baseline", "reduced")] for online in onlines]
     seconds = [[online[side].seconds for side in ("baseline", "reduced")] for online in onlines]

@@ -78,7 +78,7 @@ def points(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -
 def _points_of(side: str, records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
     groups: dict[tuple[str, str], list[_Member]] = {}
     for i, (record, online) in enumerate(zip(records, onlines, strict=True)):
-        place = (record.summary["data"], _configuration(record, side))
+        place = (record.summary.data, _configuration(record, side))
         _join(groups.setdefault(place, []), _member(i, record, side, online), side)
     found = []
     for (data, _), group in groups.items():
@@ -88,8 +88,8 @@ def _points_of(side: str, records: Sequence[Record], onlines: Sequence[Mapping[s
 
 
 def _member(i: int, record: Record, side: str, online: Mapping[str, Online]) -> _Member:
-    label = record.name if side == "reduced" else f"{record.summary['model']}, all ReLUs"
-    return _Member(i, label, record.summary["seed"], record.summary[side], online.get(side, Online()))
+    label = record.name if side == "reduced" else f"{record.summary.model}, all ReLUs"
+    return _Member(i, label, record.summary.seed, record.summary.side(side), online.get(side, Online()))
 
 
 def _join(group: list[_Member], member: _Member, side: str) -> None:
@@ -105,13 +105,13 @@ def _join(group: list[_Member], member: _Member, side: str) -> None:
 def _configuration(record: Record, side: str) -> str:
     """What runs of one configuration share: data, network (told by its counts), and settings."""
     summary = record.summary
-    counts = {k: summary["baseline"].get(k) for k in ("relus", "macs", "params", "depth")}
+    counts = {k: summary.side("baseline").get(k) for k in ("relus", "macs", "params", "depth")}
     settings = {k: v for k, v in record.settings.items() if k not in NOT_SETTINGS}
     if side == "baseline":
         settings = {k: v for k, v in settings.items() if k.startswith("teacher_")}
     else:  # what DeepReDuce has chosen, which its settings do not tell
-        settings |= {k: summary.get(k) for k in ("design", "budget")}
-    return json.dumps([summary["data"], summary["model"], counts, settings], sort_keys=True)
+        settings |= {k: getattr(summary, k) for k in ("design", "budget")}
+    return json.dumps([summary.data, summary.model, counts, settings], sort_keys=True)
 
 
 def _point(side: str, data: str, group: Sequence[_Member]) -> Point:

@@ -12,8 +12,9 @@ from shoal.errors import ShoalError
 from shoal.pareto import front
 from shoal.report.pareto import Point
 from shoal.report.published import Published
-from shoal.report.record import ROWS, Sample, Summary, look_up, sample
+from shoal.report.record import ROWS, Sample, look_up, sample
 from shoal.storage.run import Run
+from shoal.storage.summary import Summary
 from shoal.surgery.sites import ReluSite
 from shoal.units import count, percent, ratio
 
@@ -89,10 +90,8 @@ def plot_comparison(summary: Summary, path: Path) -> None:
         axes.set_yticks(range(len(costs)), [cost.label for cost in costs])
         axes.set_xlim(0, max(110.0, *(105 * _reach(cost) for cost in costs)))
         axes.set_xlabel("reduced network, in % of the baseline (line at 100 %; less is better)")
-        start, end = (percent(summary[side]["accuracy"]) for side in ("baseline", "reduced"))
-        axes.set_title(
-            f"{plain(summary['data'])}: costs after reduction; test accuracy {start} % before, {end} % after"
-        )
+        start, end = (percent(summary.side(side)["accuracy"]) for side in ("baseline", "reduced"))
+        axes.set_title(f"{plain(summary.data)}: costs after reduction; test accuracy {start} % before, {end} % after")
         axes.grid(visible=False, axis="y")
         _explain(axes, costs)
         legend_below(axes, columns=2)
@@ -101,9 +100,9 @@ def plot_comparison(summary: Summary, path: Path) -> None:
 def _costs(summary: Summary) -> list[_Cost]:
     found = []
     for key, label, show in ROWS:
-        old, new = (look_up(summary[side], key) for side in ("baseline", "reduced"))
+        old, new = (look_up(summary.side(side), key) for side in ("baseline", "reduced"))
         if key not in NO_COSTS and old and new is not None:
-            samples = sample(summary["baseline"], key), sample(summary["reduced"], key)
+            samples = sample(summary.side("baseline"), key), sample(summary.side("reduced"), key)
             found.append(_Cost(label, old, new, (show(old), show(new)), samples))
     return found
 

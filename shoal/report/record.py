@@ -1,4 +1,4 @@
-"""What a run folder says, checked: figures of both networks, budget by site, training curves, settings."""
+"""What a run folder holds, checked: figures of both networks, budget by site, training curves, settings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 from shoal import units
 from shoal.errors import ShoalError
 from shoal.storage.run import Run
-
-Summary = Mapping[str, Any]
+from shoal.storage.summary import Figures, Summary
 
 Show = Callable[[float], str]
 
@@ -42,8 +41,8 @@ ROWS: tuple[tuple[str, str, Show], ...] = (
 """(path in a summary's network, label with unit, how it is shown). Private figures are those of one image."""
 
 
-def look_up(network: Summary, path: str) -> float | None:
-    """A figure of one network by dotted path; None when it was not measured."""
+def look_up(network: Mapping[str, object], path: str) -> float | None:
+    """A figure of one network by its dotted path; None when it was not measured."""
     value: Any = network
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -59,7 +58,7 @@ class Sample:
     slowest: float
 
 
-def sample(network: Summary, path: str) -> Sample | None:
+def sample(network: Mapping[str, object], path: str) -> Sample | None:
     """The queries whose median is the figure at `path`, such as ``prepared.online_s``; None where none are stored."""
     place, _, name = path.rpartition(".")
     found: Any = look_up(network, f"{place}.samples_s") if name == "online_s" else None
@@ -119,16 +118,13 @@ def _foreign(run: Run, name: str, what: str) -> ShoalError:
 
 
 def _summary(run: Run) -> Summary:
-    body = run.read_json("summary.json")
-    kinds = {"data": str, "model": str, "seed": int, "baseline": dict, "reduced": dict}
-    if not isinstance(body, dict) or not all(isinstance(body.get(name), kind) for name, kind in kinds.items()):
-        raise _foreign(run, "summary.json", ", ".join(kinds))
+    summary = Summary.read(run)
     for side in SIDES:
-        _check_figures(run, body[side])
-    return body
+        _check_figures(run, summary.side(side))
+    return summary
 
 
-def _check_figures(run: Run, network: Summary) -> None:
+def _check_figures(run: Run, network: Figures) -> None:
     for key, _, _ in ROWS:
         value = look_up(network, key)
         missing = value is None and key in ("accuracy", "relus", "macs")
@@ -152,7 +148,7 @@ def _sites(run: Run, summary: Summary) -> tuple[Site, ...]:
     sizes: Any = body.get("sizes") if isinstance(body, dict) else None
     if not (_whole(counts) and _whole(sizes)) or counts.keys() != sizes.keys():
         raise _foreign(run, "budget.json", "counts and sizes by site")
-    replaced = summary["reduced"].get("replaced_blocks", [])
+    replaced: object = summary.reduced.get("replaced_blocks", [])
     if not isinstance(replaced, list) or not all(isinstance(name, str) for name in replaced):
         raise _foreign(run, "summary.json", "list of names for 'replaced_blocks'")
     return tuple(Site(n, sizes[n], 0 if n in replaced else counts[n], n in replaced) for n in sizes)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.report.layout import Grid
-from shoal.report.record import ROWS, SIDES, Record, Summary, look_up
+from shoal.report.record import ROWS, SIDES, Record, look_up
 from shoal.storage.files import replacing
+from shoal.storage.summary import Summary
 from shoal.units import count, percent, points, ratio
 
 
@@ -17,7 +18,7 @@ def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:
     """Rows (what, baseline, reduced, ratio) of the table; rows that neither network has are left out."""
     rows = []
     for path, label, show in ROWS:
-        old, new = (look_up(summary[side], path) for side in ("baseline", "reduced"))
+        old, new = (look_up(summary.side(side), path) for side in ("baseline", "reduced"))
         if old is None and new is None:
             continue
         shown = ["not measured" if v is None else show(v) for v in (old, new)]
@@ -33,18 +34,18 @@ def _ratio(path: str, old: float | None, new: float | None) -> str:
 
 def comparison_table(summary: Summary) -> Grid:
     """The table, baseline beside reduced beside ratio, with both ways to count MACs of replaced blocks below."""
-    title = f"{summary['model']} on {summary['data']}, seed {summary['seed']}"
+    title = f"{summary.model} on {summary.data}, seed {summary.seed}"
     head = ["", "baseline", "reduced", "reduced beside baseline"]
     return Grid(title, head, comparison(summary), caption="\n".join(_remarks(summary)))
 
 
 def _remarks(summary: Summary) -> list[str]:
-    macs, remarks = summary["reduced"].get("macs_accounting"), []
+    macs, remarks = summary.reduced.get("macs_accounting"), list[str]()
     if macs and macs["honest"] != macs["paper"]:
         honest, paper = macs["honest"], macs["paper"]
         remarks.append(f"MACs with replaced blocks, before exits are cut: {count(honest)}")
         remarks.append(f"MACs as the paper counts replaced blocks: {count(paper)}")
-    for part, own in summary.get("narrower", {}).items():
+    for part, own in (summary.narrower or {}).items():
         counts = f"{count(own['relus'])} ReLUs, {count(own['macs'])} MACs"
         width = f"with {float(part):g} of the channels (widths/{float(part):g})"
         remarks.append(f"{width}: test accuracy {percent(own['accuracy'])} %, {counts}")
@@ -54,9 +55,9 @@ def _remarks(summary: Summary) -> list[str]:
 def flat_row(record: Record) -> dict[str, Any]:
     """One row of figures of a run, by ``baseline.`` and ``reduced.`` names; None where nothing was measured."""
     summary = record.summary
-    row: dict[str, Any] = {"run": record.name, "data": summary["data"], "seed": summary["seed"]}
+    row: dict[str, Any] = {"run": record.name, "data": summary.data, "seed": summary.seed}
     for side in SIDES:
-        row |= {f"{side}.{key}": look_up(summary[side], key) for key, _, _ in ROWS}
+        row |= {f"{side}.{key}": look_up(summary.side(side), key) for key, _, _ in ROWS}
     return row
 
 

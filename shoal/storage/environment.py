@@ -6,12 +6,11 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Versions and machine that a figure was made with."""
     names = ("shoal", "torch", "numpy", "spu", "jax", "scikit-learn", "safetensors")
     return {

@@ -19,6 +19,10 @@ from shoal.errors import ShoalError
 from shoal.storage.files import read_json
 from shoal.storage.tensors import checksum
 
+Config = dict[str, Any]
+"""The body of `config.json`: what decides a run's result, and where its data and networks were. Each job has its own
+settings in it; all have `data`, `data_dir`, `limit` and `seed`."""
+
 FINGERPRINTS = "fingerprints"
 """Where a configuration holds them, by what they are of."""
 
@@ -33,7 +37,7 @@ _ADVICE = {
 _NETWORK = ("another network", "give the run that holds the one from before")
 
 
-def placed(config: Mapping[str, Any], data_dir: Path | None) -> dict[str, Any]:
+def placed(config: Mapping[str, Any], data_dir: Path | None) -> Config:
     """The configuration with its data at `data_dir`, or where they lay; a folder of images goes by its kind then."""
     if data_dir is None:
         return dict(config)
@@ -52,7 +56,7 @@ def began(
     *,
     plan: Path | None = None,
     **networks: nn.Module | None,
-) -> dict[str, Any]:
+) -> Config:
     """The configuration of a run on `data`, with fingerprints of them, the plan and the networks that it starts from.
 
     `networks` go by the setting that says where they came from, `teacher` or `source`; None is left out.
@@ -64,7 +68,7 @@ def began(
     return placed(config, data_dir) | {FINGERPRINTS: found}
 
 
-def fingerprints(config: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """Those that a configuration has; a run of an earlier version has none."""
     found = config.get(FINGERPRINTS)
     return dict(found) if isinstance(found, dict) else {}
@@ -95,7 +99,7 @@ def check_origins(folder: Path, known: Mapping[str, Any], new: Mapping[str, Any]
             )
 
 
-def updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> Config:
     """The configuration `old` with the places of `new`, which are used from now on, and fingerprints it had not."""
     places = {key: new[key] for key in ("data", *PLACES.values()) if key in new}
     found = fingerprints(new) | fingerprints(old)

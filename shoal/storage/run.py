@@ -7,14 +7,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shoal.errors import ShoalError
 from shoal.storage.checkpoint import Checkpoint
 from shoal.storage.environment import environment
 from shoal.storage.files import append_line, read_json, write_text
-from shoal.storage.origins import check_origins, difference, fingerprints, updated
+from shoal.storage.origins import Config, check_origins, difference, fingerprints, updated
 from shoal.storage.tensors import checksum, fit_files, has_tensors, read_tensors
+
+
+class Epoch(TypedDict, total=False):
+    """A row of `metrics.jsonl`: one epoch of a stage, with the accuracy on the selecting split in percent.
+
+    Rows also hold each loss by its term's name.
+    """
+
+    stage: str
+    epoch: int
+    accuracy: float
 
 
 def summary_writer() -> Any:
@@ -38,9 +49,7 @@ class Run:
         self.folder, self.shard_bytes = Path(folder), shard_bytes
 
     @classmethod
-    def create(
-        cls, folder: Path | str, config: dict[str, Any], resume: bool = False, shard_bytes: int | None = None
-    ) -> Run:
+    def create(cls, folder: Path | str, config: Config, resume: bool = False, shard_bytes: int | None = None) -> Run:
         """Make the folder and record `config` and the environment; `shard_bytes` is no part of what is recorded.
 
         A run that is resumed may have its data and the runs that it came from elsewhere (`origins`): `config.json`
@@ -62,7 +71,7 @@ class Run:
                 fit_files(place, shard_bytes)
         return run
 
-    def below(self, place: str, config: dict[str, Any] | None = None) -> Run:
+    def below(self, place: str, config: Config | None = None) -> Run:
         """A run in a folder of this one, begun or gone on with, whose weights obey the same limit.
 
         It has this run's configuration unless it is given its own. Raises ShoalError as `create` does.
@@ -85,7 +94,7 @@ class Run:
                 "choose another --out"
             )
 
-    def _go_on(self, config: dict[str, Any], resume: bool) -> None:
+    def _go_on(self, config: Config, resume: bool) -> None:
         """Raise ShoalError unless the run may go on with `config`; its places become those of the run."""
         if not resume:
             raise ShoalError(f"found a run at {self.folder}; need --resume to go on with it, or another --out")
@@ -101,14 +110,14 @@ class Run:
         if updated(old, config) != old:
             self.write_json("config.json", updated(old, config))
 
-    def _known(self, config: dict[str, Any]) -> dict[str, Any]:
+    def _known(self, config: Config) -> Config:
         """Fingerprints of what the run began with; an early run has none, but the teacher that it reduces."""
         found = fingerprints(config)
         if "teacher" not in found and config.get("teacher") is not None and self.has("teacher.json"):
             found["teacher"] = checksum(read_tensors(self.folder / "teacher.safetensors"), {})
         return found
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """What the run was made with. Raises ShoalError when it does not say with which data and seed."""
         body = self.read_json("config.json")
         kinds = {"data": (str,), "seed": (int,), "limit": (int, type(None)), "data_dir": (str, type(None))}
@@ -159,7 +168,7 @@ class Run:
 
         return record
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Epoch]:
         """The rows of `metrics.jsonl`, of an epoch that a kill has had repeated the last one.
 
         A line cut off by a kill is left out. Raises ShoalError on foreign rows.
@@ -192,7 +201,7 @@ def _check_row(row: Any, path: Path) -> None:
         raise ShoalError(f"found a row without stage and accuracy in {path}; need the rows that shoal wrote; mend it")
 
 
-def as_json(config: dict[str, Any]) -> dict[str, Any]:
+def as_json(config: Config) -> Config:
     """A configuration as its file has it."""
     return dict(json.loads(json.dumps(config, default=_plain)))
 

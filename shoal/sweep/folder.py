@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shoal.errors import ShoalError
 from shoal.storage.files import read_json, write_text
@@ -24,6 +24,19 @@ FREE = ("--shard-mb", "--save-seconds", "--device", "--step", "--data-dir")
 """Options that a run may go on with otherwise: what lies at another place is compared by the run itself."""
 SPENT = {"attempts": int, "seconds": (int, float)}
 """What is kept of every run that was started, and its types."""
+
+
+class Spent(TypedDict):
+    """What a run has taken so far: how often it was started, and wall seconds."""
+
+    attempts: int
+    seconds: float
+
+
+class Stored(Spent):
+    """What is kept of a finished run: the JSON that it printed, too."""
+
+    result: dict[str, Any]
 
 
 class Folder:
@@ -129,28 +142,34 @@ class Folder:
             )
         return body
 
-    def store(self, run: Planned, result: dict[str, Any]) -> None:
+    def store(self, run: Planned, result: Stored) -> None:
         """Keep what is known of a finished run: it will not be repeated."""
         write_text(self.path / "results" / f"{run.name}.json", json.dumps(result, indent=1))
         self._output(run).unlink(missing_ok=True)
         self._note(run).unlink(missing_ok=True)
 
-    def stored(self, run: Planned) -> dict[str, Any] | None:
+    def stored(self, run: Planned) -> Stored | None:
         """What `store` kept; None for a run that has not finished. Raises ShoalError for a damaged file."""
         path = self.path / "results" / f"{run.name}.json"
-        return _read(path, SPENT | {"result": dict}, "repeat the run") if path.exists() else None
+        if not path.exists():
+            return None
+        body = _read(path, SPENT | {"result": dict}, "repeat the run")
+        return Stored(attempts=body["attempts"], seconds=body["seconds"], result=body["result"])
 
-    def note(self, run: Planned, spent: dict[str, Any]) -> None:
+    def note(self, run: Planned, spent: Spent) -> None:
         """Keep what an unfinished run has taken so far, for the sweep that goes on with it."""
         write_text(self._note(run), json.dumps(spent))
 
-    def noted(self, run: Planned) -> dict[str, Any]:
+    def noted(self, run: Planned) -> Spent:
         """What `note` kept last; nothing spent where it has not. Raises ShoalError for a damaged file."""
         path = self._note(run)
-        return _read(path, SPENT, "count from 0 again") if path.exists() else {"attempts": 0, "seconds": 0.0}
+        if not path.exists():
+            return Spent(attempts=0, seconds=0.0)
+        body = _read(path, SPENT, "count from 0 again")
+        return Spent(attempts=body["attempts"], seconds=body["seconds"])
 
 
-def _read(path: Path, kinds: Mapping[str, Any], then: str) -> dict[str, Any]:
+def _read(path: Path, kinds: Mapping[str, Any], then: str) -> Mapping[str, Any]:
     body = read_json(path)
     if not isinstance(body, dict) or not all(isinstance(body.get(key), kind) for key, kind in kinds.items()):
         raise ShoalError(f"found no result in {path}; need the file that shoal wrote; remove it to {then}")

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from shoal import units
 from shoal.sweep.command import text
@@ -37,28 +37,61 @@ def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def headline(figures: Mapping[str, float], name: str) -> float | None:
+def headline(figures: Mapping[str, float | None], name: str) -> float | None:
     """A figure of the network that the run made: `reduced.<name>`, or `<name>` where nothing was reduced."""
     return figures.get(f"reduced.{name}", figures.get(name))
 
 
-def row(record: Record) -> dict[str, Any]:
-    """One run as JSON: name, stage, axes, state, attempts, wall seconds, figures by dotted path, error lines."""
+class RunRow(TypedDict):
+    """One run: its wall seconds, its figures by dotted path, and the last lines of its log if it failed."""
+
+    run: str
+    stage: str
+    axes: Mapping[str, object]
+    folder: str
+    state: str
+    attempts: int
+    seconds: float
+    figures: dict[str, float]
+    error: list[str]
+
+
+class GroupRow(TypedDict):
+    """Runs that differ only in their seed: mean and sample standard deviation of each figure."""
+
+    stage: str
+    axes: Mapping[str, object]
+    seeds: list[object]
+    runs: int
+    mean: dict[str, float]
+    sd: dict[str, float | None]
+
+
+class Results(TypedDict):
+    """`sweep.json`: all runs, all groups, and the names of the runs that did not finish."""
+
+    runs: list[RunRow]
+    groups: list[GroupRow]
+    unfinished: list[str]
+
+
+def row(record: Record) -> RunRow:
+    """One run for JSON."""
     run = record.run
-    return {
-        "run": run.name,
-        "stage": run.stage,
-        "axes": dict(run.axes),
-        "folder": str(run.folder),
-        "state": record.state,
-        "attempts": record.attempts,
-        "seconds": record.seconds,
-        "figures": flat(record.result),
-        "error": record.error,
-    }
+    return RunRow(
+        run=run.name,
+        stage=run.stage,
+        axes=dict(run.axes),
+        folder=str(run.folder),
+        state=record.state,
+        attempts=record.attempts,
+        seconds=record.seconds,
+        figures=flat(record.result),
+        error=record.error,
+    )
 
 
-def groups(records: Sequence[Record]) -> list[dict[str, Any]]:
+def groups(records: Sequence[Record]) -> list[GroupRow]:
     """Runs that differ in their seed alone: mean and sample standard deviation (n - 1) of each figure.
 
     Only finished runs count; `seeds` lists theirs. The deviation of one run is null.
@@ -70,20 +103,20 @@ def groups(records: Sequence[Record]) -> list[dict[str, Any]]:
     return [_group(cell) for cell in cells.values() if any(record.state == FINISHED for record in cell)]
 
 
-def _group(cell: Sequence[Record]) -> dict[str, Any]:
+def _group(cell: Sequence[Record]) -> GroupRow:
     finished = [record for record in cell if record.state == FINISHED]
     figures = [flat(record.result) | {"seconds": record.seconds} for record in finished]
     shared = [name for name in figures[0] if all(name in others for others in figures) and name != SEED]
     columns = {name: [row[name] for row in figures] for name in shared}
     run = finished[0].run
-    return {
-        "stage": run.stage,
-        "axes": {axis: value for axis, value in run.axes.items() if axis != SEED},
-        "seeds": [record.run.axes[SEED] for record in finished if SEED in record.run.axes],
-        "runs": len(finished),
-        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
-        "sd": {name: _deviation(values) for name, values in columns.items()},
-    }
+    return GroupRow(
+        stage=run.stage,
+        axes={axis: value for axis, value in run.axes.items() if axis != SEED},
+        seeds=[record.run.axes[SEED] for record in finished if SEED in record.run.axes],
+        runs=len(finished),
+        mean={name: statistics.fmean(values) for name, values in columns.items()},
+        sd={name: _deviation(values) for name, values in columns.items()},
+    )
 
 
 def _deviation(values: Sequence[float]) -> float | None:
@@ -91,16 +124,16 @@ def _deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
-def summary(records: Sequence[Record]) -> dict[str, Any]:
-    """`sweep.json`: rows, groups, and the names of the runs that did not finish."""
-    return {
-        "runs": [row(record) for record in records],
-        "groups": groups(records),
-        "unfinished": [record.run.name for record in records if record.state != FINISHED],
-    }
+def summary(records: Sequence[Record]) -> Results:
+    """The content of `sweep.json`."""
+    return Results(
+        runs=[row(record) for record in records],
+        groups=groups(records),
+        unfinished=[record.run.name for record in records if record.state != FINISHED],
+    )
 
 
-def group_rows(body: Mapping[str, Any]) -> list[list[str]]:
+def group_rows(body: Results) -> list[list[str]]:
     """The final table: a group, its runs, its headlines as mean +- deviation, mean wall seconds."""
     rows = []
     for group in body["groups"]:

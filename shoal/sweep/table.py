@@ -14,7 +14,7 @@ from shoal import units
 from shoal.errors import ShoalError
 from shoal.progress import is_quiet
 from shoal.report.layout import Grid
-from shoal.storage.run import Run
+from shoal.storage.run import Epoch, Run
 from shoal.sweep.engine import FAILED, FINISHED, RUNNING, SKIPPED, STOPPED, WAITING, Record, Watch
 from shoal.sweep.results import flat, headline
 
@@ -27,9 +27,9 @@ class Metrics:
     """The newest epoch of each running run; a file is read again only when it has grown."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._seen: dict[str, tuple[int, Epoch]] = {}
 
-    def newest(self, record: Record) -> dict[str, Any]:
+    def newest(self, record: Record) -> Epoch:
         """The last row of the run's metrics: `stage`, `epoch`, `accuracy`; empty before the first one."""
         path = record.run.folder / "metrics.jsonl"
         try:

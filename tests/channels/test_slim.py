@@ -19,6 +19,7 @@ from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec
 from shoal.recipes import shallow
 from shoal.recipes.shallow.presets import Preset
+from shoal.recipes.stages import Stages
 from shoal.reduction.masks import MaskedReLU, add_masks, masked_sites
 from shoal.storage.run import Run
 from shoal.surgery.normal_form import normalise
@@ -155,11 +156,11 @@ def options(**more: object) -> shallow.Options:
 
 @pytest.mark.usefixtures("epochwise")
 def test_one_reduction_gives_every_width_and_goes_on_after_stops(teacher: nn.Module, tmp_path: Path) -> None:
-    whole = shallow.reduce(SPEC, teacher, DATA, options(), PRESET, Settings())
+    whole = shallow.reduce(SPEC, teacher, options(), PRESET, Stages(DATA, Settings()))
     pieces = Settings(max_seconds=0.0, resume=True)
     while True:
         try:
-            again = shallow.reduce(SPEC, teacher, DATA, options(), PRESET, pieces, run=Run(tmp_path))
+            again = shallow.reduce(SPEC, teacher, options(), PRESET, Stages(DATA, pieces, Run(tmp_path)))
             break
         except StoppedError:
             continue

@@ -65,7 +65,7 @@ def test_a_method_trains_its_network_and_is_cut_away(name: str) -> None:
     given = options(name) if name != "osakd" else Options()
     before = {} if given.teacher is None else {k: v.clone() for k, v in given.teacher.state_dict().items()}
     make = comparators.teach(name, given) if name != "osakd" else teach(name)
-    result = learn(SPEC, make, DATA, PLAN, Settings())
+    result = learn(Problem(SPEC, PLAN, Stages(DATA, Settings())), make)
     plain = assemble(SPEC)
     plain.load_state_dict(result.model.state_dict())  # the names of the network itself, and no others
     x = DATA.normalise(DATA.test.images)
@@ -83,7 +83,7 @@ def test_a_method_trains_its_network_and_is_cut_away(name: str) -> None:
 @pytest.mark.parametrize("name", ["osakd", *METHODS])
 def test_the_lesson_begins_with_the_weights_of_the_baseline(name: str) -> None:
     """Both are drawn by the seed; what a method adds is drawn after them."""
-    stages = Stages(DATA, Settings(seed=3), None)
+    stages = Stages(DATA, Settings(seed=3))
     problem = Problem(SPEC, replace(PLAN, epochs=1), stages)
     make = teach(name)
     torch.manual_seed(3)
@@ -104,7 +104,7 @@ def state_of(result: Result) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_ends_as_an_unbroken_one(name: str, tmp_path: Path) -> None:
     """Ramps follow the epoch; the bank is in the checkpoint; adapters and fusion have their momentum."""
     config = {"data": "blobs", "seed": 0, "limit": None, "data_dir": None}
-    unbroken = learn(SPEC, teach(name), DATA, PLAN, Settings(), run=Run.create(tmp_path / "a", config))
+    unbroken = learn(Problem(SPEC, PLAN, Stages(DATA, Settings(), Run.create(tmp_path / "a", config))), teach(name))
     run = Run.create(tmp_path / "b", config)
     ended = 0
 
@@ -114,20 +114,20 @@ def test_a_resumed_run_ends_as_an_unbroken_one(name: str, tmp_path: Path) -> Non
         return ended > 1
 
     with pytest.raises(StoppedError):
-        learn(SPEC, teach(name), DATA, PLAN, Settings(stop=stop), run=run)
-    again = learn(SPEC, teach(name), DATA, PLAN, Settings(resume=True), run=run)
+        learn(Problem(SPEC, PLAN, Stages(DATA, Settings(stop=stop), run)), teach(name))
+    again = learn(Problem(SPEC, PLAN, Stages(DATA, Settings(resume=True), run)), teach(name))
     a, b = state_of(unbroken), state_of(again)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert all(torch.equal(v, again.baseline.state_dict()[k]) for k, v in unbroken.baseline.state_dict().items())
 
 
 def test_osakd_learns_and_its_terms_add_up_to_one() -> None:
-    problem = Problem(SPEC, PLAN, Stages(DATA, Settings(), None))
+    problem = Problem(SPEC, PLAN, Stages(DATA, Settings()))
     for balance, expected in ((None, (0.9, 0.1)), (0.99, (0.99, 0.01))):
         lesson = osakd.teach(osakd.Options(Neighbourhood(4), balance=balance), osakd.quick())(problem)
         assert tuple(t.weight for t in lesson.terms) == pytest.approx(expected)
     longer = replace(PLAN, epochs=8, lr=0.1)
-    result = learn(SPEC, teach("osakd"), DATA, longer, Settings())
+    result = learn(Problem(SPEC, longer, Stages(DATA, Settings())), teach("osakd"))
     assert evaluate(result.model, DATA, DATA.test)[0] > 60
 
 
@@ -144,7 +144,9 @@ def test_presets_of_the_paper() -> None:
 def test_a_users_own_network_is_drawn_anew() -> None:
     torch.manual_seed(0)
     own = Residual()
-    result = learn(Spec("given", 4, SHAPE), teach("one"), DATA, replace(PLAN, epochs=1), Settings(), base=own)
+    result = learn(
+        Problem(Spec("given", 4, SHAPE), replace(PLAN, epochs=1), Stages(DATA, Settings()), own), teach("one")
+    )
     assert set(result.model.state_dict()) == set(result.baseline.state_dict())
     networks = result.whole.state_dict()
     assert not torch.equal(networks["branches.1.c2.weight"], networks["branches.2.c2.weight"])
@@ -152,7 +154,7 @@ def test_a_users_own_network_is_drawn_anew() -> None:
 
 def test_adapters_are_the_published_ones() -> None:
     """FitNet: one 1x1 regressor at stage 2; overhaul: a connector and margins for each stage."""
-    problem = Problem(SPEC, PLAN, Stages(DATA, Settings(), None))
+    problem = Problem(SPEC, PLAN, Stages(DATA, Settings()))
     fitnet, overhaul = (teach(name)(problem) for name in ("fitnet", "overhaul"))
     extra = {k: tuple(v.shape) for k, v in fitnet.model.named_parameters() if k.startswith("hints")}
     assert extra.pop("hints.0.0.weight") == (16, 8, 1, 1)
@@ -185,7 +187,7 @@ def test_refusals(name: str, given: Options, message: str) -> None:
 
 
 def test_networks_of_other_stages_are_refused() -> None:
-    problem = Problem(SPEC, PLAN, Stages(DATA, Settings(), None))
+    problem = Problem(SPEC, PLAN, Stages(DATA, Settings()))
     four = Options(build("resnet10", 4, channels=1, width=0.125))
     for name in ("at", "fitnet", "overhaul"):
         with pytest.raises(ShoalError, match="found 3 stages in the student and 4 in the teacher"):
@@ -209,4 +211,4 @@ def test_osakd_refusals(asked: osakd.Options, message: str) -> None:
 
 def test_a_reduced_network_is_refused() -> None:
     with pytest.raises(ShoalError, match="found a network that has been reduced already"):
-        learn(replace(SPEC, widths=(0.5, 1.0)), teach("dml"), DATA, PLAN, Settings())
+        learn(Problem(replace(SPEC, widths=(0.5, 1.0)), PLAN, Stages(DATA, Settings())), teach("dml"))

@@ -62,6 +62,7 @@ def test_no_loss_on_validation_is_the_usual_goal(multi: Path) -> None:
     assert body["fitness"] == pytest.approx(body["full"]["macs"] / body["validation"]["macs"])
     assert set(body["seconds"]) == {"64", "1"}
     assert all(row["speedup"] == row["full"] / row["dynamic"] for row in body["seconds"].values())
+    assert body["lost"] is (body["test"]["accuracy"] < body["full"]["accuracy"])
     assert read_thresholds(Run(multi), 3) == (tuple(body["thresholds"]), False)
     assert Run(multi).read_json("thresholds.json") == body
     assert (multi / "exits.png").read_bytes()[:4] == b"\x89PNG"

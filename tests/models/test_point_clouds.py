@@ -31,6 +31,7 @@ from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
 from shoal.recipes import self_distill
 from shoal.recipes.self_distill import Options, Preset
+from shoal.recipes.stages import Stages
 from shoal.storage.run import Run
 from shoal.surgery.tracing import trace
 from shoal.training.schedule import Schedule
@@ -176,7 +177,7 @@ def test_pooled_exits_have_features_like_the_final_classifiers() -> None:
 def test_exits_of_convolutions_are_refused_on_clouds(kind: str) -> None:
     options = replace(OPTIONS, kind=kind, feature_weight=0.0 if kind == "plain" else None)
     with pytest.raises(ShoalError, match=r"for clouds of 48 points; need .*; use exits of kind pooled"):
-        self_distill.distill(Spec("resgcn8", 4, SHAPE, 0.1), fake(), options, PLAN, Settings())
+        self_distill.distill(Spec("resgcn8", 4, SHAPE, 0.1), options, PLAN, Stages(fake(), Settings()))
 
 
 def fake() -> Dataset:
@@ -186,7 +187,7 @@ def fake() -> Dataset:
 
 def test_every_classifier_learns_the_shapes(shapes: Dataset) -> None:
     spec = Spec("resgcn8", 4, SHAPE, 0.125)
-    result = self_distill.distill(spec, shapes, OPTIONS, PLAN, Settings())
+    result = self_distill.distill(spec, OPTIONS, PLAN, Stages(shapes, Settings()))
     rows = result.histories["self-distillation"].rows
     assert {"self_kd", "features", "exit0_cross_entropy"} <= rows[0].keys()
     found = exit_figures(result.model, shapes, shapes.test, Settings())
@@ -199,7 +200,7 @@ def test_a_resumed_run_is_the_unbroken_one(shapes: Dataset, tmp_path: Path) -> N
 
     def distilled(folder: str, settings: Settings) -> dict[str, Tensor]:
         run = Run.create(tmp_path / folder, {}, resume=True)
-        return dict(self_distill.distill(spec, shapes, OPTIONS, plan, settings, run=run).model.state_dict())
+        return dict(self_distill.distill(spec, OPTIONS, plan, Stages(shapes, settings, run)).model.state_dict())
 
     whole = distilled("whole", Settings())
     asked = iter([False, False, True])

@@ -24,7 +24,7 @@ from shoal.networks.spec import Spec
 from shoal.outputs import Outputs, forward
 from shoal.recipes import beside, inplace
 from shoal.recipes.self_distill import Options, Preset, check_options, distill, objective_terms
-from shoal.recipes.stages import check_teacher
+from shoal.recipes.stages import Stages, check_teacher
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs
@@ -144,7 +144,7 @@ def test_a_presets_augmentation_and_split_are_those_of_its_training(monkeypatch:
     monkeypatch.setattr("shoal.training.batches.augment_batch", augmented)
     monkeypatch.setattr("shoal.training.loop._Loop._split", judge)
     plan = replace(PLAN, augment="crop", select="train", schedule=replace(PLAN.schedule, epochs=2))
-    distill(SPEC, DATA, Options("every-layer"), plan, Settings(), base=Residual())
+    distill(SPEC, Options("every-layer"), plan, Stages(DATA, Settings()), base=Residual())
     assert (policies, splits) == ({"crop"}, {"train"})
 
 

@@ -25,6 +25,7 @@ from shoal.recipes.deepreduce.front import Point, choose, pareto
 from shoal.recipes.deepreduce.merging import BLOCKS, UNMERGED, merged_cost
 from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.recipes.deepreduce.training import inherit
+from shoal.recipes.stages import Stages
 from shoal.storage.run import Run
 from shoal.surgery.sites import relu_sites
 from shoal.surgery.tracing import trace
@@ -107,7 +108,7 @@ REFUSED = [
     (("--budget", "1"), "need .* or more, the least of these designs"),
     (("--designs", "S4", "--budget", "1"), "need .* or more, the least of these designs"),
     (("--preset", "reference-code"), "preset 'reference-code'"),
-    (("--epochs", "1,1,1"), "need two numbers"),
+    (("--epochs", "1,1,1"), "need 2 numbers: criticality,design"),
     (("--masks", "random"), "masks 'random' with recipe deepreduce"),
     (("--no-gates",), "gates False with recipe deepreduce"),
 ]
@@ -177,7 +178,7 @@ def test_every_network_goes_all_the_way(name: str, tmp_path: Path) -> None:
     step = Schedule(1, 0.01, batch_size=4)
     plan, run = deepreduce.Preset(step, step, step, student_from_teacher=True), Run(tmp_path)
     options = deepreduce.Options(designs=(design,))
-    result = deepreduce.reduce(spec, teacher, images(), options, plan, Settings(), run=run)
+    result = deepreduce.reduce(spec, teacher, options, plan, Stages(images(), Settings(), run))
     own, model = load_network(Run(tmp_path / "designs" / design))
     assert result.chosen.relus == sum(s.relus for s in relu_sites(model, CIFAR)) < result.baseline.relus
     graph, x = trace(model, CIFAR), torch.randn(2, *CIFAR)
@@ -320,7 +321,7 @@ def test_a_run_in_memory_keeps_its_figures_honest(tmp_path: Path) -> None:
     teacher: nn.Module = assemble(spec, Residual()).eval()
     step = Schedule(1, 0.05, batch_size=32)
     plan, options = deepreduce.Preset(step, step, step), deepreduce.Options(designs=("S2",))
-    result = deepreduce.reduce(spec, teacher, blobs(64), options, plan, Settings(), run=Run(tmp_path))
+    result = deepreduce.reduce(spec, teacher, options, plan, Stages(blobs(64), Settings(), Run(tmp_path)))
     assert [point.name for point in result.points] == ["S2"]
     (tmp_path / "designs" / "S2" / "figures.json").write_text("{}")
     with pytest.raises(ShoalError, match="found no figures of S2"):

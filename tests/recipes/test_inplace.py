@@ -19,6 +19,7 @@ from shoal.networks.spec import Spec
 from shoal.outputs import Outputs, forward
 from shoal.recipes import inplace
 from shoal.recipes.inplace import Options, objective
+from shoal.recipes.stages import Stages
 from shoal.storage.run import Run
 from shoal.surgery.tracing import count
 from shoal.training.evaluation import evaluate
@@ -161,12 +162,12 @@ def test_one_training_gives_every_classifier_and_goes_on_after_stops(
     make: type[nn.Module], options: Options, names: tuple[str, ...], tmp_path: Path
 ) -> None:
     base = make()
-    whole = inplace.train(SPEC, DATA, options, PLAN, Settings(), base=base)
+    whole = inplace.train(SPEC, options, PLAN, Stages(DATA, Settings()), base=base)
     pieces, tries = Settings(max_seconds=0.0, resume=True), 0
     while tries < 5:
         tries += 1
         try:
-            again = inplace.train(SPEC, DATA, options, PLAN, pieces, base=base, run=Run(tmp_path))
+            again = inplace.train(SPEC, options, PLAN, Stages(DATA, pieces, Run(tmp_path)), base=base)
             break
         except StoppedError:
             continue
@@ -189,7 +190,7 @@ def test_one_training_gives_every_classifier_and_goes_on_after_stops(
 
 def test_the_epoch_kept_is_the_best_on_average() -> None:
     plan = replace(PLAN, schedule=Schedule(4, 0.1, batch_size=16))
-    result = inplace.train(SPEC, DATA, Options("ta-m", widths=(0.5, 1.0)), plan, Settings(), base=Residual())
+    result = inplace.train(SPEC, Options("ta-m", widths=(0.5, 1.0)), plan, Stages(DATA, Settings()), base=Residual())
     means = [(row["accuracy"] + row["accuracy_exit0"]) / 2 for row in result.history.rows]
     assert result.history.best == pytest.approx(max(means))
     kept = evaluate(result.model, DATA, DATA.val)
@@ -227,7 +228,7 @@ def test_a_slimmable_resnet_learns_at_every_width(drawn: int) -> None:
     """With norms of its own for each width, and drawn between the ends: then 0.75 is never trained as such."""
     spec, widths = Spec("resnet10", 4, SHAPE, 0.125), (0.5, 0.75, 1.0)
     plan = replace(PLAN, schedule=Schedule(4, 0.1, kind="cosine", batch_size=16))
-    result = inplace.train(spec, DATA, Options("ta-m", widths=widths, drawn=drawn), plan, Settings())
+    result = inplace.train(spec, Options("ta-m", widths=widths, drawn=drawn), plan, Stages(DATA, Settings()))
     assert isinstance(result.model, Slimmable)
     assert min(evaluate(result.model, DATA, DATA.test)) > 50  # four classes
     untrained = slimmable(assemble(spec), SHAPE, widths)

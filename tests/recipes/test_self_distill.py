@@ -25,6 +25,7 @@ from shoal.networks.stored import load_network
 from shoal.outputs import Outputs, forward
 from shoal.recipes import self_distill
 from shoal.recipes.self_distill import Options, Preset, check_options, distill, objective_terms
+from shoal.recipes.stages import Stages
 from shoal.storage.run import Run
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import fit
@@ -187,7 +188,7 @@ def test_ensembles_by_hand() -> None:
 def test_the_recipe_trains_every_classifier(kind: str, path: str) -> None:
     plan = replace(PLAN, schedule=Schedule(5, 0.05, batch_size=16), release=0)
     options = Options(after=("relu", "act_2"), kind=kind, path=path, feature_weight=0.0 if kind == "plain" else None)
-    result = distill(SPEC, blobs(128), options, plan, Settings(), base=Residual())
+    result = distill(SPEC, options, plan, Stages(blobs(128), Settings()), base=Residual())
     assert count_exits(result.model) == 3
     assert list(result.histories) == ["baseline", "self-distillation"]
     rows = result.histories["self-distillation"].rows
@@ -202,7 +203,9 @@ def test_the_recipe_trains_every_classifier(kind: str, path: str) -> None:
 
 def test_adapters_train_and_are_cut_away() -> None:
     plan = replace(PLAN, adapters=True, distance="batch-norm", mean=False, squared=False, skipped=(1,), release=0)
-    result = distill(SPEC, DATA, Options(after=("relu", "act_2"), baseline=False), plan, Settings(), base=Residual())
+    result = distill(
+        SPEC, Options(after=("relu", "act_2"), baseline=False), plan, Stages(DATA, Settings()), base=Residual()
+    )
     assert result.baseline is None
     assert result.model.state_dict().keys() == assemble(result.spec, Residual()).state_dict().keys()
     model = aligned()
@@ -221,7 +224,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
     def trained(folder: str, settings: Settings) -> dict[str, Tensor]:
         run = Run(tmp_path / folder)
         torch.manual_seed(7)
-        return dict(distill(SPEC, DATA, options, plan, settings, base=Residual(), run=run).model.state_dict())
+        return dict(distill(SPEC, options, plan, Stages(DATA, settings, run), base=Residual()).model.state_dict())
 
     whole, asked = trained("whole", Settings()), iter([False, False, True])
     with pytest.raises(StoppedError):

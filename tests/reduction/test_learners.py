@@ -22,6 +22,7 @@ from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
 from shoal.recipes import shallow
 from shoal.recipes.shallow.presets import Preset
+from shoal.recipes.stages import Stages
 from shoal.reduction.budget import allocate
 from shoal.reduction.learners import LEARNERS, SUMMARIES
 from shoal.reduction.learners.autorep import GatedReLU
@@ -69,12 +70,12 @@ def reduce(teacher: nn.Module, masks: str, folder: Path | None = None, **more: A
     """One reduction; with a folder it stops after every epoch and is resumed."""
     seed = more.pop("seed", 0)
     if folder is None:
-        return shallow.reduce(SPEC, teacher, DATA, options(masks, **more), PRESET, Settings(seed))
+        return shallow.reduce(SPEC, teacher, options(masks, **more), PRESET, Stages(DATA, Settings(seed)))
     folder.mkdir()
     pieces = Settings(seed, max_seconds=0.0, resume=True)
     while True:
         try:
-            return shallow.reduce(SPEC, teacher, DATA, options(masks), PRESET, pieces, run=Run(folder))
+            return shallow.reduce(SPEC, teacher, options(masks), PRESET, Stages(DATA, pieces, Run(folder)))
         except StoppedError:
             continue
 
@@ -143,7 +144,7 @@ def test_an_impossible_budget_is_refused_before_training(masks: str, total: int,
         raise AssertionError("training has begun")
 
     with pytest.raises(ShoalError, match=f"found a budget of {total:,} ReLUs"):
-        shallow.reduce(SPEC, teacher, DATA, options(masks, budget=total), PRESET, Settings(), listen=listen)
+        shallow.reduce(SPEC, teacher, options(masks, budget=total), PRESET, Stages(DATA, Settings(), listen=listen))
 
 
 def test_unknown_learners_are_refused_by_name(teacher: nn.Module) -> None:

@@ -24,6 +24,7 @@ from shoal.jobs.report import report_table
 from shoal.report import comparison_table, flat_row, read
 from shoal.report.labels import LABELS
 from shoal.report.layout import Grid, distinct, grid, pairs, shortened
+from shoal.storage.summary import Summary
 from shoal.sweep.results import HEADS, group_rows
 from shoal.sweep.table import Metrics
 from shoal.sweep.table import table as live_table
@@ -94,7 +95,7 @@ def test_a_report_s_rows_can_be_told_apart(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- every table of the commands, with example data
 
 
-def designs() -> dict[str, Any]:
+def designs() -> Summary:
     merging = {
         "folded": {"convs": 13, "macs": 555_417_600, "linear_macs": 51_200},
         "paper": {"convs": 9, "macs": 10**8},
@@ -102,7 +103,8 @@ def designs() -> dict[str, Any]:
     row = {"name": "S2RT+S3RT+S4-a0.5-r0.5", "relus": 28_672, "validation": 70.1, "test": 69.9, "front": True}
     baseline = FIGURES | {"validation": 77.9, "merging": merging}
     head = {"model": "resnet18", "data": "tiny-imagenet", "seed": 600, "design": row["name"]}
-    return head | {"baseline": baseline, "designs": [row | {"merging": merging}]}
+    body = head | {"baseline": baseline, "reduced": baseline, "designs": [row | {"merging": merging}]}
+    return Summary.of(body, Path("summary.json"))
 
 
 def forecasts() -> dict[str, Any]:
@@ -135,13 +137,15 @@ def exits() -> Grid:
     seconds = {str(batch): {"full": 0.0456, "dynamic": 0.0123, "speedup": 3.7} for batch in (64, 1)}
     test = one | {"shares": [0.5, 0.25, 0.25]}
     body = {"thresholds": [0.9123, 0.8], "exits": [one] * 3, "test": test, "seconds": seconds, "uncounted": []}
+    body |= {"full": one, "lost": True}
     return exits_table("runs/exits", body)
 
 
 def classifiers() -> Grid:
     row = {"accuracy": 71.678, "params": 11_220_132, "relus": 557_056, "macs": 555_417_600, "cascaded_macs": 6 * 10**8}
     body = {"model": "resnet18", "data": "cifar100", "seed": 0, "after": ["layer1.1.relu2", "layer2.1.relu2"]}
-    return classifier_table(body | {"exits": [row] * 3, "ensemble": {"logits": 78.1}, "baseline": FIGURES})
+    body |= {"exits": [row] * 3, "ensemble": {"logits": 78.1}, "baseline": FIGURES, "reduced": FIGURES}
+    return classifier_table(Summary.of(body, Path("summary.json")))
 
 
 def anytime() -> Grid:
@@ -161,11 +165,12 @@ def measured_networks() -> Grid:
     return bench_table({"rounds": 5, "offline_s": 59.0, "networks": dict.fromkeys(("none", "lan", "wan"), row)})
 
 
-def summary() -> dict[str, Any]:
+def summary() -> Summary:
     private = {"setup_s": 13.9, "online_s": 4.573, "bytes": 9_029_591, "messages": 551}
     side = FIGURES | {"private": private, "prepared": {"online_s": 0.0287, "offline_s": 3.87, "messages": 65}}
     head = {"model": "resnet18", "data": "cifar100", "seed": 0, "method": "osakd", "classifiers": [70.0, 71.0]}
-    return head | {"baseline": side, "reduced": side, "teacher": FIGURES}
+    body = head | {"baseline": side, "reduced": side | {"accuracy": 70.0}, "teacher": FIGURES}
+    return Summary.of(body, Path("summary.json"))
 
 
 def counted() -> Grid:

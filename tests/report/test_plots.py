@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from shoal.canvas import BLUE, ORANGE
 from shoal.report import plot_budget, plot_comparison
 from shoal.report.record import Sample, sample
+from shoal.storage.summary import Summary
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize(("factor", "word"), [(1.5, "1.50x slower"), (0.5, "2.00x faster")])
 def test_what_became_slower_is_marked_so(factor: float, word: str, drawn: list[Figure], tmp_path: Path) -> None:
-    plot_comparison(summary(factor), tmp_path / "comparison.png")
+    plot_comparison(Summary.of(summary(factor), tmp_path), tmp_path / "comparison.png")
     (axes,) = drawn[0].axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     place = labels.index("prepared: online, s")
@@ -59,7 +60,7 @@ def test_what_became_slower_is_marked_so(factor: float, word: str, drawn: list[F
 
 
 def test_spread_reaches_from_the_fastest_to_the_slowest_query(drawn: list[Figure], tmp_path: Path) -> None:
-    plot_comparison(summary(1.5), tmp_path / "comparison.png")
+    plot_comparison(Summary.of(summary(1.5), tmp_path), tmp_path / "comparison.png")
     lines = [list(map(float, line.get_xdata())) for line in drawn[0].axes[0].lines]
     assert pytest.approx([100, 200]) in lines  # 1.5 x 0.25 and 1.5 x 0.5, of 0.375
     assert pytest.approx([100 * 0.25 / 0.375, 100 * 0.5 / 0.375]) in lines

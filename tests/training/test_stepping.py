@@ -17,7 +17,7 @@ from shoal.errors import ShoalError, ShoalWarning
 from shoal.networks.spec import Spec
 from shoal.outputs import Outputs
 from shoal.recipes import inplace, shallow
-from shoal.recipes.stages import train_teacher
+from shoal.recipes.stages import Stages, train_teacher
 from shoal.reduction.learners import LEARNERS
 from shoal.reduction.learners.senet import DifferenceLearner
 from shoal.reduction.masks import add_masks
@@ -91,9 +91,9 @@ def test_a_hook_that_says_nothing_has_each_epoch_recorded_anew(tapes: Tapes) -> 
 def reduced(step: str, masks: str) -> dict[str, Tensor]:
     """All three stages: sensitivity by rewiring, the learner of masks, gated branches with an auxiliary classifier."""
     settings, data = Settings(step=step), replace(DATA, augment="crop")
-    teacher, _ = train_teacher(SPEC, data, PLANS.teacher, settings, base=network())
+    teacher, _ = train_teacher(SPEC, PLANS.teacher, Stages(data, settings), base=network())
     options = shallow.Options(300, d_th=0.9, exit=LEARNERS[masks].rest == "identity", masks=masks)
-    return shallow.reduce(SPEC, teacher, data, options, PLANS, settings).model.state_dict()
+    return shallow.reduce(SPEC, teacher, options, PLANS, Stages(data, settings)).model.state_dict()
 
 
 def without_a_warning(step: str, masks: str) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ def test_drawn_widths_run_eagerly_and_say_so(tapes: Tapes, step: str) -> None:
     options = inplace.Options("ta-m", widths=(0.5, 0.75, 1.0), drawn=2)
 
     def trained(step: str) -> dict[str, Tensor]:
-        return inplace.train(SPEC, DATA, options, plan, Settings(step=step), base=network()).model.state_dict()
+        return inplace.train(SPEC, options, plan, Stages(DATA, Settings(step=step)), base=network()).model.state_dict()
 
     with pytest.warns(ShoalWarning, match="Slimmable, which may compute something else at each step"):
         found = trained(step)
@@ -203,7 +203,7 @@ def test_drawn_widths_run_eagerly_and_say_so(tapes: Tapes, step: str) -> None:
 def test_exits_and_widths_are_recorded_with_the_same_bits(tapes: Tapes, options: inplace.Options) -> None:
     plan = replace(inplace.quick(True), schedule=replace(PLAN, epochs=2))
     results = [
-        inplace.train(SPEC, DATA, options, plan, Settings(step=step), base=network()).model.state_dict()
+        inplace.train(SPEC, options, plan, Stages(DATA, Settings(step=step)), base=network()).model.state_dict()
         for step in ("eager", "graph")
     ]
     assert same(*results)

@@ -14,7 +14,7 @@ from shoal.data.augment import POLICIES
 from shoal.distillation.losses import kd, pram
 from shoal.networks.spec import Spec
 from shoal.recipes import shallow
-from shoal.recipes.stages import train_teacher
+from shoal.recipes.stages import Stages, train_teacher
 from shoal.reduction.learners import LEARNERS
 from shoal.reduction.learners.senet import DifferenceLearner
 from shoal.reduction.masks import add_masks
@@ -87,8 +87,10 @@ def test_hardly_any_step_of_a_search_waits(masks: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(method, "on_step", watched)
     long = replace(PLANS, mask=replace(EPOCHS, epochs=160))
     data = replace(DATA, train=DATA.train.take(torch.arange(128)))
-    teacher, _ = train_teacher(SPEC, data, PLANS.teacher, Settings(), base=network())
-    shallow.reduce(SPEC, teacher, data, shallow.Options(300, gates=False, exit=False, masks=masks), long, Settings())
+    teacher, _ = train_teacher(SPEC, PLANS.teacher, Stages(data, Settings()), base=network())
+    shallow.reduce(
+        SPEC, teacher, shallow.Options(300, gates=False, exit=False, masks=masks), long, Stages(data, Settings())
+    )
     assert len(waiting) == 640
     assert sum(waiting) <= RARELY
 

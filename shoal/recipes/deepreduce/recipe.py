@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError
 from shoal.networks.spec import Spec
 from shoal.recipes.deepreduce.front import Point, check_budget, choose, pareto, plot_front
 from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.recipes.deepreduce.training import Preset, Trainer
-from shoal.recipes.stages import Listener, Stages, check_teacher
+from shoal.recipes.stages import Stages, check_teacher
 from shoal.storage.run import Run
 from shoal.training.schedule import Schedule
-from shoal.training.settings import Settings
 
 
 def quick(teacher: int = 12, criticality: int = 4, design: int = 8, batch: int = 64) -> Preset:
@@ -65,27 +63,16 @@ class Result:
     chosen: Point
 
 
-def reduce(
-    spec: Spec,
-    teacher: nn.Module,
-    data: Dataset,
-    options: Options,
-    preset: Preset,
-    settings: Settings,
-    *,
-    run: Run,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
-) -> Result:
-    """Train designs of `teacher` (the network of `spec`, trained), each in a run of its own below `run`.
+def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, stages: Stages) -> Result:
+    """Train designs of `teacher` (the trained network of `spec`), each in a run of its own below the stages' run.
 
-    Writes `criticality.json`, `front.json` and `front.png`; what has ended is read back, not repeated. The front holds
-    all designs that the run has, from earlier calls too. Raises ShoalError for impossible options, and StoppedError
-    when the settings' time ran out.
+    Writes `criticality.json`, `front.json` and `front.png`; networks that are finished are read back, not trained
+    again. The front holds all designs in the run, those of earlier calls too. Raises ShoalError for impossible options
+    or without a run folder, and StoppedError when the time is up.
     """
     check_options(options, spec, teacher)
-    space = DesignSpace(spec, teacher)
-    trainer = Trainer(space, preset, Stages(data, settings, run, listen, tensorboard), run)
+    space, run = DesignSpace(spec, teacher), stages.folder
+    trainer = Trainer(space, preset, stages)
     wanted = space.wanted(options.designs, trainer.criticality)
     check_budget(options.budget, [planned.relus for planned in wanted])
     baseline = _point("baseline", trainer.baseline())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +16,9 @@ from shoal.recipes.deepreduce.designs import criticality
 from shoal.recipes.deepreduce.merging import accountings
 from shoal.recipes.deepreduce.space import DesignSpace, Planned
 from shoal.recipes.stages import Stages
-from shoal.storage.environment import environment
+from shoal.storage.origins import Config
 from shoal.storage.run import Run
+from shoal.storage.summary import CriticalityRow, Figures, Summary
 from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 
@@ -38,10 +38,13 @@ class Preset:
 
 
 class Trainer:
-    """Trains networks of `space` in `run` and in runs of their own below it, on the data and clock of `stages`."""
+    """Trains networks of `space` in the run of `stages`, and in runs of their own below it.
 
-    def __init__(self, space: DesignSpace, preset: Preset, stages: Stages, run: Run) -> None:
-        self.space, self.preset, self.stages, self.run = space, preset, stages, run
+    Raises ShoalError when `stages` has no run.
+    """
+
+    def __init__(self, space: DesignSpace, preset: Preset, stages: Stages) -> None:
+        self.space, self.preset, self.stages, self.run = space, preset, stages, stages.folder
         weight = preset.kd_weight
         self.distilled = Objective((cross_entropy(1 - weight), kd(weight, preset.temperature)))
 
@@ -53,7 +56,7 @@ class Trainer:
         accuracy = {k: self._alone(k) for k in stages}
         found = criticality(accuracy, sites)
         relus = {k: sum(site.relus for site in sites if site.stage == k) for k in stages}
-        rows = [{"stage": k, "relus": relus[k], "accuracy": accuracy[k], "criticality": found[k]} for k in stages]
+        rows = [CriticalityRow(stage=k, relus=relus[k], accuracy=accuracy[k], criticality=found[k]) for k in stages]
         self.run.write_json("criticality.json", rows)
         return found
 
@@ -70,37 +73,45 @@ class Trainer:
             inherit(model, self.space.teacher)
         return model
 
-    def baseline(self) -> dict[str, Any]:
+    def baseline(self) -> Figures:
         """Figures of the all-ReLU network trained as long as a design, by cross-entropy."""
         return self._trained("baseline", self.space.spec, Objective((cross_entropy(),)), None)
 
-    def design(self, planned: Planned) -> dict[str, Any]:
+    def design(self, planned: Planned) -> Figures:
         """Figures of one design trained by distillation; its run has a summary with the baseline beside it."""
         name = f"designs/{planned.name}"
         reduced = self._trained(name, planned.spec, self.distilled, self.space.teacher)
-        settings, data = self.stages.settings, self.stages.data
-        body = {"data": data.name, "model": planned.spec.base, "seed": settings.seed, "design": planned.name}
-        body |= {"baseline": self.baseline(), "reduced": reduced, "selected_on": settings.select}
-        Run(self.run.folder / name).write_json("summary.json", body | {"environment": environment()})
+        settings = self.stages.settings
+        summary = Summary(
+            data=self.stages.data.name,
+            model=planned.spec.base,
+            seed=settings.seed,
+            baseline=self.baseline(),
+            reduced=reduced,
+            selected_on=settings.select,
+            design=planned.name,
+        )
+        summary.write(Run(self.run.folder / name))
         return reduced
 
-    def _trained(self, name: str, spec: Spec, objective: Objective, teacher: nn.Module | None) -> dict[str, Any]:
-        """Figures of a network trained in the run `name`; read back when it has ended."""
+    def _trained(self, name: str, spec: Spec, objective: Objective, teacher: nn.Module | None) -> Figures:
+        """Figures of a network trained in the run `name`; read from there when it is finished."""
         own = self.run.below(name, self._config(name))
         if own.has("figures.json"):
-            return dict(own.read_json("figures.json"))
+            read: Figures = own.read_json("figures.json")
+            return read
         model = self.network(spec)
         history = self.stages.at(own, name.rpartition("/")[2]).fit(
             "train", model, objective, self.preset.design, teacher=teacher
         )
         save_network(own, spec, model)
-        body: dict[str, Any] = {"validation": history.best, "best_epoch": history.best_epoch}
-        body |= figures(model, self.stages.data, spec, self.stages.settings)
-        body["merging"] = accountings(spec, model, assemble(replace(spec, dropped=()), self.space.base(spec)))
-        own.write_json("figures.json", body)
-        return body
+        found = figures(model, self.stages.data, spec, self.stages.settings)
+        found["validation"], found["best_epoch"] = history.best, history.best_epoch
+        found["merging"] = accountings(spec, model, assemble(replace(spec, dropped=()), self.space.base(spec)))
+        own.write_json("figures.json", found)
+        return found
 
-    def _config(self, name: str) -> dict[str, Any]:
+    def _config(self, name: str) -> Config:
         above = self.run.read_json("config.json") if self.run.has("config.json") else {}
         origin = {key: above.get(key) for key in ("data", "data_dir", "seed", "limit")}
         return origin | {"command": f"reduce, {name}", "preset": self.preset}

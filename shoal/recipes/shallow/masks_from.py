@@ -53,7 +53,7 @@ def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     return next((name for name in a if a[name] != b[name]), None)
 
 
-def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+def _decisive(config: Mapping[str, Any]) -> dict[str, object]:
     options = config.get("options") or {}
     found = {name: config.get(name) for name in SETTINGS} | {name: options.get(name) for name in OPTIONS}
     # Fine-tuning's number, the third, decides no mask.

@@ -16,36 +16,58 @@ from shoal.recipes.shallow.presets import Preset
 from shoal.reduction.budget import allocate
 from shoal.reduction.depth import Price, choose_blocks, gated_graph
 from shoal.reduction.gates import named_blocks
-from shoal.reduction.learners import LEARNERS
+from shoal.reduction.learners import LEARNERS, SUMMARIES
 from shoal.reduction.masks import add_masks, random_masks
 from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.traced import Traced
 
+HIDDEN = {"cli": None}
+"""Metadata of a field that is no option of `shoal reduce`."""
+
 
 @dataclass(frozen=True)
-class Options:
+class Choices:
+    """What a user chooses of a reduction; without a budget, a plan gives it."""
+
+    budget: int | None = None
+    """ReLUs to keep in the whole network. With --recipe deepreduce, choose the best design with at most this many."""
+    d_th: float = 0.05
+    """Replace blocks that keep less than this fraction of their ReLUs by one convolution each."""
+    gates: bool = True
+    """Replace blocks that keep few ReLUs by one convolution each."""
+    gated: tuple[str, ...] | None = field(default=None, metadata={"cli": "--gate"})
+    """A block to replace, named by its inner ReLU site (repeatable). Takes the place of --d-th."""
+    gate_limit: float | None = None
+    """Replace blocks until the price is this fraction of the original (0.6 = 60 %), choosing those that cost least
+    accuracy."""
+    gate_price: str = "macs"
+    """The price that --gate-limit limits: macs, or forecast seconds of private inference: online, offline or direct."""
+    ramp: str = "linear"
+    """How a replacing convolution is blended in during fine-tuning: linear or cosine."""
+    exit: bool = True
+    """Train an auxiliary classifier in the middle of the network (AKD)."""
+    keep: str = "final"
+    """The classifier to deploy: final or auxiliary."""
+    masks: str = field(default="senet", metadata={"values": SUMMARIES})
+    """How to choose which ReLUs stay."""
+    granularity: str = "pixel"
+    """Keep or remove ReLUs by pixel or by channel."""
+    density: float = field(default=0.1, metadata=HIDDEN)
+    """Weights that the sparse training of stage 1 keeps, as a fraction."""
+    keep_skip: bool = field(default=True, metadata=HIDDEN)
+    """Whether a replaced block keeps its shortcut."""
+    widths: tuple[float, ...] = ()
+    """SENet++: train one network for several fractions of its channels, such as 0.5,1; each is a run in OUT/widths."""
+
+
+@dataclass(frozen=True)
+class Options(Choices):
     """What to reduce to, and which variant of each stage."""
 
-    budget: int
-    d_th: float = 0.05
-    gates: bool = True
-    gated: tuple[str, ...] | None = None
-    """Blocks to gate, by their inner sites, instead of those whose assigned ratio is below `d_th`."""
-    gate_limit: float | None = None
-    """Gate, instead, what brings the price down to this part of the network's at the least loss (`reduction.depth`)."""
-    gate_price: str = "macs"
-    """That price: a name of `PRICES`."""
-    ramp: str = "linear"
-    exit: bool = True
-    keep: str = "final"
-    masks: str = "senet"
-    """A name of `LEARNERS`."""
-    granularity: str = "pixel"
-    density: float = 0.1
-    keep_skip: bool = True
-    widths: tuple[float, ...] = ()
-    """Parts of the channels, rising to 1, at which the one network runs (SENet++); fine-tuned together."""
+    budget: int = field()
+    """ReLUs to keep in the whole network."""
     sensitivity: dict[str, float] | None = field(default=None)
+    """Sensitivity of each ReLU site, instead of what stage 1 would measure."""
 
 
 def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from shoal.channels.slimmable import Slimmable, narrowed
-from shoal.data.dataset import Dataset
 from shoal.distillation.losses import kd, pram
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import default_exit_point, keep_exit
@@ -17,7 +16,7 @@ from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec, committed
 from shoal.recipes.shallow.options import PRICES, Options, check_options
 from shoal.recipes.shallow.presets import Preset
-from shoal.recipes.stages import Listener, Stages, check_teacher, fresh
+from shoal.recipes.stages import Stages, check_teacher, fresh
 from shoal.reduction.budget import Budget, allocate
 from shoal.reduction.depth import choose_blocks, gated_graph, importances
 from shoal.reduction.gates import branched_blocks, commit_branches, named_blocks, set_gate
@@ -25,14 +24,12 @@ from shoal.reduction.learners import LEARNERS
 from shoal.reduction.learners.search import Problem, kept
 from shoal.reduction.masks import masked_sites
 from shoal.reduction.sensitivity import DynamicRewiring, pruning_sensitivity
-from shoal.storage.run import Run
 from shoal.surgery.sites import Block, ReluSite, relu_sites
 from shoal.surgery.traced import Traced
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import History
 from shoal.training.objective import Objective, Term, cross_entropy
 from shoal.training.schedule import ramp
-from shoal.training.settings import Settings
 
 
 @dataclass
@@ -51,56 +48,63 @@ class Result:
     narrower: dict[float, tuple[Spec, nn.Module]] = field(default_factory=dict)
 
 
-def reduce(
-    spec: Spec,
-    teacher: nn.Module,
-    data: Dataset,
-    options: Options,
-    preset: Preset,
-    settings: Settings,
-    *,
-    run: Run | None = None,
-    listen: Listener | None = None,
-    tensorboard: bool = False,
-) -> Result:
-    """Reduce `teacher` (the network of `spec`, trained) to `options.budget` ReLUs by the paper's three stages.
+def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, stages: Stages) -> Result:
+    """Reduce `teacher` (the trained network of `spec`) to `options.budget` ReLUs by the paper's three stages.
 
     Returns a network with one classifier and no wrapper but masks. Raises ShoalError for an impossible budget or
-    options, and StoppedError when the settings' time ran out.
+    options, and StoppedError when the time is up.
     """
     check_teacher(spec)
     check_options(options, preset, teacher, spec.shape)
-    sites = relu_sites(teacher, spec.shape)
-    stages = Stages(data, replace(settings, select=preset.select), run, listen, tensorboard)
+    stages = stages.changed(select=preset.select)
+    job = _Reduction(spec, teacher, relu_sites(teacher, spec.shape), options, preset, stages)
     eta = options.sensitivity or {}
     if LEARNERS[options.masks].per_site and not eta:
-        eta = _sensitivity(stages, spec, teacher, sites, options, preset)
-    masked = _search_masks(stages, spec, teacher, sites, eta, options, preset)
+        eta = _sensitivity(job)
+    masked = _search_masks(job, eta)
     budget = kept({name: module.mask for name, module in masked_sites(masked.model).items()})
     if budget.total != options.budget:
         raise ShoalError(
             f"found {budget.total:,} ReLUs after the search of masks; need {options.budget:,}; use a run folder of "
             "its own for each budget, or mend the learner"
         )
-    final_spec, trained = _finetune(stages, masked, teacher, sites, budget, options, preset)
+    final_spec, trained = _finetune(job, masked, budget)
     model = _cut(final_spec, trained).eval()
-    return Result(final_spec, model, budget, sites, eta, stages.histories, _narrower(final_spec, trained))
+    return Result(final_spec, model, budget, job.sites, eta, stages.histories, _narrower(final_spec, trained))
 
 
-def _sensitivity(
-    stages: Stages, spec: Spec, teacher: nn.Module, sites: tuple[ReluSite, ...], options: Options, preset: Preset
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Reduction:
+    """What every stage of one reduction works on."""
+
+    spec: Spec
+    teacher: nn.Module
+    sites: tuple[ReluSite, ...]
+    options: Options
+    preset: Preset
+    stages: Stages
+
+    @property
+    def seed(self) -> int:
+        return self.stages.settings.seed
+
+    @property
+    def device(self) -> str:
+        return self.stages.settings.device
+
+
+def _sensitivity(job: _Reduction) -> dict[str, float]:
     """Stage 1: train sparsely from scratch and read the densities (eq. 1)."""
-    run = stages.run
+    run, preset = job.stages.run, job.preset
     if run and run.has("sensitivity.json"):
         return dict(run.read_json("sensitivity.json"))
-    torch.manual_seed(stages.settings.seed + 1)
-    sparse = fresh(teacher)
+    torch.manual_seed(job.seed + 1)
+    sparse = fresh(job.teacher)
     epochs = preset.sensitivity.epochs
     often = max(1, -(-preset.rewirings // epochs))
-    rewiring = DynamicRewiring(sparse, epochs, options.density, seed=stages.settings.seed, per_epoch=often)
-    stages.fit("sensitivity", sparse, Objective((cross_entropy(),)), preset.sensitivity, hooks=(rewiring,))
-    eta = pruning_sensitivity(rewiring.densities(), sites)
+    rewiring = DynamicRewiring(sparse, epochs, job.options.density, seed=job.seed, per_epoch=often)
+    job.stages.fit("sensitivity", sparse, Objective((cross_entropy(),)), preset.sensitivity, hooks=(rewiring,))
+    eta = pruning_sensitivity(rewiring.densities(), job.sites)
     if run:
         run.write_json("sensitivity.json", eta)
     return eta
@@ -112,42 +116,41 @@ class _Masked:
     model: nn.Module
 
 
-def _search_masks(
-    stages: Stages,
-    spec: Spec,
-    teacher: nn.Module,
-    sites: tuple[ReluSite, ...],
-    eta: dict[str, float],
-    options: Options,
-    preset: Preset,
-) -> _Masked:
-    """Stage 2: learn where the ReLUs go, with CE + KD and what the learner adds."""
-    method, seed = LEARNERS[options.masks], stages.settings.seed
-    torch.manual_seed(seed + 2)
-    start = teacher if preset.student_from_teacher or method.from_teacher else fresh(teacher)
-    problem = Problem(
-        assemble(spec, start.to(stages.settings.device)),
-        teacher.to(stages.settings.device),
-        sites,
-        spec.shape,
-        options.budget,
-        preset.mask,
-        max(1, len(stages.data.train) // preset.mask.batch_size),
-        seed,
-        stages.some_batches,
-        partial(allocate, sites, eta) if method.per_site else None,
-        options.granularity,
-        preset.mask_score,
-        preset.begins_learned,
-        preset.beta,
-        preset.pram_form,
-    )
-    search = method(problem)
+def _search_masks(job: _Reduction, eta: dict[str, float]) -> _Masked:
+    """Stage 2: learn which ReLUs to keep, by cross-entropy, distillation and the learner's own terms."""
+    method, preset = LEARNERS[job.options.masks], job.preset
+    search = method(_mask_problem(job, eta))
     objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature), *search.terms))
-    choice = {"select_from": search.select_from}
-    stages.fit("mask", search.model, objective, preset.mask, teacher=teacher, hooks=search.hooks, settings=choice)
-    masked = replace(spec, masked=tuple(site.name for site in sites), rest=method.rest)
+    job.stages.fit(
+        "mask", search.model, objective, preset.mask, teacher=job.teacher, hooks=search.hooks,
+        settings={"select_from": search.select_from},
+    )  # fmt: skip
+    masked = replace(job.spec, masked=tuple(site.name for site in job.sites), rest=method.rest)
     return _Masked(masked, search.finished())
+
+
+def _mask_problem(job: _Reduction, eta: dict[str, float]) -> Problem:
+    """What the learner of masks is given."""
+    method, preset, stages = LEARNERS[job.options.masks], job.preset, job.stages
+    torch.manual_seed(job.seed + 2)
+    start = job.teacher if preset.student_from_teacher or method.from_teacher else fresh(job.teacher)
+    return Problem(
+        model=assemble(job.spec, start.to(job.device)),
+        teacher=job.teacher.to(job.device),
+        sites=job.sites,
+        shape=job.spec.shape,
+        total=job.options.budget,
+        schedule=preset.mask,
+        steps=max(1, len(stages.data.train) // preset.mask.batch_size),
+        seed=job.seed,
+        batches=stages.some_batches,
+        share=partial(allocate, job.sites, eta) if method.per_site else None,
+        granularity=job.options.granularity,
+        score=preset.mask_score,
+        begins_learned=preset.begins_learned,
+        beta=preset.beta,
+        pram_form=preset.pram_form,
+    )
 
 
 class _GateRamp:
@@ -164,55 +167,55 @@ class _GateRamp:
         set_gate(model, ramp(epoch, self.until, self.kind))
 
 
-def _finetune(
-    stages: Stages,
-    masked: _Masked,
-    teacher: nn.Module,
-    sites: tuple[ReluSite, ...],
-    budget: Budget,
-    options: Options,
-    preset: Preset,
-) -> tuple[Spec, nn.Module]:
+def _finetune(job: _Reduction, masked: _Masked, budget: Budget) -> tuple[Spec, nn.Module]:
     """Stage 3: frozen masks, gated branches, auxiliary classifier or widths, KL + CE + PRAM.
 
-    Returns what of it to deploy, and the whole network.
+    Returns the spec of the network to deploy, and the whole trained network.
     """
-    spec = masked.spec
-    blocks = _gated(stages, masked, budget, options)
-    exits = (default_exit_point(masked.model, spec.shape),) if options.exit else ()
-    spec = replace(spec, branches=tuple(b.name for b in blocks), keep_skip=options.keep_skip, exits=exits)
-    spec = replace(spec, widths=options.widths)
-    torch.manual_seed(stages.settings.seed + 3)
+    options, schedule = job.options, job.preset.finetune
+    blocks = _gated(job, masked, budget)
+    spec = _finetuned_spec(masked, blocks, options)
+    torch.manual_seed(job.seed + 3)
     model = _grow(spec, masked)
-    until = preset.finetune.first_drop if blocks else 0
+    until = schedule.first_drop if blocks else 0
     hooks = (_GateRamp(until, options.ramp),) if blocks else ()
-    objective = Objective(finetune_terms(preset, sites, spec))
     kept = 0 if options.keep == "auxiliary" else -1
-    choice = {"select_from": min(until, preset.finetune.epochs - 1), "exit": kept}
-    stages.fit("finetune", model, objective, preset.finetune, teacher=teacher, hooks=hooks, settings=choice)
+    job.stages.fit(
+        "finetune", model, Objective(finetune_terms(job.preset, job.sites, spec)), schedule, teacher=job.teacher,
+        hooks=hooks, settings={"select_from": min(until, schedule.epochs - 1), "exit": kept},
+    )  # fmt: skip
     set_gate(model, 1.0)
     return replace(committed(spec, kept), kept_width=len(spec.widths) - 1 if spec.widths else None), model
 
 
-def _gated(stages: Stages, masked: _Masked, budget: Budget, options: Options) -> tuple[Block, ...]:
+def _finetuned_spec(masked: _Masked, blocks: tuple[Block, ...], options: Options) -> Spec:
+    """The spec of the network that stage 3 trains."""
+    exits = (default_exit_point(masked.model, masked.spec.shape),) if options.exit else ()
+    names = tuple(block.name for block in blocks)
+    return replace(masked.spec, branches=names, keep_skip=options.keep_skip, exits=exits, widths=options.widths)
+
+
+def _gated(job: _Reduction, masked: _Masked, budget: Budget) -> tuple[Block, ...]:
+    """The blocks that get a gated branch, chosen as the options say."""
+    options = job.options
     if not options.gates:
         return ()
     traced = Traced(masked.model, masked.spec.shape)
     if options.gated is not None:
         return named_blocks(traced.blocks, options.gated)
     if options.gate_limit is not None:
-        return named_blocks(traced.blocks, _least_loss(stages, traced, options, options.gate_limit))
+        return named_blocks(traced.blocks, _least_loss(job, traced, options.gate_limit))
     return branched_blocks(traced.blocks, budget, options.d_th)
 
 
-def _least_loss(stages: Stages, traced: Traced, options: Options, part: float) -> tuple[str, ...]:
-    """The blocks whose gating brings the price to `part` and costs the least validation accuracy, block by block."""
-    data = stages.data
+def _least_loss(job: _Reduction, traced: Traced, part: float) -> tuple[str, ...]:
+    """The blocks whose replacement reduces the price to `part` and costs least validation accuracy, block by block."""
+    data, settings = job.stages.data, job.stages.settings
     split = data.val if len(data.val) else data.train
-    importance = importances(traced, lambda m: evaluate(m, data, split, stages.settings)[-1])
-    price = PRICES[options.gate_price]
+    importance = importances(traced, lambda m: evaluate(m, data, split, settings)[-1])
+    price = PRICES[job.options.gate_price]
     limit = part * price(gated_graph(traced, ()))
-    return choose_blocks(traced, price, limit, importance, keep_skip=options.keep_skip)
+    return choose_blocks(traced, price, limit, importance, keep_skip=job.options.keep_skip)
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:

@@ -1,0 +1,77 @@
+"""What the files of a network with exits hold: `thresholds.json` and `pruning.json`."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class Worth(TypedDict):
+    """Accuracy in percent, mean multiply-adds of an image, and the fraction of images that leave at each exit."""
+
+    accuracy: float
+    macs: float
+    shares: list[float]
+
+
+class Single(TypedDict):
+    """One classifier for all images: test and validation accuracy in percent, and multiply-adds."""
+
+    accuracy: float
+    validation: float
+    macs: float
+
+
+class CurveRow(TypedDict):
+    """One choice of thresholds on the front of validation accuracy and mean multiply-adds."""
+
+    thresholds: list[float]
+    validation: float
+    validation_macs: float
+    accuracy: float
+    macs: float
+
+
+class Chosen(TypedDict):
+    """`thresholds.json`: the thresholds, and what they are worth. `lost`: less accurate than the full network."""
+
+    thresholds: list[float]
+    ensemble: bool
+    method: str
+    searched_on: str
+    goal: dict[str, object]
+    fitness: float
+    validation: Worth
+    test: Worth
+    full: Single
+    exits: list[Single]
+    ensemble_accuracy: float
+    uncounted: list[str]
+    seconds: dict[str, dict[str, float]]
+    curve: list[CurveRow]
+    lost: bool
+
+
+class PruneRow(TypedDict):
+    """What is left after pruning one amount: weights, counts, and accuracy in percent and MACs of every exit.
+
+    `of` is the number of weights before pruning; `whole` names layers that could not be cut.
+    """
+
+    amount: float
+    weights: int
+    of: int
+    accuracy: list[float]
+    macs: int
+    relus: int
+    params: int
+    exit_macs: list[int]
+    whole: tuple[str, ...]
+
+
+class Pruning(TypedDict, total=False):
+    """`pruning.json`: a row for each amount, after one for the network as it was."""
+
+    method: str
+    source: str
+    rows: list[PruneRow]
+    torch_pruning: str

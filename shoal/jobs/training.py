@@ -1,0 +1,99 @@
+"""A job that trains: one call of train, reduce, self-distill, inplace, distill or prune, which fills a run folder.
+
+All of them go the same way. `prepare` loads the data, and the job checks its network and options, before anything is
+written. `Prepared.begin` makes the run folder with config.json. `Job.training` shows progress and gives the stages that
+the recipe trains in. `Job.finish` writes summary.json and curves.png. A job's own module says what is its own: options,
+checks, recipe and figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shoal.data.dataset import Dataset
+from shoal.jobs.inputs import Shared, load_data
+from shoal.networks.figures import figures
+from shoal.networks.spec import Spec
+from shoal.networks.stored import save_network
+from shoal.progress import bars
+from shoal.recipes.stages import Stages
+from shoal.report import plot_curves
+from shoal.storage.origins import Config, began
+from shoal.storage.run import Run
+from shoal.storage.summary import Figures, Summary
+from shoal.training.loop import join
+from shoal.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job whose data are loaded and whose run folder does not exist yet."""
+
+    config: Config
+    data: Dataset
+    data_dir: Path | None
+    shared: Shared
+
+    def fingerprinted(self, plan: Path | None = None, **networks: nn.Module | None) -> Prepared:
+        """The same with fingerprints of data, plan and networks in its configuration (see `began`)."""
+        return replace(self, config=began(self.config, self.data, self.data_dir, plan=plan, **networks))
+
+    def begin(self) -> Job:
+        """Make the run folder, or resume it; under torchrun the first process does, and the others wait for it.
+
+        Raises ShoalError as `Run.create` does.
+        """
+        rank, size = join()
+        run = self.shared.run(self.config) if rank == 0 else Run(self.shared.out)
+        if size > 1:
+            torch.distributed.barrier()
+        settings = self.shared.settings(self.config["seed"])
+        return Job(run, self.data, settings, self.config, self.shared.tensorboard)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that has its run folder."""
+
+    run: Run
+    data: Dataset
+    settings: Settings
+    config: Config
+    tensorboard: bool = False
+
+    @contextmanager
+    def training(self, epochs: Mapping[str, int], other: int = 1) -> Iterator[Stages]:
+        """Stages to train in, with a progress bar each; those not named in `epochs` have `other` epochs."""
+        with bars(dict(epochs), other) as shown:
+            yield Stages(self.data, self.settings, self.run, shown.listen, self.tensorboard)
+
+    def figures(self, model: nn.Module, spec: Spec) -> Figures:
+        """Test accuracy and counts of one network."""
+        return figures(model, self.data, spec, self.settings)
+
+    def part(self, place: str, spec: Spec, model: nn.Module) -> Figures:
+        """Save a part of the network as a run of its own below this one, for shoal evaluate and compile."""
+        save_network(self.run.below(place), spec, model)
+        return self.figures(model, spec)
+
+    def finish(self, summary: Summary, name: str = "summary.json") -> Summary:
+        """Write the summary and draw the training curves."""
+        summary.write(self.run, name)
+        self.draw_curves()
+        return summary
+
+    def draw_curves(self) -> None:
+        """Draw the training curves of all stages into curves.png."""
+        plot_curves(self.run, self.run.folder / "curves.png")
+
+
+def prepare(config: Config, data_dir: Path | None, shared: Shared) -> Prepared:
+    """Load the data set of a configuration, from `data_dir` if it is given. Raises ShoalError; writes nothing."""
+    shared.settings(config["seed"])  # raises
+    return Prepared(config, load_data(config, data_dir, shared.device), data_dir, shared)

@@ -1,0 +1,171 @@
+"""`summary.json`: what a finished run says of its baseline and of the network that it made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypedDict
+
+from shoal.errors import ShoalError
+from shoal.storage.environment import environment
+from shoal.storage.run import Run
+
+FILE = "summary.json"
+
+
+class Counts(TypedDict, total=False):
+    """The cost of one network for one image."""
+
+    relus: int
+    comparisons: int
+    quadratics: int
+    macs: int
+    depth: int
+    params: int
+    linear_macs: int
+    relu_layers: int
+
+
+class Accounting(TypedDict):
+    """Multiply-adds with replaced blocks: as they are, and as the paper counts them."""
+
+    honest: int
+    paper: int
+
+
+class Figures(Counts, total=False):
+    """Test accuracy in percent and counts of one network, and what else its job measured."""
+
+    accuracy: float
+    validation: float
+    best_epoch: int
+    replaced_blocks: list[str]
+    macs_accounting: Accounting
+    merging: dict[str, dict[str, int]]
+    plan: Mapping[str, object]
+    private: dict[str, object]
+    prepared: dict[str, object]
+    clear: dict[str, object]
+    fraction_bits: int
+    weight_bytes: int
+
+
+class DesignRow(TypedDict):
+    """One trained design of DeepReDuce; accuracies in percent."""
+
+    name: str
+    relus: int
+    validation: float
+    test: float
+    front: bool
+    merging: dict[str, dict[str, int]]
+
+
+class CriticalityRow(TypedDict):
+    """One stage of a network: validation accuracy in percent with its ReLUs alone, and equation 1 of DeepReDuce."""
+
+    stage: int
+    relus: int
+    accuracy: float
+    criticality: float
+
+
+class ExitRow(TypedDict):
+    """One classifier: accuracy in percent, parameters on the way to it, multiply-adds and ReLUs for one image.
+
+    `macs` (of convolutions and linear layers) are those of the classifier alone, `cascaded_macs` include all weaker
+    classifiers, which ran before it.
+    """
+
+    accuracy: float
+    params: int
+    relus: int
+    macs: int
+    cascaded_macs: int
+
+
+@dataclass
+class Summary:
+    """The figures of one run. A field without a value, None, is not in the file.
+
+    `baseline` is None only where no baseline was trained, and then the file has another name.
+    """
+
+    data: str
+    model: str
+    seed: int
+    baseline: Figures | None
+    reduced: Figures
+    environment: Mapping[str, object] | None = field(default_factory=environment)
+    selected_on: str | None = None
+    """The split that chose the best epoch."""
+    narrower: Mapping[float | str, Figures] | None = None
+    """Shallow: the same network at fewer channels, by its width."""
+    method: str | None = None
+    teacher: Figures | None = None
+    classifiers: Sequence[float] | Mapping[str, Figures] | None = None
+    """Distill: test accuracy of all that was trained together. Inplace: each classifier, weak to strong."""
+    validation: Mapping[str, float] | None = None
+    """Distill: the best validation accuracy of each stage of training."""
+    mean_accuracy: float | None = None
+    best_epoch: int | None = None
+    design: str | None = None
+    """DeepReDuce: the name of the network's design."""
+    budget: int | None = None
+    designs: Sequence[DesignRow] | None = None
+    criticality: Sequence[CriticalityRow] | None = None
+    after: Sequence[str] | None = None
+    """Self-distillation: where its shallow classifiers are."""
+    exits: Sequence[ExitRow] | None = None
+    ensemble: Mapping[str, float] | None = None
+    agreement: Mapping[str, object] | None = None
+    """Demo: private logits against those in the clear."""
+    unknown: Mapping[str, object] = field(default_factory=dict)
+    """What another version wrote; kept when the file is written again."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the network has a lower test accuracy than the baseline."""
+        return self.baseline is not None and self.reduced["accuracy"] < self.baseline["accuracy"]
+
+    def verdict(self, method: str) -> str | None:
+        """A sentence that `method` lost against the baseline; None where it did not."""
+        if self.baseline is None or not self.lost:
+            return None
+        own, other = self.reduced["accuracy"], self.baseline["accuracy"]
+        return f"{method} lost: {own:.2f} % test accuracy, against {other:.2f} % of the baseline."
+
+    def side(self, name: str) -> Figures:
+        """The figures of `baseline` or `reduced`; none for a baseline that was not trained."""
+        found = self.baseline if name == "baseline" else self.reduced
+        return Figures() if found is None else found
+
+    def as_json(self) -> dict[str, object]:
+        """The file's content."""
+        body = {name: value for name, value in vars(self).items() if value is not None and name != "unknown"}
+        # DeepReDuce's file also says that no budget was given.
+        return {**self.unknown, **body} | ({"budget": self.budget} if self.designs is not None else {})
+
+    def write(self, run: Run, name: str = FILE) -> None:
+        """Write the file into the run folder, replacing an earlier one at once."""
+        run.write_json(name, self.as_json())
+
+    @classmethod
+    def read(cls, run: Run) -> Summary:
+        """The run's summary. Raises ShoalError when the file is missing, damaged or not a summary."""
+        return cls.of(run.read_json(FILE), run.folder / FILE)
+
+    @classmethod
+    def of(cls, body: object, place: Path) -> Summary:
+        """The summary that a file at `place` holds. Raises ShoalError for a body that is not a summary."""
+        kinds = {"data": str, "model": str, "seed": int, "baseline": dict, "reduced": dict}
+        if not isinstance(body, dict) or not all(isinstance(body.get(name), kind) for name, kind in kinds.items()):
+            raise ShoalError(
+                f"found no {', '.join(kinds)} in {place}; need the file that shoal wrote; put it back or "
+                "make the run again"
+            )
+        known = {own.name for own in fields(cls)} - {"unknown"}
+        rest = {name: value for name, value in body.items() if name not in known}
+        given = {name: value for name, value in body.items() if name in known}
+        return cls(**({"environment": None} | given), unknown=rest)
