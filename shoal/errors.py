@@ -1,30 +1,30 @@
-"""What shoal raises for its users, and what it warns of."""
+"""Errors and warnings for shoal's users."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 TRY_AGAIN = 75
-"""The exit status of a command that stopped at a checkpoint: EX_TEMPFAIL of sysexits.h, for what is no failure."""
+"""Exit status of a command that stopped at a checkpoint, which is not a failure: EX_TEMPFAIL of sysexits.h."""
 
 
 class ShoalError(Exception):
-    """Something that the user can mend: *found X at NAME; need Y; do Z*."""
+    """An error that the user can correct: *found X at NAME; need Y; do Z*."""
 
     status: ClassVar[int] = 1
-    """What the command line exits with."""
+    """Exit status of the command line."""
 
 
 class StoppedError(ShoalError):
-    """Time ran out at a checkpoint; resume goes on from it."""
+    """Time ran out, and the command stopped at a checkpoint; resuming continues from there."""
 
     status = TRY_AGAIN
 
 
 class ShoalWarning(UserWarning):
-    """Something that was asked for and is not to be had here, and what is done instead."""
+    """Something that was asked for is not available here; the message says what is done instead."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the lines that tell of its inside."""
+    """The first line of an error's message; the lines after it are internal details."""
     return (str(error).splitlines() or [""])[0]

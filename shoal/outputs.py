@@ -1,4 +1,4 @@
-"""`Outputs`: every network is a list of classifiers, weak to strong."""
+"""`Outputs`: the logits of every exit of a network, weak to strong."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from shoal.errors import ShoalError
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one forward pass gives: `logits` [N, classes] for each exit, and `taps`, activations by site name."""
+    """Result of one forward pass: `logits` [N, classes] per exit, weak to strong; `taps`, outputs by submodule name."""
 
     logits: tuple[Tensor, ...]
     taps: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def final(self) -> Tensor:
-        """Logits of the strongest classifier."""
+        """Logits [N, classes] of the strongest exit."""
         return self.logits[-1]
 
 
 class Tapped:
-    """A network called for `Outputs`, with its taps installed until `close`: a training step need not renew them.
+    """A network that returns `Outputs`; its hooks stay until `close`, so a training loop installs them once.
 
-    `model` may be wrapped by DistributedDataParallel; taps are submodules of what is inside. Raises ShoalError when a
-    tap is no submodule.
+    `model` may be wrapped in DistributedDataParallel; `taps` name submodules of the network inside. Raises ShoalError
+    when a tap is not a submodule.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str] = ()) -> None:
@@ -43,19 +43,19 @@ class Tapped:
         result = self.model(x)
         logits = tuple(result) if isinstance(result, (tuple, list)) else (result,)
         taps = dict(self.caught)
-        self.caught.clear()  # or activations would lie in memory until the next call
+        self.caught.clear()  # free the activations before the next call
         return Outputs(logits, taps)
 
     def close(self) -> None:
-        """Leave the network as it was."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 def forward(model: nn.Module, x: Tensor, taps: Sequence[str] = ()) -> Outputs:
-    """Run `model` on images `x` and keep the results of the submodules named in `taps`.
+    """Run `model` on images `x` [N, C, H, W], and return `Outputs` with the outputs of the submodules in `taps`.
 
-    The hooks are gone when this returns. Raises ShoalError when a tap is no submodule.
+    The hooks are removed before it returns. Raises ShoalError when a tap is not a submodule.
     """
     tapped = Tapped(model, taps)
     try:
@@ -65,7 +65,7 @@ def forward(model: nn.Module, x: Tensor, taps: Sequence[str] = ()) -> Outputs:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel, or `model` itself."""
+    """The network inside DistributedDataParallel, or `model` itself if it is not wrapped."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 

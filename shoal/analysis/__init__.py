@@ -1,4 +1,4 @@
-"""The studies of *Self-Distillation*, section 5 and Fig. 8, of any network with one or more exits."""
+"""The studies of *Self-Distillation*, section 5 and Fig. 8, for any network with one or more exits."""
 
 from shoal.analysis.studies import STUDIES, Result, Subject, write
 

@@ -1,4 +1,4 @@
-"""Attention maps (section 5.2, Fig. 14): masks found in the traced graph, never by class name."""
+"""Attention maps (section 5.2, Fig. 14). Masks are found in the traced graph, not by class name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ SIGMOIDS = (torch.sigmoid, torch.nn.functional.sigmoid, "sigmoid")
 
 
 def attention_nodes(traced: fx.GraphModule) -> dict[str, fx.Node]:
-    """The masks of a graph with shapes: sigmoids over a map that are a factor of a product, by submodule or node name.
+    """The attention masks in a graph with shapes, by submodule or node name.
 
-    Channel attention, whose masks have one value a channel, is none.
+    A mask is a factor of a product and a sigmoid's result with more than one position. Channel attention, which has one
+    value per channel, is not included.
     """
     found = {}
     for node in traced.graph.nodes:
@@ -36,7 +37,10 @@ def _is_sigmoid(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The mean over channels [N, H, W] of every attention mask, for normalised `images` [N, C, H, W]; maybe none."""
+    """Every attention mask, averaged over channels, float32 [N, H, W]; empty if the network has none.
+
+    `images` are normalised, float32 [N, C, H, W].
+    """
     traced = shapes(model, tuple(images.shape[1:]))
     masks = attention_nodes(traced)
     if not masks:

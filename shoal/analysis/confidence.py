@@ -1,4 +1,4 @@
-"""Threshold curves (Fig. 8): how many images an exit would answer alone at each threshold, and how well."""
+"""Threshold curves (Fig. 8): how many images an exit is confident about at each threshold, and its accuracy on them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from shoal.exits.evidence import Evidence
 
 
 def threshold_curve(evidence: Evidence, thresholds: Sequence[float]) -> list[dict[str, float | int | None]]:
-    """For each exit and threshold: the number of images above it, and the exit's accuracy in percent on those.
+    """Rows for each exit and threshold: the number of images with more confidence, and the accuracy on them.
 
-    Where there is no image, the accuracy is None.
+    The accuracy is the exit's, in percent; it is None where there is no image.
     """
     rows: list[dict[str, float | int | None]] = []
     for exit in range(evidence.exits):

@@ -1,4 +1,4 @@
-"""What each classifier's linear layer reads (section 5.4): separability by class, and principal components."""
+"""The input of each exit's linear layer (section 5.4): separability by class, and principal components."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from shoal.surgery.sizes import operands
 
 
 def with_features(model: nn.Module) -> fx.GraphModule:
-    """A copy of `model` in eval mode that gives, instead of each exit's logits, what its linear layer reads: [N, D].
+    """A copy of `model` in eval mode that returns each exit's features [N, D] instead of its logits.
 
-    Raises ShoalError where logits are no linear layer's result.
+    Features are the input of the linear layer that computes the logits. Raises ShoalError when logits are not the
+    result of a linear layer.
     """
 
     def change(traced: fx.GraphModule) -> None:
@@ -33,17 +34,21 @@ def with_features(model: nn.Module) -> fx.GraphModule:
 
 @torch.no_grad()
 def collect_features(model: nn.Module, images: Tensor, batch: int = 250) -> list[Tensor]:
-    """Features [N, D] of every exit, weak to strong, for normalised `images` [N, C, H, W]."""
+    """Features of every exit, weak to strong, float64 [N, D] on the CPU.
+
+    `images` are normalised, float32 [N, C, H, W]. Raises ShoalError when logits are not the result of a linear layer.
+    """
     network = with_features(model)
     parts = [network(x) for x in images.split(batch)]
     return [torch.cat(exit).double().cpu() for exit in zip(*parts, strict=True)]
 
 
 class Separability(NamedTuple):
-    """Squares of features [N, D] about their class means, and of class means about the mean, both a row: means over N.
+    """Sums of squares of features [N, D] within classes (`sse`) and between classes (`ssb`), divided by N.
 
-    They add up to the features' variance; the smaller the ratio, the better the classes are apart (Table 11). The
-    paper does not say how it scales either sum; their ratio does not depend on it.
+    `sse` is over features about their class means, `ssb` over class means (one per row) about the overall mean. They
+    add up to the features' variance. The smaller their ratio, the better the classes are separated (Table 11). The
+    paper does not say how it scales the sums; the ratio does not depend on it.
     """
 
     sse: float
@@ -51,12 +56,12 @@ class Separability(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """SSE / SSB; infinite where all class means are equal."""
+        """SSE / SSB; infinite when all class means are equal."""
         return self.sse / self.ssb if self.ssb else float("inf")
 
 
 def separability(features: Tensor, labels: Tensor) -> Separability:
-    """Sums of squares of `features` [N, D] within and between the classes of `labels` [N]."""
+    """Separability of `features` [N, D] by the classes in `labels` (int64 [N])."""
     _, place, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
     means = torch.zeros(len(counts), features.shape[1], dtype=features.dtype).index_add_(0, place, features)
     means /= counts[:, None]
@@ -66,9 +71,9 @@ def separability(features: Tensor, labels: Tensor) -> Separability:
 
 
 def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
-    """Coordinates [N, count] of `features` [N, D] along their principal components, and shares [count] of variance.
+    """Coordinates [N, count] of `features` [N, D] on their principal components, and shares [count] of variance.
 
-    Missing components, where D or N is smaller, are zeros.
+    Components beyond D or N are zeros.
     """
     centred = features - features.mean(0)
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Vanishing gradients (section 5.5, Fig. 15): how large they are in each convolution, by the exit they come from."""
+"""Vanishing gradients (section 5.5, Fig. 15): their size in each convolution, by the exit that they come from."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from shoal.errors import ShoalError
 from shoal.outputs import forward
 
 ALL = "all"
-"""The exit of rows for the sum of all exits' losses."""
+"""Value of `exit` in the rows for the sum of all exits' losses."""
 
 
 def gradient_magnitudes(
     model: nn.Module, images: Tensor, labels: Tensor, batch: int = 128, seed: int = 0
 ) -> list[dict[str, object]]:
-    """For each convolution and exit: the mean absolute gradient of its weights under that exit's cross-entropy.
+    """Rows for each convolution and exit: the mean absolute gradient of the weights under the exit's cross-entropy.
 
-    Of a copy in training mode, so with batch statistics, as mean over batches of normalised `images` [N, C, H, W].
-    Exits count from 0, the weakest; `ALL` is the sum of their losses. A layer that an exit does not read has 0. `seed`
-    decides what dropout drops; a last batch of one image is left out, which has no statistics. Raises ShoalError for a
-    network without a convolution, and for fewer than two images.
+    They are means over batches of normalised `images` [N, C, H, W], with `labels` (int64 [N]), for a copy of the
+    network in training mode, so with batch statistics. Exits count from 0, the weakest; `ALL` stands for the sum of
+    their losses. A layer that an exit does not depend on has 0. `seed` sets dropout. A last batch of one image is left
+    out, because it has no batch statistics. Raises ShoalError when the network has no convolution, or there are fewer
+    than two images.
     """
     trained = copy.deepcopy(model).train()
     layers = {name: m for name, m in trained.named_modules() if isinstance(m, nn.Conv2d)}
@@ -32,7 +33,7 @@ def gradient_magnitudes(
     sums: dict[tuple[str, int | str], Tensor] = {}
     batches = [(x, y) for x, y in zip(images.split(batch), labels.split(batch), strict=True) if len(x) > 1]
     if not batches:
-        raise ShoalError("found one image to study gradients with; need two or more, for their statistics; take more")
+        raise ShoalError("found one image to study gradients with; need two or more for batch statistics; take more")
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         torch.manual_seed(seed)
         for x, y in batches:
@@ -43,7 +44,7 @@ def gradient_magnitudes(
 
 
 def _of_batch(model: nn.Module, layers: list[nn.Conv2d], x: Tensor, y: Tensor) -> dict[int | str, list[Tensor]]:
-    """Mean absolute gradients, a list of all layers for each exit and for `ALL`."""
+    """Mean absolute gradients of all `layers`, for each exit and for `ALL`."""
     losses: list[Tensor] = [F.cross_entropy(z, y) for z in forward(model, x).logits]
     targets: dict[int | str, Tensor] = {**dict(enumerate(losses)), ALL: torch.stack(losses).sum()}
     weights = [layer.weight for layer in layers]

@@ -1,4 +1,4 @@
-"""Flat minima (section 5.1): what Gaussian noise on the parameters does to accuracy and loss."""
+"""Flat minima (section 5.1): how Gaussian noise on the parameters changes accuracy and loss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from shoal.outputs import forward
 def noise_curve(
     model: nn.Module, images: Tensor, labels: Tensor, levels: Sequence[float], draws: int = 3, seed: int = 0
 ) -> list[dict[str, float]]:
-    """For each standard deviation in `levels` and each exit: accuracy in percent and mean cross-entropy.
+    """Rows for each standard deviation in `levels` and each exit: accuracy in percent and mean cross-entropy.
 
-    Noise is added to every parameter of a copy, in eval mode with its statistics as they are, and figures are means
-    over `draws`; 0 is drawn once. `images` [N, C, H, W] are normalised. Raises ShoalError for a negative level.
+    Noise is added to every parameter of a copy in eval mode; its batch statistics are unchanged. Results are means over
+    `draws`; a level of 0 is evaluated once. `images` [N, C, H, W] are normalised, `labels` are int64 [N]. Raises
+    ShoalError when a level is negative, or there are no levels or no draws.
     """
     if draws < 1 or not levels or min(levels) < 0:
-        raise ShoalError(f"found noise levels {list(levels)} and {draws} draws; need levels of 0 or more, and a draw")
+        raise ShoalError(
+            f"found noise levels {list(levels)} and {draws} draws; need levels of 0 or more, and at least one draw"
+        )
     generator, rows = torch.Generator().manual_seed(seed), []
     for level in levels:
         drawn = [_judged(_noisy(model, level, generator), images, labels) for _ in range(draws if level else 1)]
@@ -43,7 +46,7 @@ def _noisy(model: nn.Module, level: float, generator: torch.Generator) -> nn.Mod
 
 @torch.no_grad()
 def _judged(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 250) -> Tensor:
-    """Accuracy in percent and loss of each exit: [K, 2]."""
+    """Accuracy in percent and mean cross-entropy of each exit: float64 [exits, 2]."""
     total: Tensor | None = None
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         logits = [z.double() for z in forward(model, x).logits]

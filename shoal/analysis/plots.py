@@ -19,14 +19,14 @@ def _exit(number: Any) -> str:
 
 
 def _panels(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    from matplotlib.figure import Figure  # here, because it takes a while to load
+    from matplotlib.figure import Figure  # imported here, because it loads slowly
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def lines(rows: Rows, x: str, columns: Sequence[str], label: str) -> Figure:
-    """A panel for each of `columns` over `x`, with a line for each exit; missing values leave gaps."""
+    """A panel for each of `columns` against `x`, with a line for each exit; None leaves a gap."""
     figure, panels = _panels(4.6 * len(columns), 3.6, 1, len(columns))
     for axes, column in zip(panels[0], columns, strict=True):
         for exit in dict.fromkeys(row["exit"] for row in rows):
@@ -41,7 +41,7 @@ def lines(rows: Rows, x: str, columns: Sequence[str], label: str) -> Figure:
 
 
 def by_layer(rows: Rows) -> Figure:
-    """Gradient magnitudes over layers in order, a line for each exit; zeros have no place on a log scale."""
+    """Gradient magnitudes of the layers in order, on a log scale, with a line for each exit; zeros leave gaps."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     figure, panels = _panels(max(6.4, 0.3 * len(layers)), 4.6, 1, 1)
     axes = panels[0][0]
@@ -57,7 +57,7 @@ def by_layer(rows: Rows) -> Figure:
 
 
 def bars(rows: Rows, x: str, y: str, label: str) -> Figure:
-    """A bar for each row."""
+    """A bar for each row: `y` by `x`."""
     figure, panels = _panels(1.6 + 0.9 * len(rows), 3.4, 1, 1)
     axes = panels[0][0]
     axes.bar([_exit(row[x]) for row in rows], [row[y] for row in rows], color="#1f5fa8")

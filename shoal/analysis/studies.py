@@ -1,4 +1,4 @@
-"""Each study of a network: rows for a CSV, and a figure."""
+"""The studies of a network; each gives rows for a CSV file and a figure."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, Any]]
 SHOWN = 6
-"""Images in figures that show images."""
+"""Number of images in figures that show images."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network in eval mode with its data, the number of images to look at, and noise levels and their seed."""
+    """A network in eval mode with its data, and the number of images, the noise levels and the seed for the studies."""
 
     model: nn.Module
     data: Dataset
@@ -46,7 +46,10 @@ class Subject:
     settings: Settings = field(default_factory=Settings)
 
     def of(self, split: Split, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels, evenly spread over `split`."""
+        """Normalised images float32 [N, C, H, W] and labels int64 [N], evenly spaced over `split`.
+
+        N is `most`, by default `images`, or the size of the split if that is smaller.
+        """
         count = min(most or self.images, len(split))
         some = split.take(torch.linspace(0, len(split) - 1, count).long())
         return self.data.normalise(some.images).to(self.settings.device), some.labels.to(self.settings.device)
@@ -61,14 +64,14 @@ class Result:
 
 
 def flat_minimum(subject: Subject) -> Result:
-    """Accuracy and loss on training images under noise on the parameters (section 5.1, Fig. 12)."""
+    """Accuracy and loss on training images with noise on the parameters (section 5.1, Fig. 12)."""
     images, labels = subject.of(subject.data.train)
     rows = noise_curve(subject.model, images, labels, subject.levels, seed=subject.seed)
     return Result(rows, plots.lines(rows, "noise", ("accuracy", "loss"), "standard deviation of the noise"))
 
 
 def gradients(subject: Subject) -> Result:
-    """Mean absolute gradients by convolution and exit on training images (section 5.5, Fig. 15)."""
+    """Mean absolute gradients on training images, by convolution and exit (section 5.5, Fig. 15)."""
     rows = gradient_magnitudes(subject.model, *subject.of(subject.data.train), seed=subject.seed)
     return Result(rows, plots.by_layer(rows))
 
@@ -96,7 +99,7 @@ def components(subject: Subject) -> Result:
 
 
 def attention(subject: Subject) -> Result | None:
-    """Attention masks of test images, mean over channels (Fig. 14); None for a network without such masks."""
+    """Attention masks of test images, averaged over channels (Fig. 14); None if the network has no such masks."""
     images, _ = subject.of(subject.data.test, SHOWN)
     maps = attention_maps(subject.model, images)
     if not maps:
@@ -110,7 +113,7 @@ def attention(subject: Subject) -> Result | None:
 
 
 def attribution(subject: Subject) -> Result:
-    """Integrated gradients of each exit's own prediction for test images, from a black image (Fig. 17)."""
+    """Integrated gradients of each exit's own prediction on test images, with a black baseline (Fig. 17)."""
     images, labels = subject.of(subject.data.test, SHOWN)
     black = subject.data.normalise(torch.zeros(1, *subject.data.shape, dtype=torch.uint8))[0].to(images.device)
     rows, maps = [], {}
@@ -130,14 +133,14 @@ def attribution(subject: Subject) -> Result:
 
 
 def thresholds(subject: Subject) -> Result:
-    """Images above a threshold, and each exit's accuracy on them, on the whole test set (Fig. 8)."""
+    """Number of test images above each confidence threshold, and each exit's accuracy on them (Fig. 8)."""
     evidence = collect(subject.model, subject.data, subject.data.test, subject.settings)
     rows = threshold_curve(evidence, np.linspace(0, 0.99, 100).tolist())
     return Result(rows, plots.lines(rows, "threshold", ("accuracy", "images"), "threshold of confidence"))
 
 
 def _pixels(subject: Subject) -> np.ndarray:
-    """The test images that `Subject.of` chooses for figures, uint8 [N, H, W, C]."""
+    """The test images that `Subject.of` selects for figures, uint8 [N, H, W, C]."""
     split = subject.data.test
     some = split.take(torch.linspace(0, len(split) - 1, min(SHOWN, len(split))).long())
     return some.images.permute(0, 2, 3, 1).cpu().numpy()
@@ -152,11 +155,11 @@ STUDIES: dict[str, Callable[[Subject], Result | None]] = {
     "attribution": attribution,
     "thresholds": thresholds,
 }
-"""By name; one that gives None has nothing to say of that network."""
+"""Studies by name. A study returns None when it does not apply to the network."""
 
 
 def write(name: str, result: Result, folder: Path) -> None:
-    """Write `<name>.csv` and `<name>.png` into `folder`, atomically."""
+    """Write `<name>.csv` and `<name>.png` into `folder`, atomically. Raises ShoalError when they cannot be written."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(result.rows[0]), lineterminator="\n")
     table.writeheader()

@@ -1,4 +1,4 @@
-"""`shoal sweep`: reads what the other commands take off their own definitions, and shows what the engine does."""
+"""`shoal sweep`. It reads what can be swept from the definitions of the other commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from shoal.sweep.table import showing
 
 
 def commands(app: Any) -> dict[str, Command]:
-    """What may be swept: the commands of a typer group that write a run folder and stop and go on at checkpoints."""
+    """The commands of a typer group that can be swept.
+
+    These are all commands that write a run folder, stop at checkpoints and can be resumed.
+    """
     described = {name: _described(name, command) for name, command in app.commands.items() if name != sweep.__name__}
     return {name: command for name, command in described.items() if set(OWN) <= set(command.options)}
 
@@ -40,7 +43,7 @@ def _described(name: str, command: Any) -> Command:
 
     def check(words: Sequence[str]) -> None:
         try:
-            command.make_context(name, list(words))  # parses, and converts values; runs nothing
+            command.make_context(name, list(words))  # parses the words and converts the values, but runs nothing
         except typer.BadParameter as error:
             raise ShoalError(
                 f"found that shoal {name} refuses {' '.join(words)}: {error.format_message()}; see shoal {name} --help"
@@ -61,7 +64,7 @@ def _option(parameter: Any) -> Option:
 
 
 def executor(workers: int | None, per_gpu: int | None, address: str | None) -> Executor:
-    """Where the runs go. Raises ShoalError when there is no such place."""
+    """The executor for the runs. Raises ShoalError when the cluster or the GPUs that it needs are missing."""
     if address is not None:
         return RayExecutor(address, workers, per_gpu)
     gpus = visible_gpus(os.environ, torch.cuda.device_count())
@@ -70,36 +73,47 @@ def executor(workers: int | None, per_gpu: int | None, address: str | None) -> E
 
 def sweep(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="GRID", help="A YAML file: stages, their options and grids.")],
-    out: Annotated[Path, typer.Option(help="The folder for all runs; new or empty, unless --resume.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="GRID", help="A YAML file with stages, their options and their grids.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for all runs; must be new or empty, unless --resume.")],
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="[STAGE.]OPTION=VALUE",
-            help="Instead of what GRID says, in every stage that has the option, or in one (repeatable; YAML).",
+            help="Set an option in every stage that has it, or in one, instead of GRID (repeatable; VALUE is YAML).",
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Runs at once, sharing the cores; as many as cores.")] = None,
-    per_gpu: Annotated[int | None, typer.Option(help="Runs at once on each GPU (with `device: cuda`).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of runs at once; they share the cores. Default: the number of cores.")
+    ] = None,
+    per_gpu: Annotated[
+        int | None, typer.Option(help="Number of runs at once on each GPU (with `device: cuda`).")
+    ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="host:port of a Ray cluster, or local, instead of plain processes (extra).")
+        str | None,
+        typer.Option(help="Run on a Ray cluster: its host:port, or local to start one here (extra `sweep`)."),
     ] = None,
     max_seconds: Annotated[
         float | None,
-        typer.Option(help="Time for the whole sweep: before it is up, runs stop at checkpoints; --resume goes on."),
+        typer.Option(
+            help="Time for the whole sweep; runs stop at checkpoints before it ends, and --resume continues them."
+        ),
     ] = None,
-    retries: Annotated[int, typer.Option(help="How often a run goes on after its worker was killed.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out; repeats no run.")] = False,
+    retries: Annotated[int, typer.Option(help="How often a run is restarted after its worker was killed.")] = 2,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the sweep in --out; finished runs are not repeated.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run a grid of train and reduce commands, and print mean and spread over seeds.
 
-    Finished runs are never repeated. A run whose worker is killed goes on from its last checkpoint. Ctrl-C stops all at
-    checkpoints, within a step, a second one at once. The exit status is 1 when a run has failed, and 75 when all that
-    are not done may go on with --resume. docs/sweeps.md has an example.
+    Finished runs are not repeated. A run whose worker was killed continues from its last checkpoint. Ctrl-C stops all
+    runs at a checkpoint after their current step; a second Ctrl-C kills them. The exit status is 1 when a run failed,
+    and 75 when --resume can continue all unfinished runs. docs/sweeps.md has an example.
     """
-    box = Box(max_seconds)  # first of all: reading the file and looking for a cluster take time, too
+    box = Box(max_seconds)  # made first, because reading the file and connecting to a cluster count, too
     if retries < 0:
         raise ShoalError(f"found --retries {retries}; need 0 or more; leave it out for 2")
     assert context.parent is not None
@@ -108,7 +122,7 @@ def sweep(
     folder.check(runs, resume)
     console = Console(stderr=True)
     with closing(executor(workers, per_gpu, ray)) as place, folder.opened(runs), showing(console) as watch:
-        said = "stopping all runs at checkpoints; once more ends them at once"
+        said = "stopping all runs at checkpoints; a second signal or Ctrl-C kills them"
         with counting(signal.SIGINT, signal.SIGTERM, said=said) as asked:
             records = Sweep(folder, runs, place, retries, box).run(watch, asked)
     body = summary(records)
@@ -118,9 +132,9 @@ def sweep(
 
 
 def _report_unfinished(body: Results, console: Console) -> None:
-    """Name the runs that did not finish, with the ends of their logs.
+    """Print the runs that did not finish, with the last lines of their logs.
 
-    Exits with status 1 where one failed, and with that of a stop (75) where all others may go on.
+    Exits with status 75 when all of them can be resumed, and otherwise with 1.
     """
     later = [row for row in body["runs"] if row["state"] in (STOPPED, WAITING)]
     for row in body["runs"]:
@@ -128,7 +142,7 @@ def _report_unfinished(body: Results, console: Console) -> None:
             console.print(f"{row['state']} {row['run']}", *row["error"], sep="\n  ", markup=False, highlight=False)
     if later:
         console.print(
-            f"{len(later)} of {len(body['runs'])} runs stopped or waiting: --resume goes on with them", highlight=False
+            f"{len(later)} of {len(body['runs'])} runs stopped or waiting: --resume continues them", highlight=False
         )
     if body["unfinished"]:
         raise typer.Exit(TRY_AGAIN if len(later) == len(body["unfinished"]) else 1)

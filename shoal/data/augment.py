@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device, each image by its own draw."""
+"""Random augmentation of whole batches, on the device that holds them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ POLICIES = (
     "crop-flip-autoaugment",
     "crop-flip-autoaugment-cutout",
 )
-"""Policies for images."""
+"""Augmentation policies for images."""
 
 CLOUD_POLICIES = ("none", "scale-shift")
-"""Policies for point clouds."""
+"""Augmentation policies for point clouds."""
 
 
 def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator) -> Tensor:
-    """Augment uint8 [N, C, H, W] or clouds float32 [N, 3, P, 1], each by its own draw; same shape, type and device.
+    """Augment a batch of uint8 images [N, C, H, W] or float32 clouds [N, 3, P, 1]; shape, dtype and device stay.
 
-    `crop` moves by up to H/8 pixels over zero padding, `flip` mirrors every other image or so, `autoaugment` is the
-    CIFAR policy (`shoal.data.autoaugment`), `cutout` zeroes a square with sides of H/4 around any pixel. With it,
-    the padding is grey and the square's sides are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
-    `scale-shift` is for clouds: each axis times 2/3 to 3/2, then moved by up to 0.2, as in DGCNN's public code. Draws
-    are made on the generator's device, so that a seed gives the same images on every device. Raises ShoalError for an
-    unknown policy, and for one for images on clouds or the other way round.
+    Each item has its own random draws. The parts of a policy's name mean:
+
+    - `crop`: pad with zeros by H/8 pixels, then crop at a random place.
+    - `flip`: mirror left to right with probability 1/2.
+    - `cutout`: set a square with sides of H/4 around a random pixel to zero.
+    - `autoaugment`: the CIFAR policy of `shoal.data.autoaugment`. With it, the padding is grey and the sides of the
+      cutout are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
+    - `scale-shift`: multiply each axis of a cloud by 2/3 to 3/2, then shift it by up to 0.2, as in DGCNN's public code.
+
+    Random numbers are drawn on the generator's device, so that a seed gives the same result wherever the batch is.
+    Raises ShoalError when the policy is unknown, or is for images and gets clouds, or the other way round.
     """
     check_policy(policy)
     check_suits(policy, images_uint8)
@@ -50,14 +55,14 @@ def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator)
 
 
 def check_policy(policy: str) -> None:
-    """Raise ShoalError for a policy that is none for images and none for clouds."""
+    """Raise ShoalError when `policy` is neither in POLICIES nor in CLOUD_POLICIES."""
     if policy not in POLICIES + CLOUD_POLICIES:
         known = ", ".join(dict.fromkeys(POLICIES + CLOUD_POLICIES))
         raise ShoalError(f"found {policy!r} at augment; need one of {known}; correct the name")
 
 
 def check_suits(policy: str, images: Tensor) -> None:
-    """Raise ShoalError for a policy for images where there are clouds, which are floats, or the other way round."""
+    """Raise ShoalError when `policy` does not suit `images`: floats are clouds, other types are images."""
     cloud = images.is_floating_point()
     if policy not in (known := CLOUD_POLICIES if cloud else POLICIES):
         raise ShoalError(
@@ -67,7 +72,7 @@ def check_suits(policy: str, images: Tensor) -> None:
 
 
 def _draw(images: Tensor, bound: int, generator: torch.Generator) -> Tensor:
-    """One integer in 0..bound-1 for each image."""
+    """One random integer in 0..bound-1 per image, int64 [N]."""
     drawn = torch.randint(bound, (len(images),), generator=generator, device=generator.device)
     return drawn.to(images.device)
 
@@ -76,7 +81,7 @@ def _crop(images: Tensor, generator: torch.Generator, fill: int) -> Tensor:
     height, width = images.shape[2:]
     pad = height // 8
     rows, columns = (_draw(images, 2 * pad + 1, generator) for _ in range(2))
-    # Every possible crop as a view, of which indexing copies one an image: six times as fast as a gather.
+    # Indexing copies one crop per image out of a view of all crops. This is six times as fast as a gather.
     crops = F.pad(images, (pad, pad, pad, pad), value=fill).unfold(2, height, 1).unfold(3, width, 1)
     return crops[torch.arange(len(images), device=images.device), :, rows, columns]
 

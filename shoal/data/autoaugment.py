@@ -1,8 +1,8 @@
 """AutoAugment's CIFAR policy (Cubuk et al., CVPR'19, Table 7 of arXiv:1805.09501), on whole batches.
 
-Each image draws one of 25 sub-policies of two operations. An operation is done with its probability, at its magnitude
-of 0 to 9; colours, shears, moves and turns go either way. Factors of colour, contrast, brightness and sharpness are
-1 - 0.9 to 1 + 0.9, as in the PyTorch ports that papers train with, so that magnitude 0 keeps the image.
+Each image draws one of 25 sub-policies of two operations. Each operation has a probability and a magnitude from 0 to 9.
+Colour, contrast, brightness, sharpness, shears, translations and rotations also draw a sign. The factors of the first
+four are 1 - 0.9 to 1 + 0.9, as in the PyTorch ports that papers train with, so that magnitude 0 keeps the image.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ STEPS = 9
 
 
 class Operation(NamedTuple):
-    """What is done to images, and the strength at a magnitude (0 to 9) and a sign (-1 or 1), float64 [N] each."""
+    """An operation on images, and the function that gives its strength.
+
+    `strength` maps a magnitude (0 to 9) and a sign (-1 or 1) to a strength, all float64 [N]. `apply` takes images and
+    strengths.
+    """
 
     apply: Callable[[Tensor, Tensor], Tensor]
     strength: Callable[[Tensor, Tensor], Tensor]
 
 
 def _to(most: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """From 0 to `most` in either direction."""
+    """Strengths from 0 to `most`, times the sign."""
     return lambda magnitude, sign: sign * magnitude * most / STEPS
 
 
@@ -87,11 +91,11 @@ autocontrast 0.9 2, solarize 0.8 3
 equalize 0.8 8, invert 0.1 3
 translate-y 0.7 9, autocontrast 0.9 1
 """
-"""Two operations a line, each with its probability and magnitude, as the paper's table has them."""
+"""One sub-policy per line: two operations with probability and magnitude, as in the paper's table."""
 
 
 class _Step(NamedTuple):
-    """The operation (a place in OPERATIONS), probability and magnitude that one column of the policy has, [25] each."""
+    """One column of the policy: positions in OPERATIONS, probabilities and magnitudes, [25] each."""
 
     operation: Tensor
     probability: Tensor
@@ -112,19 +116,19 @@ def _steps() -> tuple[_Step, ...]:
 
 
 RULES = len(POLICY.strip().splitlines())
-"""Sub-policies."""
+"""Number of sub-policies."""
 
 
 @lru_cache(maxsize=8)
 def columns(device: torch.device) -> tuple[_Step, ...]:
-    """The policy's columns; made once a device, since the host would wait for each copy to it."""
+    """The two columns of the policy on `device`; cached, because the host would wait for each copy to a GPU."""
     return tuple(_Step(*(values.to(device) for values in step)) for step in _steps())
 
 
 def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Uint8 [N, C, H, W] after each image's own sub-policy; same shape, type and device.
+    """Apply a random sub-policy to each image of uint8 [N, C, H, W]; shape, dtype and device stay.
 
-    Draws are made on the generator's device.
+    Random numbers are drawn on the generator's device.
     """
     count, device = len(images), generator.device
     chosen = torch.randint(RULES, (count,), generator=generator, device=device)
@@ -138,13 +142,13 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _apply(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
-    """Each image after the operation in `done` (none for -1), at its magnitude and sign; all [N]."""
+    """Apply operation `done` (-1 for none) to each image, at its magnitude and sign; all three are [N]."""
     apply = _chosen if images.device.type == "cpu" else _all
     return apply(images, done, magnitude, sign)
 
 
 def _chosen(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
-    """Each operation on its own images: the least work."""
+    """Run each operation on the images that drew it only: the least work, and best on a CPU."""
     result = images.clone()
     for index, operation in enumerate(OPERATIONS.values()):
         mine = (done == index).nonzero().flatten()
@@ -154,7 +158,7 @@ def _chosen(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Te
 
 
 def _all(images: Tensor, done: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
-    """Each operation on all images: the host need not wait to know whose they are."""
+    """Run each operation on all images, so that the host need not wait to learn which images drew it."""
     result = images
     for index, operation in enumerate(OPERATIONS.values()):
         changed = operation.apply(images, operation.strength(magnitude, sign))

@@ -22,9 +22,9 @@ CIFAR_SIDE = 32
 
 # ---- CIFAR's pickles
 #
-# No name in a pickle ever reaches the real object. The few that the published files use get inert stand-ins,
-# which also spares numpy's C code from rebuilding an array out of hostile state. The stand-ins have no
-# attributes to set (`__slots__`), so that one pickle's BUILD cannot change what the next one sees.
+# No name in a pickle is resolved to the real object. The few names that the published files use get harmless stand-ins,
+# so numpy's C code never rebuilds an array from hostile state. The stand-ins that all pickles share have no
+# attributes (`__slots__`), so the opcode BUILD in one pickle cannot affect the next one.
 
 
 class _Dtype:
@@ -34,7 +34,7 @@ class _Dtype:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment, which mean nothing to single bytes."""
+        """Ignore byte order and alignment, which have no meaning for single bytes."""
 
 
 class _Array:
@@ -62,7 +62,7 @@ class _MakeDtype:
 
 
 class _Encode:
-    """`_codecs.encode`, which protocol 2 uses for bytes, with its one codec: others could inflate the input."""
+    """Stand-in for `_codecs.encode`, which protocol 2 uses for bytes. Codecs other than latin1 could inflate them."""
 
     __slots__ = ()
 
@@ -76,7 +76,7 @@ _STAND_INS: dict[tuple[str, str], object] = {
     ("numpy.core.multiarray", "_reconstruct"): _MakeArray(),
     ("numpy._core.multiarray", "_reconstruct"): _MakeArray(),
     ("numpy", "dtype"): _MakeDtype(),
-    ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
+    ("numpy", "ndarray"): None,  # only an argument of _reconstruct
     ("_codecs", "encode"): _Encode(),
 }
 
@@ -89,16 +89,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_memo(raw: bytes) -> None:
-    """Refuse memo slots past the file's size: the C unpickler allocates gigabytes for a five-byte opcode."""
+    """Refuse memo slots beyond the file's size: the C unpickler allocates gigabytes for a five-byte opcode."""
     for opcode, argument, _ in pickletools.genops(raw):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(raw):
             raise ValueError(f"memo slot {argument}")
 
 
 def unpickle(raw: bytes, where: str) -> object:
-    """Load a CIFAR pickle of plain containers, bytes, numbers and uint8 arrays; nothing in it is executed.
+    """Load a CIFAR pickle of plain containers, bytes, numbers and uint8 arrays; no code in it is run.
 
-    Raises ShoalError if the bytes are no such pickle, or name anything beyond those.
+    Raises ShoalError when the bytes are not such a pickle, or contain anything else.
     """
     try:
         _check_memo(raw)
@@ -111,7 +111,10 @@ def unpickle(raw: bytes, where: str) -> object:
 
 
 def parse_cifar(raw: bytes, label_key: bytes, classes: int, where: str) -> Arrays:
-    """Images [N, 3, 32, 32] and labels [N] from one CIFAR batch; labels are the list under `label_key`."""
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] of one CIFAR batch; labels are the list under `label_key`.
+
+    Raises ShoalError, naming the file `where`, when the batch has another layout or a label is not in 0..classes-1.
+    """
     batch = unpickle(raw, where)
     if not isinstance(batch, dict) or not {b"data", label_key} <= batch.keys():
         found = sorted(map(repr, batch)) if isinstance(batch, dict) else type(batch).__name__
@@ -122,13 +125,15 @@ def parse_cifar(raw: bytes, label_key: bytes, classes: int, where: str) -> Array
         raise ShoalError(f"found {found} as data at {where}; need rows of {width} bytes; fetch the file again")
     labels = batch[label_key]
     if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise ShoalError(f"found odd labels at {where}; need a list of 0..{classes - 1}; fetch the file again")
+        raise ShoalError(
+            f"found bad labels at {where}; need a list of integers in 0..{classes - 1}; fetch the file again"
+        )
     return arrays(rows.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE), np.array(labels, dtype=np.int64), classes, where)
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """How one of the two CIFAR sets is published."""
+    """The published files of CIFAR-10 or CIFAR-100."""
 
     folder: str
     archive: str
@@ -140,7 +145,10 @@ class Cifar:
 
 
 def read_archive(path: Path, spec: Cifar) -> dict[str, bytes]:
-    """The batches in the published archive, by name, without unpacking to disk. Raises ShoalError if altered."""
+    """The contents of the batches in the published archive, by file name; nothing is unpacked to disk.
+
+    Raises ShoalError when the archive's MD5 differs from the published one.
+    """
     raw = path.read_bytes()
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != spec.md5:
@@ -154,7 +162,7 @@ def read_archive(path: Path, spec: Cifar) -> dict[str, bytes]:
 
 
 def read_cifar(path: Path, spec: Cifar) -> tuple[Arrays, Arrays]:
-    """Train and test of a CIFAR set from its folder or its archive. Raises ShoalError naming the bad file."""
+    """Training and test arrays of a CIFAR set, from its folder or archive. Raises ShoalError, naming a bad file."""
     held = read_archive(path, spec) if path.is_file() else None
 
     def batch(name: str) -> Arrays:

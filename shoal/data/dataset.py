@@ -1,7 +1,7 @@
-"""Labelled image sets held in memory: load them, split them, draw augmented batches from them.
+"""Labelled data sets in memory, and augmented batches from them.
 
-Pixels stay uint8 until `Dataset.normalise`, so that a set costs a quarter of its float size on the device. A set of
-point clouds is held alike: P points are a float32 "image" [3, P, 1].
+Pixels stay uint8 until `Dataset.normalise`, so a set takes a quarter of its float32 size on the device. Point clouds
+use the same classes: P points are a float32 "image" [3, P, 1].
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from shoal.data.augment import augment_batch, check_policy
 from shoal.errors import ShoalError
 
 NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder")
-"""Sets of images."""
+"""Names of the image sets."""
 CLOUDS = ("modelnet10", "modelnet40")
-"""Sets of point clouds."""
+"""Names of the point-cloud sets."""
 SAMPLED = 500
-"""Images of each split that a set's fingerprint reads."""
+"""Number of images per split that a fingerprint covers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W], or clouds float32 [N, 3, P, 1], and their labels int64 [N], on one device."""
+    """Images uint8 [N, C, H, W] or clouds float32 [N, 3, P, 1], and labels int64 [N], on one device."""
 
     images: Tensor
     labels: Tensor
@@ -47,9 +47,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """An image set with labels 0..classes-1; `mean` and `std` per channel are in units of pixel / 255.
+    """A data set with labels 0..classes-1; `mean` and `std` are per channel, in units of pixel / 255.
 
-    `augment` names the policy of `augment_batch` that suits the set's training.
+    `augment` names the policy of `augment_batch` to train with.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """(C, H, W) of every image; (3, P, 1) for clouds."""
         _, channels, height, width = self.train.images.shape
         return channels, height, width
 
     def normalise(self, images_uint8: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std as float32, for uint8 [N, C, H, W] on any device; clouds stay as they are."""
+        """(pixel / 255 - mean) / std as float32, for uint8 [N, C, H, W] on any device; clouds stay unchanged."""
         if images_uint8.is_floating_point():
             return images_uint8
         mean, std = (_levels(v, images_uint8.device) for v in (self.mean, self.std))
@@ -79,10 +79,10 @@ class Dataset:
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
     def fingerprint(self) -> str:
-        """SHA-256 in hex that tells whether two sets are the same, wherever they lie.
+        """SHA-256 in hex of the set's contents, independent of where its files are.
 
-        Over kind, shapes, all labels, and `SAMPLED` images of each split, evenly spread; of points only their mean and
-        spread, in hundredths, because machines differ in the last bits of those drawn from surfaces.
+        It covers kind, shapes, all labels, and `SAMPLED` evenly spaced images per split. For clouds it covers only mean
+        and standard deviation, to hundredths: points sampled from meshes differ between machines in their last bits.
         """
         kind = self.name if self.name in (*NAMES, *CLOUDS) else "folder"
         hasher = hashlib.sha256(f"{kind}:{self.classes};".encode())
@@ -100,7 +100,7 @@ class Dataset:
 
 @lru_cache(maxsize=64)
 def _levels(parts: tuple[float, ...], device: torch.device) -> Tensor:
-    """[C, 1, 1] in units of pixels; made once a device, since the host would wait for each copy to it."""
+    """`parts` * 255 as float32 [C, 1, 1]; cached per device, because the host would wait for each copy to a GPU."""
     return torch.tensor(parts, dtype=torch.float32, device=device)[:, None, None] * 255
 
 
@@ -110,9 +110,9 @@ def _levels(parts: tuple[float, ...], device: torch.device) -> Tensor:
 def batches(
     split: Split, batch_size: int, *, generator: torch.Generator, augment: str, shuffle: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over `split` as (uint8 images [B, C, H, W], int64 labels [B]); the last batch may be smaller.
+    """One pass over `split`: (augmented images [B, C, H, W], labels int64 [B]); the last batch may be smaller.
 
-    Raises ShoalError at once for a batch size below 1 or an unknown augmentation policy.
+    Images stay uint8, clouds float32. Raises ShoalError immediately for a batch size below 1 or an unknown policy.
     """
     if batch_size < 1:
         raise ShoalError(f"found {batch_size} at batch_size; need 1 or more; give 128, say")

@@ -1,4 +1,4 @@
-"""Readers of folders of images, Tiny-ImageNet's layout among them."""
+"""Readers of image folders, including Tiny-ImageNet's layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def _decode(path: Path, size: int | None) -> np.ndarray:
-    from PIL import Image  # here, as the other sets need no Pillow
+    from PIL import Image  # imported here, because the other sets do not need Pillow
 
     try:
         with Image.open(path) as image:
@@ -26,16 +26,16 @@ def _decode(path: Path, size: int | None) -> np.ndarray:
             if size is not None and colour.size != (size, size):
                 colour = colour.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(colour).transpose(2, 0, 1)
-    except Exception as error:  # Pillow's readers raise a dozen types on damaged files
+    except Exception as error:  # Pillow raises a dozen types for damaged files
         raise ShoalError(
             f"found no readable image at {path} ({error}); need PNG or JPEG; replace or remove the file"
         ) from error
 
 
 def read_images(paths: Sequence[Path], size: int | None) -> np.ndarray:
-    """Decode to uint8 RGB [N, 3, H, W], resized to size x size if given (aspect ratio is not kept).
+    """Decode to uint8 RGB [N, 3, H, W], resized to size x size if `size` is given (the aspect ratio is not kept).
 
-    Raises ShoalError naming the first file that is unreadable, or differs in size from the first file.
+    Raises ShoalError, naming the first file that is unreadable or differs in size from the first image.
     """
     shape = _decode(paths[0], size).shape
     images = np.empty((len(paths), *shape), dtype=np.uint8)
@@ -52,7 +52,7 @@ def read_images(paths: Sequence[Path], size: int | None) -> np.ndarray:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """PNG and JPEG files right in `folder`, by name. Raises ShoalError if there is none."""
+    """PNG and JPEG files directly in `folder`, sorted by name. Raises ShoalError when there are none."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     if not files:
         raise ShoalError(f"found no image at {folder}; need at least one PNG or JPEG file; add images there")
@@ -60,7 +60,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_classes(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted; the label is the position. Raises ShoalError if none."""
+    """Sorted names of the class folders in `folder`; a class's label is its position.
+
+    Raises ShoalError when there are none.
+    """
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
     if not names:
         raise ShoalError(f"found no class folder at {folder}; need one folder of images per class; add them there")
@@ -71,12 +74,18 @@ Listing = list[tuple[Path, int]]  # image files with their labels
 
 
 def list_labelled(folder: Path, labels: Mapping[str, int], inner: str = "") -> Listing:
-    """The images in `folder`/<class>/`inner` for every class of `labels`."""
+    """Image files, with labels, in `folder`/<class>/`inner` for every class in `labels`.
+
+    Raises ShoalError when a class has no images.
+    """
     return [(path, label) for name, label in labels.items() for path in list_images(folder / name / inner)]
 
 
 def read_listings(train: Listing, test: Listing, classes: int, size: int | None, where: str) -> tuple[Arrays, Arrays]:
-    """Decode both splits in one go, so that all images of both must share their size."""
+    """Decode both splits together, because all images must have the same size.
+
+    Raises ShoalError when an image is unreadable or differs in size.
+    """
     images = read_images([path for path, _ in (*train, *test)], size)
     labels = np.array([label for _, label in (*train, *test)])
     cut = len(train)
@@ -84,9 +93,10 @@ def read_listings(train: Listing, test: Listing, classes: int, size: int | None,
 
 
 def read_folder(root: Path, size: int | None) -> tuple[Arrays, Arrays | None, int]:
-    """Train, test (None without root/train and root/test), number of classes; labels are sorted class names.
+    """Training arrays, test arrays and the number of classes; labels are positions in the sorted class names.
 
-    Raises ShoalError for a class without images, and for a test class that is no training class.
+    Classes are folders in root/train and root/test, or directly in `root`; then the test arrays are None. Raises
+    ShoalError when a class has no images, or a test class is not a training class.
     """
     if not any(path.is_dir() for part in ("train", "test") for path in (root / part).glob("*")):
         labels = {name: i for i, name in enumerate(list_classes(root))}
@@ -106,7 +116,7 @@ def read_folder(root: Path, size: int | None) -> tuple[Arrays, Arrays | None, in
 
 
 def _annotated(path: Path, labels: Mapping[str, int]) -> Listing:
-    """The image files that the lines of val_annotations.txt name for the classes in `labels`."""
+    """Image files and labels in val_annotations.txt, for the classes in `labels`."""
     files = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         fields = line.split("\t")
@@ -118,7 +128,10 @@ def _annotated(path: Path, labels: Mapping[str, int]) -> Listing:
 
 
 def read_tiny_imagenet(folder: Path, size: int | None) -> tuple[Arrays, Arrays, int]:
-    """Train, validation and the number of classes; labels are positions in the sorted lines of wnids.txt."""
+    """Training and validation arrays and the number of classes.
+
+    Labels are positions in the sorted lines of wnids.txt. Raises ShoalError when files are missing or damaged.
+    """
     labels = {wnid: i for i, wnid in enumerate(sorted(set(read_text(folder / "wnids.txt").split())))}
     annotations = folder / "val" / "val_annotations.txt"
     held_out = _annotated(annotations, labels)

@@ -1,4 +1,4 @@
-"""`load`: a data set by name, from its published layout."""
+"""`load` reads a data set by name from its published files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shoal.data.splits import Moments, divide, hold_out, moments
 from shoal.errors import ShoalError
 
 POINTS = 1024
-"""Points of a cloud unless `size` is given: those of PointNet++ and DGCNN."""
-# Where data are looked for without a root: beside the user's work, then where Debian's data packages put theirs.
+"""Default number of points per cloud, as in PointNet++ and DGCNN."""
 DEFAULT_ROOTS = (Path(".data"), Path("/usr/share/datasets"))
-# Mirrored digits and letters are other symbols, and only its owner knows that about a `folder`.
+"""Folders to search when no `root` is given: `.data` in the current folder, then that of Debian's data packages."""
+# Other sets are not augmented. A mirrored digit is another symbol, and what is in a `folder` is unknown.
 _AUGMENT = {"fashion-mnist": "crop", "cifar10": "crop-flip", "cifar100": "crop-flip", "tiny-imagenet": "crop-flip"}
 _AUGMENT |= dict.fromkeys(CLOUDS, "scale-shift")
 _PUBLISHED: dict[str, Moments] = {
@@ -72,13 +72,13 @@ def load(
     limit: int | None = None,
     size: int | None = None,
 ) -> Dataset:
-    """Load the set `name`: one of NAMES or CLOUDS, or a directory of images by class.
+    """Load the set `name`: one of NAMES or CLOUDS, or the path of a directory of images by class.
 
-    `root` holds the set's published folder or archive, or is that folder; without it, DEFAULT_ROOTS are searched.
-    `val` is the fraction of the training images held out, stratified and chosen by `seed`. `limit` keeps that
-    many of the remaining training images, stratified. `size` resizes every image to size x size pixels.
-    Without `size`, digits are 16x16 and fashion-mnist is zero-padded to 32x32. Of clouds, `size` is the number of
-    points, POINTS unless given.
+    `root` is the set's published folder, or the directory that holds this folder or the archive; without it,
+    DEFAULT_ROOTS are searched. `val` is the fraction of the training images that is held out, stratified and chosen by
+    `seed`. `limit` is the largest number of training images to keep, stratified. `size` resizes images to size x size
+    pixels; without it, digits are 16x16 and fashion-mnist is zero-padded to 32x32. For clouds, `size` is the number of
+    points, by default POINTS.
 
     Raises ShoalError for an unknown name, an argument out of range, and missing or damaged data.
     """
@@ -99,7 +99,7 @@ def _check_arguments(val: float, limit: int | None, size: int | None) -> None:
 
 
 def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
-    """The entry of NAMES or CLOUDS that reads `name`, and where its data are. Known names win over directories."""
+    """The entry of NAMES or CLOUDS for `name`, and its root. A known name wins over a directory with that name."""
     if name in (*NAMES, *CLOUDS):
         return name, None if root is None else Path(root).expanduser()
     if name and root is None and Path(name).expanduser().is_dir():
@@ -113,7 +113,7 @@ def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
 
 
 def _read(kind: str, root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
-    """Train, test and the number of classes, at the size that `load` promises."""
+    """Training and test arrays and the number of classes, in the size that `load` documents."""
     if kind == "folder":
         return _read_folder(root, size, seed)
     if kind in CLOUDS:
@@ -132,7 +132,7 @@ def _read(kind: str, root: Path | None, size: int | None, seed: int) -> tuple[Ar
 
 
 def _find(kind: str, root: Path | None, places: Sequence[str]) -> Path:
-    """The first of `places` that exists under `root`, or else under the default roots."""
+    """The first of `places` that exists under `root`, or without one under DEFAULT_ROOTS."""
     roots = DEFAULT_ROOTS if root is None else (root,)
     for path in (base / place for base in roots for place in places):
         if path.exists():
@@ -144,8 +144,8 @@ def _find(kind: str, root: Path | None, places: Sequence[str]) -> Path:
 
 
 def _read_digits() -> tuple[Arrays, Arrays]:
-    """scikit-learn's digits [N, 1, 8, 8]; 30 % are the test split, the same ones whatever `load`'s seed."""
-    from sklearn.datasets import load_digits  # here, as its import takes a second that no other set needs
+    """scikit-learn's digits, uint8 [N, 1, 8, 8]; 30 % are the test split, the same for every seed of `load`."""
+    from sklearn.datasets import load_digits  # imported here, because it takes a second and other sets do not need it
 
     bunch = load_digits()
     pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)
@@ -160,7 +160,7 @@ def _read_fashion(root: Path | None) -> tuple[Arrays, Arrays]:
 
     def part(prefix: str) -> Arrays:
         images, labels = readers.read_idx_pair(folder, prefix, classes=10, side=28)
-        # 32 pixels halve evenly five times, as the networks for CIFAR need.
+        # 32 pixels can be halved five times, which the networks for CIFAR need.
         return F.pad(images, (2, 2, 2, 2)), labels
 
     return part("train"), part("t10k")
@@ -185,7 +185,10 @@ def _read_folder(root: Path | None, size: int | None, seed: int) -> tuple[Arrays
 
 
 def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arrays, int]:
-    """From text where there is some, or else from meshes; the text of both sets is published in one folder."""
+    """Read meshes if `root` holds them; otherwise text if there is some, else meshes.
+
+    The text files of both sets are published in one folder.
+    """
     listed, meshes = f"{kind}_shape_names.txt", kind.replace("modeln", "ModelN")
     places = (f"modelnet40_normal_resampled/{listed}", listed, meshes)
     if root is not None and any(root.glob("*/train/*.off")):
@@ -197,7 +200,7 @@ def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arr
 
 
 def _resize(pair: Arrays, size: int | None) -> Arrays:
-    """Bilinear to size x size, in pieces, because the whole set in float32 takes four times its memory."""
+    """Resize bilinearly to size x size, in pieces: the whole set as float32 would take four times its memory."""
     images, labels = pair
     if size is None or images.shape[2:] == (size, size):
         return pair

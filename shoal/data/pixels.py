@@ -1,7 +1,7 @@
-"""Image operations on batches of uint8 [N, C, H, W], each image by its own strength; pixels equal to Pillow's.
+"""Image operations on batches of uint8 [N, C, H, W], with a strength for each image; results equal Pillow's.
 
-Strengths are float64 [N]. Geometry takes the nearest pixel, by Pillow's rule in 16 fractional bits, and fills
-with grey.
+Strengths are float64 [N]. Results have the shape, dtype and device of the images. Geometric operations take the nearest
+pixel, by Pillow's rule with 16 fractional bits, and use grey for pixels outside the image.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FILL = 128
-"""The grey of pixels that come from outside the image."""
+"""The grey value of pixels that come from outside the image."""
 
 ONE = 1 << 16
 
 
 def invert(images: Tensor, strength: Tensor) -> Tensor:
-    """255 minus each value; strengths say nothing."""
+    """255 minus each value; `strength` is ignored."""
     return 255 - images
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Values at or above the threshold inverted; 256 keeps all."""
+    """Invert the values at or above the threshold; 256 keeps all."""
     return torch.where(images < threshold[:, None, None, None], images, 255 - images)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """The upper `bits` bits of each value; 8 keeps all."""
+    """Keep the upper `bits` bits of each value; 8 keeps all."""
     step = (2 ** (8 - bits)).to(torch.uint8)[:, None, None, None]
     return images // step * step
 
 
 def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """From `other` (factor 0) over the image (1) to its contrary, cut to the range of values."""
+    """Interpolate from `other` (factor 0) to the image (factor 1) and beyond, clamped to 0..255."""
     start = other.float()
     return (start + factor.float()[:, None, None, None] * (images.float() - start)).clamp(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luma [N, 1, H, W] by ITU-R 601, rounded in 16 fractional bits; one channel is grey already."""
+    """Luma uint8 [N, 1, H, W] by ITU-R 601, rounded in 16 fractional bits; one channel is returned as it is."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.to(torch.int32).unbind(1)
@@ -49,23 +49,26 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Saturation: 0 is grey, 1 keeps the image."""
+    """Change the saturation: factor 0 gives grey, 1 keeps the image."""
     return _blend(_grey(images), images, factor)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is the mean grey, 1 keeps the image."""
+    """Change the contrast: factor 0 gives the mean grey, 1 keeps the image."""
     mean = (_grey(images).double().mean((1, 2, 3)) + 0.5).floor()
     return _blend(mean[:, None, None, None], images, factor)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is black, 1 keeps the image."""
+    """Change the brightness: factor 0 gives black, 1 keeps the image."""
     return _blend(torch.zeros_like(images), images, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is smoothed by 3x3 (the middle counts 5 times, the rest once), 1 keeps the image; the border stays."""
+    """Change the sharpness: factor 0 gives the image smoothed by 3x3, 1 keeps the image.
+
+    The smoothing weights the centre 5 and its neighbours 1 each. Pixels at the border stay unchanged.
+    """
     if min(images.shape[2:]) < 3:
         return images
     around = F.avg_pool2d(images.float(), 3, 1, divisor_override=1)
@@ -76,31 +79,31 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _histogram(images: Tensor) -> Tensor:
-    """Counts of each value, [N, C, 256] int64."""
+    """Number of pixels with each value, int64 [N, C, 256]."""
     flat = images.flatten(2).long()
     counts = torch.zeros(*images.shape[:2], 256, dtype=torch.int64, device=images.device)
     return counts.scatter_add_(2, flat, torch.ones_like(flat))
 
 
 def _looked_up(images: Tensor, table: Tensor) -> Tensor:
-    """Each value exchanged for that in its channel's `table` [N, C, 256]."""
+    """Replace each value by its entry in its channel's `table` [N, C, 256]."""
     return table.to(torch.uint8).gather(2, images.flatten(2).long()).view_as(images)
 
 
 def autocontrast(images: Tensor, strength: Tensor) -> Tensor:
-    """Each channel stretched to 0..255; one of a single value stays. Strengths say nothing."""
+    """Stretch each channel to 0..255; a constant channel stays. `strength` is ignored."""
     present = _histogram(images) > 0
     low = present.int().argmax(2, keepdim=True)
     high = 255 - present.flip(2).int().argmax(2, keepdim=True)
     level = torch.arange(256, dtype=torch.float64, device=images.device)
-    # Not `255 / x`, which multiplies by the reciprocal and rounds twice.
+    # `255 / x` would multiply by the reciprocal, and so round twice.
     scale = torch.div(torch.full_like(level[:1], 255), (high - low).clamp_min(1).double())
     table = (level * scale + -low * scale).trunc().clamp(0, 255)
     return _looked_up(images, torch.where(high > low, table, level))
 
 
 def equalize(images: Tensor, strength: Tensor) -> Tensor:
-    """Each channel's values spread so that all occur about equally often. Strengths say nothing."""
+    """Equalise the histogram of each channel. `strength` is ignored."""
     counts = _histogram(images)
     last = 255 - (counts > 0).flip(2).int().argmax(2, keepdim=True)
     step = (counts.sum(2, keepdim=True) - counts.gather(2, last)) // 255
@@ -111,9 +114,9 @@ def equalize(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, matrix: tuple[Tensor | float, ...]) -> Tensor:
-    """The pixel at (x, y) taken from (a x + b y + c, d x + e y + f), each a number or one an image.
+    """Take the pixel at (x, y) from (a x + b y + c, d x + e y + f); `matrix` is (a, b, c, d, e, f).
 
-    Positions are those of pixels' middles.
+    Each entry is one number, or one per image [N]. Coordinates are those of pixel centres.
     """
     count, _, height, width = images.shape
     zero = torch.zeros(count, dtype=torch.float64, device=images.device)
@@ -126,7 +129,7 @@ def _affine(images: Tensor, matrix: tuple[Tensor | float, ...]) -> Tensor:
 
 
 def _source(along: Tensor, across: Tensor, offset: Tensor, images: Tensor) -> Tensor:
-    """One coordinate [N, H, W] that every pixel comes from."""
+    """One source coordinate of every pixel, int64 [N, H, W]."""
 
     def fixed(value: Tensor) -> Tensor:
         return (value * ONE + 0.5).floor().long()[:, None, None]
@@ -137,27 +140,27 @@ def _source(along: Tensor, across: Tensor, offset: Tensor, images: Tensor) -> Te
 
 
 def shear_x(images: Tensor, part: Tensor) -> Tensor:
-    """Each row taken from `part` pixels further right for each pixel further down."""
+    """Shear horizontally: the pixel at (x, y) comes from (x + part * y, y)."""
     return _affine(images, (1.0, part, 0.0, 0.0, 1.0, 0.0))
 
 
 def shear_y(images: Tensor, part: Tensor) -> Tensor:
-    """Each column taken from `part` pixels further down for each pixel further right."""
+    """Shear vertically: the pixel at (x, y) comes from (x, y + part * x)."""
     return _affine(images, (1.0, 0.0, 0.0, part, 1.0, 0.0))
 
 
 def translate_x(images: Tensor, part: Tensor) -> Tensor:
-    """Taken from `part` of the width further right."""
+    """Shift horizontally: the pixel at (x, y) comes from (x + part * W, y)."""
     return _affine(images, (1.0, 0.0, part * images.shape[3], 0.0, 1.0, 0.0))
 
 
 def translate_y(images: Tensor, part: Tensor) -> Tensor:
-    """Taken from `part` of the height further down."""
+    """Shift vertically: the pixel at (x, y) comes from (x, y + part * H)."""
     return _affine(images, (1.0, 0.0, 0.0, 0.0, 1.0, part * images.shape[2]))
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turned about the middle, counter-clockwise."""
+    """Rotate counter-clockwise about the centre, by `degrees`."""
     height, width = images.shape[2:]
     angle = -degrees * math.pi / 180
     cos, sin = angle.cos(), angle.sin()

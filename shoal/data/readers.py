@@ -1,7 +1,7 @@
-"""Readers of image sets in their published layouts: IDX, CIFAR pickles, SVHN's MATLAB files, image folders.
+"""Readers of IDX files and SVHN's MATLAB files, and what all readers of image sets share.
 
-Each reader takes bytes or paths and returns `Arrays`: uint8 images [N, C, H, W] and int64 labels [N] in
-0..classes-1. Files are untrusted: a file that cannot be read as its layout says raises ShoalError with its name.
+Each reader takes bytes or paths and returns `Arrays`: uint8 images [N, C, H, W] and int64 labels [N] in 0..classes-1.
+Files are untrusted: one that does not follow its layout raises ShoalError, which names the file.
 """
 
 from __future__ import annotations
@@ -18,23 +18,28 @@ from torch import Tensor
 from shoal.errors import ShoalError
 
 Arrays = tuple[Tensor, Tensor]
+"""Images uint8 [N, C, H, W] (or clouds float32 [N, 3, P, 1]) and labels int64 [N]."""
 
 
-# ---- what every reader shares
+# ---- shared by all readers
 
 
 def read_bytes(path: Path) -> bytes:
-    """Whole content of `path`, decompressed if it is gzip. Raises ShoalError if it is missing or damaged."""
+    """The whole content of `path`, decompressed if it is gzip. Raises ShoalError when it is missing or damaged."""
     try:
         raw = path.read_bytes()
-        # By content, not by suffix: browsers and mirrors unpack `.gz` files without renaming them.
+        # The content decides, not the suffix: browsers and mirrors unpack `.gz` files without renaming them.
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (OSError, EOFError, zlib.error) as error:
         raise ShoalError(f"found no readable file at {path} ({error}); need it whole; fetch it again") from error
 
 
 def arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> Arrays:
-    """Check and convert images uint8 [N, C, H, W] and labels [N]; `where` names the file in ShoalErrors."""
+    """Check images uint8 [N, C, H, W] and labels [N], and convert them to tensors.
+
+    Raises ShoalError, naming the file `where`, when there are no images, another number of labels, or a label that is
+    not in 0..classes-1.
+    """
     if len(images) != len(labels) or not len(images):
         raise ShoalError(
             f"found {len(images)} images and {len(labels)} labels at {where}; need as many of both, at least one; "
@@ -46,12 +51,12 @@ def arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> 
             f"found label {labels[wrong][0]} (item {int(wrong.argmax())}) at {where}; need labels in "
             f"0..{classes - 1}; fetch the file again"
         )
-    # Arrays over bytes are read-only, and torch would share their memory: those are copied, others are not.
+    # Arrays made from bytes are read-only, and torch would share their memory. These are copied, others are not.
     return torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels.astype(np.int64))
 
 
 def read_text(path: Path) -> str:
-    """Text of a small UTF-8 file. Raises ShoalError if it is missing or no text."""
+    """The text of a small UTF-8 file. Raises ShoalError when it is missing or not text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -62,9 +67,9 @@ def read_text(path: Path) -> str:
 
 
 def parse_idx(raw: bytes, dims: int, where: str) -> np.ndarray:
-    """The uint8 array with `dims` dimensions that the IDX bytes `raw` hold.
+    """The uint8 array with `dims` dimensions in the IDX bytes `raw`.
 
-    Raises ShoalError if the magic number or the size does not fit.
+    Raises ShoalError, naming the file `where`, when the magic number or the size is wrong.
     """
     magic, header = 0x800 + dims, 4 + 4 * dims
     if raw[:4] != struct.pack(">I", magic) or len(raw) < header:
@@ -83,7 +88,10 @@ def parse_idx(raw: bytes, dims: int, where: str) -> np.ndarray:
 
 
 def parse_idx_pair(images: bytes, labels: bytes, classes: int, side: int, where: str) -> Arrays:
-    """Grey images [N, 1, side, side] and labels from the bytes of an IDX image file and its label file."""
+    """Images uint8 [N, 1, side, side] and labels int64 [N] from the bytes of an IDX image file and label file.
+
+    Raises ShoalError, naming the file `where`, when they are damaged or of another size.
+    """
     pixels = parse_idx(images, 3, where)
     if pixels.shape[1:] != (side, side):
         raise ShoalError(
@@ -93,7 +101,10 @@ def parse_idx_pair(images: bytes, labels: bytes, classes: int, side: int, where:
 
 
 def read_idx_pair(folder: Path, prefix: str, classes: int, side: int) -> Arrays:
-    """`parse_idx_pair` of the files `prefix`-images-idx3-ubyte and `prefix`-labels-idx1-ubyte, plain or .gz."""
+    """`parse_idx_pair` of `prefix`-images-idx3-ubyte and `prefix`-labels-idx1-ubyte, plain or .gz, in `folder`.
+
+    Raises ShoalError when a file is missing or damaged.
+    """
 
     def content(stem: str) -> bytes:
         packed = folder / f"{prefix}-{stem}-ubyte.gz"
@@ -106,12 +117,15 @@ def read_idx_pair(folder: Path, prefix: str, classes: int, side: int) -> Arrays:
 
 
 def read_svhn(path: Path) -> Arrays:
-    """Images [N, 3, 32, 32] and labels 0..9 from an SVHN .mat file, where label 10 stands for the digit 0."""
-    from scipy.io import loadmat  # here, as no other set needs scipy
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] in 0..9 from an SVHN .mat file, whose label 10 is the digit 0.
+
+    Raises ShoalError when the file is missing or damaged.
+    """
+    from scipy.io import loadmat  # imported here, because the other sets do not need scipy
 
     try:
         content = loadmat(path, variable_names=["X", "y"])
-    except Exception as error:  # scipy passes on whatever a damaged file makes it do
+    except Exception as error:  # scipy raises many types for damaged files
         raise ShoalError(f"found no MATLAB file at {path} ({error}); need the published one; fetch it again") from error
     images, labels = (np.asarray(content.get(key, ())) for key in "Xy")
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""Dividing a set: stratified splits, channel moments."""
+"""Stratified splits of a data set, and channel moments."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from shoal.data.readers import Arrays
 from shoal.errors import ShoalError
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
 
 
-# ---- dividing a set
+# ---- splits
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A shuffle of the items (int64 [N]) of which every prefix has all classes in proportion, within one item.
+    """A random order of the items, int64 [N], in which every prefix has the classes in proportion, within one item.
 
-    Item r of a class of n is due at (r + 1/2) / n of the way; equal dues keep their shuffled order.
+    Item r of a class with n items gets the key (r + 1/2) / n, by which items are sorted; ties keep their shuffled
+    order.
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     labels = labels[shuffled]
@@ -31,7 +33,10 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def divide(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
-    """(the rest, `fraction` of the items), stratified, each in the original order."""
+    """Split items into (the rest, `fraction` of them), stratified; both keep the original order.
+
+    Raises ShoalError when either part would be empty.
+    """
     order = stratified_order(labels, seed)
     count = round(fraction * len(labels))
     if not 0 < count < len(labels):
@@ -41,7 +46,10 @@ def divide(images: Tensor, labels: Tensor, fraction: float, seed: int) -> tuple[
 
 
 def hold_out(split: Split, val: float, limit: int | None, seed: int) -> tuple[Split, Split]:
-    """(train, val): both are stretches of one stratified order, hence disjoint and stratified themselves."""
+    """(train, val): val has the fraction `val` of the items, train at most `limit` of the others.
+
+    Both are ranges of one stratified order, so they are disjoint and stratified.
+    """
     order = stratified_order(split.labels, seed)
     count = min(round(val * len(split)), len(split) - 1)
     kept, held = order[count:][:limit], order[:count]
@@ -49,7 +57,7 @@ def hold_out(split: Split, val: float, limit: int | None, seed: int) -> tuple[Sp
 
 
 def moments(images: Tensor) -> Moments:
-    """Mean and standard deviation of each channel of uint8 [N, C, H, W], in units of pixel / 255; 0 and 1 of floats."""
+    """Mean and standard deviation per channel of uint8 [N, C, H, W], in units of pixel / 255; 0 and 1 for floats."""
     if images.is_floating_point():
         return (0.0,) * images.shape[1], (1.0,) * images.shape[1]
     levels = torch.arange(256, dtype=torch.float64) / 255
@@ -58,6 +66,6 @@ def moments(images: Tensor) -> Moments:
         share = channel.reshape(-1).bincount(minlength=256).double() / channel.numel()
         mean = float(share @ levels)
         means.append(mean)
-        # One grey level at least: a constant channel must not make `normalise` divide by zero.
+        # At least one grey level: a constant channel must not make `normalise` divide by zero.
         stds.append(max(float(share @ (levels - mean) ** 2) ** 0.5, 1 / 255))
     return tuple(means), tuple(stds)

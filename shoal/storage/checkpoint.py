@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors, written atomically: a kill at any moment leaves the last good one."""
+"""Checkpoints in safetensors. They are written atomically: a kill at any moment leaves the last complete one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shoal.storage.tensors import has_tensors, load_state, read_tensors, read_wi
 
 
 class Checkpoint:
-    """The two files of a training stage in `folder`: `<stage>.best` for use, `<stage>.last` for going on.
+    """The two files of a training stage in `folder`: `<stage>.best` for use, `<stage>.last` for resuming.
 
-    With `shard_bytes`, each is a set of files of at most that many bytes. What another limit or none has written is
-    read all the same.
+    With `shard_bytes`, each is a set of files of at most that many bytes. Files that were written with another limit,
+    or none, can still be read.
     """
 
     def __init__(self, folder: Path | str, stage: str = "model", shard_bytes: int | None = None) -> None:
@@ -27,17 +27,17 @@ class Checkpoint:
 
     @property
     def best_path(self) -> Path:
-        """Weights of the best epoch."""
+        """File of the best epoch's weights."""
         return self.folder / f"{self.stage}.best.safetensors"
 
     @property
     def last_path(self) -> Path:
-        """Weights, optimiser state and progress at the last checkpoint."""
+        """File of the weights, the optimiser state and the progress at the last checkpoint."""
         return self.folder / f"{self.stage}.last.safetensors"
 
     @property
     def has_best(self) -> bool:
-        """True once an epoch has been judged."""
+        """True once `save_best` has written."""
         return has_tensors(self.best_path)
 
     @property
@@ -46,11 +46,11 @@ class Checkpoint:
         return has_tensors(self.last_path)
 
     def save_best(self, state: dict[str, Tensor]) -> None:
-        """Keep a state dict as the best one."""
+        """Write a state dict as the best one. Raises ShoalError when it cannot be written."""
         write_tensors(self.best_path, state, shard_bytes=self.shard_bytes)
 
     def load_best(self) -> dict[str, Tensor]:
-        """The state dict of the best epoch. Raises ShoalError on a damaged file."""
+        """The state dict of the best epoch. Raises ShoalError when the file is missing or damaged."""
         return read_tensors(self.best_path)
 
     def save_last(
@@ -60,10 +60,10 @@ class Checkpoint:
         hooks: Sequence[Any],
         progress: dict[str, Any],
     ) -> None:
-        """Everything that the next epoch depends on, in one file or set: what is not in it follows from seed and epoch.
+        """Write everything that the next epoch depends on; the rest follows from seed and epoch.
 
-        `progress` is JSON data: `epoch` done, metric `rows`, `best` accuracy and `best_epoch`; within an epoch also the
-        `step` and what its steps have come to.
+        `progress` is JSON data: the last finished `epoch`, metric `rows`, `best` accuracy and `best_epoch`; within an
+        epoch also `step`, and the sums over its steps. Raises ShoalError when it cannot be written.
         """
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         for i, state in optimiser.state_dict()["state"].items():
@@ -75,7 +75,7 @@ class Checkpoint:
         write_tensors(self.last_path, tensors, {"progress": json.dumps(progress)}, self.shard_bytes)
 
     def take(self, other: Checkpoint) -> None:
-        """Have what `other` has, as this one's; a stage that has begun here stays as it is."""
+        """Copy both files of `other`, unless this stage already has a checkpoint to resume from."""
         if self.has_last:
             return
         for own, theirs in ((self.best_path, other.best_path), (self.last_path, other.last_path)):
@@ -83,7 +83,7 @@ class Checkpoint:
                 write_tensors(own, *read_with_metadata(theirs), self.shard_bytes)
 
     def read_last(self) -> Last:
-        """What `save_last` wrote. Raises ShoalError on a damaged file."""
+        """What `save_last` wrote. Raises ShoalError when the file is missing or damaged."""
         tensors, metadata = read_with_metadata(self.last_path)
         try:
             body: dict[str, Any] = json.loads(metadata["progress"])
@@ -94,14 +94,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Last:
-    """A checkpoint that has been read: its tensors, and the progress as JSON data."""
+    """A checkpoint in memory: its tensors, and its progress as JSON data."""
 
     path: Path
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
 
     def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer, hooks: Sequence[Any] = ()) -> None:
-        """Restore `model`, `optimiser` and `hooks` in place. Raises ShoalError when it is of another model."""
+        """Load the state into `model`, `optimiser` and `hooks`, in place.
+
+        Raises ShoalError when it is of another model.
+        """
         load_state(model, _below(self.tensors, "model."), self.path)
         self._load_momentum(optimiser)
         for i, hook in enumerate(hooks):
@@ -110,7 +113,7 @@ class Last:
 
     def _load_momentum(self, optimiser: torch.optim.Optimizer) -> None:
         plain, parameters = optimiser.state_dict(), [p for g in optimiser.param_groups for p in g["params"]]
-        # A fused update goes through memory, so a buffer lies there as its parameter does: files know no channels_last.
+        # A fused update needs each buffer in its parameter's memory format, but files do not store channels_last.
         for i, value in _below(self.tensors, "momentum.").items():
             laid = torch.empty_like(parameters[int(i)], requires_grad=False)
             plain["state"][int(i)] = {"momentum_buffer": laid.copy_(value)}

@@ -1,4 +1,4 @@
-"""Versions and machine that a figure was made with."""
+"""Versions of packages, and the machine, that a result was made with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def environment() -> dict[str, object]:
-    """Versions and machine that a figure was made with."""
+    """Versions of packages, and the machine, that a result was made with, as JSON data."""
     names = ("shoal", "torch", "numpy", "spu", "jax", "scikit-learn", "safetensors")
     return {
         "python": platform.python_version(),

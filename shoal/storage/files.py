@@ -1,4 +1,4 @@
-"""Text and JSON on disk: written atomically, read with one clear error."""
+"""Text and JSON files: atomic writes, and reads that raise one clear error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shoal.errors import ShoalError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` to write to; it becomes `path` at the end of the block, or vanishes on an error.
+    """A scratch path to write to. At the end of the block it replaces `path`; on an error it is deleted.
 
-    Raises ShoalError when the file cannot be written; `path` is then what it was before.
+    Raises ShoalError when the file cannot be written; `path` then keeps its old content.
     """
     scratch = path.parent / f".{path.name}.tmp"
     try:
@@ -34,19 +34,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _settle(path: Path) -> None:
-    """Have the file's bytes on the disk before its name points to them."""
+    """Write the file's bytes to the disk, before its name points to them."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that `path` holds either the old or the whole new content."""
+    """Write a text file atomically: `path` holds either the old or the whole new content.
+
+    Raises ShoalError when it cannot be written.
+    """
     with replacing(path) as scratch:
         scratch.write_text(text)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; a failure leaves the file as it was, and a line cut off by a kill stays alone."""
+    """Append a line to a text file; an error leaves the file unchanged.
+
+    A line that a kill cut off keeps a line of its own. Raises ShoalError when the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
@@ -69,6 +75,7 @@ def _append(file: BinaryIO, size: int, data: bytes) -> None:
 
 
 def cannot_write(path: Path, error: Exception) -> ShoalError:
+    """The error for a file that cannot be written."""
     return ShoalError(
         f"found that {path} cannot be written ({error}); need free space and a writable folder; what was there "
         "before is kept, so make room or choose another place, and go on"
@@ -76,7 +83,7 @@ def cannot_write(path: Path, error: Exception) -> ShoalError:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of a file; ShoalError if it is missing or not JSON."""
+    """The JSON content of a file. Raises ShoalError when it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""Where a run's data and networks lie, which may change while it stops, and what lies there, which may not.
+"""The paths of a run's data and networks, which may change when it is resumed, and their contents, which may not.
 
-A run's configuration has places (`PLACES`), for information, and under `FINGERPRINTS` a SHA-256 of what was found at
-each. A run that goes on elsewhere is compared with the latter.
+A run's configuration has paths (`PLACES`), for information, and under `FINGERPRINTS` a SHA-256 of what was found at
+each. When a run is resumed, the fingerprints are compared and not the paths.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Config = dict[str, Any]
 settings in it; all have `data`, `data_dir`, `limit` and `seed`."""
 
 FINGERPRINTS = "fingerprints"
-"""Where a configuration holds them, by what they are of."""
+"""Setting that holds the fingerprints, by the names in `PLACES`."""
 
 PLACES = {"data": "data_dir", "teacher": "teacher", "source": "source", "plan": "plan", "masks": "masks_from"}
-"""What has a fingerprint, and the setting that says where it lies. Masks have none: a run keeps its own copy."""
+"""Each input of a run, and the setting with its path. Masks have no fingerprint: a run keeps its own copy."""
 
 _FOLDER = "folder"
 _ADVICE = {
@@ -38,7 +38,7 @@ _NETWORK = ("another network", "give the run that holds the one from before")
 
 
 def placed(config: Mapping[str, Any], data_dir: Path | None) -> Config:
-    """The configuration with its data at `data_dir`, or where they lay; a folder of images goes by its kind then."""
+    """The configuration with `data_dir`; None changes nothing. If `data` was a path, it becomes `folder`."""
     if data_dir is None:
         return dict(config)
     moved = config.get("data_dir") is None and not _is_known(config["data"])
@@ -57,9 +57,10 @@ def began(
     plan: Path | None = None,
     **networks: nn.Module | None,
 ) -> Config:
-    """The configuration of a run on `data`, with fingerprints of them, the plan and the networks that it starts from.
+    """The configuration of a new run on `data`, with fingerprints of data, plan and the networks that it starts from.
 
-    `networks` go by the setting that says where they came from, `teacher` or `source`; None is left out.
+    `networks` are named by the setting that holds their path, `teacher` or `source`; None is left out. Raises
+    ShoalError when the plan cannot be read.
     """
     found = {"data": data.fingerprint()}
     found |= {name: checksum(network.state_dict(), {}) for name, network in networks.items() if network is not None}
@@ -69,26 +70,26 @@ def began(
 
 
 def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
-    """Those that a configuration has; a run of an earlier version has none."""
+    """The fingerprints in a configuration; empty for a run of an earlier version."""
     found = config.get(FINGERPRINTS)
     return dict(found) if isinstance(found, dict) else {}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first setting in which two configurations differ, but for places and what lies there."""
+    """The first setting in which two configurations differ, apart from paths and fingerprints; None if they agree."""
     keys = [key for key in {**old, **new} if key not in (FINGERPRINTS, "data_dir")]
     return next((key for key in keys if _setting(key, old.get(key)) != _setting(key, new.get(key))), None)
 
 
 def _setting(key: str, value: Any) -> Any:
-    """What is compared of a setting: of a place, whether there is one."""
+    """The value of a setting to compare; for a path, only whether there is one."""
     if key in PLACES.values():
         return value is not None
     return _FOLDER if key == "data" and isinstance(value, str) and not _is_known(value) else value
 
 
 def check_origins(folder: Path, known: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ShoalError when the run at `folder`, of fingerprints `known`, would go on with something else."""
+    """Raise ShoalError when a fingerprint in `new` differs from the one in `known`, of the run at `folder`."""
     for name, digest in fingerprints(new).items():
         if known.get(name, digest) != digest:
             what, do = _ADVICE.get(name, _NETWORK)
@@ -100,7 +101,7 @@ def check_origins(folder: Path, known: Mapping[str, Any], new: Mapping[str, Any]
 
 
 def updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> Config:
-    """The configuration `old` with the places of `new`, which are used from now on, and fingerprints it had not."""
+    """The configuration `old` with the paths in `new`, and those fingerprints in `new` that `old` lacks."""
     places = {key: new[key] for key in ("data", *PLACES.values()) if key in new}
     found = fingerprints(new) | fingerprints(old)
     return {**old, **places} | ({FINGERPRINTS: found} if found else {})

@@ -1,4 +1,4 @@
-"""`Run`: one folder a run, with everything that made a result and everything needed to use it."""
+"""`Run`: one folder per run, with everything that made a result and everything needed to use it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Epoch(TypedDict, total=False):
 
 
 def summary_writer() -> Any:
-    """TensorBoard's class for writing events. Raises ShoalError when it is not installed."""
+    """TensorBoard's `SummaryWriter` class. Raises ShoalError when TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -38,11 +38,13 @@ def summary_writer() -> Any:
 
 
 class Run:
-    """A run folder: `spec.json` + `model.safetensors` (the result), `teacher.*` (what it came from), `config.json`,
-    `metrics.jsonl`, `environment.json`, and the stages' checkpoints under `stages/`.
+    """A run folder: result, configuration, metrics, environment and checkpoints.
 
-    With `shard_bytes`, weights are written in files of at most that many bytes: `model.index.json` and what it names
-    in place of `model.safetensors`. Both are read by any run.
+    `spec.json` and `model.safetensors` are the result, `teacher.*` is the network that it came from, and `config.json`,
+    `metrics.jsonl` and `environment.json` say how it was made. Checkpoints of the stages are in `stages/`.
+
+    With `shard_bytes`, weights are written in files of at most that many bytes: `model.index.json`, and the files that
+    it names, replace `model.safetensors`. Every run reads both.
     """
 
     def __init__(self, folder: Path | str, shard_bytes: int | None = None) -> None:
@@ -50,13 +52,13 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, config: Config, resume: bool = False, shard_bytes: int | None = None) -> Run:
-        """Make the folder and record `config` and the environment; `shard_bytes` is no part of what is recorded.
+        """Make the folder, and record `config` and the environment; `shard_bytes` is not recorded.
 
-        A run that is resumed may have its data and the runs that it came from elsewhere (`origins`): `config.json`
-        names the places last used. What lies there must be what it began with, as far as `config` has fingerprints.
+        A resumed run may have its data and input runs at other paths (see `origins`); `config.json` names the latest
+        paths. Their contents must have the fingerprints that `config.json` has, if any.
 
-        Raises ShoalError when a run is there already and `resume` is false, when its configuration differs or what lies
-        at its places, and when the folder holds files that are no run's.
+        Raises ShoalError when a run is there and `resume` is false, when its configuration or fingerprints differ, and
+        when the folder holds files but no run.
         """
         run = cls(folder, shard_bytes)
         plain = as_json(config)
@@ -67,24 +69,24 @@ class Run:
             run.write_json("config.json", plain)
         run.write_json("environment.json", environment() | {"command": sys.argv})
         if shard_bytes is not None:
-            for place in (run.folder, run.folder / "stages"):  # what another limit has left
+            for place in (run.folder, run.folder / "stages"):  # files that were written with another limit
                 fit_files(place, shard_bytes)
         return run
 
     def below(self, place: str, config: Config | None = None) -> Run:
-        """A run in a folder of this one, begun or gone on with, whose weights obey the same limit.
+        """Create or resume a run in the subfolder `place`, with the same limit on file sizes.
 
-        It has this run's configuration unless it is given its own. Raises ShoalError as `create` does.
+        `config` is by default this run's. Raises ShoalError as `create` does.
         """
         own = self.read_json("config.json") if config is None else config
         return Run.create(self.folder / place, own, True, self.shard_bytes)
 
     def check_free(self) -> None:
-        """Raise ShoalError when something is at the folder's place and no run: nothing of it is to be lost."""
+        """Raise ShoalError unless the folder is new or empty, so that no file in it is lost."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ShoalError(f"found a file at {self.folder}; need a new folder; choose another --out")
         try:
-            # The scratch file of a configuration is what a kill at the very start leaves.
+            # A kill at the very start leaves the scratch file of the configuration.
             found = self.folder.is_dir() and {p.name for p in self.folder.iterdir()} - {".config.json.tmp"}
         except OSError as error:
             raise ShoalError(f"found no readable folder at {self.folder} ({error}); choose another --out") from error
@@ -95,7 +97,7 @@ class Run:
             )
 
     def _go_on(self, config: Config, resume: bool) -> None:
-        """Raise ShoalError unless the run may go on with `config`; its places become those of the run."""
+        """Check that the run may resume with `config`, and record the paths in it. Raises ShoalError if it may not."""
         if not resume:
             raise ShoalError(f"found a run at {self.folder}; need --resume to go on with it, or another --out")
         body = self.read_json("config.json")
@@ -111,14 +113,14 @@ class Run:
             self.write_json("config.json", updated(old, config))
 
     def _known(self, config: Config) -> Config:
-        """Fingerprints of what the run began with; an early run has none, but the teacher that it reduces."""
+        """Fingerprints of the run's inputs. Runs of earlier versions have none, but their teacher's can be computed."""
         found = fingerprints(config)
         if "teacher" not in found and config.get("teacher") is not None and self.has("teacher.json"):
             found["teacher"] = checksum(read_tensors(self.folder / "teacher.safetensors"), {})
         return found
 
     def config(self) -> Config:
-        """What the run was made with. Raises ShoalError when it does not say with which data and seed."""
+        """The configuration. Raises ShoalError when data or seed are missing in it."""
         body = self.read_json("config.json")
         kinds = {"data": (str,), "seed": (int,), "limit": (int, type(None)), "data_dir": (str, type(None))}
         body = body if isinstance(body, dict) else {}
@@ -131,7 +133,7 @@ class Run:
         return body
 
     def write_json(self, name: str, body: Any) -> None:
-        """Write a JSON file of the run, atomically."""
+        """Write a JSON file of the run, atomically. Raises ShoalError when it cannot be written."""
         write_text(self.folder / name, json.dumps(body, indent=1, default=_plain))
 
     def read_json(self, name: str) -> Any:
@@ -139,7 +141,7 @@ class Run:
         return read_json(self.folder / name)
 
     def has(self, name: str) -> bool:
-        """True when the run holds the file; weights may be several files."""
+        """True when the run has the file; weights may be in several files."""
         path = self.folder / name
         return has_tensors(path) if path.suffix == ".safetensors" else path.exists()
 
@@ -148,11 +150,11 @@ class Run:
         return Checkpoint(self.folder / "stages", stage, self.shard_bytes)
 
     def log(self, stage: str, row: dict[str, float]) -> None:
-        """Append an epoch's row to `metrics.jsonl`."""
+        """Append an epoch's row to `metrics.jsonl`. Raises ShoalError when it cannot be written."""
         append_line(self.folder / "metrics.jsonl", json.dumps({"stage": stage, **row}))
 
     def recorder(self, stage: str, tensorboard: bool = False) -> Callable[[dict[str, float]], None]:
-        """What `fit` calls with each epoch's row: the log, and TensorBoard if asked.
+        """A function that records an epoch's row in `metrics.jsonl`, and in TensorBoard if asked; `fit` calls it.
 
         Raises ShoalError when TensorBoard is asked for and not installed.
         """
@@ -169,9 +171,9 @@ class Run:
         return record
 
     def metrics(self) -> list[Epoch]:
-        """The rows of `metrics.jsonl`, of an epoch that a kill has had repeated the last one.
+        """The rows of `metrics.jsonl`; if a kill made an epoch run twice, only its last row.
 
-        A line cut off by a kill is left out. Raises ShoalError on foreign rows.
+        A line that a kill cut off is left out. Raises ShoalError when a row has no stage or accuracy.
         """
         path = self.folder / "metrics.jsonl"
         if not path.exists():
@@ -202,7 +204,7 @@ def _check_row(row: Any, path: Path) -> None:
 
 
 def as_json(config: Config) -> Config:
-    """A configuration as its file has it."""
+    """A configuration as it is in `config.json`, with JSON types only."""
     return dict(json.loads(json.dumps(config, default=_plain)))
 
 

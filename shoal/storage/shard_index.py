@@ -1,4 +1,4 @@
-"""The JSON index of tensors in several files. It may come from anywhere: nothing in it is believed unchecked."""
+"""The JSON index of tensors in several files. It may come from an untrusted source, so everything in it is checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shoal.storage.files import read_json
 
 FORMAT = "shoal shards 1"
 _LARGEST = 100_000_000
-"""Bytes of an index that is read at all."""
+"""Largest size in bytes of an index that is read."""
 _MOST_DIMENSIONS = 64
 
 
@@ -31,14 +31,14 @@ class Shard:
 
     @classmethod
     def of(cls, stem: str, blob: bytes) -> Shard:
-        """The shard of the set `stem` that holds `blob`."""
+        """The entry for a file with the bytes `blob`, in the set `stem`."""
         digest = hashlib.sha256(blob).hexdigest()
         return cls(f"{stem}.shard-{digest[:16]}.safetensors", len(blob), digest)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements `start` to `stop` (exclusive) of a tensor laid flat, and the place of their file in the index."""
+    """Elements `start` to `stop` (exclusive) of a flattened tensor, and the position of their file in `Index.files`."""
 
     file: int
     start: int
@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor's type and shape, and its pieces in order; one that is whole keeps its shape in its file."""
+    """A tensor's type and shape, and its pieces in order. A single piece keeps the shape, others are flat."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class Index:
     metadata: Mapping[str, str]
 
     def text(self) -> str:
-        """The JSON file, with a checksum over the rest of it."""
+        """The index as JSON, with a checksum of the rest of it."""
         tensors = {
             name: {"dtype": e.dtype, "shape": e.shape, "pieces": [[p.file, p.start, p.stop] for p in e.pieces]}
             for name, e in self.tensors.items()
@@ -78,7 +78,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def read_index(path: Path) -> Index:
-    """The index at `path`. Raises ShoalError for one that is damaged, too large or contradicts itself."""
+    """The index at `path`. Raises ShoalError when it is missing, damaged, too large or inconsistent."""
     try:
         if path.is_file() and path.stat().st_size > _LARGEST:
             raise ValueError(f"{path.stat().st_size} bytes")
@@ -91,7 +91,7 @@ def read_index(path: Path) -> Index:
 
 
 def names_in(path: Path) -> frozenset[str] | None:
-    """Names of the files that the index at `path` names; none without one, None when it cannot be told."""
+    """Names of the files in the index at `path`; empty if there is no index, None if it cannot be read."""
     try:
         return frozenset(shard.name for shard in read_index(path).files) if path.exists() else frozenset()
     except ShoalError:
@@ -100,8 +100,8 @@ def names_in(path: Path) -> frozenset[str] | None:
 
 def _parse(body: Any, stem: str) -> Index:
     _need(isinstance(body, dict) and body.get("format") == FORMAT, f"not in format {FORMAT!r}")
-    _need(body.pop("sha256", None) == _digest(body), "its checksum is that of another")
-    _need(set(body) == {"format", "files", "tensors", "metadata"}, "other keys")
+    _need(body.pop("sha256", None) == _digest(body), "its checksum does not match")
+    _need(set(body) == {"format", "files", "tensors", "metadata"}, "missing or unknown keys")
     files = tuple(_shard(one, stem) for one in _list(body["files"]))
     _need(len({f.name for f in files}) == len(files), "a file twice")
     tensors = {name: _entry(one, name, len(files)) for name, one in _dict(body["tensors"]).items()}
@@ -111,7 +111,7 @@ def _parse(body: Any, stem: str) -> Index:
 
 
 def _shard(one: Any, stem: str) -> Shard:
-    """Only a name made of the set's own and the digest is taken, so none leads out of the folder."""
+    """A checked entry. The name must follow from the set's name and the digest, so no path can leave the folder."""
     shard = Shard(**_dict(one))
     _need(isinstance(shard.sha256, str) and re.fullmatch("[0-9a-f]{64}", shard.sha256) is not None, "no SHA-256")
     _need(type(shard.size) is int and shard.size > 0, f"a file of {shard.size!r:.30} bytes")
@@ -125,12 +125,12 @@ def _entry(one: Any, name: str, files: int) -> Entry:
     shape = tuple(_count(size) for size in _list(one["shape"]))
     pieces = tuple(Piece(*(_count(number) for number in _list(piece))) for piece in _list(one["pieces"]))
     whole = len(shape) <= _MOST_DIMENSIONS and _covered(pieces, math.prod(shape))
-    _need(whole and all(p.file < files for p in pieces), f"pieces that are not tensor {name!r:.60}, each once")
+    _need(whole and all(p.file < files for p in pieces), f"pieces that do not cover tensor {name!r:.60} exactly once")
     return Entry(one["dtype"], shape, pieces)
 
 
 def _covered(pieces: tuple[Piece, ...], count: int) -> bool:
-    """Whether the pieces, each in a file of its own, are `count` elements without a gap or an overlap."""
+    """Whether the pieces, each in its own file, cover `count` elements without a gap or an overlap."""
     if len(pieces) == 1:
         return (pieces[0].start, pieces[0].stop) == (0, count)
     inner = all(a.stop == b.start and a.file < b.file for a, b in pairwise(pieces))
@@ -144,15 +144,15 @@ def _need(sound: bool, found: str) -> None:
 
 
 def _list(value: Any) -> list[Any]:
-    _need(isinstance(value, list), "no list")
+    _need(isinstance(value, list), "not a list")
     return list(value)
 
 
 def _dict(value: Any) -> dict[str, Any]:
-    _need(isinstance(value, dict), "nothing by name")
+    _need(isinstance(value, dict), "not an object")
     return dict(value)
 
 
 def _count(value: Any) -> int:
-    _need(type(value) is int and value >= 0, f"{value!r:.30} for a count")
+    _need(type(value) is int and value >= 0, f"{value!r:.30} as a count")
     return int(value)

@@ -1,8 +1,8 @@
-"""Tensors in several safetensors files of limited size, with an index beside them that says where each one lies.
+"""Tensors in several safetensors files of limited size, with an index file that says where each tensor is.
 
-The files of `model.safetensors` are `model.shard-<digest>.safetensors`, and `model.index.json` names them. Their names
-come from their bytes, so a new set never writes over one that the old index still names: the moment the index is
-replaced, the set is. `checkpoint` writes them.
+The files of `model.safetensors` are `model.shard-<digest>.safetensors`, and `model.index.json` names them. File names
+depend on the contents, so a new set never overwrites a file that the old index names; replacing the index replaces the
+whole set. `tensors` writes them.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from shoal.errors import ShoalError
 from shoal.storage.shard_index import Entry, Index, Piece, Shard, read_index
 
 SMALLEST_LIMIT = 64_000
-"""Bytes below which a limit is refused: headers and the index would be most of what is written."""
+"""Smallest limit in bytes. With a smaller one, files would be mostly headers and index."""
 
-# Most bytes of a header with the file's number alone, of a tensor's entry in it besides its name, and of a dimension.
+# Upper bounds in bytes: a header with only the file's number, a tensor's entry without its name, a dimension in it.
 _HEADER, _ENTRY, _DIMENSION = 96, 128, 21
 
 
 def index_path(path: Path) -> Path:
-    """The index of the set that stands in for the file at `path`."""
+    """Path of the index of the set that replaces the file at `path`."""
     return path.with_suffix(".index.json")
 
 
 def is_shard(path: Path) -> bool:
-    """Whether the name is that of one file of a set."""
+    """Whether the name of `path` is that of a file in a set."""
     return re.search(r"\.shard-[0-9a-f]{16}\.safetensors$", path.name) is not None
 
 
 def check_limit(limit: float) -> None:
-    """Raise ShoalError unless files may have at most `limit` bytes."""
+    """Raise ShoalError unless `limit`, in bytes, is finite and at least SMALLEST_LIMIT."""
     if not (math.isfinite(limit) and limit >= SMALLEST_LIMIT):
         raise ShoalError(
             f"found a limit of {limit / 1e6:g} MB for a file of weights; need {SMALLEST_LIMIT / 1e6:g} or more; "
@@ -52,10 +52,10 @@ def check_limit(limit: float) -> None:
 
 
 def pack(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """What goes into each file of at most `limit` bytes, in order: whole tensors, and flat pieces of larger ones.
+    """The tensors of each file of at most `limit` bytes, in order: whole tensors, and flat pieces of larger ones.
 
-    No file has two pieces of one tensor, so each goes by the tensor's own name. Raises ShoalError for a limit that
-    leaves no room beside a header.
+    No file holds two pieces of one tensor, so each piece is stored under the tensor's name. Raises ShoalError when
+    `limit` leaves no room beside a header.
     """
     part: dict[str, Tensor] = {}
     used = _HEADER
@@ -72,19 +72,19 @@ def pack(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor
 
 
 def _cut(name: str, tensor: Tensor, room: int) -> tuple[Tensor, ...]:
-    """The tensor, or flat pieces of it that have at most `room` bytes."""
+    """The tensor, or flat pieces of it with at most `room` bytes each."""
     each = tensor.element_size()
     if tensor.numel() * each <= room:
         return (tensor,)
     if room < each:
-        raise ShoalError(f"found no room for tensor {name[:60]!r} beside its name in a file; need a higher limit")
+        raise ShoalError(f"found no room for tensor {name[:60]!r} and its name in a file; need a higher limit")
     return tensor.reshape(-1).split(room // each)
 
 
 def indexed(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], written: Sequence[tuple[Shard, Mapping[str, int]]]
 ) -> Index:
-    """The index of a set. With each file of `written` go the numbers of elements, by tensor, that lie in it."""
+    """The index of a set. `written` has each file, with the number of elements of each tensor in it."""
     pieces: dict[str, list[Piece]] = {name: [] for name in tensors}
     for number, (_, counts) in enumerate(written):
         for name, count in counts.items():
@@ -99,9 +99,9 @@ def _type(tensor: Tensor) -> str:
 
 
 def strays(path: Path, kept: Collection[str]) -> list[Path]:
-    """Files beside `path` that a kill or an earlier set has left.
+    """Files beside `path` that are left from a kill or an earlier set: shards not in `kept`, and scratch files.
 
-    These are shards of `path` that are not among `kept`, and scratch files, of which none is being written to.
+    Call it only while none of them is being written.
     """
     stem = re.escape(path.stem)
     shard = rf"{stem}\.shard-[0-9a-f]{{16}}\.safetensors"
@@ -114,13 +114,13 @@ def strays(path: Path, kept: Collection[str]) -> list[Path]:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of the set that the index at `path` names.
+    """The tensors and metadata of the set with the index at `path`.
 
-    Raises ShoalError, naming the file, for an index that is damaged or lies, and for files that are missing, altered
-    or another's.
+    Raises ShoalError, naming the file, when the index is damaged or wrong, or a file is missing, altered or of another
+    set.
     """
     index = read_index(path)
-    for shard in index.files:  # sizes of all before bytes of any: nothing is read that the index does not account for
+    for shard in index.files:  # all sizes first, so that no more bytes are read than the index states
         _check_size(path.parent / shard.name, shard, path)
     wanted: list[dict[str, Piece]] = [{} for _ in index.files]
     for name, entry in index.tensors.items():
@@ -147,14 +147,14 @@ def _check_size(file: Path, shard: Shard, index: Path) -> None:
 
 
 def _gathered(index: Index, shard: Shard, wanted: Mapping[str, Piece], path: Path) -> dict[str, Tensor]:
-    """What a file holds. Raises ShoalError unless that is what the index says."""
+    """The tensors in one file. Raises ShoalError when they differ from the index."""
     file = path.parent / shard.name
     found = _load(file, shard)
     odd = sorted(set(found) ^ set(wanted)) or [n for n, t in found.items() if not _fits(t, index.tensors[n], wanted[n])]
     if odd:
         raise ShoalError(
-            f"found tensor {odd[0][:60]!r} in only one of {file} and {path.name}, or unlike in both; need files of one "
-            "set; copy them again or repeat the run"
+            f"found tensor {odd[0][:60]!r} in only one of {file} and {path.name}, or different in both; need files of "
+            "one set; copy them again or repeat the run"
         )
     return found
 
@@ -180,7 +180,7 @@ def _fits(tensor: Tensor, entry: Entry, piece: Piece) -> bool:
 
 
 def _joined(entry: Entry, pieces: list[Tensor]) -> Tensor:
-    """As bytes, because not every type can be joined as itself."""
+    """Join pieces as bytes, because torch cannot concatenate every type."""
     if len(pieces) == 1:
         return pieces[0]
     return torch.cat([piece.view(torch.uint8) for piece in pieces]).view(pieces[0].dtype).reshape(entry.shape)

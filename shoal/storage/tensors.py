@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors with checksums, in one file or in files of limited size."""
+"""Tensors on disk: safetensors with checksums, in one file or in several files of limited size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from shoal.storage.shard_index import Shard, names_in, read_index
 from shoal.storage.shards import check_limit, index_path, indexed, is_shard, pack, read, strays
 
 CHECKSUM = "sha256"
-"""Where a safetensors file's metadata hold the checksum of the rest."""
+"""Metadata key of a safetensors file with the checksum of the rest."""
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, shard_bytes: int | None = None
 ) -> None:
-    """Write a safetensors file, with its checksum, so that `path` holds either the old or the whole new content.
+    """Write a safetensors file with a checksum, atomically: `path` holds either the old or the whole new content.
 
-    With `shard_bytes` it is a set of files of at most that many bytes each (`shards`) in place of the one file, and
-    what of the other kind was there is removed. Raises ShoalError when they cannot be written, or not so small.
+    With `shard_bytes`, write a set of files of at most that many bytes each instead (see `shards`). A file or set of
+    the other kind is removed. Raises ShoalError when the tensors cannot be written, or the limit is too small.
     """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     facts = metadata or {}
@@ -37,12 +37,12 @@ def write_tensors(
         return _remove(path)
     with replacing(path) as scratch:
         save_file(plain, scratch, facts | {CHECKSUM: checksum(plain, facts)})
-    _remove(index_path(path))  # it would be read instead
+    _remove(index_path(path))  # an index would be read instead of the file
     _sweep(path, frozenset())
 
 
 def _write_shards(path: Path, tensors: dict[str, Tensor], facts: dict[str, str], limit: int) -> None:
-    """Files, then the index that names them, then away with those of the set before, or of this one if it fails."""
+    """Write the files, then the index that names them. Then delete the old files, or on an error the new ones."""
     index = index_path(path)
     kept = names_in(index)
     try:
@@ -60,8 +60,8 @@ def _write_shards(path: Path, tensors: dict[str, Tensor], facts: dict[str, str],
 
 
 def _write_shard(path: Path, number: int, part: dict[str, Tensor], limit: int) -> tuple[Shard, dict[str, int]]:
-    """One file of the set of `path`, and how many elements of each tensor are in it."""
-    blob = save(part, {"part": str(number)})  # or equal pieces of one tensor would be one file
+    """Write one file of the set of `path`; its entry, and the number of elements of each tensor in it."""
+    blob = save(part, {"part": str(number)})  # without the number, equal pieces of one tensor would be one file
     assert len(blob) <= limit
     shard = Shard.of(path.stem, blob)
     with replacing(path.with_name(shard.name)) as scratch:
@@ -70,7 +70,7 @@ def _write_shard(path: Path, number: int, part: dict[str, Tensor], limit: int) -
 
 
 def _sweep(path: Path, kept: frozenset[str] | None) -> None:
-    """Remove shards that no index names; they take room and do no harm, so one that stays is no error."""
+    """Delete left-over files that are not in `kept`. An error is ignored, because such files only take space."""
     with suppress(OSError):
         for file in strays(path, kept) if kept is not None else ():
             file.unlink()
@@ -84,14 +84,14 @@ def _remove(path: Path) -> None:
 
 
 def has_tensors(path: Path) -> bool:
-    """True when `read_tensors` finds something at `path`: one file, or a set of them."""
+    """True when there are tensors at `path`: one file, or a set."""
     return path.exists() or index_path(path).exists()
 
 
 def fit_files(folder: Path, limit: int) -> None:
-    """Write again, as files of at most `limit` bytes, what of the tensors right in `folder` has larger ones.
+    """Rewrite the tensors directly in `folder` that have a file of more than `limit` bytes, as smaller files.
 
-    Raises ShoalError for what cannot be read or written.
+    Raises ShoalError when they cannot be read or written.
     """
     for path in sorted(folder.glob("*.safetensors")):
         if not is_shard(path) and path.stat().st_size > limit:
@@ -103,7 +103,7 @@ def fit_files(folder: Path, limit: int) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors that `write_tensors` wrote, as one file or several.
+    """The tensors that `write_tensors` wrote, in one file or several.
 
     Raises ShoalError when they are missing, truncated or altered.
     """
@@ -111,9 +111,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata; a safetensors file without a checksum (made elsewhere) is taken as it is.
+    """The tensors and their metadata. A safetensors file without a checksum, made elsewhere, is accepted.
 
-    Where there are both a file and an index, as a kill leaves them, both are whole, and the index is taken.
+    If a kill has left both a file and an index, both are complete, and the index is used. Raises ShoalError when the
+    tensors are missing, truncated or altered.
     """
     if index_path(path).exists():
         return read(index_path(path))
@@ -139,7 +140,10 @@ def checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], where: Path | str) -> None:
-    """Load a state dict; ShoalError naming the first difference when it belongs to another model."""
+    """Load a state dict into `model`.
+
+    Raises ShoalError, naming the first difference, when it is of another model.
+    """
     own = model.state_dict()
     odd = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
     if odd:
@@ -151,7 +155,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], where: Path | str) ->
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; ShoalError if it is missing, truncated or altered."""
+    """The tensors of a safetensors file. Raises ShoalError when it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

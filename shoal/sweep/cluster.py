@@ -1,4 +1,4 @@
-"""Attempts on a Ray cluster: an actor holds a slot and its share of a machine, and runs each attempt as a process."""
+"""Attempts on a Ray cluster. An actor holds a slot and its share of a machine, and runs each attempt as a process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shoal.errors import ShoalError
 from shoal.sweep.processes import Attempt, Process, Worker, cores, count_slots, share
 
 LOST = -9
-"""The exit status of an attempt whose actor or machine is gone: as if it had been killed."""
+"""Exit status of an attempt whose actor or machine is gone, the same as after a kill."""
 STORE_BYTES = 80 * 2**20
-"""Ray's object store; nothing but words and exit statuses goes through it."""
+"""Size of Ray's object store. Only words and exit statuses go through it."""
 
 
 def load_ray() -> Any:
-    """The module. Raises ShoalError when it is not installed."""
+    """The `ray` module. Raises ShoalError when it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -26,14 +26,17 @@ def load_ray() -> Any:
 
 
 class Slot:
-    """What Ray runs on a machine of the cluster: one attempt after another."""
+    """The actor that Ray runs on a machine of the cluster. It runs one attempt after another."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.process: Process | None = None
 
     def start(self, words: list[str], log: str, result: str, folder: str) -> None:
-        """Begin an attempt in `folder`. Raises ShoalError where that or the sweep's is not shared with this machine."""
+        """Start an attempt in `folder`.
+
+        Raises ShoalError when this machine does not share `folder` or the sweep's folder.
+        """
         self.process = Process(Attempt(tuple(words), Path(log), Path(result)), share(self.threads, 1), folder)
 
     def poll(self) -> int | None:
@@ -55,14 +58,14 @@ class Slot:
 
 
 class Remote:
-    """The driver's handle of an attempt in an actor; `lost` is called when the actor turns out to be gone."""
+    """The driver's handle of an attempt in an actor. It calls `lost` when the actor is gone."""
 
     def __init__(self, ray: Any, actor: Any, attempt: Attempt, lost: Callable[[], None]) -> None:
         self.ray, self.actor, self.lost = ray, actor, lost
         place = str(attempt.log.resolve()), str(attempt.result.resolve())
         self.killed = False
         self._started = actor.start.remote(list(attempt.words), *place, os.getcwd())
-        self._asked = actor.poll.remote()  # answered once the actor runs, which may take a busy cluster a while
+        self._asked = actor.poll.remote()  # ready once the actor runs, which may take a while on a busy cluster
 
     def poll(self) -> int | None:
         if self.killed:
@@ -86,16 +89,17 @@ class Remote:
         self.actor.stop.remote()
 
     def kill(self) -> None:
-        """End the actor itself, which may still wait for a place: its attempt ends with it."""
+        """Kill the actor, which may still wait for resources; its attempt ends with it."""
         self.killed = True
         self.lost()
 
 
 class RayExecutor:
-    """`slots` actors of a cluster, each with `threads` of its CPUs and, with `per_gpu`, a part of a GPU.
+    """`slots` actors on a cluster, each with `threads` of its CPUs and, with `per_gpu`, a part of a GPU.
 
-    The sweep's folder and the current one must be the same path on every machine (a shared file system), and shoal
-    must be installed there. A slot whose machine is lost gets a new actor where there is room.
+    The sweep's folder and the current folder must have the same paths on every machine (a shared file system), and
+    shoal must be installed there. A slot whose machine is lost gets a new actor where there is room. Raises ShoalError
+    when there is no cluster at `address`, or it has too few CPUs or GPUs.
     """
 
     def __init__(self, address: str, workers: int | None, per_gpu: int | None) -> None:
@@ -107,13 +111,13 @@ class RayExecutor:
         if not 1 <= self.slots <= cpus:
             self.close()
             raise ShoalError(
-                f"found {self.slots} workers for {cpus} CPUs of the cluster; need 1 to {cpus}; ask for less"
+                f"found {self.slots} workers for {cpus} CPUs of the cluster; need 1 to {cpus}; choose another --workers"
             )
         self.threads, self.per_gpu = self._share(cpus // self.slots, per_gpu), per_gpu
         self._actors: dict[int, Any] = {}
 
     def _share(self, most: int, per_gpu: int | None) -> int:
-        """CPUs of each slot: an actor lies on one machine, and all of them must find a place. Raises ShoalError."""
+        """Number of CPUs per slot, so that each actor fits on one machine. Raises ShoalError when they do not fit."""
         machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         for threads in range(most, 0, -1):
             places = [int(m.get("CPU", 0)) // threads for m in machines]
@@ -123,10 +127,12 @@ class RayExecutor:
             if sum(places) >= self.slots:
                 return threads
         self.close()
-        raise ShoalError(f"found no room for {self.slots} workers on the cluster's machines; need less; set --workers")
+        raise ShoalError(
+            f"found no room for {self.slots} workers on the cluster's machines; need fewer; lower --workers"
+        )
 
     def _connect(self, address: str) -> None:
-        # Ray tells its makers of each use unless told not to; what this toolkit is for calls for silence.
+        # By default Ray sends usage statistics to its developers. That does not suit a toolkit for private inference.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         try:
@@ -151,11 +157,11 @@ class RayExecutor:
         return self.ray.remote(Slot).options(num_cpus=self.threads, num_gpus=part).remote(self.threads)
 
     def _forget(self, slot: int) -> None:
-        """Let the slot have another actor; this one must not come back with its attempt."""
+        """Kill the slot's actor, so that its attempt cannot come back, and let the slot get another one."""
         actor = self._actors.pop(slot, None)
         if actor is not None:
             self.ray.kill(actor)
 
     def close(self) -> None:
-        """End the actors and leave the cluster; a local one ends."""
+        """Disconnect from the cluster, which ends the actors. A local cluster is shut down."""
         self.ray.shutdown()

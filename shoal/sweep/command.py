@@ -1,4 +1,4 @@
-"""What a sweep knows of a command of shoal: its options, and how values become words of a command line."""
+"""A shoal command as a sweep uses it: its options, and how values become words of a command line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from shoal.errors import ShoalError
 
 OWN = ("out", "resume", "json", "max_seconds")
-"""Options that the sweep gives by itself."""
+"""Options that the sweep sets itself."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a command's option is written: `on VALUE`, or for a flag `on` and `off` (None: leave it out)."""
+    """How an option is written: `on VALUE`; for a flag, `on` if true and `off` if false (None: leave it out)."""
 
     on: str
     off: str | None = None
@@ -34,20 +34,20 @@ class Command:
 
     @property
     def settable(self) -> tuple[str, ...]:
-        """Everything that a grid file may set."""
+        """Names of all arguments and options that a grid file may set."""
         return tuple(name for name in (*self.arguments, *self.options) if name not in OWN)
 
     def unknown(self, name: str) -> str:
         """The middle of an error message about `name`, which is not settable."""
         if name in OWN:
-            return f"option {name!r}, which the sweep gives by itself; need the others; remove it"
+            return f"option {name!r}, which the sweep sets itself; need other options; remove it"
         near = get_close_matches(name, self.settable, 1, 0.0)
         return f"no option {name!r} of {self.name}; need {near[0]!r}, the nearest, or one of {', '.join(self.settable)}"
 
     def words(self, values: Mapping[str, Any], out: str, where: str) -> tuple[str, ...]:
-        """The command line after `shoal`, options before arguments; None leaves an option out.
+        """The command line after `shoal`, options before arguments; a value of None leaves an option out.
 
-        Raises ShoalError, naming `where`, for values that cannot be written as words.
+        Raises ShoalError, naming the stage `where`, for a missing argument or a value that cannot be written as a word.
         """
         words, arguments = [self.name, "--out", out], []
         for name in self.arguments:
@@ -70,7 +70,7 @@ class Command:
 
 
 def text(value: Any) -> str:
-    """A value of a grid file as the command line has it."""
+    """A value of a grid file as it is written on the command line."""
     if isinstance(value, list):
         return ",".join(text(part) for part in value)
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

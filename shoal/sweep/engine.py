@@ -1,4 +1,4 @@
-"""The sweep itself: starts runs whose needs are met, tries killed ones again, ends when asked or in time."""
+"""The sweep: starts runs in the order of their needs, restarts killed ones, and stops when asked or out of time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from shoal.sweep.processes import Executor, Worker
 POLL_SECONDS = 0.2
 WAITING, RUNNING, FINISHED, FAILED, SKIPPED, STOPPED = "waiting", "running", "finished", "failed", "skipped", "stopped"
 OVER = (FINISHED, FAILED, SKIPPED, STOPPED)
+"""States in which a run does not change any more."""
 
 
 @dataclass
 class Record:
-    """What is known of one run: its state, how often it was started, wall seconds of the attempts, its result.
+    """The state of one run: how often it was started, wall seconds of its attempts, and its result.
 
-    `attempts` and `seconds` go on from those of the sweeps that this one resumes; `earlier` attempts were theirs.
+    `attempts` and `seconds` include those of earlier sweeps that this one resumes; `earlier` is their number of
+    attempts.
     """
 
     run: Planned
@@ -41,18 +43,18 @@ class Record:
 
     @property
     def tries(self) -> int:
-        """How often this sweep has started it."""
+        """How often this sweep has started the run."""
         return self.attempts - self.earlier
 
 
 Watch = Callable[[Sequence[Record]], None]
-"""Called again and again with all records, in the order of the grid."""
+"""A function that is called repeatedly with all records, in the order of the grid."""
 
 
 class Sweep:
-    """Runs on an executor. A run whose worker is killed goes on from its checkpoint, `retries` times at most.
+    """Executes runs. A run whose worker is killed continues from its checkpoint, at most `retries` times.
 
-    Each worker gets as much time as `box` then has left for it, and none is started for too little.
+    Each worker may train as long as `box` grants when it starts; if that is too short, no worker is started.
     """
 
     def __init__(
@@ -65,11 +67,11 @@ class Sweep:
         self._asked = 0
 
     def run(self, watch: Watch = lambda records: None, asked: Callable[[], int] = lambda: 0) -> list[Record]:
-        """Do all runs; returns their records in the order of the grid.
+        """Execute all runs; returns their records in the order of the grid.
 
-        `asked` says how often an end was asked for: from 1 on no run is started and workers stop at their next
-        checkpoint, from 2 on they are killed; the box asks in the same way. Raises ShoalError when the folder cannot be
-        written or no worker started.
+        `asked` returns how often the sweep was asked to stop: from 1 on, no run is started and workers stop at their
+        next checkpoint; from 2 on, they are killed. `box` asks in the same way when time is up. `watch` is called after
+        every look at the workers. Raises ShoalError when the folder cannot be written or a worker cannot be started.
         """
         try:
             self._take_known()
@@ -92,7 +94,7 @@ class Sweep:
             record.earlier = record.attempts
 
     def _advance(self, asked: int) -> bool:
-        """One look at everything; False once nothing runs and nothing more will."""
+        """Update all runs once; False when no worker runs and none will be started."""
         self._end_as_asked(asked)
         for name in list(self._workers):
             self._collect(self.records[name])
@@ -109,7 +111,7 @@ class Sweep:
         self._asked = asked
 
     def _consider(self, record: Record, asked: int) -> None:
-        """Start a waiting run when it may start; skip it when what it needs will never be there."""
+        """Start a waiting run if it can start; skip it if a run that it needs did not finish."""
         if record.state != WAITING:
             return
         needed = [self.records[name] for name in record.run.needs]
@@ -124,14 +126,14 @@ class Sweep:
     def _start(self, record: Record, seconds: float) -> None:
         slot = self._free.pop(0)
         record.state, record.begun, record.attempts = RUNNING, time.monotonic(), record.attempts + 1
-        self._note(record)  # now: when this process is killed, the attempt has still been one
+        self._note(record)  # before the start, so that the attempt counts even if this process is killed
         self._workers[record.run.name] = self.executor.start(self.folder.attempt(record.run, seconds), slot), slot
 
     def _note(self, record: Record) -> None:
         self.folder.note(record.run, {"attempts": record.attempts, "seconds": record.seconds})
 
     def _collect(self, record: Record) -> None:
-        """Take note of an attempt that has ended."""
+        """Record the outcome of an attempt that has ended."""
         worker, slot = self._workers[record.run.name]
         status = worker.poll()
         if status is None:
@@ -143,7 +145,7 @@ class Sweep:
         if status == 0:
             self._finish(record)
         elif status == TRY_AGAIN or (status < 0 and self._asked):
-            record.state = STOPPED  # an error is one, asked or not: the run would end with it again
+            record.state = STOPPED  # an error stays a failure after a stop request, because the run would fail again
         elif status < 0 and record.tries <= self.retries:
             record.state = WAITING
         else:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: `grid.json` (its runs), `runs/`, `logs/`, `results/`, one file a finished run."""
+"""The folder of a sweep: `grid.json` (its runs), `runs/`, `logs/`, and `results/` with one file per finished run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from shoal.sweep.grid import Planned
 from shoal.sweep.processes import Attempt
 
 TAIL_LINES = 8
-"""Lines of a log that tell why a run failed."""
+"""Number of log lines that are shown for a failed run."""
 FREE = ("--shard-mb", "--save-seconds", "--device", "--step", "--data-dir")
-"""Options that a run may go on with otherwise: what lies at another place is compared by the run itself."""
+"""Options that may change when a run is resumed. The run itself checks the data at a new path."""
 SPENT = {"attempts": int, "seconds": (int, float)}
-"""What is kept of every run that was started, and its types."""
+"""What is stored for every run that was started, and its types."""
 
 
 class Spent(TypedDict):
@@ -40,16 +40,16 @@ class Stored(Spent):
 
 
 class Folder:
-    """Where a sweep keeps everything; one sweep at a time works there."""
+    """The folder of a sweep. Only one sweep at a time can use it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def check(self, runs: Sequence[Planned], resume: bool) -> None:
-        """Raise ShoalError, before anything is written, when `runs` cannot be made or gone on with here.
+        """Raise ShoalError, before anything is written, when `runs` cannot be started or resumed here.
 
-        A resumed grid may have more or fewer runs than before, but a run that both have must be the same, but for the
-        options in `FREE`.
+        A resumed grid may have more or fewer runs than before. A run in both must have the same command line, except
+        for the options in `FREE`.
         """
         if not self._has_grid():
             Run(self.path).check_free()
@@ -67,9 +67,9 @@ class Folder:
 
     @contextmanager
     def opened(self, runs: Sequence[Planned]) -> Iterator[None]:
-        """Make the folder and record `runs`; within the block no other sweep may work here.
+        """Make the folder and record `runs`; within the block, the folder is locked against other sweeps.
 
-        Raises ShoalError when one does, or when the folder cannot be written.
+        Raises ShoalError when another sweep has locked it, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Folder:
         try:
             self._lock(handle)
             known = self._grid() if self._has_grid() else {}
-            # First of all: a folder with anything else in it and no grid would be taken for somebody else's.
+            # Written first, because a folder with files but no grid is not recognised as a sweep's.
             write_text(self.path / "grid.json", json.dumps(known | {run.name: run.words for run in runs}, indent=1))
             for part in ("runs", "logs", "results"):
                 (self.path / part).mkdir(exist_ok=True)
@@ -89,10 +89,10 @@ class Folder:
 
     def _lock(self, handle: int) -> None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the folder itself: it leaves no file behind
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # locks the folder itself, so no lock file is left
         except OSError as error:
             raise ShoalError(
-                f"found another sweep at work in {self.path}; need it for one at a time; wait for it, or choose "
+                f"found another sweep at work in {self.path}; need one sweep at a time; wait for it, or choose "
                 "another --out"
             ) from error
 
@@ -106,7 +106,7 @@ class Folder:
         return body
 
     def attempt(self, run: Planned, seconds: float = math.inf) -> Attempt:
-        """A start of `run`, which goes on from its last checkpoint if it has one, and may train so many seconds."""
+        """An attempt at `run`, which resumes from its last checkpoint, if any, and trains for at most `seconds`."""
         limit = ("--max-seconds", f"{seconds:.1f}") if math.isfinite(seconds) else ()
         words = (run.words[0], "--json", "--resume", *limit, *run.words[1:])
         return Attempt(words, self.log(run), self._output(run))
@@ -118,11 +118,11 @@ class Folder:
         return self.path / "results" / f".{run.name}.json"  # no run's name begins with a dot
 
     def log(self, run: Planned) -> Path:
-        """What all attempts at `run` said."""
+        """Log file of all attempts at `run`."""
         return self.path / "logs" / f"{run.name}.log"
 
     def log_tail(self, run: Planned) -> list[str]:
-        """The last lines of its log that are not empty."""
+        """The last lines of the run's log that are not empty, at most TAIL_LINES."""
         try:
             with self.log(run).open(errors="replace") as file:
                 return list(deque((line.rstrip() for line in file if line.strip()), TAIL_LINES))
@@ -130,7 +130,7 @@ class Folder:
             return [f"no log: {error}"]
 
     def output(self, run: Planned) -> dict[str, Any]:
-        """The JSON that a finished attempt printed. Raises ShoalError when it printed none."""
+        """The JSON object that a finished attempt printed. Raises ShoalError when there is none."""
         path = self._output(run)
         try:
             body = json.loads(path.read_text())
@@ -143,13 +143,13 @@ class Folder:
         return body
 
     def store(self, run: Planned, result: Stored) -> None:
-        """Keep what is known of a finished run: it will not be repeated."""
+        """Store the result of a finished run, so that it is not repeated."""
         write_text(self.path / "results" / f"{run.name}.json", json.dumps(result, indent=1))
         self._output(run).unlink(missing_ok=True)
         self._note(run).unlink(missing_ok=True)
 
     def stored(self, run: Planned) -> Stored | None:
-        """What `store` kept; None for a run that has not finished. Raises ShoalError for a damaged file."""
+        """What `store` wrote; None if the run has not finished. Raises ShoalError when the file is damaged."""
         path = self.path / "results" / f"{run.name}.json"
         if not path.exists():
             return None
@@ -157,11 +157,11 @@ class Folder:
         return Stored(attempts=body["attempts"], seconds=body["seconds"], result=body["result"])
 
     def note(self, run: Planned, spent: Spent) -> None:
-        """Keep what an unfinished run has taken so far, for the sweep that goes on with it."""
+        """Store the attempts and seconds of an unfinished run, for the sweep that resumes it."""
         write_text(self._note(run), json.dumps(spent))
 
     def noted(self, run: Planned) -> Spent:
-        """What `note` kept last; nothing spent where it has not. Raises ShoalError for a damaged file."""
+        """What `note` wrote last, or zeros. Raises ShoalError when the file is damaged."""
         path = self._note(run)
         if not path.exists():
             return Spent(attempts=0, seconds=0.0)
@@ -177,7 +177,7 @@ def _read(path: Path, kinds: Mapping[str, Any], then: str) -> Mapping[str, Any]:
 
 
 def _compared(words: Any, name: str) -> Any:
-    """A command line without what decides only where and how it runs: `FREE`, and where the sweep's folder lies."""
+    """The command line without the options in `FREE` and without the path of the sweep's folder."""
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or "--out" not in words:
         return words
     kept = list(words)

@@ -1,4 +1,4 @@
-"""The runs of shoal's commands that a grid file stands for, their folders, and which has to wait for which."""
+"""The runs that a grid file describes, their folders, and which runs each one needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from shoal.sweep.grid_file import Stage, read_stages, refuse_twice
 from shoal.sweep.overrides import override
 
 LONGEST_NAME = 200
-"""Characters of a run's name; file systems end at 255, and logs and results add theirs."""
+"""Most characters in a run's name. File systems allow 255, and logs and results add suffixes."""
 _REFERENCE = re.compile(r"\{([\w.-]+)\}")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its name, its place in the grid, the command line after `shoal`, and the names of the runs it needs."""
+    """One run: name, stage, values on the axes, command line after `shoal`, names of the runs it needs, and folder."""
 
     name: str
     stage: str
@@ -34,13 +34,13 @@ class Planned:
 def read_grid(
     path: Path, commands: Mapping[str, Command], folder: Path, overrides: Sequence[str] = ()
 ) -> tuple[Planned, ...]:
-    """The runs of a grid file, in an order in which each comes after those it needs; folders below `folder`.
+    """The runs of a grid file, each after the runs that it needs, with folders below `folder`.
 
-    `overrides` are `[STAGE.]OPTION=VALUE`, in the place of what the file says.
+    `overrides` are `[STAGE.]OPTION=VALUE`, and replace values in the file.
 
-    Raises ShoalError for a file that is none, and for what would let a run fail before its work begins: unknown
-    commands, options and references, values that an option refuses, empty axes, two runs with one folder; and for an
-    override that no stage takes.
+    Raises ShoalError when the file is not a grid, or a run would fail before its work begins: unknown commands, options
+    and references, values that an option does not accept, empty axes, two runs with one folder. Also for an override
+    that fits no stage.
     """
     stages = override(read_stages(path, commands), overrides)
     runs: list[Planned] = []
@@ -54,7 +54,7 @@ def read_grid(
 
 
 def _check_axes(stage: Stage, earlier: Sequence[Planned]) -> None:
-    """Raise ShoalError for an axis that is neither an option nor used by a reference: its runs would be alike."""
+    """Raise ShoalError for an axis that is not an option and not used by a reference: its runs would be equal."""
     written = [str(value) for value in (*stage.fixed.values(), *itertools.chain(*stage.axes.values()))]
     used = {name for value in written for name in _REFERENCE.findall(value)}
     used |= {axis for run in earlier if run.stage in used for axis in run.axes}
@@ -64,7 +64,7 @@ def _check_axes(stage: Stage, earlier: Sequence[Planned]) -> None:
 
 
 def _plan(stage: Stage, axes: dict[str, Any], earlier: Sequence[Planned], folder: Path) -> Planned:
-    """The run of one cell."""
+    """The run for one combination of values on the axes."""
     needs: dict[str, Planned] = {}
 
     def meaning(reference: re.Match[str]) -> str:
@@ -110,7 +110,7 @@ def _needed(name: str, stage: Stage, axes: Mapping[str, Any], earlier: Sequence[
 
 
 def _name(stage: str, axes: Mapping[str, Any]) -> str:
-    """The name says the cell, and nothing else in the file changes it."""
+    """The run's name; it depends only on the stage and the values on the axes."""
     parts = [f"{axis}={re.sub(r'[^A-Za-z0-9_.+,-]+', '-', text(value))}" for axis, value in axes.items()]
     name = "-".join([stage, *parts])
     if len(name) > LONGEST_NAME:

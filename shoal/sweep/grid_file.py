@@ -1,4 +1,4 @@
-"""A grid file as it is written: its stages, each a command with fixed options and axes."""
+"""A grid file as it is written: stages, each with a command, fixed options and axes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shoal.sweep.command import Command
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: what all its runs have, and the axes along which they differ."""
+    """A stage: the options that all its runs share, and the axes along which they differ."""
 
     name: str
     command: Command
@@ -27,17 +27,17 @@ class Stage:
 
     @property
     def where(self) -> str:
-        """For error messages."""
+        """The stage's name in error messages."""
         return f"stage {self.name!r}"
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """Each cell of the grid; the last axis changes fastest."""
+        """Every combination of values on the axes; the last axis changes fastest."""
         for values in itertools.product(*self.axes.values()):
             yield dict(zip(self.axes, values, strict=True))
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, and not the end of the first one."""
+    """A YAML loader that raises ShoalError for a key that is given twice, instead of using the last value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         twice = [key for key, n in Counter(str(k.value) for k, _ in node.value).items() if n > 1]
@@ -47,14 +47,17 @@ class Loader(yaml.SafeLoader):
 
 
 def read_stages(path: Path, commands: Mapping[str, Command]) -> list[Stage]:
-    """The stages of a grid file. Raises ShoalError for what is none, unknown commands and options, empty axes."""
+    """The stages of a grid file.
+
+    Raises ShoalError when the file is not a grid, commands or options are unknown, or axes are empty.
+    """
     stages = [_stage(body, commands) for body in _bodies(path)]
     refuse_twice([stage.name for stage in stages], "stage", "give one of them another name")
     return stages
 
 
 def _bodies(path: Path) -> list[dict[str, Any]]:
-    """The stages as they are written: a list below `stages`, or the whole file as the only one."""
+    """The stages as they are written: the list below `stages`, or the whole file as the only stage."""
     try:
         body = yaml.load(path.read_text(), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -84,7 +87,7 @@ def _stage(body: dict[str, Any], commands: Mapping[str, Command]) -> Stage:
 
 
 def by_name(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Options as Python spells them: data-dir is data_dir."""
+    """Options in Python's spelling: data-dir becomes data_dir. Raises ShoalError when two become one."""
     named = {str(key).replace("-", "_"): value for key, value in values.items()}
     if len(named) < len(values):
         raise ShoalError(f"found an option twice, with - and with _, in {', '.join(map(str, values))}; need it once")
@@ -92,7 +95,7 @@ def by_name(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def check_options(stage: Stage) -> None:
-    """Raise ShoalError for fixed options that the command has not, and for axes that are no lists of values."""
+    """Raise ShoalError for an unknown fixed option, one that is also an axis, and an axis without a list of values."""
     for key in stage.fixed:
         if key not in stage.command.settable:
             raise ShoalError(f"found {stage.command.unknown(key)} at {stage.where}")
@@ -104,6 +107,7 @@ def check_options(stage: Stage) -> None:
 
 
 def refuse_twice(names: Sequence[str], what: str, do: str) -> None:
+    """Raise ShoalError when a name of a `what` occurs twice."""
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise ShoalError(f"found {what} {twice[0]!r} twice; need a folder for each; {do}")

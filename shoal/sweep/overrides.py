@@ -1,4 +1,4 @@
-"""What the command line puts in the place of a grid file's values: `[STAGE.]OPTION=VALUE`."""
+"""Values that the command line sets instead of the grid file: `[STAGE.]OPTION=VALUE`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shoal.sweep.grid_file import Loader, Stage, check_options
 
 @dataclass(frozen=True)
 class Override:
-    """A value of an option (or axis) for one stage, or for every stage that has it; `text` is how it was written."""
+    """A value of an option or axis, for one stage or for every stage that has it; `text` is how it was written."""
 
     stage: str | None
     option: str
@@ -24,20 +24,20 @@ class Override:
     text: str
 
     def fits(self, stage: Stage) -> bool:
-        """Whether the stage may take it: an option of its command, or an axis that its references use."""
+        """Whether the stage can take it: its command has the option, or its grid has the axis."""
         known = self.option in stage.command.settable or self.option in stage.axes
         return known and self.stage in (None, stage.name)
 
 
 def read_override(text: str) -> Override:
-    """Parse `[STAGE.]OPTION=VALUE`, VALUE being YAML. Raises ShoalError for anything else."""
+    """Parse `[STAGE.]OPTION=VALUE`, where VALUE is YAML. Raises ShoalError for anything else."""
     key, equals, written = text.partition("=")
-    stage, dot, option = key.strip().rpartition(".")  # names of stages may have dots, options have none
+    stage, dot, option = key.strip().rpartition(".")  # stage names may contain dots, options do not
     if not (equals and option and written.strip()) or (dot and not stage):
         raise ShoalError(f"found --set {text!r}; need [STAGE.]OPTION=VALUE, null for no value; write it so")
     try:
         value = yaml.load(written, Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         reason = first_line(error)
         raise ShoalError(f"found --set {text!r} ({reason}); need YAML after '='; write a value or [a, list]") from error
     if isinstance(value, dict):
@@ -46,20 +46,22 @@ def read_override(text: str) -> Override:
 
 
 def override(stages: Sequence[Stage], texts: Sequence[str]) -> list[Stage]:
-    """The stages with all overrides; one that names its stage goes before one for all, in whatever order.
+    """The stages with all overrides. One for a named stage wins over one for all stages, in any order.
 
-    Raises ShoalError for an override that is none, that no stage takes, or that is there twice.
+    Raises ShoalError for an override that cannot be parsed, fits no stage, or is given twice.
     """
     overrides = sorted(map(read_override, texts), key=lambda one: one.stage is not None)
     for i, one in enumerate(overrides):
         _check(one, stages)
         if any((one.stage, one.option) == (other.stage, other.option) for other in overrides[:i]):
-            raise ShoalError(f"found --set {one.text!r} after another of its kind; need one; remove the other")
+            raise ShoalError(
+                f"found --set {one.text!r} after another one for the same option; need one; remove the other"
+            )
     return [_with(stage, overrides) for stage in stages]
 
 
 def _check(one: Override, stages: Sequence[Stage]) -> None:
-    """Raise ShoalError for an override that no stage takes."""
+    """Raise ShoalError for an override that fits no stage."""
     named = [stage for stage in stages if one.stage in (None, stage.name)]
     if not named:
         names = ", ".join(stage.name for stage in stages)
@@ -84,7 +86,11 @@ def _with(stage: Stage, overrides: Sequence[Override]) -> Stage:
 
 
 def _put(stage: Stage, option: str, value: Any) -> Stage:
-    """An axis stays one, so that names and references hold; a list makes one of an option that takes a single value."""
+    """The stage with another value of an option.
+
+    An axis stays an axis, so that names and references remain valid. A list for an option with a single value becomes
+    an axis.
+    """
     known = stage.command.options.get(option)
     spread = isinstance(value, list) and not (known is not None and known.repeats)
     if option in stage.axes or spread:

@@ -1,4 +1,4 @@
-"""Attempts at runs as processes of this machine, and how they share its cores and GPUs."""
+"""Attempts at runs as processes on this machine, and how they share its cores and GPUs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from typing import Protocol
 from shoal.errors import ShoalError
 
 START = "from shoal.sweep.worker import main; main()"
+"""Program of a worker's process."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run: the command line after `shoal`, the log to add to, and where its JSON goes."""
+    """One start of a run: the command line after `shoal`, the log to append to, and the file for its JSON."""
 
     words: tuple[str, ...]
     log: Path
@@ -27,32 +28,35 @@ class Attempt:
 
 
 class Worker(Protocol):
-    """An attempt under way, wherever it runs."""
+    """A running attempt, on any machine."""
 
     def poll(self) -> int | None:
-        """None while it runs, then its exit status; -N when signal N, or the loss of its machine, ended it."""
+        """None while it runs, then its exit status; -N when signal N killed it, and -9 when its machine was lost."""
 
     def stop(self) -> None:
         """Ask it to stop at its next checkpoint."""
 
     def kill(self) -> None:
-        """End it now; what its last checkpoint holds stays."""
+        """Kill it immediately; its last checkpoint stays."""
 
 
 class Executor(Protocol):
-    """Where attempts run: `slots` of them at once."""
+    """Runs up to `slots` attempts at once."""
 
     slots: int
 
     def start(self, attempt: Attempt, slot: int) -> Worker:
-        """Begin an attempt in a slot that is free. Raises ShoalError when it cannot be."""
+        """Start an attempt in a free slot. Raises ShoalError when that fails."""
 
     def close(self) -> None:
-        """Let go of what was held."""
+        """Release all resources."""
 
 
 class Process:
-    """An attempt in a process of its own, in a process group of its own: Ctrl-C reaches the sweep alone."""
+    """An attempt as a process with its own process group, so that Ctrl-C reaches only the sweep.
+
+    Raises ShoalError when its log or its result cannot be written.
+    """
 
     def __init__(self, attempt: Attempt, environment: Mapping[str, str], folder: str | None = None) -> None:
         try:
@@ -89,7 +93,7 @@ class Process:
 
 
 def assign(slot: int, gpus: Sequence[str]) -> dict[str, str]:
-    """The environment that gives a slot its GPU: slots go round the devices, so that few runs spread over all.
+    """The environment that gives a slot its GPU. Slots take the GPUs in turn, so that a few runs use all of them.
 
     >>> [assign(slot, ["0", "1"])["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
     ['0', '1', '0', '1']
@@ -98,7 +102,7 @@ def assign(slot: int, gpus: Sequence[str]) -> dict[str, str]:
 
 
 def visible_gpus(environment: Mapping[str, str], found: int) -> list[str]:
-    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or the `found` ones by number."""
+    """Names of the GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, or the numbers of all `found`."""
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(i) for i in range(found)]
@@ -106,20 +110,20 @@ def visible_gpus(environment: Mapping[str, str], found: int) -> list[str]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(total: int, workers: int) -> dict[str, str]:
-    """The environment that gives each of `workers` its part of `total` cores; one at least.
+    """The environment that gives each of `workers` its share of `total` cores, at least one.
 
-    OMP_NUM_THREADS is what PyTorch, MKL and OpenBLAS read. More threads than cores would wait for each other.
+    PyTorch, MKL and OpenBLAS read OMP_NUM_THREADS. With more threads than cores, they would wait for each other.
     """
     return {"OMP_NUM_THREADS": str(max(1, total // workers))}
 
 
 def count_slots(workers: int | None, per_gpu: int | None, gpus: int, default: int) -> int:
-    """Attempts at once: `workers`, or `per_gpu` on each of `gpus` devices, or `default`.
+    """Number of attempts at once: `workers`, or `per_gpu` on each of `gpus` devices, or `default`.
 
     Raises ShoalError for numbers below 1, for `per_gpu` without a GPU, and for more workers than places on GPUs.
     """
@@ -140,7 +144,7 @@ def count_slots(workers: int | None, per_gpu: int | None, gpus: int, default: in
 
 
 class LocalExecutor:
-    """Processes of this machine: its cores are divided among `slots` of them, and its GPUs dealt out in turn."""
+    """Runs attempts as processes on this machine. `slots` of them share its cores and take its GPUs in turn."""
 
     def __init__(self, slots: int, gpus: Sequence[str] = ()) -> None:
         self.slots, self.gpus = slots, list(gpus)
@@ -149,4 +153,4 @@ class LocalExecutor:
         return Process(attempt, share(cores(), self.slots) | assign(slot, self.gpus))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

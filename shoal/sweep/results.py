@@ -1,4 +1,4 @@
-"""What a sweep found: a row a run, and mean and spread over seeds."""
+"""Results of a sweep: a row per run, and mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.sweep.command import text
 from shoal.sweep.engine import FINISHED, OVER, Record
 
 SEED = "seed"
-"""The axis that is averaged over."""
+"""The axis over which results are averaged."""
 SHOWN: dict[str, tuple[float, Callable[[float], str]]] = {
     "accuracy": (1, units.percent),
     "relus": (1, units.count),
@@ -21,13 +21,13 @@ SHOWN: dict[str, tuple[float, Callable[[float], str]]] = {
     "depth": (1, units.count),
     "seconds": (1, units.seconds),
 }
-"""Figures of the table, of the reduced network where there is one: their unit, and how they are shown in it."""
+"""Figures in the table, with unit and format; they are those of the reduced network if there is one."""
 HEADS = ("runs of", "runs", "accuracy, %", "ReLUs", "MACs, millions", "depth", "seconds")
 """Headings of `group_rows`."""
 
 
 def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested JSON by dotted path; lists, texts and the environment are left out."""
+    """The numbers in nested JSON by dotted path; lists, texts, booleans and the environment are left out."""
     found: dict[str, float] = {}
     for key, value in body.items():
         if isinstance(value, Mapping) and key != "environment":
@@ -38,7 +38,7 @@ def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def headline(figures: Mapping[str, float | None], name: str) -> float | None:
-    """A figure of the network that the run made: `reduced.<name>`, or `<name>` where nothing was reduced."""
+    """A figure of the network that the run made: `reduced.<name>`, or `<name>` if nothing was reduced."""
     return figures.get(f"reduced.{name}", figures.get(name))
 
 
@@ -92,9 +92,9 @@ def row(record: Record) -> RunRow:
 
 
 def groups(records: Sequence[Record]) -> list[GroupRow]:
-    """Runs that differ in their seed alone: mean and sample standard deviation (n - 1) of each figure.
+    """Groups of runs that differ only in their seed: mean and sample standard deviation (n - 1) of each figure.
 
-    Only finished runs count; `seeds` lists theirs. The deviation of one run is null.
+    Only finished runs count; `seeds` lists theirs. The deviation of a single run is None.
     """
     cells: dict[str, list[Record]] = {}
     for record in records:
@@ -120,12 +120,12 @@ def _group(cell: Sequence[Record]) -> GroupRow:
 
 
 def _deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation; None of one value, and where one is no number."""
+    """The sample standard deviation; None for a single value, or if a value is not finite."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def summary(records: Sequence[Record]) -> Results:
-    """The content of `sweep.json`."""
+    """The content of `sweep.json`: rows, groups, and the names of the runs that did not finish."""
     return Results(
         runs=[row(record) for record in records],
         groups=groups(records),
@@ -134,7 +134,7 @@ def summary(records: Sequence[Record]) -> Results:
 
 
 def group_rows(body: Results) -> list[list[str]]:
-    """The final table: a group, its runs, its headlines as mean +- deviation, mean wall seconds."""
+    """Rows of the final table: group, number of runs, headlines as mean ± deviation, mean wall seconds."""
     rows = []
     for group in body["groups"]:
         axes = ", ".join(f"{axis} {text(value)}" for axis, value in group["axes"].items())
@@ -154,5 +154,5 @@ def _cell(group: Mapping[str, Any], name: str) -> str:
 
 
 def is_over(record: Record) -> bool:
-    """Whether nothing more will happen to the run."""
+    """Whether the run does not change any more."""
     return record.state in OVER

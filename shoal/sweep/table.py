@@ -1,4 +1,4 @@
-"""A sweep while it runs: one live table on a terminal, a line for each change elsewhere."""
+"""Progress of a sweep: a live table on a terminal, otherwise a line for each change."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from shoal.sweep.engine import FAILED, FINISHED, RUNNING, SKIPPED, STOPPED, WAIT
 from shoal.sweep.results import flat, headline
 
 ORDER = (RUNNING, FAILED, STOPPED, FINISHED, WAITING, SKIPPED)
-"""What is shown first where a terminal has fewer lines than the sweep runs."""
+"""States in the order of the table, since a terminal may have fewer lines than the sweep has runs."""
 FRAME_LINES = 6
+"""Lines of the table that are not runs: title, headings, borders and caption."""
 
 
 class Metrics:
-    """The newest epoch of each running run; a file is read again only when it has grown."""
+    """The latest epoch of each run. A file is read again only when its size has changed."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, Epoch]] = {}
 
     def newest(self, record: Record) -> Epoch:
-        """The last row of the run's metrics: `stage`, `epoch`, `accuracy`; empty before the first one."""
+        """The last row of the run's metrics: `stage`, `epoch`, `accuracy`; empty before the first epoch."""
         path = record.run.folder / "metrics.jsonl"
         try:
             size = path.stat().st_size
             if self._seen.get(record.run.name, (-1, {}))[0] != size:
                 rows = Run(record.run.folder).metrics()
                 self._seen[record.run.name] = size, rows[-1] if rows else {}
-        except (OSError, ShoalError):  # no epoch yet, or a file that the run itself will speak of: not the display
+        except (OSError, ShoalError):  # no epoch yet, or a damaged file, which the run itself will report
             return {}
         return self._seen[record.run.name][1]
 
 
 def cells(record: Record, metrics: Metrics) -> list[str]:
-    """A row of the live table: run, state, training stage, epochs done, accuracy, seconds, attempts."""
+    """A row of the live table: run, state, training stage, finished epochs, accuracy, seconds, attempts."""
     newest = metrics.newest(record)
     accuracy: Any = headline(flat(record.result), "accuracy") if record.state == FINISHED else newest.get("accuracy")
     return [
@@ -58,7 +59,7 @@ def cells(record: Record, metrics: Metrics) -> list[str]:
 
 
 def table(records: Sequence[Record], metrics: Metrics, lines: int) -> Grid:
-    """All runs, or the most interesting ones that `lines` lines can show."""
+    """A table of all runs, or of as many as `lines` lines can show, in the order of `ORDER`."""
     states = Counter(record.state for record in records)
     shown = sorted(records, key=lambda record: ORDER.index(record.state))[: max(1, lines - FRAME_LINES)]
     title = ", ".join(f"{states[state]} {state}" for state in ORDER if states[state])
@@ -70,7 +71,7 @@ def table(records: Sequence[Record], metrics: Metrics, lines: int) -> Grid:
 
 
 class Lines:
-    """For logs and pipes: a line when a run starts, is tried again, or ends."""
+    """Progress for logs and pipes: a line when a run starts, is restarted, or ends."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.metrics = console, Metrics()
@@ -95,7 +96,7 @@ class Lines:
 
 @contextmanager
 def showing(console: Console) -> Iterator[Watch]:
-    """What `Sweep.run` calls: one table on a terminal that is kept up to date, lines elsewhere, nothing when quiet."""
+    """Yields the function that `Sweep.run` calls. It updates a live table on a terminal, and otherwise prints lines."""
     if is_quiet():
         yield lambda records: None
         return

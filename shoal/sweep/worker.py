@@ -1,4 +1,4 @@
-"""What a worker's process runs: one shoal command, which ends when the process that started it is gone."""
+"""The program of a worker's process: one shoal command, which ends when the process that started it is gone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import threading
 
 
 def _end_with_parent() -> None:
-    """Kill this process once nobody holds the other end of its standard input.
+    """Kill this process when the other end of its standard input is closed.
 
-    A parent that was killed cannot end its children, and one that goes on by itself would write into a run folder
-    that a resumed sweep has given to another worker.
+    A parent that was killed cannot end its children. A child that continued alone would write into a run folder that a
+    resumed sweep has given to another worker.
     """
-    while os.read(0, 1):  # not sys.stdin, whose lock a thread that waits for it holds while the interpreter ends
+    while os.read(0, 1):  # not sys.stdin: a waiting thread would hold its lock when the interpreter exits
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -86,9 +86,9 @@ BAD_MESHES = [
     ("OFF 1e29 1e29 0 0", "numbers at mesh; need all of its"),
     (TRIANGLE[:-2], "found 15 numbers at mesh; need all of its 3 vertices and 1 faces"),
     (TRIANGLE.replace("1 2", "1 3"), r"need corners in 0\.\.2"),
-    (TRIANGLE.replace("1 2", "1 -1"), "a corner that is no vertex"),
-    (TRIANGLE.replace("1 2", "1 1.5"), "a corner that is no vertex"),
-    (TRIANGLE.replace("1 2", "1 1e29"), "a corner that is no vertex"),
+    (TRIANGLE.replace("1 2", "1 -1"), "a corner that is not a vertex"),
+    (TRIANGLE.replace("1 2", "1 1.5"), "a corner that is not a vertex"),
+    (TRIANGLE.replace("1 2", "1 1e29"), "a corner that is not a vertex"),
     (TRIANGLE.replace(" 3 0 1 2", " 4 0 1 2"), "a face of 4 corners, or cut off,"),
     (TRIANGLE.replace(" 3 0 1 2", " 2 0 1 2"), "a face of 2 corners"),
     (TRIANGLE + " 255 0 0", "found 3 numbers after the last face"),
@@ -127,7 +127,7 @@ BAD_ROWS = [
     ("", r"an array of shape \(0,\)"),
     ("1,2,nan\n" * 3, "not finite"),
     ("1,2,3\n4,5,6\n", "found 2 points at .*; need at least 3, or another size="),
-    ("1,2,3\n" * 3, "the same point again and again"),
+    ("1,2,3\n" * 3, "only equal points"),
 ]
 
 

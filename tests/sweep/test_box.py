@@ -186,7 +186,7 @@ def test_a_box_in_which_no_run_would_be_started(seconds: str, tmp_path: Path) ->
     grid.write_text(PAIR)
     done = CliRunner().invoke(app, ["sweep", str(grid), "--out", str(out), "--max-seconds", seconds])
     assert isinstance(done.exception, ShoalError)
-    assert "need 25 or more, or no run is started" in str(done.exception)
+    assert "need 25 or more to start a run" in str(done.exception)
     assert not out.exists()
 
 
