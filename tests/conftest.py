@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,17 @@ from shoal.data.dataset import Dataset, Split
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.training.clock import Clock
 from tests.support.parties import Case, Small, case, seeded, small_mask
+
+hypothesis.settings.register_profile(
+    "same", derandomize=True, database=None, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("same")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: looking through it again and again takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ class Soak:
         for pipe in pipes:
             pipe.send(ITEMS)
         for truth, pipe in zip(self.truth, pipes, strict=True):
-            answers, error = heard(pipe, 120)
+            answers, error = heard(pipe)
             self.errors += [error] * bool(error)
             for turn, logits, seconds in answers:
                 off = float(np.abs(logits - truth[turn]).max())

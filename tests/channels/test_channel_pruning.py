@@ -27,6 +27,7 @@ from shoal.surgery.tracing import count
 from tests.cli.test_commands import call
 from tests.conftest import Residual, randomise
 from tests.jobs.test_exits import trained
+from tests.support.tables import fast_first, fast_where
 
 SMALL, COLOUR = (1, 8, 8), (3, 32, 32)
 
@@ -60,7 +61,7 @@ def logits(model: nn.Module, x: Tensor) -> list[Tensor]:
     return list(y) if isinstance(y, tuple) else [y]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", fast_where(lambda name: name in ("resnet18", "user's"), NETWORKS))
 def test_it_is_torch_prunings_own_network(name: str) -> None:
     package = pytest.importorskip("torch_pruning")
     model, shape = NETWORKS[name]()
@@ -85,7 +86,7 @@ def test_it_is_torch_prunings_own_network(name: str) -> None:
     assert cut.whole == ()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2", "self-distilled", "user's"])
+@pytest.mark.parametrize("name", fast_first(["user's", "resnet18", "mobilenetv2", "self-distilled"]))
 def test_more_is_cut_by_larger_amounts(name: str) -> None:
     model, shape = NETWORKS[name]()
     found = [count(model, shape)]
@@ -127,6 +128,7 @@ def test_layers_that_are_read_by_place_stay_whole() -> None:
     assert (set(cut.kept), cut.whole) == ({"a"}, ("b",))
 
 
+@pytest.mark.slow
 def test_groups_of_channels_keep_equal_parts() -> None:
     model = zoo("resnext50-4")
     cut = cut_channels(model, COLOUR, 0.5)
@@ -199,6 +201,7 @@ def pruned(source: Path, out: Path, *more: str) -> dict[str, object]:
     return json.loads(call(*words, "--out", str(out), "--json", *more))
 
 
+@pytest.mark.slow
 def test_the_command_its_resume_and_its_runs(multi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = multi, tmp_path / "pruned"
     with pytest.raises(ShoalError, match="time is up"):
@@ -234,6 +237,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pruned" / "amount-0.3"
 
 
+@pytest.mark.slow
 def test_private_inference_computes_what_the_pruned_network_does(teacher: Path) -> None:
     body = json.loads(call("evaluate", str(teacher), "--fixed", "--json"))
     assert body["argmax_equal"] >= 0.99 * body["images"]
@@ -242,6 +246,7 @@ def test_private_inference_computes_what_the_pruned_network_does(teacher: Path) 
     assert (teacher.parent / "artifact" / "client").is_dir()
 
 
+@pytest.mark.slow
 def test_the_pruned_network_is_a_base_to_reduce_and_to_prune(teacher: Path, tmp_path: Path) -> None:
     spec, network = load_network(Run(teacher))
     relus = count(network, spec.shape).relus
@@ -260,6 +265,7 @@ def test_the_pruned_network_is_a_base_to_reduce_and_to_prune(teacher: Path, tmp_
         call("reduce", str(tmp_path / "again" / "amount-0.6"), *budget, "--out", str(tmp_path / "no"))
 
 
+@pytest.mark.slow
 def test_other_networks_weights_are_refused(teacher: Path, tmp_path: Path) -> None:
     run, body = Run(tmp_path), Run(teacher).read_json("model.json")
     (tmp_path / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())

@@ -31,6 +31,7 @@ from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs, randomise
+from tests.support.tables import fast_first
 
 CIFAR, SHAPE = (3, 32, 32), (1, 8, 8)
 DATA = blobs(128)
@@ -41,7 +42,7 @@ SPEC = Spec("given", 4, SHAPE)
 ZOO = ("resnet10", "resnet18", "wrn-16-4", "vgg16-avg", "mobilenetv1")
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", fast_first(ZOO))
 def test_every_width_is_the_network_of_that_width(name: str) -> None:
     model, x = randomise(build(name, 10, width=0.25)).eval(), torch.randn(2, 3, 32, 32)
     slim = slimmable(model, CIFAR, (0.5, 1.0))
@@ -155,6 +156,7 @@ def options(**more: object) -> shallow.Options:
 
 
 @pytest.mark.usefixtures("epochwise")
+@pytest.mark.slow
 def test_one_reduction_gives_every_width_and_goes_on_after_stops(teacher: nn.Module, tmp_path: Path) -> None:
     whole = shallow.reduce(SPEC, teacher, options(), PRESET, Stages(DATA, Settings()))
     pieces = Settings(max_seconds=0.0, resume=True)
@@ -192,6 +194,7 @@ def test_a_damaged_spec_is_refused(tmp_path: Path) -> None:
         Spec.load(tmp_path / "spec.json")
 
 
+@pytest.mark.slow
 def test_widths_from_the_command_line_are_runs_of_their_own(tmp_path: Path) -> None:
     run, out = CliRunner().invoke, tmp_path / "reduced"
     made = ["train", "resnet10", "--data", "digits", "--width", "0.125", "--epochs", "1", "--limit", "200"]

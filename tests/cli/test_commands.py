@@ -128,6 +128,7 @@ def test_bad_input_gets_one_sentence_and_nothing_is_lost(runs: Path, tmp_path: P
     assert sorted(p.name for p in (runs / "teacher").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_quickstart_runs() -> None:
     from examples import quickstart
 

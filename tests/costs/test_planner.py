@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.costs import plan as plans
-from shoal.costs.candidates import FINE, Candidate, greatest, plan, points_lost, structures
+from shoal.costs.candidates import FINE, Candidate, Structure, greatest, plan, points_lost, structures
 from shoal.costs.machine import Machine
 from shoal.costs.target import MODES, Forecast, Target
 from shoal.errors import ShoalError
@@ -29,12 +30,21 @@ from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 from tests.cli.test_commands import call
 from tests.conftest import Residual, randomise
+from tests.support.tables import fast_first
 
 SHAPE = (3, 16, 16)
 SPEC = Spec("resnet10", 10, SHAPE, 0.25)
 BASE = randomise(build("resnet10", 10, width=0.25))
-BODIES = list(structures(SPEC, Traced(BASE, SPEC.shape), None))
-EVERYTHING = sum(site.relus for site in relu_sites(BASE, SHAPE))
+
+
+@functools.cache
+def bodies() -> list[Structure]:
+    return list(structures(SPEC, Traced(BASE, SPEC.shape), None))
+
+
+@functools.cache
+def everything() -> int:
+    return sum(site.relus for site in relu_sites(BASE, SHAPE))
 
 
 def test_targets_are_read_and_shown() -> None:
@@ -61,20 +71,20 @@ def test_a_written_target_keeps_the_key_of_earlier_plans() -> None:
 
 
 def test_structures_cut_blocks_and_exits_once_each() -> None:
-    seen = {(body.gated, body.exit) for body in BODIES}
-    assert len(seen) == len(BODIES)
+    seen = {(body.gated, body.exit) for body in bodies()}
+    assert len(seen) == len(bodies())
     assert ((), False) in seen
     assert ((), True) in seen
     assert max(len(gated) for gated, _ in seen) == 4
-    for body in BODIES:
+    for body in bodies():
         names = {node.name for node in body.graph.nodes}
         assert not names & set(body.gated)
 
 
 def test_what_a_structure_costs_is_what_its_surgery_gives() -> None:
     """The graph with `total` ReLUs is that of the masked network, but for which positions are kept."""
-    body = next(b for b in BODIES if not b.gated and not b.exit)
-    total = EVERYTHING // 9
+    body = next(b for b in bodies() if not b.gated and not b.exit)
+    total = everything() // 9
     budget = allocate(body.sites, body.sensitivity, total)
     masked = add_masks(BASE, random_masks(budget, body.sites, torch.Generator().manual_seed(0)))
     real, planned = cost(fold(trace(masked, SHAPE))), cost(body.at(total))
@@ -82,27 +92,28 @@ def test_what_a_structure_costs_is_what_its_surgery_gives() -> None:
     assert (planned.macs, planned.depth, planned.relu_layers) == (real.macs, real.depth, real.relu_layers)
 
 
-@settings(deadline=None)
+@settings(max_examples=30)
 @example("offline", 0, 0.1171875)
-@given(st.sampled_from(MODES), st.sampled_from(range(len(BODIES))), st.floats(0.0, 1.0))
+@given(st.sampled_from(MODES), st.integers(0, 99), st.floats(0.0, 1.0))
+@pytest.mark.slow
 def test_the_greatest_budget_is_within_the_target_and_just_above_it_one_is_not(
     mode: str, which: int, part: float
 ) -> None:
     """Not every budget above is beyond: one ReLU more may take a word of 64 from another site, and cost less."""
-    body, target = BODIES[which], Target(1.0, "s", mode)
-    least, most = (target.taken(target.forecast(body.at(total))) for total in (1, EVERYTHING))
+    body, target = bodies()[which % len(bodies())], Target(1.0, "s", mode)
+    least, most = (target.taken(target.forecast(body.at(total))) for total in (1, everything()))
     target = replace(target, limit=least + part * (most - least))
     found = greatest(body, target)
     assert not isinstance(found, float)
     budget, forecast = found
     assert target.taken(forecast) <= target.limit
     assert forecast == target.forecast(body.at(budget))
-    above = range(budget + 1, min(EVERYTHING, budget + max(1, int(budget * FINE))) + 1)
-    assert budget == EVERYTHING or any(target.taken(target.forecast(body.at(more))) > target.limit for more in above)
+    above = range(budget + 1, min(everything(), budget + max(1, int(budget * FINE))) + 1)
+    assert budget == everything() or any(target.taken(target.forecast(body.at(more))) > target.limit for more in above)
 
 
 def test_below_the_least_there_is_nothing() -> None:
-    found = greatest(BODIES[0], Target(1e-6, "s"))
+    found = greatest(bodies()[0], Target(1e-6, "s"))
     assert isinstance(found, float)
     assert found > 1e-6
     with pytest.raises(
@@ -111,7 +122,7 @@ def test_below_the_least_there_is_nothing() -> None:
         plan(SPEC, BASE, Target(1e-6, "s"))
 
 
-@pytest.mark.parametrize("text", ["20ms", "300KB", "2krelus"])
+@pytest.mark.parametrize("text", fast_first(["300KB", "20ms", "2krelus"]))
 def test_candidates_meet_the_target_and_none_beats_another(text: str) -> None:
     target = Target.parse(text)
     found = plan(SPEC, BASE, target, reshapes=((0.5, 1.0),))
@@ -122,6 +133,7 @@ def test_candidates_meet_the_target_and_none_beats_another(text: str) -> None:
         assert not any(o != size and all(a >= b for a, b in zip(o, size, strict=True)) for o in sizes)
 
 
+@pytest.mark.slow
 def test_a_slower_machine_or_link_affords_less() -> None:
     target = Target.parse("20ms")
     here = max(c.forecast.relus for c in plan(SPEC, BASE, target))

@@ -32,7 +32,7 @@ from tests.support.layouts import (
     write_tiny,
 )
 
-FAST = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+FAST = settings(max_examples=300)
 
 
 def test_digits() -> None:

@@ -33,7 +33,7 @@ from tests.support.layouts import (
     write_svhn,
 )
 
-FAST = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+FAST = settings(max_examples=300)
 
 
 # ---- must fail: (what is broken, set, how, what the message must name)

@@ -88,7 +88,7 @@ def brute_force(points: list[list[int]], references: list[list[int]], labels: li
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_soft_labels_are_those_of_brute_force(data: st.DataObject) -> None:
     dimensions = data.draw(st.integers(1, 3))

@@ -41,6 +41,7 @@ def total(model: nn.Module, shape: tuple[int, ...]) -> int:
     return counted.macs + counted.linear_macs
 
 
+@pytest.mark.slow
 def test_macs_of_exits() -> None:
     """Alone, an exit costs what the network cut there costs; the last one in order what the whole network does."""
     model = build("msdnet-5", 4, channels=1, width=0.25)
@@ -114,7 +115,7 @@ def test_thresholds_against_a_plain_loop(exits: int) -> None:
         assert (limits.tolist(), leaves.tolist()) == by_loop(evidence.confidence, row)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 1000), st.floats(0.05, 20))
 def test_laws_of_thresholds(count: int, exits: int, seed: int, ratio: float) -> None:
     """Every image leaves once; as many at each exit as its share says, or more where confidences tie."""

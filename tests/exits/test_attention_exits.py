@@ -21,6 +21,7 @@ from shoal.private.compiler.refusal import refusals
 from shoal.surgery.normal_form import drop_unread
 from shoal.surgery.tracing import count, trace
 from tests.conftest import Residual, randomise
+from tests.support.tables import fast_first
 
 CIFAR, SMALL = (3, 32, 32), (1, 8, 8)
 
@@ -51,7 +52,7 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "whole", "paths", "alone", "cascaded"), COUNTS)
+@pytest.mark.parametrize(("name", "whole", "paths", "alone", "cascaded"), fast_first(COUNTS))
 def test_counts_of_the_papers_networks(
     name: str, whole: int, paths: tuple[int, ...], alone: tuple[int, ...], cascaded: tuple[int, ...]
 ) -> None:
@@ -74,6 +75,7 @@ def size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_counts_of_resnet18s_branches() -> None:
     plain = build("resnet18", 100)
     model = add_aligned_exits(plain, exit_points(plain, CIFAR), 100, CIFAR)

@@ -15,6 +15,7 @@ from shoal.exits.evidence import Evidence
 from shoal.exits.genetic import Genetic, decode
 from shoal.exits.genetic import search as genetic_search
 from shoal.exits.thresholds import METHODS, Goal, Grid, search, usual_method
+from tests.support.tables import fast_first
 
 PRICES = (3.0, 5.0, 8.0, 10.0)
 
@@ -30,7 +31,7 @@ def made(count: int, exits: int = 4, seed: int = 0) -> Evidence:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(2, 4), st.integers(2, 5), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_grid_counts_every_combination(seed: int, count: int, exits: int, points: int, ensemble: bool) -> None:
     evidence = made(count, exits, seed)
     grid = Grid.of(evidence, PRICES[:exits], ensemble, points)
@@ -42,7 +43,7 @@ def test_the_grid_counts_every_combination(seed: int, count: int, exits: int, po
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_outcomes_are_algorithm_1_image_by_image(seed: int) -> None:
     evidence, rng = made(20, 3, seed), np.random.default_rng(seed)
     thresholds = rng.random(3)
@@ -64,9 +65,9 @@ def overconfident(count: int, exits: int) -> Evidence:
     return Evidence(1 - (1 - evidence.confidence) ** 4 / 10, evidence.right, evidence.ensemble_right)
 
 
-@pytest.mark.parametrize("kind", [made, overconfident])
+@pytest.mark.parametrize("kind", fast_first([made, overconfident]))
 @pytest.mark.parametrize("goal", GOALS)
-@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("ensemble", fast_first([False, True]))
 def test_ten_thousand_images_and_three_thresholds(
     kind: Callable[[int, int], Evidence], goal: Goal, ensemble: bool
 ) -> None:

@@ -30,8 +30,9 @@ from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.surgery.tracing import trace
 from tests.private.protocol.test_phases import infer
+from tests.support.forked import serving
 from tests.support.parties import SHAPE, Case, case, seeded
-from tests.support.processes import in_thread, serving
+from tests.support.processes import in_thread
 
 BELOW = -50.0
 """Far below any padding of zeros: a padded pool that looked at the padding would give 0."""
@@ -65,7 +66,7 @@ def below(count: int = 2, seed: int = 0) -> Tensor:
     return torch.randn(count, 2, 9, 8, generator=torch.Generator().manual_seed(seed)) + BELOW
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -17,6 +17,7 @@ from shoal.report import read
 from shoal.storage.run import Run
 
 SMALL = ["resnet20", "--width", "0.125", "--epochs", "1"]
+TWO = "tests.support.two_classifiers:TwoClassifiers"
 DIGITS = ["--data", "digits", "--limit", "200"]
 
 
@@ -47,6 +48,7 @@ def test_osakd_leaves_a_run_that_other_commands_take(tmp_path: Path) -> None:
     assert {row["stage"] for row in Run(out).metrics()} == {"distill", "baseline"}
 
 
+@pytest.mark.slow
 def test_an_assistant_and_its_teacher(teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["distill", "takd", *SMALL, "--teacher", str(teacher), "--assistant", "resnet32", "--out", str(out)]
@@ -59,6 +61,7 @@ def test_an_assistant_and_its_teacher(teacher: Path, tmp_path: Path) -> None:
     assert len(Run(out).metrics()) == 3
 
 
+@pytest.mark.slow
 def test_branches_are_measured_and_one_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "run"
     body = run("distill", "ffl", *SMALL, *DIGITS, "--out", str(out))
@@ -85,10 +88,10 @@ def test_branches_are_measured_and_one_is_kept(tmp_path: Path) -> None:
         (["dml", *SMALL, *DIGITS, "--preset", "paper-resnet"], "found preset 'paper-resnet'; need one of quick, paper"),
         (["kd", *SMALL, *DIGITS], "found no teacher for method 'kd'"),
         (
-            ["osakd", "msdnet-5", "--width", "0.25", *DIGITS],
-            "found 5 classifiers in 'msdnet-5'; need a network with one",
+            ["osakd", TWO, *DIGITS],
+            f"found 2 classifiers in '{TWO}'; need a network with one",
         ),
-        (["dml", "msdnet-5", "--width", "0.25", *DIGITS], "found 5 classifiers in 'msdnet-5'; need a network with one"),
+        (["dml", TWO, *DIGITS], f"found 2 classifiers in '{TWO}'; need a network with one"),
         (["one", "osakd-cnn1", "--resolution", "0.25", *DIGITS], "found that the model fails|found a network with one"),
     ],
 )

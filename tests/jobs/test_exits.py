@@ -23,6 +23,7 @@ from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.cli.test_commands import call
+from tests.support.tables import fast_first
 
 FIGURES = {"accuracy", "macs", "shares"}
 
@@ -71,13 +72,14 @@ def test_no_loss_on_validation_is_the_usual_goal(multi: Path) -> None:
     assert macs[0] == pytest.approx(body["exits"][0]["macs"])  # at the cheap end all leave at the first exit
 
 
-@pytest.mark.parametrize("method", ["grid", "genetic", "evolution"])
+@pytest.mark.parametrize("method", fast_first(["grid", "genetic", "evolution"]))
 def test_a_budget_is_kept(multi: Path, method: str) -> None:
     body = exits(multi, "--budget", "0.7", "--method", method, "--ensemble")
     assert body["validation"]["macs"] <= 0.7 * body["full"]["macs"] * (1 + 1e-6)
     assert (len(body["thresholds"]), body["ensemble"], body["method"]) == (3, True, method)
 
 
+@pytest.mark.slow
 def test_seconds_and_the_papers_fitness(multi: Path) -> None:
     assert exits(multi, "--budget", "60s", "--batch", "16")["goal"] == {"budget": "60s", "batch": 16}
     slow, fast = exits(multi, "--beta", "100"), exits(multi, "--beta", "0.0001")
@@ -85,12 +87,14 @@ def test_seconds_and_the_papers_fitness(multi: Path) -> None:
     assert slow["validation"]["accuracy"] >= fast["validation"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_table(multi: Path) -> None:
     text = call("exits", str(multi), "--rounds", "1")
     assert "exit 3 alone" in text
     assert "ms an image; the full network" in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_all_widths_of_a_run_are_its_exits(tmp_path: Path) -> None:
     """Also for studies; what is stored as the run's network is the widest alone."""
     words = ("resnet10", "--data", "digits", "--limit", "200", "--width", "0.125", "--epochs", "1", "--widths", "0.5,1")

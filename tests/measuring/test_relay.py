@@ -12,6 +12,7 @@ from shoal.costs.links import LINKS, Link
 from shoal.errors import ShoalError
 from shoal.measuring.relay import probe, relayed
 from shoal.private.transport.channel import parse_address
+from tests.support.waiting import HANG
 
 
 def sink(listener: socket.socket, heard: list[bytes]) -> None:
@@ -23,7 +24,7 @@ def sink(listener: socket.socket, heard: list[bytes]) -> None:
 
 
 def connection(address: str) -> socket.socket:
-    return socket.create_connection(parse_address(address, "it"), timeout=30)
+    return socket.create_connection(parse_address(address, "it"), timeout=HANG)
 
 
 @pytest.mark.parametrize("profile", [Link(8e6, 0.02), Link(80e6, 0.1)])

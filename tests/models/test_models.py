@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import NamedTuple
 
@@ -13,8 +14,11 @@ from torch.fx import symbolic_trace
 from shoal.errors import ShoalError
 from shoal.models import NAMES, build, list_models
 from shoal.outputs import forward
+from tests.support.quick_networks import ONE_OF_A_FAMILY, QUICK
+from tests.support.tables import fast_where
 
 CLASSES = 7
+TABLE = fast_where(lambda name: name in QUICK and not name.startswith("msdnet-7"), NAMES)
 RESNETS = [name for name in NAMES if name.startswith(("resnet", "wrn"))]
 # Half of an odd number of channels is rounded where MSDNet ends a scale; tests/test_msdnet.py counts it.
 EVEN = [name for name in NAMES if not name.startswith("msdnet")]
@@ -36,6 +40,7 @@ def images(channels: int = 3, side: int = 16) -> Tensor:
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
 
 
+@functools.cache
 def count(name: str, *, channels: int = 3, side: int = 32, width: float = 1.0, rho: float = 1.0) -> Counts:
     """ReLUs and conv MACs, from the output shapes of one meta-device forward."""
     counts = Counts({}, {})
@@ -74,7 +79,7 @@ def test_list_models_lists_every_name_once() -> None:
     assert len(set(NAMES)) == len(NAMES) == 35
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE)
 def test_backward_reaches_every_parameter(name: str) -> None:
     net = small(name)
     logits = torch.cat(forward(net, images()).logits)
@@ -85,7 +90,7 @@ def test_backward_reaches_every_parameter(name: str) -> None:
         assert parameter.grad.isfinite().all(), path
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE)
 def test_trace_equals_eager(name: str) -> None:
     net = small(name).eval()
     x = images()
@@ -93,7 +98,7 @@ def test_trace_equals_eager(name: str) -> None:
         torch.testing.assert_close(symbolic_trace(net)(x), net(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE)
 def test_every_relu_is_a_module_of_its_own_called_once(name: str) -> None:
     net = small(name)
     sites = [path for path, module in net.named_modules() if isinstance(module, nn.ReLU)]
@@ -103,7 +108,7 @@ def test_every_relu_is_a_module_of_its_own_called_once(name: str) -> None:
     assert not [node for node in nodes if node.op != "call_module" and "relu" in str(node.target)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE)
 def test_channels_last_gives_the_same_logits(name: str) -> None:
     net = small(name).eval()
     x = images(side=20)
@@ -117,7 +122,7 @@ def test_channels_last_gives_the_same_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.25])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TABLE)
 def test_resolution_keeps_the_weights(name: str, rho: float) -> None:
     full = small(name)
     reduced = build(name, CLASSES, width=0.25, resolution=rho)
@@ -265,13 +270,13 @@ def test_golden_macs_of_projection_shortcuts(name: str, macs: int) -> None:
 # -- width and resolution -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVEN)
+@pytest.mark.parametrize("name", fast_where(lambda name: name in QUICK, EVEN))
 def test_half_the_width_halves_the_relus(name: str) -> None:
     assert sum(count(name, width=0.5).relus.values()) * 2 == sum(count(name).relus.values())
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.25])
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", fast_where(lambda name: name in ONE_OF_A_FAMILY, RESNETS))
 def test_resolution_scales_every_site_by_its_square(name: str, rho: float) -> None:
     full, reduced = count(name).relus, count(name, rho=rho).relus
     assert reduced == {path: int(n * rho**2) for path, n in full.items()}

@@ -185,6 +185,7 @@ def fake() -> Dataset:
     return Dataset("fake", part, part, part, 4, (0.0,) * 3, (1.0,) * 3, "none")
 
 
+@pytest.mark.slow
 def test_every_classifier_learns_the_shapes(shapes: Dataset) -> None:
     spec = Spec("resgcn8", 4, SHAPE, 0.125)
     result = self_distill.distill(spec, OPTIONS, PLAN, Stages(shapes, Settings()))
@@ -195,6 +196,7 @@ def test_every_classifier_learns_the_shapes(shapes: Dataset) -> None:
     assert all(value > 40 for value in found["ensemble"].values())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_unbroken_one(shapes: Dataset, tmp_path: Path) -> None:
     spec, plan = Spec("resgcn8", 4, SHAPE, 0.0625), replace(PLAN, schedule=replace(PLAN.schedule, epochs=3))
 

@@ -219,7 +219,7 @@ def test_the_command_takes_a_teacher_of_the_same_images(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         return dict(json.loads(result.stdout))
 
-    small = ("resnet9", "--data", "digits", "--limit", 200, "--width", 0.05, "--epochs", 2)
+    small = ("tests.conftest:Residual", "--data", "digits", "--limit", 200, "--epochs", 2)
     call("train", *small, "--out", tmp_path / "teacher")
     for by in beside.BESIDE:
         words = ("self-distill", *small, "--beside", by, "--no-baseline", "--out", tmp_path / by)

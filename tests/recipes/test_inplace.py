@@ -27,6 +27,7 @@ from shoal.training.optimiser import parameter_groups
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs
+from tests.support.tables import fast_first
 
 SHAPE = (1, 8, 8)
 DATA = blobs(64)
@@ -157,7 +158,7 @@ CASES = [
 
 
 @pytest.mark.usefixtures("epochwise")
-@pytest.mark.parametrize(("make", "options", "names"), CASES, ids=range(len(CASES)))
+@pytest.mark.parametrize(("make", "options", "names"), fast_first(CASES), ids=range(len(CASES)))
 def test_one_training_gives_every_classifier_and_goes_on_after_stops(
     make: type[nn.Module], options: Options, names: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -223,7 +224,7 @@ def test_the_public_codes_preset_is_for_widths() -> None:
         inplace.slimmable_code(False)
 
 
-@pytest.mark.parametrize("drawn", [0, 1])
+@pytest.mark.parametrize("drawn", fast_first([0, 1]))
 def test_a_slimmable_resnet_learns_at_every_width(drawn: int) -> None:
     """With norms of its own for each width, and drawn between the ends: then 0.75 is never trained as such."""
     spec, widths = Spec("resnet10", 4, SHAPE, 0.125), (0.5, 0.75, 1.0)

@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("shards", [(), ("--shard-mb", "0.1")])
+@pytest.mark.parametrize("shards", [(), pytest.param(("--shard-mb", "0.1"), marks=pytest.mark.slow)])
 def test_taken_masks_are_fine_tuned_to_the_same_bits(made: Path, tmp_path: Path, shards: tuple[str, ...]) -> None:
     call("reduce", made / "teacher", *GATED, "--masks-from", made / "plain", *shards, "--out", tmp_path / "own")
     found, expected = (load_network(Run(folder))[1].state_dict() for folder in (tmp_path / "own", made / "gated"))
@@ -42,6 +42,7 @@ def test_taken_masks_are_fine_tuned_to_the_same_bits(made: Path, tmp_path: Path,
     assert Run(tmp_path / "own").read_json("summary.json")["reduced"]["replaced_blocks"]
 
 
+@pytest.mark.slow
 def test_what_was_taken_is_the_runs_own(made: Path, tmp_path: Path) -> None:
     """The other run may go; a resumed one goes on with its copy."""
     shutil.copytree(made / "plain", tmp_path / "plain")
@@ -71,6 +72,7 @@ def test_masks_of_another_search_are_refused(made: Path, tmp_path: Path, options
     assert not (tmp_path / "own").exists()
 
 
+@pytest.mark.slow
 def test_masks_of_another_teacher_and_of_an_unfinished_search_are_refused(made: Path, tmp_path: Path) -> None:
     call(*TRAIN, "--seed", "1", "--out", tmp_path / "other")
     with pytest.raises(ShoalError, match="found another seed"):

@@ -33,6 +33,7 @@ from shoal.training.objective import Objective, Term, cross_entropy, switched
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs
+from tests.support.tables import fast_first
 
 SHAPE, DATA = (1, 8, 8), blobs(64)
 SPEC = Spec("given", 4, SHAPE)
@@ -183,8 +184,8 @@ def test_ensembles_by_hand() -> None:
     assert torch.allclose(softmax.exp(), stacked.softmax(2).mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["attention", "aligned", "plain"])
-@pytest.mark.parametrize("path", ["deepest", "ensemble"])
+@pytest.mark.parametrize("kind", fast_first(["attention", "aligned", "plain"]))
+@pytest.mark.parametrize("path", fast_first(["deepest", "ensemble"]))
 def test_the_recipe_trains_every_classifier(kind: str, path: str) -> None:
     plan = replace(PLAN, schedule=Schedule(5, 0.05, batch_size=16), release=0)
     options = Options(after=("relu", "act_2"), kind=kind, path=path, feature_weight=0.0 if kind == "plain" else None)

@@ -24,6 +24,7 @@ from shoal.reduction.depth import Candidate, choose, choose_blocks, gated_graph,
 from shoal.surgery.sites import find_blocks
 from shoal.surgery.traced import Traced
 from tests.conftest import Residual
+from tests.support.tables import fast_first
 
 SHAPE = (1, 8, 8)
 whole_numbers = st.integers(-3, 9)
@@ -46,7 +47,7 @@ def brute_force(blocks: Sequence[Candidate], saving: float) -> tuple[float, floa
 
 
 @given(st.lists(st.tuples(whole_numbers, whole_numbers, st.booleans()), max_size=9), st.integers(-2, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_choose_is_as_good_as_brute_force(rows: list[tuple[int, int, bool]], saving: int) -> None:
     blocks = [Candidate(f"b{i}", float(a), float(s), o) for i, (a, s, o) in enumerate(rows)]
     best = brute_force(blocks, saving)
@@ -87,7 +88,7 @@ def test_seconds_of_private_inference_are_a_price_too() -> None:
     assert seconds(gated_graph(traced, chosen)) <= 0.95 * whole
 
 
-@pytest.mark.parametrize("price", PRICES)
+@pytest.mark.parametrize("price", fast_first(PRICES))
 def test_a_reduction_takes_every_price(price: str) -> None:
     model = Residual().eval()
     given = {"budget": 100, "exit": False, "masks": "random", "gate_price": price}

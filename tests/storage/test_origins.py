@@ -22,6 +22,7 @@ from tests.cli.test_commands import call
 from tests.conftest import blobs
 from tests.support.layouts import write_cifar, write_folder
 from tests.support.sharded import same
+from tests.support.tables import fast_where
 
 # ---------------------------------------------------------------- fingerprints of data
 
@@ -128,6 +129,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("epochwise")
+@pytest.mark.slow
 def test_a_run_that_moves_with_all_it_needs_ends_with_the_same_bits(cifar: Path, tmp_path: Path) -> None:
     whole, parts = Place(tmp_path / "whole", cifar), Place(tmp_path / "parts", cifar)
     whole.train()
@@ -150,6 +152,7 @@ def test_a_run_that_moves_with_all_it_needs_ends_with_the_same_bits(cifar: Path,
     assert json.loads(call("evaluate", str(parts.reduced), "--json"))["accuracy"] == summary["reduced"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_may_move(tmp_path: Path) -> None:
     write_folder(tmp_path / "a")
     words = ("train", *SMALL, "--out", str(tmp_path / "run"))
@@ -216,7 +219,7 @@ STARTED: dict[str, tuple[Callable[[str], tuple[str, ...]], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", STARTED)
+@pytest.mark.parametrize("name", fast_where(lambda name: name in ("distill", "prune"), STARTED))
 def test_another_network_at_the_same_place_is_refused(name: str, teachers: tuple[Path, Path], tmp_path: Path) -> None:
     words, setting = STARTED[name]
     here, run = tmp_path / "here", Run(tmp_path / "out")

@@ -113,11 +113,12 @@ def test_checkpoints_wait_for_their_seconds_and_the_last_is_always_written(tmp_p
         assert written == expected
 
 
+def train_at(folder: Path, progress: Any) -> None:
+    fit(network(), DATA, OBJECTIVE, PLAN, checkpoint=Checkpoint(folder), progress=progress)
+
+
 def test_kill_dash_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
-    checkpoint = f"Checkpoint({str(tmp_path)!r})"
-    kill_in_the_middle(
-        "tests.storage.test_resume", f"fit(network(), DATA, OBJECTIVE, PLAN, checkpoint={checkpoint}, progress=slow)"
-    )
+    kill_in_the_middle(train_at, tmp_path)
     assert (tmp_path / "model.last.safetensors").exists()
     assert same(weights_after(tmp_path, PLAN, resume=True), weights_after(None, PLAN))
 

@@ -62,7 +62,7 @@ named = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(named, st.integers(SMALLEST_LIMIT, 3 * SMALLEST_LIMIT))
 def test_any_tensors_come_back(kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]], limit: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ def test_any_tensors_come_back(kinds: dict[str, tuple[torch.dtype, tuple[int, ..
         assert all(file.stat().st_size <= limit for file in path.parent.iterdir())
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 3_000), max_size=30), st.integers(1_000, 4_000))
 def test_pieces_are_each_element_once(sizes: list[int], limit: int) -> None:
     tensors = {f"t{i}": torch.arange(size) for i, size in enumerate(sizes)}
@@ -243,8 +243,12 @@ def test_training_resumed_from_any_limit_equals_training_in_one_go(tmp_path: Pat
         assert same(trained(folder, None, resume=True), whole)
 
 
+def train_at(folder: Path, progress: Any) -> None:
+    trained(folder, LIMIT, progress=progress)
+
+
 def test_kill_dash_nine_then_resume_from_shards_is_bit_identical(tmp_path: Path) -> None:
-    kill_in_the_middle("tests.storage.test_shards", f"trained(Path({str(tmp_path)!r}), LIMIT, progress=slow)")
+    kill_in_the_middle(train_at, tmp_path)
     assert (tmp_path / "model.last.index.json").exists()
     assert not list(tmp_path.glob("*.last.safetensors"))
     assert same(trained(tmp_path, LIMIT, resume=True), trained(None))

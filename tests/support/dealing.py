@@ -24,6 +24,7 @@ from shoal.private.protocol.randomness import new_seed
 from shoal.private.transport.certs import fingerprint
 from shoal.private.transport.wire import Traffic
 from tests.support.parties import Case
+from tests.support.waiting import HANG
 
 T = TypeVar("T")
 CLIENT, SERVER = True, False
@@ -35,7 +36,7 @@ class Dealer:
     def __init__(self, program: Program, weights: Weights, seed: int = 0) -> None:
         self.ring = ring_products(program, weights)
         self.rng = np.random.default_rng(seed)
-        self.barrier = threading.Barrier(2, timeout=60)
+        self.barrier = threading.Barrier(2, timeout=HANG)
         self.inputs: dict[bool, Any] = {}
         self.shares: dict[bool, np.ndarray] = {}
 
@@ -88,7 +89,7 @@ class MemoryWire:
         self.out.put(mine.ravel().copy())
 
     def receive(self, words: int) -> np.ndarray:
-        theirs = self.into.get(timeout=60)
+        theirs = self.into.get(timeout=HANG)
         assert theirs.size == words
         self.traffic.latencies += 1
         self.traffic.messages += 1
@@ -113,7 +114,7 @@ def both(work: Callable[[bool], T]) -> tuple[T, T]:
     """`work(client)` for client and server at the same time."""
     with ThreadPoolExecutor(2) as pool:
         client, server = pool.submit(work, CLIENT), pool.submit(work, SERVER)
-        return client.result(120), server.result(120)
+        return client.result(HANG), server.result(HANG)
 
 
 def folders(

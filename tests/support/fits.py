@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs
+from tests.support.forked import forked, heard
+from tests.support.waiting import HANG
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (1, 8, 8)
@@ -56,23 +60,19 @@ def masked() -> tuple[Any, Any]:
     return add_masks(model, random_masks(budget, sites, torch.Generator().manual_seed(0))), budget
 
 
-KILLED = """
-import time, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from {module} import *
-def slow(epoch, step, steps):
-    if epoch == 2 and step == 1:
-        print("middle", flush=True)
-        time.sleep(60)
-{fit}
-"""
+def kill_in_the_middle(train: Callable[..., object], *arguments: Any) -> None:
+    """Run `train(*arguments, progress)` in a process of its own and kill it in epoch 2."""
+    with forked(_train, train, *arguments) as (process, pipe):
+        assert heard(pipe) == "middle"
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join(HANG)
+        assert process.exitcode == -signal.SIGKILL
 
 
-def kill_in_the_middle(module: str, fit: str) -> None:
-    """Run `fit`, a statement with `slow` for its progress, after `from module import *`, and kill it in epoch 2."""
-    code = KILLED.format(module=module, fit=fit)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "middle\n"
-        child.send_signal(signal.SIGKILL)
+def _train(pipe: Connection, train: Callable[..., object], *arguments: Any) -> None:
+    def progress(epoch: int, step: int, steps: int) -> None:
+        if epoch == 2 and step == 1:
+            pipe.send("middle")
+            time.sleep(HANG)
+
+    train(*arguments, progress)

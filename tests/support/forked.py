@@ -22,9 +22,11 @@ from shoal.private.protocol.pool import Pool
 from shoal.private.serving.client import Client
 from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
+from shoal.private.serving.session import Session
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import Channel
 from shoal.private.transport.wire import HEADER, SocketWire
+from tests.support.waiting import HANG
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["numpy", "torch", "shoal.private.serving.client"])
@@ -46,7 +48,7 @@ def forked(work: Callable[..., None], *arguments: Any, **more: Any) -> Iterator[
         yield process, mine
     finally:
         process.kill()
-        process.join(10)
+        process.join(HANG)
         mine.close()
 
 
@@ -56,13 +58,22 @@ def _run(work: Callable[..., None], *arguments: Any, **more: Any) -> None:
     work(*arguments, **more)
 
 
-def heard(pipe: Connection, seconds: float = 30.0) -> Any:
+def heard(pipe: Connection) -> Any:
     """What the process says next; fails when it is silent."""
-    assert pipe.poll(seconds), "the process says nothing"
+    assert pipe.poll(HANG), "the process says nothing"
     return pipe.recv()
 
 
-def serve(pipe: Connection, folder: Path, tls: TLS, pool: Path, step: str = "", ending: int = 0, **more: Any) -> None:
+@contextlib.contextmanager
+def serving(folder: Path, tls: TLS) -> Iterator[tuple[BaseProcess, str]]:
+    """A server with its pool beside the artifact, and its address."""
+    with forked(serve, folder, tls, None) as (process, pipe):
+        yield process, heard(pipe)
+
+
+def serve(
+    pipe: Connection, folder: Path, tls: TLS, pool: Path | None, step: str = "", ending: int = 0, **more: Any
+) -> None:
     """A server that says its address and, asked anything, its errors; `ending` befalls it at `step`."""
     befall(step, ending)
     with Server(folder, "127.0.0.1:0", tls, ServerOptions(pool=pool, **more)) as server:
@@ -79,6 +90,27 @@ def ask(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, imag
         pipe.send(client.query(image).logits)
 
 
+def go_on_asking(
+    pipe: Connection, folder: Path, tls: TLS, address: str, pool: Path | None, images: np.ndarray, make: int = 0
+) -> None:
+    """A client that makes items, then queries, for ever; without a pool in direct mode. It says what it begins."""
+    options = ClientOptions(mode="prepared" if pool else "direct", pool=pool)
+    client = Client(folder, address, tls, options)
+    if make:
+        client.prepare(make, progress=lambda made, _: pipe.send(f"made {made}"))
+    with client:
+        wait = Session.from_worker
+
+        def waiting(session: Session, seconds: float) -> Any:
+            pipe.send("computing")
+            return wait(session, seconds)
+
+        Session.from_worker = waiting  # type: ignore[method-assign]
+        pipe.send("open")
+        while True:
+            client.query(images)
+
+
 def befall(step: str, ending: int) -> None:
     """Send this process the signal `ending` at `step` of its first inference."""
     if not step:
@@ -88,7 +120,7 @@ def befall(step: str, ending: int) -> None:
     def meet(found: str) -> None:
         if found == step:
             os.kill(os.getpid(), ending)
-            time.sleep(60)  # it may take the kernel a moment
+            time.sleep(HANG)  # it may take the kernel a moment
 
     def claiming(pool: Pool, name: object) -> Any:
         meet("claim")

@@ -1,4 +1,4 @@
-"""Parties as processes of their own, and as threads, for the tests that need them."""
+"""Servers in threads, the command line as a process, and what becomes of processes."""
 
 from __future__ import annotations
 
@@ -7,51 +7,14 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
+from tests.support.waiting import HANG, eventually
 
 ROOT = Path(__file__).parents[2]
-SERVE = """
-import sys
-from pathlib import Path
-from shoal.private.serving.server import Server
-from shoal.private.transport.certs import TLS
-folder, cert, key, ca = sys.argv[1:]
-with Server(folder, "127.0.0.1:0", TLS(Path(cert), Path(key), Path(ca))) as server:
-    print(server.address, flush=True)
-    server.serve()
-"""
-
-
-def party(script: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd="/")
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """End it; harmless when that was done before."""
-    process.kill()
-    if process.stdout is not None and not process.stdout.closed:
-        process.communicate()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-@contextlib.contextmanager
-def serving(folder: Path, tls: TLS) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = party(SERVE, folder, tls.cert, tls.key, tls.ca)
-    try:
-        yield process, said(process)
-    finally:
-        kill(process)
 
 
 @contextlib.contextmanager
@@ -61,7 +24,7 @@ def in_thread(server: Server) -> Iterator[Server]:
     with server:
         thread.start()
         yield server
-    thread.join(10)
+    thread.join(HANG)
     assert not thread.is_alive()
 
 
@@ -74,24 +37,17 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def gone(pid: int, seconds: float = 15.0) -> bool:
-    """Whether process `pid` ends (or is a zombie) in time."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
+def state(pid: int) -> str:
+    """The kernel's letter for what process `pid` does: R runs, S sleeps, T is stopped; Z for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
-    limit = time.monotonic() + seconds
-    while not holds() and time.monotonic() < limit:
-        time.sleep(0.05)
-    return holds()
+def gone(pid: int) -> bool:
+    """Waits until process `pid` has ended."""
+    return eventually(lambda: state(pid) in "ZX")
 
 
 @contextlib.contextmanager

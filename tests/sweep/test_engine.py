@@ -105,7 +105,7 @@ STATUSES = st.sampled_from([0, 0, 0, 1, -9, TRY_AGAIN])
 
 
 @given(st.integers(1, 4), st.lists(st.lists(STATUSES, max_size=4), min_size=2, max_size=8), st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_run_ends_as_its_attempts_say(slots: int, scripts: list[list[int]], retries: int) -> None:
     import tempfile
 

@@ -26,7 +26,8 @@ from shoal.sweep.folder import Folder
 from shoal.sweep.grid import Planned, read_grid
 from shoal.sweep.processes import Executor, LocalExecutor, cores
 from tests.cli.test_commands import call
-from tests.support.processes import eventually, gone, shoal
+from tests.support.processes import gone, shoal
+from tests.support.waiting import HANG, eventually
 
 EPOCHS = 6
 GRID = f"""
@@ -86,7 +87,7 @@ def kill_after_an_epoch(run: Planned, killed: list[int]) -> threading.Thread:
     before = epochs_of(run)
 
     def wait_and_kill() -> None:
-        if eventually(lambda: epochs_of(run) > before, 120):
+        if eventually(lambda: epochs_of(run) > before):
             for pid in pids(run.folder):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -114,11 +115,13 @@ def place(request: pytest.FixtureRequest) -> Iterator[Executor]:
 @pytest.mark.slow
 @RAYS_OWN_WARNINGS
 def test_six_runs_stopped_killed_failed_and_resumed(place: Executor, tmp_path: Path) -> None:
-    runs = planned(tmp_path)
+    """On Ray three: what differs there is how a process is started, watched and lost."""
+    text = GRID.replace("[0, 1]", "[0]") if isinstance(place, RayExecutor) else GRID
+    runs = planned(tmp_path, text)
     first = next(run for run in runs if run.name == FIRST)
     stopped = sweep(tmp_path, runs, place, lambda: int(epochs_of(first) > 0))
     assert stopped[0].state == "stopped"
-    assert [record.state for record in stopped[2:]] == ["waiting"] * 4
+    assert {record.state for record in stopped if record.run.stage == "reduced"} == {"waiting"}
     assert 0 < epochs_of(first) < EPOCHS
     assert "time is up" in Folder(tmp_path / "sweep").log(first).read_text()
 
@@ -139,10 +142,10 @@ def test_six_runs_stopped_killed_failed_and_resumed(place: Executor, tmp_path: P
     whole = json.loads(call("train", *first.words[3:-2], "--json", "--out", tmp_path / "whole", "--", "resnet10"))
     result = records[FIRST].result
     assert {k: result[k] for k in whole if k != "out"} == {k: whole[k] for k in whole if k != "out"}
-    assert records["reduced-seed=1-budget=900"].result["reduced"]["relus"] <= 900
+    assert records["reduced-seed=0-budget=900"].result["reduced"]["relus"] <= 900
 
-    again = sweep(tmp_path, planned(tmp_path, GRID.replace(", 99999999", "")), _Refusing())
-    assert [r.state for r in again] == ["finished"] * 4
+    again = sweep(tmp_path, planned(tmp_path, text.replace(", 99999999", "")), _Refusing())
+    assert [r.state for r in again] == ["finished"] * (2 * len(runs) // 3)
     assert all(r.result == records[r.run.name].result for r in again)
 
 
@@ -169,7 +172,7 @@ grid: {seed: [0, 1]}
 
 
 def wait_for_epochs(runs: tuple[Planned, ...], count: int) -> None:
-    assert eventually(lambda: all(epochs_of(run) >= count for run in runs), 120)
+    assert eventually(lambda: all(epochs_of(run) >= count for run in runs))
 
 
 @pytest.mark.slow
@@ -198,14 +201,14 @@ def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: P
         assert all(gone(pid) for pid in workers)
     done = [epochs_of(run) for run in runs]
     with shoal(*words, "--resume") as process:
-        assert eventually(lambda: all(epochs_of(run) > n for run, n in zip(runs, done, strict=True)), 120)
+        assert eventually(lambda: all(epochs_of(run) > n for run, n in zip(runs, done, strict=True)))
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=HANG)[1]
         assert process.returncode == TRY_AGAIN
     assert "stopping all runs at checkpoints" in said
     assert f"stopped {runs[0].name}" in said
     with shoal(*words, "--resume") as process:
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=HANG)[1]
         assert process.returncode == 0, said
     body = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert body["unfinished"] == []
@@ -218,9 +221,9 @@ def test_sigterm_stops_a_lone_command_at_a_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("train", "resnet10", "--data", "digits", "--width", "0.125", "--limit", "300", "--epochs", "200")
     with shoal(*words, "--out", out) as process:
-        assert eventually(lambda: bool(Run(out).metrics()), 60)
+        assert eventually(lambda: bool(Run(out).metrics()))
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=HANG)[1]
     assert process.returncode == TRY_AGAIN
     assert "told to stop (SIGTERM)" in said
     assert Run(out).checkpoint("teacher").has_last
@@ -245,7 +248,7 @@ def test_ray_refuses_more_workers_than_it_has_cpus_and_survives_the_loss_of_an_a
         killed: list[int] = []
 
         def lose_the_actor() -> None:
-            if eventually(lambda: epochs_of(runs[0]) > 0, 120):
+            if eventually(lambda: epochs_of(runs[0]) > 0):
                 killed.extend(pids(runs[0].folder))
                 ray.kill(place._actors[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,12 +19,16 @@ from shoal.training.settings import Settings
 from tests.conftest import Residual, blobs
 
 
-def conv(inputs: int, kernel: int, stride: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, 8, kernel, stride, kernel // 2))
+def conv(inputs: int, kernel: int, stride: int) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Conv2d(inputs, 8, kernel, stride, kernel // 2))
+
+
+def slim(least: float) -> nn.Module:
+    return slimmable(build("resnet10", 10, width=0.5), (3, 16, 16), (least, 1.0))
 
 
 @pytest.mark.parametrize(
-    ("network", "settings", "kept"),
+    ("make", "settings", "kept"),
     [
         (conv(15, 1, 2), Settings(), False),
         (conv(16, 1, 2), Settings(), True),
@@ -31,17 +36,17 @@ def conv(inputs: int, kernel: int, stride: int) -> nn.Module:
         (conv(4, 3, 2), Settings(), True),
         (conv(4, 1, 2), Settings(channels_last=False), False),
         (conv(4, 1, 2), Settings(device="cuda"), True),
-        (Residual(), Settings(), False),
-        (build("resnet10", 10, width=0.25), Settings(), True),
-        (build("resnet10", 10, width=0.125), Settings(), False),
-        (slimmable(build("resnet10", 10, width=0.5), (3, 16, 16), (0.25, 1.0)), Settings(), False),
-        (slimmable(build("resnet10", 10, width=0.5), (3, 16, 16), (0.5, 1.0)), Settings(), True),
+        (Residual, Settings(), False),
+        (lambda: build("resnet10", 10, width=0.25), Settings(), True),
+        (lambda: build("resnet10", 10, width=0.125), Settings(), False),
+        (lambda: slim(0.25), Settings(), False),
+        (lambda: slim(0.5), Settings(), True),
     ],
 )
 def test_only_strided_pointwise_convolutions_of_few_inputs_leave_channels_last(
-    network: nn.Module, settings: Settings, kept: bool
+    make: Callable[[], nn.Module], settings: Settings, kept: bool
 ) -> None:
-    assert suit(settings, network).channels_last is kept
+    assert suit(settings, make()).channels_last is kept
 
 
 def test_a_network_of_few_channels_trains_as_in_contiguous_memory() -> None:

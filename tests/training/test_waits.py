@@ -85,13 +85,13 @@ def test_hardly_any_step_of_a_search_waits(masks: str, monkeypatch: pytest.Monke
         return changed
 
     monkeypatch.setattr(method, "on_step", watched)
-    long = replace(PLANS, mask=replace(EPOCHS, epochs=160))
+    long = replace(PLANS, mask=replace(EPOCHS, epochs=72))
     data = replace(DATA, train=DATA.train.take(torch.arange(128)))
     teacher, _ = train_teacher(SPEC, PLANS.teacher, Stages(data, Settings()), base=network())
     shallow.reduce(
         SPEC, teacher, shallow.Options(300, gates=False, exit=False, masks=masks), long, Stages(data, Settings())
     )
-    assert len(waiting) == 640
+    assert len(waiting) == 288 > RARELY
     assert sum(waiting) <= RARELY
 
 

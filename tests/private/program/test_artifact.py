@@ -87,7 +87,7 @@ def test_frames_carry_messages_and_bytes(pair: tuple[Channel, Channel]) -> None:
         pair[1].receive()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_frame_or_a_shoal_error(data: bytes) -> None:
     a, b = socket.socketpair()
@@ -102,7 +102,7 @@ def test_any_bytes_are_a_frame_or_a_shoal_error(data: bytes) -> None:
         assert len(payload) <= 10
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s), max_leaves=5))
 def test_addresses_are_text_or_an_error(value: object) -> None:
     with contextlib.suppress(ShoalError):

@@ -100,7 +100,7 @@ def big_conv(x: np.ndarray, w: np.ndarray, s: int, p: int, d: int, groups: int) 
     return y
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     x_bits=st.integers(2, 64),
@@ -118,7 +118,7 @@ def test_conv_is_exact_mod_2_64(seed: int, x_bits: int, w_bits: int, s: int, p: 
     np.testing.assert_array_equal(got.numpy(), big_conv(x, w, s, p, d, groups))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), x_bits=st.integers(2, 64), w_bits=st.integers(2, 64), width=st.integers(1, 300))
 def test_linear_is_exact_mod_2_64(seed: int, x_bits: int, w_bits: int, width: int) -> None:
     rng = np.random.default_rng(seed)
@@ -135,7 +135,6 @@ def test_linear_at_the_ring_s_edges(value: int) -> None:
         assert got.item() == wrapped(3 * value * other)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5), st.integers(1, 52))
 def test_limbs_recombine(values: list[int], bits: int) -> None:
     parts = limbs(torch.tensor(values), bits)

@@ -24,7 +24,7 @@ from tests.support.dealing import Dealer, MemoryWire, both, wires
 from tests.support.parties import Case, Everything, case, seeded
 
 COUNTS = (1, 63, 64, 65, 1000)
-SLOW = settings(max_examples=25, deadline=None)
+SLOW = settings(max_examples=25)
 
 
 class Site:
@@ -66,7 +66,7 @@ def edge_values(rng: np.random.Generator, count: int, bits: int) -> np.ndarray:
     return values
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(1, 63), st.integers(0, 2**32))
 def test_planes_hold_the_bits(count: int, bits: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2**64, count, np.uint64)

@@ -7,10 +7,8 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
+from shoal.private.program.program import Program
 from shoal.private.protocol import pool as pool_module
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.offline import prepare
@@ -27,10 +26,12 @@ from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import Half, new_seed
 from shoal.private.serving.prepared import require_room
 from tests.support.dealing import Dealer, both
+from tests.support.forked import forked, heard
 from tests.support.parties import Case
+from tests.support.waiting import HANG, eventually
 
 NAMES = [f"{i:032x}-{i:06d}" for i in range(6)]
-ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ONCE = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 class Crash(BaseException):
@@ -213,33 +214,26 @@ def test_a_full_disk_loses_no_finished_item(
     pool.close()
 
 
+def hold(pipe: Connection, artifact: Path, folder: Path) -> None:
+    """Try to open a pool that another process holds, then wait for it; says what came of both."""
+    layout = Layout(Program.load(artifact))
+    try:
+        Pool(folder, layout, True)
+    except ShoalError as error:
+        pipe.send(str(error))
+    Pool(folder, layout, True, wait_s=HANG)
+    pipe.send("mine")
+
+
 def test_one_process_holds_a_pool(small: Case, tmp_path: Path) -> None:
     pool = Pool(tmp_path, Layout(small.program), True)
-    code = f"""
-from shoal.errors import ShoalError
-from shoal.private.protocol.layout import Layout
-from shoal.private.protocol.pool import Pool
-from shoal.private.program.program import Program
-layout = Layout(Program.load({str(small.folder / "client")!r}))
-try:
-    Pool({str(tmp_path)!r}, layout, True)
-except ShoalError as error:
-    print(error, flush=True)
-Pool({str(tmp_path)!r}, layout, True, wait_s=60)
-print("mine", flush=True)
-"""
-    command = [sys.executable, "-c", code]
     assert not pool.wanted()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as other:
-        assert other.stdout is not None
-        assert "in use by another process" in other.stdout.readline()
-        limit = time.monotonic() + 20
-        while not pool.wanted() and time.monotonic() < limit:
-            time.sleep(0.02)
-        assert pool.wanted()
+    with forked(hold, small.folder / "client", tmp_path) as (_, other):
+        assert "in use by another process" in heard(other)
+        assert eventually(pool.wanted)
         pool.close()
         pool.close()  # twice does no harm
-        assert other.stdout.readline() == "mine\n"
+        assert heard(other) == "mine"
 
 
 def test_seeds_do_not_repeat(small: Case) -> None:

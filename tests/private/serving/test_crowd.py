@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ROOT
+from tests.support.waiting import HANG
 
 SECONDS = float(os.environ.get("SHOAL_CROWD_SECONDS", "4"))
 """For longer there is the script itself, benchmarks/private/soak.py."""
@@ -34,7 +35,7 @@ def test_a_crowd_of_clients_is_served_without_loss(tmp_path: Path, spu: None) ->
         [*command, "--out", str(out)],
         capture_output=True,
         text=True,
-        timeout=120 + 3 * SECONDS,
+        timeout=HANG + 3 * SECONDS,
         cwd=ROOT,
     )
     assert out.exists(), done.stderr

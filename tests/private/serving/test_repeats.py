@@ -25,6 +25,7 @@ from tests.support.dealing import CLIENT, SERVER, stock
 from tests.support.forked import forked, heard, serve
 from tests.support.parties import Case
 from tests.support.processes import in_thread
+from tests.support.waiting import HANG
 
 
 def draw(pipe: Connection, folder: Path, pool: Path) -> None:
@@ -80,7 +81,7 @@ def test_an_item_put_back_is_refused_by_a_party_that_starts_again(
                 else:
                     client._queries.session.control.send({"type": "infer", "name": name})
                     with pytest.raises(ShoalError, match="server's log"):
-                        client._queries.session.from_peer(("go",), 10.0)
+                        client._queries.session.from_peer(("go",), HANG)
                     assert f"{name} used already" in server.errors[-1]
         with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
             client.query(image)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -31,10 +30,12 @@ from shoal.private.serving.monitor import Monitor
 from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
+from shoal.private.transport.channel import first_ready
 from shoal.private.transport.wire import SocketWire
 from tests.support.dealing import stock
 from tests.support.parties import Case, Small, case, seeded, small_mask
-from tests.support.processes import eventually, in_thread, shoal, tls_words
+from tests.support.processes import in_thread, shoal, tls_words
+from tests.support.waiting import HANG, eventually
 
 UNITS = 12
 
@@ -118,12 +119,12 @@ def fetched(monitor: Monitor) -> str:
     host, _, port = monitor.address.partition(":")
     assert host == "127.0.0.1"
     with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.2", int(port)), 2.0)
+        socket.create_connection(("127.0.0.2", int(port)), HANG)
     for wrong in (f"http://{monitor.address}/", urllib.request.Request(f"http://{monitor.address}/metrics", b"x")):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(wrong, timeout=5)
+            urllib.request.urlopen(wrong, timeout=HANG)
         refused.value.close()
-    with urllib.request.urlopen(f"http://{monitor.address}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://{monitor.address}/metrics", timeout=HANG) as page:
         return str(page.read().decode())
 
 
@@ -170,17 +171,17 @@ def server_process(net: Case, certs: dict[str, TLS], folder: Path, grace: float)
         yield process
 
 
-def slow_messages(patch: pytest.MonkeyPatch) -> threading.Event:
-    """Each message takes 0.3 s from now on; the event tells when the first one begins."""
-    real, begun = SocketWire._both, threading.Event()
+def hold_up_messages(patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """No message goes out before the second event is set; the first tells when one is about to."""
+    real, begun, released = SocketWire._both, threading.Event(), threading.Event()
 
-    def slowly(wire: SocketWire, mine: np.ndarray | None, words: int) -> np.ndarray:
+    def held_up(wire: SocketWire, mine: np.ndarray | None, words: int) -> np.ndarray:
         begun.set()
-        time.sleep(0.3)
+        assert released.wait(HANG)
         return real(wire, mine, words)
 
-    patch.setattr(SocketWire, "_both", slowly)
-    return begun
+    patch.setattr(SocketWire, "_both", held_up)
+    return begun, released
 
 
 @pytest.mark.slow
@@ -206,16 +207,20 @@ def test_a_server_ends_in_order(
             Client(net.folder, address, certs["client"], ClientOptions(pool=tmp_path / n)) for n in ("busy", "idle")
         )
         with busy, idle:
-            begun = slow_messages(monkeypatch)
+            begun, signalled = hold_up_messages(monkeypatch)
             said: list[object] = []
             thread = threading.Thread(target=lambda: said.append(outcome(busy, net)))
             thread.start()
-            assert begun.wait(10)
-            for number in signals:
+            assert begun.wait(HANG)
+            process.send_signal(signals[0])
+            assert idle._queries is not None
+            assert first_ready([idle._queries.session.control], HANG)  # the server has heard it: idle sessions are told
+            for number in signals[1:]:
                 process.send_signal(number)
-                time.sleep(0.3)
-            thread.join(30)
-            assert process.wait(10) == 0
+                process.wait(HANG)
+            signalled.set()
+            thread.join(HANG)
+            assert process.wait(HANG) == 0
             with pytest.raises(ShoalError, match=r"ended by the server|gone"):
                 idle.query(net.images[:1].numpy())
             assert idle.pool is not None

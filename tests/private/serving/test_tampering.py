@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.support.dealing import stock
 from tests.support.forked import TURNS
 from tests.support.parties import Case
 from tests.support.processes import in_thread
+from tests.support.waiting import HANG
 
 FAST = Link(1e12, 0.0)
 UNITS = 12
@@ -48,7 +48,7 @@ class Tampering(Relay):
 @pytest.fixture
 def site(small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> Iterator[tuple[Server, tuple[Path, Path]]]:
     folders = stock(small, tmp_path / "c", tmp_path / "s", certs["client"].cert, 2 * TURNS + 2)
-    own = Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s", timeout_s=10))
+    own = Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))
     with in_thread(own) as server:
         yield server, folders
 
@@ -75,15 +75,12 @@ def test_a_tampered_tls_record_ends_the_session_and_burns_one_item(
             relay.armed = way
         return real(wire, mine, words)
 
-    with Client(
-        small.folder, relay.address, certs["client"], ClientOptions(pool=tmp_path / "c", timeout_s=10)
-    ) as client:
+    with Client(small.folder, relay.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
         assert right(small, client.query(image).logits)
         monkeypatch.setattr(SocketWire, "_both", arming)
-        begun = time.monotonic()
         with pytest.raises(ShoalError, match=r"found the server at .*need") as caught:
             client.query(image)
-        assert time.monotonic() - begun < 5
+        assert "in time" not in str(caught.value)  # it was no limit that ended it
     monkeypatch.undo()
     relay.stop()
     with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
@@ -138,7 +135,7 @@ def test_items_belong_to_a_certificate(
         session = thief._queries.session
         session.control.send({"type": "infer", "name": names[0]})
         with pytest.raises(ShoalError, match="server's log"):
-            session.from_peer(("go",), 10.0)
+            session.from_peer(("go",), HANG)
     assert f"found no item {names[0]}" in server.errors[-1]
     assert sorted(path.stem for path in folders[1].glob("*.item")) == names
     with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
