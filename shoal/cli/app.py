@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from shoal import __version__
 from shoal.cli.commands import GROUPS, HELP_NAMES, Commands, with_verbosity
-from shoal.errors import ShoalError, ShoalWarning
+from shoal.errors import ShoalError, ShoalWarning, StoppedError
 from shoal.progress import verbosity
 
 HELP = """Make trained PyTorch CNNs cheap enough to run privately.
@@ -105,9 +107,16 @@ def main() -> None:
         if verbosity.get() > 1:
             traceback.print_exc()
         _say(str(error))
+        if isinstance(error, StoppedError):
+            _say(f"to continue: {_continuation(sys.argv[1:])}")
         if "--json" in sys.argv:
             sys.stdout.write(json.dumps({"error": str(error), "status": error.status}) + "\n")
         sys.exit(error.status)
+
+
+def _continuation(words: Sequence[str]) -> str:
+    """The command line that resumes the one of these words."""
+    return shlex.join(["shoal", *words, *([] if "--resume" in words else ["--resume"])])
 
 
 def _show_warning(

@@ -39,10 +39,13 @@ def count(
 def check(named: Named, json: Json = False) -> None:
     """Show what a network costs, which blocks could be replaced, and what cannot run in private inference.
 
-    Names each layer that cannot run in private, and what to use instead. Nothing is trained or compiled.
+    Names each layer that cannot run in private, and what to use instead. Nothing is trained or compiled. The exit
+    status is 1 when something cannot run in private.
     """
     body = job.check(named)
     show(body, json, lambda: job.summary(named.model, body))
+    if not body["private"]:
+        raise typer.Exit(1)
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from shoal.cli.fields import expanded
-from shoal.cli.signals import until_terminated
+from shoal.cli.signals import until_stopped
 from shoal.jobs.inputs import Shared
 from shoal.report.layout import grid as grid
 from shoal.report.layout import pairs as pairs
@@ -32,14 +32,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def trains(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer, its dataclasses exchanged for their options; on SIGTERM it stops at a checkpoint.
+    """`command` for typer, its dataclasses exchanged for their options; on SIGTERM or Ctrl-C it stops at a checkpoint.
 
     Its parameter `shared` holds the options that all commands have that train.
     """
 
     @functools.wraps(command)
     def stoppable(*, shared: Shared, **values: Any) -> None:
-        with until_terminated() as stop:
+        with until_stopped() as stop:
             command(shared=replace(shared, stop=stop), **values)
 
     return expanded(stoppable)

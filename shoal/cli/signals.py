@@ -1,4 +1,4 @@
-"""Signals that ask for an end, as a count to look at instead of an end at any line."""
+"""Signals that ask for an end, counted, so that work stops at a checkpoint and not at any line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Asked = Callable[[], int]
 
 
 @contextmanager
-def counting(*signals: signal.Signals, said: str) -> Iterator[Asked]:
-    """Within the block the signals end nothing but are counted; the first one prints `said` on standard error.
+def counting(*signals: signal.Signals, said: str, impatient: bool = False) -> Iterator[Asked]:
+    """Count the signals within the block instead of ending; the first one prints `said` on standard error.
 
-    Only a program's main thread may handle signals: in any other one the count stays 0 and their effect as it was.
+    With `impatient`, a second Ctrl-C (SIGINT) raises KeyboardInterrupt. Only the main thread of a program can handle
+    signals: in any other thread the count stays 0 and signals keep their effect.
     """
     arrived: list[int] = []
 
@@ -25,6 +26,8 @@ def counting(*signals: signal.Signals, said: str) -> Iterator[Asked]:
         arrived.append(number)
         if len(arrived) == 1:
             os.write(2, f"shoal: {said}\n".encode())  # print is not safe where it may have been interrupted itself
+        elif impatient and number == signal.SIGINT:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -38,8 +41,11 @@ def counting(*signals: signal.Signals, said: str) -> Iterator[Asked]:
 
 
 @contextmanager
-def until_terminated() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM asks to stop at the next checkpoint, which is what schedulers send before they kill."""
-    said = "told to stop (SIGTERM): stopping at a checkpoint; --resume goes on from there"
-    with counting(signal.SIGTERM, said=said) as asked:
+def until_stopped() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM, which schedulers send, or Ctrl-C has asked to stop.
+
+    Training asks it before each step and stops with a checkpoint. A second Ctrl-C ends at once.
+    """
+    said = "stopping at a checkpoint; Ctrl-C again ends at once"
+    with counting(signal.SIGINT, signal.SIGTERM, said=said, impatient=True) as asked:
         yield lambda: asked() > 0

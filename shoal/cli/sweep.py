@@ -6,13 +6,15 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 from rich.console import Console
 
+from shoal.cli.fields import expanded
 from shoal.cli.options import Json, grid, show
 from shoal.cli.signals import counting
 from shoal.errors import TRY_AGAIN, ShoalError
@@ -22,7 +24,7 @@ from shoal.sweep.cluster import RayExecutor
 from shoal.sweep.command import OWN, Command, Option
 from shoal.sweep.engine import STOPPED, WAITING, Sweep
 from shoal.sweep.folder import Folder
-from shoal.sweep.grid import read_grid
+from shoal.sweep.grid import Planned, read_grid
 from shoal.sweep.processes import Executor, LocalExecutor, cores, count_slots, visible_gpus
 from shoal.sweep.results import HEADS, Results, group_rows, summary
 from shoal.sweep.table import showing
@@ -71,64 +73,65 @@ def executor(workers: int | None, per_gpu: int | None, address: str | None) -> E
     return LocalExecutor(count_slots(workers, per_gpu, len(gpus), cores()), gpus)
 
 
-def sweep(
-    context: typer.Context,
-    file: Annotated[
-        Path, typer.Argument(metavar="GRID", help="A YAML file with stages, their options and their grids.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for all runs; must be new or empty, unless --resume.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="[STAGE.]OPTION=VALUE",
-            help="Set an option in every stage that has it, or in one, instead of GRID (repeatable; VALUE is YAML).",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Number of runs at once; they share the cores. Default: the number of cores.")
-    ] = None,
-    per_gpu: Annotated[
-        int | None, typer.Option(help="Number of runs at once on each GPU (with `device: cuda`).")
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Run on a Ray cluster: its host:port, or local to start one here (extra `sweep`)."),
-    ] = None,
-    max_seconds: Annotated[
-        float | None,
-        typer.Option(
-            help="Time for the whole sweep; runs stop at checkpoints before it ends, and --resume continues them."
-        ),
-    ] = None,
-    retries: Annotated[int, typer.Option(help="How often a run is restarted after its worker was killed.")] = 2,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the sweep in --out; finished runs are not repeated.")
-    ] = False,
-    json: Json = False,
-) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What `shoal sweep` is asked for."""
+
+    file: Path = field(metadata={"cli": "argument"})
+    """A YAML file with stages, their options and their grids."""
+    out: Path
+    """Folder for all runs; must be new or empty, unless --resume."""
+    set: tuple[str, ...] = ()
+    """[STAGE.]OPTION=VALUE: set an option in every stage that has it, or in one, instead of GRID (repeatable; VALUE is
+    YAML)."""
+    workers: int | None = None
+    """Number of runs at once; they share the cores. Default: the number of cores."""
+    per_gpu: int | None = None
+    """Number of runs at once on each GPU (with `device: cuda`)."""
+    ray: str | None = None
+    """Run on a Ray cluster: its host:port, or local to start one here (extra `sweep`)."""
+    max_seconds: float | None = None
+    """Time for the whole sweep; runs stop at checkpoints before it ends, and --resume continues them."""
+    retries: int = 2
+    """How often a run is restarted after its worker was killed."""
+    resume: bool = False
+    """Continue the sweep in --out; finished runs are not repeated."""
+
+    def check(self) -> None:
+        """Raise ShoalError for a negative number of retries."""
+        if self.retries < 0:
+            raise ShoalError(f"found --retries {self.retries}; need 0 or more; leave it out for 2")
+
+
+@expanded
+def sweep(context: typer.Context, request: Request, json: Json = False) -> None:
     """Run a grid of train and reduce commands, and print mean and spread over seeds.
 
     Finished runs are not repeated. A run whose worker was killed continues from its last checkpoint. Ctrl-C stops all
     runs at a checkpoint after their current step; a second Ctrl-C kills them. The exit status is 1 when a run failed,
     and 75 when --resume can continue all unfinished runs. docs/sweeps.md has an example.
     """
-    box = Box(max_seconds)  # made first, because reading the file and connecting to a cluster count, too
-    if retries < 0:
-        raise ShoalError(f"found --retries {retries}; need 0 or more; leave it out for 2")
+    box = Box(request.max_seconds)  # made first, because reading the file and connecting to a cluster count, too
+    request.check()
     assert context.parent is not None
-    runs = read_grid(file, commands(context.parent.command), out, set_ or ())
-    folder = Folder(out)
-    folder.check(runs, resume)
-    console = Console(stderr=True)
-    with closing(executor(workers, per_gpu, ray)) as place, folder.opened(runs), showing(console) as watch:
+    runs = read_grid(request.file, commands(context.parent.command), request.out, request.set)
+    body = _run(request, runs, box)
+    show(body, json, lambda: grid(str(request.out), HEADS, group_rows(body)))
+    _report_unfinished(body, Console(stderr=True))
+
+
+def _run(request: Request, runs: Sequence[Planned], box: Box) -> Results:
+    """Run what is not finished, and write sweep.json."""
+    folder, console = Folder(request.out), Console(stderr=True)
+    folder.check(runs, request.resume)
+    place = executor(request.workers, request.per_gpu, request.ray)
+    with closing(place), folder.opened(runs), showing(console) as watch:
         said = "stopping all runs at checkpoints; a second signal or Ctrl-C kills them"
         with counting(signal.SIGINT, signal.SIGTERM, said=said) as asked:
-            records = Sweep(folder, runs, place, retries, box).run(watch, asked)
+            records = Sweep(folder, runs, place, request.retries, box).run(watch, asked)
     body = summary(records)
-    Run(out).write_json("sweep.json", body)
-    show(body, json, lambda: grid(str(out), HEADS, group_rows(body)))
-    _report_unfinished(body, console)
+    Run(request.out).write_json("sweep.json", body)
+    return body
 
 
 def _report_unfinished(body: Results, console: Console) -> None:
