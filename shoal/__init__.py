@@ -16,7 +16,7 @@ from shoal.errors import ShoalError, ShoalWarning, StoppedError
 try:
     __version__ = version("shoal")
 except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0.1.0"
+    __version__ = "0.2.0"
 
 PLACES: dict[str, tuple[str, ...]] = {
     # data

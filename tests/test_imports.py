@@ -107,3 +107,27 @@ def test_help_needs_no_torch() -> None:
     code = f"{blocked}; from shoal.cli.app import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "Deploy and serve" in done.stdout
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of shoal that the module at `path` imports when it is itself imported."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("shoal."):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inside if module_at(name)} or {str(node.module)}
+    return found
+
+
+def module_at(name: str) -> Path | None:
+    place = ROOT.joinpath(*name.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.exists()), None)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    paths = [path for path in (ROOT / "shoal").rglob("*.py") if path.name != "__init__.py"]
+    edges = {".".join(p.relative_to(ROOT).with_suffix("").parts): imported_modules(p) for p in paths}
+    left = dict(edges)
+    while free := [name for name, targets in left.items() if not targets & set(left)]:
+        left = {name: targets for name, targets in left.items() if name not in free}
+    assert not left, f"in a circle, or importing one: {sorted(left)}"
