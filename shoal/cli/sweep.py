@@ -55,7 +55,7 @@ def _described(name: str, command: Any) -> Command:
 
 
 def _name(parameter: Any) -> str:
-    """What a grid file calls an option: what is typed, without the dashes."""
+    """The name of an option in a grid file: as it is typed, without the leading dashes, and with _ for -."""
     long = next((name for name in parameter.opts if name.startswith("--")), parameter.opts[0])
     return str(long).lstrip("-").replace("-", "_")
 

@@ -20,8 +20,10 @@ from shoal.storage.files import read_json
 from shoal.storage.tensors import checksum
 
 Config = dict[str, Any]
-"""The body of `config.json`: what decides a run's result, and where its data and networks were. Each job has its own
-settings in it; all have `data`, `data_dir`, `limit` and `seed`."""
+"""Content of `config.json`: the settings that decide a run's result, and the paths of its data and networks.
+
+Each job has its own settings; all have `data`, `data_dir`, `limit` and `seed`.
+"""
 
 FINGERPRINTS = "fingerprints"
 """Setting that holds the fingerprints, by the names in `PLACES`."""

@@ -18,9 +18,9 @@ from shoal.storage.tensors import checksum, fit_files, has_tensors, read_tensors
 
 
 class Epoch(TypedDict, total=False):
-    """A row of `metrics.jsonl`: one epoch of a stage, with the accuracy on the selecting split in percent.
+    """A row of `metrics.jsonl`: one epoch of a stage. `accuracy` is in percent, on the split that selects the best.
 
-    Rows also hold each loss by its term's name.
+    Rows also have each loss, by the name of its term.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""`summary.json`: what a finished run says of its baseline and of the network that it made."""
+"""`summary.json`: the figures of a finished run, for its baseline and for the network that it made."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Counts(TypedDict, total=False):
 
 
 class Accounting(TypedDict):
-    """Multiply-adds with replaced blocks: as they are, and as the paper counts them."""
+    """Multiply-adds of a network with replaced blocks: the real number, and the number as the paper counts."""
 
     honest: int
     paper: int
 
 
 class Figures(Counts, total=False):
-    """Test accuracy in percent and counts of one network, and what else its job measured."""
+    """Test accuracy in percent and costs of one network, and what else its job measured."""
 
     accuracy: float
     validation: float
@@ -52,7 +52,7 @@ class Figures(Counts, total=False):
 
 
 class DesignRow(TypedDict):
-    """One trained design of DeepReDuce; accuracies in percent."""
+    """One trained design of DeepReDuce; accuracies are in percent."""
 
     name: str
     relus: int
@@ -63,7 +63,10 @@ class DesignRow(TypedDict):
 
 
 class CriticalityRow(TypedDict):
-    """One stage of a network: validation accuracy in percent with its ReLUs alone, and equation 1 of DeepReDuce."""
+    """One stage of a network, and its criticality (equation 1 of DeepReDuce).
+
+    `accuracy` is the validation accuracy, in percent, with the ReLUs of this stage only.
+    """
 
     stage: int
     relus: int
@@ -72,9 +75,9 @@ class CriticalityRow(TypedDict):
 
 
 class ExitRow(TypedDict):
-    """One classifier: accuracy in percent, parameters on the way to it, multiply-adds and ReLUs for one image.
+    """One classifier: accuracy in percent, and the parameters, multiply-adds and ReLUs up to it for one image.
 
-    `macs` (of convolutions and linear layers) are those of the classifier alone, `cascaded_macs` include all weaker
+    `macs` (of convolutions and linear layers) are those of the classifier alone. `cascaded_macs` include all weaker
     classifiers, which ran before it.
     """
 
@@ -87,9 +90,9 @@ class ExitRow(TypedDict):
 
 @dataclass
 class Summary:
-    """The figures of one run. A field without a value, None, is not in the file.
+    """The figures of one run. A field with the value None is not in the file.
 
-    `baseline` is None only where no baseline was trained, and then the file has another name.
+    `baseline` is None only if no baseline was trained; the file then has another name.
     """
 
     data: str
@@ -101,11 +104,11 @@ class Summary:
     selected_on: str | None = None
     """The split that chose the best epoch."""
     narrower: Mapping[float | str, Figures] | None = None
-    """Shallow: the same network at fewer channels, by its width."""
+    """Shallow: figures of the same network with fewer channels, by width."""
     method: str | None = None
     teacher: Figures | None = None
     classifiers: Sequence[float] | Mapping[str, Figures] | None = None
-    """Distill: test accuracy of all that was trained together. Inplace: each classifier, weak to strong."""
+    """Distill: test accuracy of each classifier trained together. Inplace: each classifier, weak to strong."""
     validation: Mapping[str, float] | None = None
     """Distill: the best validation accuracy of each stage of training."""
     mean_accuracy: float | None = None
@@ -116,39 +119,39 @@ class Summary:
     designs: Sequence[DesignRow] | None = None
     criticality: Sequence[CriticalityRow] | None = None
     after: Sequence[str] | None = None
-    """Self-distillation: where its shallow classifiers are."""
+    """Self-distillation: the positions of its shallow classifiers."""
     exits: Sequence[ExitRow] | None = None
     ensemble: Mapping[str, float] | None = None
     agreement: Mapping[str, object] | None = None
-    """Demo: private logits against those in the clear."""
+    """Demo: private logits compared with those in the clear."""
     unknown: Mapping[str, object] = field(default_factory=dict)
-    """What another version wrote; kept when the file is written again."""
+    """Keys that another version wrote; they are kept when the file is written again."""
 
     @property
     def lost(self) -> bool:
-        """Whether the network has a lower test accuracy than the baseline."""
+        """Whether the network's test accuracy is lower than the baseline's."""
         return self.baseline is not None and self.reduced["accuracy"] < self.baseline["accuracy"]
 
     def verdict(self, method: str) -> str | None:
-        """A sentence that `method` lost against the baseline; None where it did not."""
+        """A sentence that says `method` lost against the baseline; None if it did not."""
         if self.baseline is None or not self.lost:
             return None
         own, other = self.reduced["accuracy"], self.baseline["accuracy"]
         return f"{method} lost: {own:.2f} % test accuracy, against {other:.2f} % of the baseline."
 
     def side(self, name: str) -> Figures:
-        """The figures of `baseline` or `reduced`; none for a baseline that was not trained."""
+        """The figures of `baseline` or `reduced`; empty if no baseline was trained."""
         found = self.baseline if name == "baseline" else self.reduced
         return Figures() if found is None else found
 
     def as_json(self) -> dict[str, object]:
-        """The file's content."""
+        """The content of the file."""
         body = {name: value for name, value in vars(self).items() if value is not None and name != "unknown"}
-        # DeepReDuce's file also says that no budget was given.
+        # DeepReDuce's file has the budget even if it is None.
         return {**self.unknown, **body} | ({"budget": self.budget} if self.designs is not None else {})
 
     def write(self, run: Run, name: str = FILE) -> None:
-        """Write the file into the run folder, replacing an earlier one at once."""
+        """Write the file into the run folder, atomically. Raises ShoalError when it cannot be written."""
         run.write_json(name, self.as_json())
 
     @classmethod
@@ -158,7 +161,7 @@ class Summary:
 
     @classmethod
     def of(cls, body: object, place: Path) -> Summary:
-        """The summary that a file at `place` holds. Raises ShoalError for a body that is not a summary."""
+        """The summary with the JSON content `body` of the file `place`. Raises ShoalError when it is not a summary."""
         kinds = {"data": str, "model": str, "seed": int, "baseline": dict, "reduced": dict}
         if not isinstance(body, dict) or not all(isinstance(body.get(name), kind) for name, kind in kinds.items()):
             raise ShoalError(

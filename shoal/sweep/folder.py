@@ -27,14 +27,14 @@ SPENT = {"attempts": int, "seconds": (int, float)}
 
 
 class Spent(TypedDict):
-    """What a run has taken so far: how often it was started, and wall seconds."""
+    """What a run has taken so far: number of attempts, and their wall seconds."""
 
     attempts: int
     seconds: float
 
 
 class Stored(Spent):
-    """What is kept of a finished run: the JSON that it printed, too."""
+    """What is stored for a finished run: also the JSON object that it printed."""
 
     result: dict[str, Any]
 

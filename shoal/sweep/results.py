@@ -21,9 +21,9 @@ SHOWN: dict[str, tuple[float, Callable[[float], str]]] = {
     "depth": (1, units.count),
     "seconds": (1, units.seconds),
 }
-"""Figures in the table, with unit and format; they are those of the reduced network if there is one."""
+"""Figures in the table, by name: unit, and how a value is shown. They are the reduced network's if there is one."""
 HEADS = ("runs of", "runs", "accuracy, %", "ReLUs", "MACs, millions", "depth", "seconds")
-"""Headings of `group_rows`."""
+"""Headings of the table of `group_rows`."""
 
 
 def flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -43,7 +43,7 @@ def headline(figures: Mapping[str, float | None], name: str) -> float | None:
 
 
 class RunRow(TypedDict):
-    """One run: its wall seconds, its figures by dotted path, and the last lines of its log if it failed."""
+    """One run: state, wall seconds, figures by dotted path, and the last lines of its log if it failed."""
 
     run: str
     stage: str
@@ -76,7 +76,7 @@ class Results(TypedDict):
 
 
 def row(record: Record) -> RunRow:
-    """One run for JSON."""
+    """One run as JSON data."""
     run = record.run
     return RunRow(
         run=run.name,
@@ -134,7 +134,7 @@ def summary(records: Sequence[Record]) -> Results:
 
 
 def group_rows(body: Results) -> list[list[str]]:
-    """Rows of the final table: group, number of runs, headlines as mean ± deviation, mean wall seconds."""
+    """Rows of the final table, under HEADS: a group, its number of runs, and figures as mean and deviation."""
     rows = []
     for group in body["groups"]:
         axes = ", ".join(f"{axis} {text(value)}" for axis, value in group["axes"].items())
@@ -144,7 +144,7 @@ def group_rows(body: Results) -> list[list[str]]:
 
 
 def _cell(group: Mapping[str, Any], name: str) -> str:
-    """Mean and deviation of one figure, MACs in millions."""
+    """Mean and deviation of one figure, as the table shows them."""
     mean, deviation = headline(group["mean"], name), headline(group["sd"], name)
     if mean is None:
         return ""

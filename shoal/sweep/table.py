@@ -96,7 +96,10 @@ class Lines:
 
 @contextmanager
 def showing(console: Console) -> Iterator[Watch]:
-    """Yields the function that `Sweep.run` calls. It updates a live table on a terminal, and otherwise prints lines."""
+    """Yields the function that `Sweep.run` calls to show progress.
+
+    It updates one table on a terminal, prints lines elsewhere, and shows nothing when quiet.
+    """
     if is_quiet():
         yield lambda records: None
         return
