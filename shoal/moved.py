@@ -1,6 +1,7 @@
-"""Import paths of release 0.1, kept for one release: each name warns where it is now.
+"""Import paths of release 0.1, which still work for one release, with a warning that states the new path.
 
-A finder serves modules that no longer exist; packages that took over a module's name forward its names themselves.
+An import finder provides the modules that no longer exist. A package with the name of an old module forwards that
+module's names in its own `__getattr__`.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ MOVED: dict[str, dict[str, str]] = {
         "fit": "shoal.training.loop",
     },
 }
-"""Of each old module, the names that README, docs or `shoal` itself showed, and the module that defines them now."""
+"""For each old module: its names in the README, the docs or `shoal`, and the modules that define them now."""
 
 
 def forward(module: str) -> Callable[[str], Any]:
-    """The `__getattr__` of an old module, or of the package that has its name now."""
+    """The `__getattr__` of the old module `module`, or of the package that now has its name."""
 
     def getattr_(name: str) -> Any:
         if name not in MOVED[module]:
@@ -70,20 +71,20 @@ def forward(module: str) -> Callable[[str], Any]:
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds the old modules that exist no longer."""
+    """An import finder for old modules that no longer exist."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of an old module, or None. Asked last, so no module that exists is hidden."""
+        """The import spec of an old module, or None; called last, so it hides no existing module."""
         return ModuleSpec(fullname, self, is_package=fullname == "shoal.early") if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the old module its `__getattr__`."""
+        """Set the `__getattr__` of the old module."""
         module.__getattr__ = forward(module.__name__)  # type: ignore[method-assign]
 
 
 def install() -> None:
-    """Have imports of old modules served. Once is enough; more do nothing."""
+    """Add the finder for old modules to `sys.meta_path`; further calls do nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

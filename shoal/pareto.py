@@ -11,10 +11,10 @@ Points = Sequence[Sequence[float]] | NDArray[np.float64]
 
 
 def front(costs: Points, *, ties: bool = False) -> list[int]:
-    """Positions of the rows of `costs` [N, D] that no other row dominates, in lexicographic order of their costs.
+    """Indices of the rows of `costs` [N, D] that no other row dominates, in lexicographic order of the rows.
 
-    Each column is better smaller; negate what is better larger. A row dominates another one when none of its costs is
-    higher and one of them is lower. Of equal rows the first is kept, or with `ties` all of them, in their order.
+    Smaller is better in every column; negate a column where larger is better. A row dominates another if none of its
+    costs is higher and at least one is lower. Of equal rows the first is kept, or all of them if `ties` is true.
     """
     if not len(costs):
         return []
@@ -28,8 +28,11 @@ def front(costs: Points, *, ties: bool = False) -> list[int]:
 
 
 def _undominated(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the distinct `rows`, in lexicographic order, no other row dominates: only earlier ones can."""
-    if rows.shape[1] == 2:  # the least second cost so far decides, which millions of rows need
+    """Whether each row is not dominated, bool [N], for distinct `rows` in lexicographic order.
+
+    In this order only an earlier row can dominate a row.
+    """
+    if rows.shape[1] == 2:  # the smallest second cost so far is enough; fast, for millions of rows
         least = np.minimum.accumulate(rows[:, 1])
         return np.concatenate(([True], rows[1:, 1] < least[:-1]))
     kept = np.zeros(len(rows), dtype=bool)

@@ -1,4 +1,4 @@
-"""Statistics of batch norms, taken again after training."""
+"""Recompute batch-norm statistics after training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from shoal.errors import ShoalError
 
 
 def calibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Give every batch norm of `model` the statistics of `batches`, images [N, C, H, W] as the network takes them.
+    """Recompute the statistics of every batch norm of `model` from `batches`, normalised images [N, C, H, W].
 
-    Each is the plain mean over the batches (post-statistics of US-Nets, Yu and Huang, ICCV'19, section 3.3). The batch
-    norms run as in training, all else as in inference, and a `Slimmable` runs at all of its widths. Raises ShoalError
-    when there is no batch, or no batch norm that keeps statistics.
+    Statistics are plain means over the batches (post-statistics of US-Nets, Yu and Huang, ICCV'19, section 3.3). Batch
+    norms run in train mode and everything else in eval mode; a `Slimmable` runs at all its widths. Raises ShoalError
+    when there is no batch, or no batch norm that tracks statistics.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     rest = iter(batches)
@@ -29,7 +29,7 @@ def calibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain mean
+            norm.momentum = None  # None: the mean of all batches
             norm.train()
         with torch.no_grad():
             for x in chain((first,), rest):
@@ -42,7 +42,7 @@ def calibrate_bn(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 class Calibration:
-    """Hook: calibrates after each epoch's last step, so that what is judged and kept has statistics at every width."""
+    """Hook: calibrates before each epoch is evaluated, so that the statistics of every width fit the weights."""
 
     taps: tuple[str, ...] = ()
     recordable = True
@@ -51,5 +51,5 @@ class Calibration:
         self.batches = batches
 
     def on_epoch_trained(self, model: nn.Module, epoch: int) -> None:
-        """Take the statistics of `batches()`."""
+        """Recompute the statistics from `batches()`."""
         calibrate_bn(model, self.batches())

@@ -1,7 +1,7 @@
-"""Cutting channels out of a network: what stays, as text for a `Spec`, and the surgery that leaves out the rest.
+"""Cut channels out of a network: record which ones stay, as text for a `Spec`, and remove the rest.
 
-What is cut is decided elsewhere (`channel_pruning`); here it is only done, so that a network that was cut is loaded
-without the tool that chose its channels.
+`torch_pruning` chooses the channels; this module only cuts. A network that was cut can therefore be loaded without the
+package that chose its channels.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from shoal.surgery.tracing import shapes
 
 @dataclass(frozen=True)
 class Kept:
-    """Outputs of a layer that stay: their places, rising, among the `of` that it had."""
+    """Outputs of a layer that stay: their indices in rising order, among the `of` outputs that it had."""
 
     indices: Indices
     of: int
 
     def __post_init__(self) -> None:
+        """Raise ShoalError unless the indices rise and lie in range, and at least one stays."""
         rising = all(a < b for a, b in pairwise(self.indices))
         if not self.indices or not rising or self.indices[0] < 0 or self.indices[-1] >= self.of:
-            raise ShoalError(f"found outputs {list(self.indices)} to keep; need rising places below {self.of}")
+            raise ShoalError(f"found outputs {list(self.indices)} to keep; need rising indices below {self.of}")
 
 
 def written(kept: Mapping[str, Kept]) -> tuple[str, ...]:
-    """One text a layer, such as ``layer1.0.conv1=0-3,5/16``: places 0 to 3 and 5 of 16."""
+    """One text per layer, such as ``layer1.0.conv1=0-3,5/16``: outputs 0 to 3 and 5 of 16 stay."""
     return tuple(f"{name}={','.join(_runs(one.indices))}/{one.of}" for name, one in kept.items())
 
 
@@ -52,20 +53,20 @@ def _runs(indices: Indices) -> list[str]:
 
 
 def parse(texts: Iterable[str]) -> dict[str, Kept]:
-    """What `written` wrote. Raises ShoalError for other texts, and for a layer named twice."""
+    """Parse what `written` wrote. Raises ShoalError for other texts, and for a layer that is named twice."""
     found: dict[str, Kept] = {}
     for text in texts:
         name, _, places = text.rpartition("=")
         ranges, _, of = places.rpartition("/")
         count = _number(of)
         if not name or name in found or count is None:
-            raise ShoalError(f"found {text!r:.80} for channels kept; need a layer once, as in conv1=0-3,5/16")
+            raise ShoalError(f"found {text!r:.80} for channels kept; need each layer once, as in conv1=0-3,5/16")
         found[name] = Kept(_places(ranges, count, text), count)
     return found
 
 
 def _number(text: str) -> int | None:
-    # Seven digits at most: no layer has more outputs, and a damaged file is to cost no memory.
+    # At most seven digits: no layer has more outputs, and a damaged file must not fill the memory.
     return int(text) if text.isdecimal() and len(text) <= 7 else None
 
 
@@ -75,13 +76,13 @@ def _places(ranges: str, of: int, text: str) -> Indices:
         first, _, last = run.partition("-")
         low, high = _number(first), _number(last or first)
         if low is None or high is None or high >= of:
-            raise ShoalError(f"found {text!r:.80} for channels kept; need places below {of}, as in conv1=0-3,5/16")
+            raise ShoalError(f"found {text!r:.80} for channels kept; need indices below {of}, as in conv1=0-3,5/16")
         places += range(low, high + 1)
     return tuple(places)
 
 
 def composed(first: Mapping[str, Kept], then: Mapping[str, Kept]) -> dict[str, Kept]:
-    """What stays of a network that kept `first` and of that `then`, in places of the network at the start."""
+    """What stays when a network that kept `first` is cut again and keeps `then`, as indices of the original network."""
     joined = dict(first)
     for name, kept in then.items():
         before = first.get(name)
@@ -90,18 +91,18 @@ def composed(first: Mapping[str, Kept], then: Mapping[str, Kept]) -> dict[str, K
 
 
 def keep_channels(model: nn.Module, shape: tuple[int, ...], kept: Mapping[str, Kept]) -> fx.GraphModule:
-    """A copy of `model`, for images of `shape` [C, H, W], whose named layers have only the outputs `kept`.
+    """A copy of `model`, for images of `shape` [C, H, W], whose named layers keep only the outputs in `kept`.
 
-    Convolutions and linear layers are named; what reads them (other layers, batch norms, masks of ReLUs, depthwise
-    convolutions) is cut to fit. Names stay, and weights that stay are unchanged. Raises ShoalError for a name that is
-    no such layer, for another number of outputs, and, naming the node, where channels are joined that are cut
-    differently.
+    The names are those of convolutions and linear layers. Everything that reads their outputs (other layers, batch
+    norms, ReLU masks, depthwise convolutions) is cut to match. Names and remaining weights do not change. Raises
+    ShoalError for a name that is no such layer, for a different number of outputs, and where channels that were cut
+    differently are combined (the message names the node).
     """
     traced = shapes(model, shape)
     _check(traced, kept)
     flow = follow(traced, {name: one.indices for name, one in kept.items()})
     cut = replace(_relaxed(normalise(model), flow), _layers(model, flow))
-    shapes(cut, shape)  # raises where the forward pass has a number of channels written into it
+    shapes(cut, shape)  # raises if the forward pass contains a fixed number of channels
     return cut
 
 
@@ -110,7 +111,7 @@ def _check(traced: fx.GraphModule, kept: Mapping[str, Kept]) -> None:
     for name, one in kept.items():
         layer = names.get(name)
         if not isinstance(layer, ROOTS) or is_depthwise(layer):
-            raise ShoalError(f"found no layer {name!r} with outputs to cut; need the network that they were cut from")
+            raise ShoalError(f"found no layer {name!r} with outputs to cut; need the network whose channels were cut")
         if (has := len(layer.weight)) != one.of:
             raise ShoalError(
                 f"found {has} outputs at {name}; need {one.of}, those of the network whose channels were cut; "
@@ -119,8 +120,8 @@ def _check(traced: fx.GraphModule, kept: Mapping[str, Kept]) -> None:
 
 
 def _layers(model: nn.Module, flow: Flow) -> dict[str, nn.Module]:
-    """Every layer that reads or gives fewer channels, cut."""
-    own = dict(normalise(model).named_modules())  # in the modes of `model`; a traced copy is in eval mode
+    """All layers that read or return fewer channels, cut."""
+    own = dict(normalise(model).named_modules())  # keeps train or eval mode; `shapes` returns a copy in eval mode
     sides = {name: (flow.inputs[name], flow.outputs[name]) for name in flow.inputs}
     fewer = {name: both for name, both in sides.items() if both != (None, None) and own[name].state_dict()}
     return {name: _cut(name, copy.deepcopy(own[name]), *both) for name, both in fewer.items()}
@@ -154,7 +155,7 @@ def _convolution(name: str, conv: nn.Conv2d, inputs: Indices | None, outputs: In
 
 
 def _grouped(name: str, conv: nn.Conv2d, rows: Indices, columns: Indices) -> Tensor:
-    """Weights of the rows and columns that stay of each group."""
+    """The weights of the remaining rows and columns, group by group."""
     gives, reads = conv.out_channels // conv.groups, conv.in_channels // conv.groups
     parts = []
     for group in range(conv.groups):
@@ -162,14 +163,14 @@ def _grouped(name: str, conv: nn.Conv2d, rows: Indices, columns: Indices) -> Ten
         parts.append(conv.weight.detach()[own][:, [c % reads for c in columns if c // reads == group]])
     if len({part.shape for part in parts}) > 1 or 0 in parts[0].shape:
         raise ShoalError(
-            f"found groups at {name} that keep different numbers of channels; need as many of each; "
+            f"found groups at {name} that keep different numbers of channels; need equal numbers; "
             "use a network without groups"
         )
     return torch.cat(parts)
 
 
 def _follow(layer: Any, kept: Indices) -> None:
-    """Cut every value that a layer has for each channel, in place."""
+    """Cut every parameter and buffer that has one value per channel, in place."""
     for key, value in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
         if value.dim() and len(value) > 1 and key != "floor":
             setattr(layer, key, _of(value, kept) if isinstance(value, nn.Parameter) else value[list(kept)].clone())
@@ -189,7 +190,7 @@ def _of(value: Tensor, rows: Indices, columns: Indices | None = None) -> nn.Para
 
 
 def _relaxed(model: fx.GraphModule, flow: Flow) -> fx.GraphModule:
-    """`model` with reshapes of cut values that only flatten written as such: the number of features is another."""
+    """Replace flattening reshapes of cut values by `torch.flatten`, because their number of features changes."""
     cut = {n.name for n, kept in flow.values.items() if kept and n.target in RESHAPES and len(n.meta["shape"]) == 1}
     for node in model.graph.nodes:
         if node.name in cut:

@@ -1,7 +1,7 @@
-"""Which channels of every value stay when layers keep some of their outputs: followed along a traced graph.
+"""Follow through a traced graph which channels of every value stay when layers keep only some of their outputs.
 
-A layer's kept outputs are given; what reads them has to leave out the same inputs. Sums and products need operands that
-are cut alike, a concatenation shifts places, and flattening repeats a channel's place for each of its pixels.
+Whatever reads a cut output must drop the same inputs. Operands of sums and products must be cut alike, a concatenation
+shifts indices, and flattening turns a channel's index into one index per pixel.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from shoal.reduction.quadratic import QuadraticReLU
 from shoal.surgery.sizes import arg, is_tensor, operands
 
 Indices = tuple[int, ...]
-"""Places of channels that stay, rising."""
+"""Indices of the channels that stay, in rising order."""
 
 ROOTS = (nn.Conv2d, nn.Linear)
 """Layers whose outputs can be cut by name."""
 
 FOLLOWERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU, MaskedReLU, QuadraticReLU)
-"""Layers with values for each channel, which keep what they are given."""
+"""Layers with values per channel, which keep the channels that they receive."""
 
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
 
 class CoupledError(ShoalError):
-    """An operation cannot follow the channels cut before it. `layers` names those that would have to stay whole."""
+    """An operation cannot follow the channels cut before it. `layers` are those that would have to stay uncut."""
 
     def __init__(self, text: str, layers: Iterable[str]) -> None:
         super().__init__(text)
@@ -41,7 +41,7 @@ class CoupledError(ShoalError):
 
 @dataclass
 class Flow:
-    """Places of the channels that stay, None for all: of each node's value, and of what each layer reads and gives."""
+    """Indices of the channels that stay (None: all) in each node's value, and in each layer's inputs and outputs."""
 
     values: dict[fx.Node, Indices | None] = field(default_factory=dict)
     inputs: dict[str, Indices | None] = field(default_factory=dict)
@@ -49,9 +49,10 @@ class Flow:
 
 
 def follow(traced: fx.GraphModule, kept: Mapping[str, Indices]) -> Flow:
-    """The flow in `traced`, whose nodes carry shapes (`surgery.shapes`), when layers keep the outputs `kept`.
+    """The flow in `traced`, whose nodes carry shapes (`surgery.shapes`), when the layers keep the outputs `kept`.
 
-    Raises CoupledError, naming the node, for what reads channels by their place or joins ones that are cut differently.
+    Raises CoupledError, naming the node, where an operation depends on the position of channels, or combines channels
+    that are cut differently.
     """
     following = _Following(traced, kept)
     for node in traced.graph.nodes:
@@ -60,12 +61,12 @@ def follow(traced: fx.GraphModule, kept: Mapping[str, Indices]) -> Flow:
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether `layer` is a convolution of each channel by itself, which keeps the channels that it is given."""
+    """Whether `layer` convolves each channel separately, and so keeps the channels that it receives."""
     return isinstance(layer, nn.Conv2d) and layer.in_channels == layer.groups == layer.out_channels > 1
 
 
 def layers_before(traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> set[str]:
-    """Names of the layers whose outputs reach `nodes` with no other such layer between."""
+    """Names of the layers in `ROOTS` whose outputs reach `nodes` without another such layer in between."""
     found, seen, waiting = set[str](), set[fx.Node](), list(nodes)
     while waiting:
         node = waiting.pop()
@@ -81,22 +82,22 @@ def layers_before(traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> set[str]:
 
 
 def classifiers(traced: fx.GraphModule) -> set[str]:
-    """Names of the layers that give logits."""
+    """Names of the layers that compute the logits."""
     return layers_before(traced, next(n for n in traced.graph.nodes if n.op == "output").all_input_nodes)
 
 
 class _Following:
-    """A flow while it is found, node by node."""
+    """Computes a flow, node by node."""
 
     def __init__(self, traced: fx.GraphModule, kept: Mapping[str, Indices]) -> None:
         self.traced, self.kept, self.flow = traced, kept, Flow()
 
     def after(self, node: fx.Node) -> Indices | None:
-        """Channels of the node's value that stay."""
+        """The channels of the node's value that stay."""
         if node.op == "call_module":
             return self._module(node, self.traced.get_submodule(str(node.target)))
         cut = [n for n in operands(node) if self.flow.values[n] is not None]
-        if not cut or not (is_tensor(node) or node.op == "output"):  # a size of a cut value is no channel
+        if not cut or not (is_tensor(node) or node.op == "output"):  # sizes of cut values are not channels
             return None
         if node.op == "output":
             raise self._refusal(node, "logits cut")
@@ -120,7 +121,7 @@ class _Following:
         return after
 
     def _same(self, node: fx.Node, cut: Sequence[fx.Node]) -> Indices | None:
-        """Of an operation that keeps channels apart, or flattens them."""
+        """The channels after an operation that keeps channels separate, or flattens them."""
         source, shape = cut[0], node.meta["shape"]
         kept, before = self.flow.values[source], source.meta["shape"]
         assert kept is not None
@@ -132,7 +133,7 @@ class _Following:
         raise self._refusal(node, "an operation that joins channels by their place")
 
     def _fits(self, operand: fx.Node, kept: Indices, channels: int) -> bool:
-        """Whether an operand is cut alike, or has one value for all channels, or is no tensor."""
+        """Whether an operand is cut in the same way, has one value for all channels, or is not a tensor."""
         if operand.op == "get_attr":
             return attrgetter(str(operand.target))(self.traced).numel() == 1
         if not is_tensor(operand) or operand.meta["shape"][:1] in ((), (1,)):
@@ -140,7 +141,7 @@ class _Following:
         return operand.meta["shape"][0] == channels and self.flow.values[operand] == kept
 
     def _joined(self, node: fx.Node) -> Indices:
-        """Of a concatenation along channels."""
+        """The channels after a concatenation along channels."""
         parts, dim = arg(node, 0, "tensors"), arg(node, 1, "dim", 0)
         if not isinstance(parts, (list, tuple)) or dim not in (1, -len(node.meta["shape"])):
             raise self._refusal(node, "a concatenation along another dimension than channels")

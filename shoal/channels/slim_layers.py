@@ -1,4 +1,4 @@
-"""Layers of several widths, each of which uses the first channels of one set of weights (Yu et al., ICLR'19)."""
+"""Layers that run at several widths, each of which uses the first channels of shared weights (Yu et al., ICLR'19)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from shoal.reduction.masks import MaskedClamp, MaskedReLU
 
 
 def kept(channels: int, part: float) -> int:
-    """Channels of a layer at a width, rounded half up, at least 1."""
+    """The number of channels of a layer at width `part`, rounded half up, at least 1."""
     return max(1, int(channels * part + 0.5))
 
 
 class SlimLayer(nn.Module, ABC):
-    """A layer of several widths, of which `part` of the channels is in use; it reads as many as it is given.
+    """A layer with several widths, of which it uses the fraction `part` of its channels.
 
-
-    `index` is the place of that width among those that the network was made for, None for one between them.
+    It reads as many channels as it receives. `index` is the position of the current width in the network's list of
+    widths, or None for a width that is not in the list.
     """
 
     part: float = 1.0
@@ -32,13 +32,13 @@ class SlimLayer(nn.Module, ABC):
 
     @abstractmethod
     def plain(self, channels: int) -> nn.Module:
-        """A layer of the width in use alone, for inputs of `channels`, that shares nothing with this one."""
+        """A separate plain layer of the current width, for inputs of `channels`. It shares no memory with this one."""
 
 
 class SlimConv2d(SlimLayer, nn.Conv2d):
-    """The first outputs and inputs of a convolution; of one with groups, the first groups.
+    """Uses the first outputs and inputs of a convolution; with groups, the first groups.
 
-    Holds the parameters of `conv`. A `whole` one has all of its outputs at every width.
+    Holds the parameters of `conv`. If `whole` is true, it returns all outputs at every width.
     """
 
     def __init__(self, conv: nn.Conv2d, whole: bool) -> None:
@@ -48,18 +48,18 @@ class SlimConv2d(SlimLayer, nn.Conv2d):
 
     @property
     def outputs(self) -> int:
-        """Channels at the width in use."""
+        """The number of output channels at the current width."""
         return self.out_channels if self.whole else kept(self.out_channels, self.part)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, c, H, W] to the channels of the width in use."""
+        """Map [N, c, H, W] to [N, outputs, H', W']. Raises ShoalError where the width splits a group."""
         groups, outputs = self._sizes(x.shape[1])
         bias = None if self.bias is None else self.bias[:outputs]
         weight = self.weight[:outputs, : x.shape[1] // groups]
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
     def _sizes(self, channels: int) -> tuple[int, int]:
-        """Groups and outputs for inputs of `channels`. Raises ShoalError where they split a group."""
+        """Groups and outputs for inputs of `channels`. Raises ShoalError where the width splits a group."""
         outputs = self.outputs
         if self.groups == 1:
             return 1, outputs
@@ -72,7 +72,7 @@ class SlimConv2d(SlimLayer, nn.Conv2d):
         return groups, outputs
 
     def plain(self, channels: int) -> nn.Conv2d:
-        """A convolution of `channels`."""
+        """A plain convolution of the current width."""
         groups, outputs = self._sizes(channels)
         conv = nn.Conv2d(
             channels, outputs, self.kernel_size, self.stride, self.padding, self.dilation, groups,  # type: ignore[arg-type]
@@ -82,7 +82,10 @@ class SlimConv2d(SlimLayer, nn.Conv2d):
 
 
 class SlimLinear(SlimLayer, nn.Linear):
-    """The first inputs and outputs of a linear layer, whose parameters it holds; a `whole` one has all outputs."""
+    """Uses the first inputs and outputs of a linear layer, whose parameters it holds.
+
+    If `whole` is true, it returns all outputs at every width.
+    """
 
     def __init__(self, linear: nn.Linear, whole: bool) -> None:
         nn.Module.__init__(self)
@@ -91,30 +94,33 @@ class SlimLinear(SlimLayer, nn.Linear):
 
     @property
     def outputs(self) -> int:
-        """Values at the width in use."""
+        """The number of output features at the current width."""
         return self.out_features if self.whole else kept(self.out_features, self.part)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, c] to the values of the width in use."""
+        """Map [N, c] to [N, outputs]."""
         outputs = self.outputs
         return F.linear(x, self.weight[:outputs, : x.shape[1]], None if self.bias is None else self.bias[:outputs])
 
     def plain(self, channels: int) -> nn.Linear:
-        """A linear layer of `channels`."""
+        """A plain linear layer of the current width."""
         outputs = self.outputs
         linear = nn.Linear(channels, outputs, self.bias is not None)
         return _filled(linear, {"weight": self.weight[:outputs, :channels], "bias": self.bias})
 
 
 class SlimBatchNorm2d(SlimLayer):
-    """A batch norm for each width, of `outputs` channels: its own statistics, scale and shift (Yu et al., ICLR'19)."""
+    """A separate batch norm for each width (Yu et al., ICLR'19): its own statistics, scale and shift.
+
+    `outputs` are the numbers of channels of the widths.
+    """
 
     def __init__(self, norm: nn.BatchNorm2d, outputs: Sequence[int]) -> None:
         super().__init__()
         self.norms = nn.ModuleList(_first(norm, channels) for channels in outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [N, c, H, W]. Raises ShoalError for a width that has no norm."""
+        """Normalise [N, c, H, W]. Raises ShoalError for a width that has no batch norm."""
         return self._own()(x)
 
     def _own(self) -> nn.Module:
@@ -126,14 +132,14 @@ class SlimBatchNorm2d(SlimLayer):
         return self.norms[self.index]
 
     def plain(self, channels: int) -> nn.Module:
-        """A copy of the batch norm of the width in use."""
+        """A copy of the batch norm of the current width."""
         return copy.deepcopy(self._own())
 
 
 class SharedAffineBatchNorm2d(SlimLayer):
-    """One scale and shift for all widths, and statistics for each of `outputs` channels (Yu and Huang, ICCV'19).
+    """One scale and shift for all widths, with statistics for each of `outputs` channels (Yu and Huang, ICCV'19).
 
-    A width between those normalises by the batch's statistics and keeps none.
+    A width that is not in the list normalises by the statistics of the batch and stores none.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, outputs: Sequence[int]) -> None:
@@ -150,22 +156,22 @@ class SharedAffineBatchNorm2d(SlimLayer):
         factor = norm.momentum or 0.0
         if norm.training:
             norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:  # the plain mean over batches, as torch has it
+            if norm.momentum is None:  # None means the mean over all batches, as in torch
                 factor = 1 / float(norm.num_batches_tracked)
         return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, norm.training, factor, norm.eps)
 
     def plain(self, channels: int) -> nn.BatchNorm2d:
-        """A batch norm of the width in use."""
+        """A plain batch norm of the current width."""
         statistics: Any = self.norms[-1 if self.index is None else self.index]
         norm = nn.BatchNorm2d(channels, statistics.eps, statistics.momentum).train(statistics.training)
         return _filled(norm, {"weight": self.weight, "bias": self.bias} | statistics.state_dict())
 
 
 class SlimMaskedReLU(SlimLayer, MaskedReLU):
-    """The masks of the first channels."""
+    """Uses the masks of the first channels."""
 
     def check(self, x: Tensor) -> None:
-        """Raise ShoalError unless [H, W] is the mask's and there are no more channels."""
+        """Raise ShoalError unless [H, W] equals that of the mask and there are at most as many channels."""
         if x.shape[1] > len(self.mask) or x.shape[2:] != self.mask.shape[1:]:
             super().check(x)
 
@@ -176,12 +182,12 @@ class SlimMaskedReLU(SlimLayer, MaskedReLU):
         return MaskedClamp.apply(x, floor) if x.requires_grad else torch.clamp(x, min=floor)
 
     def plain(self, channels: int) -> MaskedReLU:
-        """The masks of `channels`."""
+        """A plain masked ReLU with the masks of the first `channels`."""
         return MaskedReLU(self.mask[:channels].clone())
 
 
 def _filled(layer: Any, values: Mapping[str, Tensor | None]) -> Any:
-    """`layer` with copies of these values, cut to its own outputs."""
+    """`layer` with copies of these values, cut to the layer's own outputs."""
     with torch.no_grad():
         for name, value in values.items():
             if value is not None:

@@ -1,8 +1,9 @@
-"""Slimmable networks (Yu et al., ICLR'19): one set of weights for several widths, each of the first channels.
+"""Slimmable networks (Yu et al., ICLR'19): one set of weights for several widths, which use the first channels.
 
-SENet++ (Kundu et al., ICLR'23) trains reduced networks so, by ordered dropout of channels: one training gives a network
-for each width, the narrower ones with fewer ReLUs and fewer multiply-adds. Universally slimmable networks (Yu and
-Huang, ICCV'19) share the batch norms' scales and shifts, draw widths in training, and take statistics afterwards.
+SENet++ (Kundu et al., ICLR'23) trains reduced networks in this way, by ordered dropout of channels: one training run
+gives a network for each width, and narrower ones have fewer ReLUs and multiply-adds. Universally slimmable networks (Yu
+and Huang, ICCV'19) share the scales and shifts of batch norms, draw widths at random in training, and compute
+statistics afterwards.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from shoal.surgery.tracing import trace
 
 
 class Slimmable(nn.Module):
-    """A network of several widths; its forward gives the logits of each, the narrowest first.
+    """A network with several widths; its forward pass returns the logits of each, narrowest first.
 
-    Submodules keep the names that they have in the network it was made from.
+    Submodules keep the names of the network that it was made from.
     """
 
     def __init__(self, body: fx.GraphModule, widths: Sequence[float]) -> None:
@@ -40,31 +41,34 @@ class Slimmable(nn.Module):
             self.add_module(name, child)
         self.widths = tuple(widths)
         self.drawn = 0
-        """Widths that a forward pass in training draws between the narrowest and the widest; 0 for all `widths`."""
-        self._body = [body]  # in a list: as a submodule, every name would have a prefix
+        """Number of random widths per forward pass in training; 0 runs all `widths` instead."""
+        self._body = [body]  # in a list, because a submodule would add a prefix to every name
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits [N, classes] of every width for images [N, C, H, W]; of the drawn ones in training, if any."""
+        """Logits [N, classes] of every width for images [N, C, H, W]; in training, of the drawn widths, if any."""
         if self.training and self.drawn:
             return tuple(self._use(part, index)(x) for part, index in self._sandwich())
         return tuple(self.at(index)(x) for index in range(len(self.widths)))
 
     @property
     def recordable(self) -> bool:
-        """Whether each step runs the same widths (see `shoal.training.stepping`)."""
+        """Whether every step runs the same widths (see `shoal.training.stepping`)."""
         return not self.drawn
 
     def sandwich(self, drawn: int) -> None:
-        """In training, run the narrowest and the widest and `drawn` widths between them (US-Nets' sandwich rule).
+        """In training, run the narrowest width, the widest, and `drawn` random ones between (sandwich rule of US-Nets).
 
-        Each forward pass draws anew, from torch's generator, uniformly; those widths are none of `widths` and leave no
-        statistics, so that `calibrate_bn` has to take those of every width afterwards. Raises ShoalError unless the
-        batch norms share their scales and shifts, and for groups of channels, which some width would split.
+        Each forward pass draws the random widths uniformly from torch's generator. They store no statistics, so call
+        `calibrate_bn` afterwards to compute those of every width. Raises ShoalError when `drawn` is below 1, when batch
+        norms do not share scales and shifts, and for grouped convolutions (except depthwise ones), whose groups a
+        random width could split.
         """
         own = [name for name, module in self.named_modules() if isinstance(module, SlimBatchNorm2d)]
         if drawn < 1 or own:
             what = f"a batch norm for each width at {own[0]}" if own else f"{drawn} drawn widths"
-            raise ShoalError(f"found {what}; need 1 or more and shared scales; make it with shared_affine=True")
+            raise ShoalError(
+                f"found {what}; need one or more, and batch norms that share scales; make it with shared_affine=True"
+            )
         for name, module in self.named_modules():
             if isinstance(module, SlimConv2d) and not (
                 module.groups == 1 or module.in_channels == module.groups == module.out_channels
@@ -81,7 +85,7 @@ class Slimmable(nn.Module):
         return [(low, 0), *((part, None) for part in parts), (1.0, len(self.widths) - 1)]
 
     def at(self, index: int) -> fx.GraphModule:
-        """The network with the width `index` in use, until another is."""
+        """The network at width number `index`. It stays at that width until another one is set."""
         return self._use(self.widths[index], index % len(self.widths))
 
     def _use(self, part: float, index: int | None) -> fx.GraphModule:
@@ -94,11 +98,11 @@ class Slimmable(nn.Module):
 def slimmable(
     model: nn.Module, shape: tuple[int, ...], widths: Sequence[float], *, shared_affine: bool = False
 ) -> Slimmable:
-    """A copy of `model`, for images of `shape` [C, H, W], that also runs with parts of its channels.
+    """A copy of `model`, for images of `shape` [C, H, W], that also runs with fractions of its channels.
 
-    `widths` are parts in (0, 1], rising to 1, at which it computes what `model` does. Each has batch norms of its own,
-    or with `shared_affine` statistics alone. Raises ShoalError for other widths and for a network whose channels
-    cannot be cut in this way, such as a concatenating one.
+    `widths` are fractions in (0, 1] that rise to 1; at width 1 the copy computes the same as `model`. Each width has
+    its own batch norms, or with `shared_affine` only its own batch-norm statistics. Raises ShoalError for other widths
+    and for a network whose channels cannot be cut in this way, such as one with concatenations.
     """
     check_widths(widths)
     traced = normalise(model)
@@ -115,14 +119,17 @@ def slimmable(
 
 
 def check_widths(widths: Sequence[float]) -> None:
-    """Raise ShoalError unless these are two or more parts that rise to 1."""
+    """Raise ShoalError unless there are two or more fractions that rise to 1."""
     rising = all(a < b for a, b in pairwise(widths))
     if len(widths) < 2 or not rising or not widths[0] > 0 or widths[-1] != 1:
-        raise ShoalError(f"found widths {list(widths)}; need two or more parts of the channels that rise to 1; 0.5,1")
+        raise ShoalError(f"found widths {list(widths)}; need two or more fractions that rise to 1; give, say, 0.5,1")
 
 
 def _classifier(model: nn.Module, shape: tuple[int, ...]) -> str:
-    """The linear layer whose results are the logits, after a look at what is not cut by the channel."""
+    """The linear layer that computes the logits.
+
+    Raises ShoalError for a network with operations that cannot use the first channels alone.
+    """
     graph = trace(model, shape)
     for node in graph.nodes:
         if node.op in ("concat", "take", "affine", "pad", "unknown"):
@@ -146,7 +153,10 @@ def _check_affine(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _slim(name: str, module: nn.Module, widths: Sequence[float], whole: bool, shared_affine: bool) -> nn.Module | None:
-    """The layer for several widths (`whole`: with all outputs at each); None for one without parameters."""
+    """The layer for several widths, or None for a module without parameters.
+
+    If `whole` is true, the layer has all its outputs at each width.
+    """
     if type(module) is nn.Conv2d:
         return SlimConv2d(module, whole)
     if type(module) is nn.Linear:
@@ -170,7 +180,7 @@ def _try(model: Slimmable, shape: tuple[int, ...]) -> None:
 
 
 def _inputs(model: Slimmable, index: int, shape: tuple[int, ...], failure: str) -> dict[str, int]:
-    """Channels that each slim layer reads at a width, by its name."""
+    """The number of channels that each slim layer reads at a width, by the layer's name."""
     found: dict[str, int] = {}
     modes = {module: module.training for module in model.modules()}
     hooks = [
@@ -193,7 +203,7 @@ def _inputs(model: Slimmable, index: int, shape: tuple[int, ...], failure: str) 
 
 
 def narrowed(model: Slimmable, index: int, shape: tuple[int, ...]) -> fx.GraphModule:
-    """The network of one width alone, of plain layers with copies of its weights."""
+    """The network of one width alone, for images of `shape` [C, H, W], as plain layers with copies of its weights."""
     inputs = _inputs(model, index, shape, "found a network that fails")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SlimLayer)}
     return replace(model.at(index), {name: layer.plain(inputs[name]) for name, layer in layers.items()})

@@ -1,8 +1,8 @@
-"""Which channels to cut, by Torch-Pruning: its dependency graph says what goes together, magnitudes what goes first.
+"""Choose the channels to cut, by Torch-Pruning: its dependency graph finds groups, magnitudes rank the channels.
 
-DepGraph (Fang et al., CVPR'23) finds groups of layers whose channels depend on each other. Of each group the same part
-goes, the channels of least importance first: the group's L2 magnitude, the mean over its layers of the sum of squares
-of a channel's weights, as Torch-Pruning's `GroupMagnitudeImportance(p=2)` has it.
+DepGraph (Fang et al., CVPR'23) finds groups of layers whose channels depend on each other. The same fraction of every
+group is cut, least important channels first. Importance is the group's L2 magnitude: the mean over its layers of the
+sum of squares of a channel's weights (`GroupMagnitudeImportance(p=2)` of Torch-Pruning).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shoal.surgery.tracing import shapes
 
 @dataclass(frozen=True)
 class Cut:
-    """A network with fewer channels: itself, the outputs that its layers keep, and layers that had to stay whole."""
+    """A network with fewer channels, the outputs that its layers keep, and the layers that stayed uncut (`whole`)."""
 
     network: fx.GraphModule
     kept: dict[str, Kept]
@@ -33,7 +33,7 @@ class Cut:
 
 
 def torch_pruning() -> Any:
-    """The package. Raises ShoalError when it is not installed."""
+    """The package `torch_pruning`. Raises ShoalError when it is not installed."""
     try:
         import torch_pruning as package
     except ImportError as error:
@@ -44,7 +44,7 @@ def torch_pruning() -> Any:
 
 
 def torch_pruning_version() -> str:
-    """The version that is installed, as packaged: what the module says of itself has been an older one's."""
+    """The installed version by package metadata, because the module's own `__version__` has been out of date."""
     try:
         return version("torch-pruning")
     except PackageNotFoundError:
@@ -52,14 +52,15 @@ def torch_pruning_version() -> str:
 
 
 def cut_channels(model: nn.Module, shape: tuple[int, ...], amount: float) -> Cut:
-    """`model`, for images of `shape` [C, H, W], without a part `amount` of the channels of each group of layers.
+    """Cut a fraction `amount` of the channels of each group of layers in `model`, for images of `shape` [C, H, W].
 
-    The input and the logits stay, and of each group one channel. Layers whose channels an operation joins by their
-    place, such as a shortcut that pads with zeros, stay whole. Raises ShoalError for an amount outside (0, 1), and,
-    naming the layer, where Torch-Pruning fails and where nothing or something else would be cut.
+    The input and the logits stay, and so does at least one channel of each group. Layers stay uncut if an operation
+    depends on the position of their channels, such as a shortcut that pads with zeros. Raises ShoalError for an amount
+    outside (0, 1), where Torch-Pruning fails, and where nothing or something else would be cut (the message names the
+    layer).
     """
     if not 0 < amount < 1:
-        raise ShoalError(f"found an amount of {amount:g}; need a part between 0 and 1, such as 0.5")
+        raise ShoalError(f"found an amount of {amount:g}; need a fraction between 0 and 1, such as 0.5")
     torch_pruning()
     traced = shapes(model, shape)
     logits = classifiers(traced)
@@ -74,14 +75,17 @@ def cut_channels(model: nn.Module, shape: tuple[int, ...], amount: float) -> Cut
                 raise
             whole |= error.layers
     if not kept:
-        raise ShoalError("found no channels that can be cut alone; need layers that are not all joined by place")
+        raise ShoalError(
+            "found no channels that can be cut alone; need layers whose channels are not all tied by position; use "
+            "another network"
+        )
     network = keep_channels(model, shape, kept)
     _check(traced, network, flow, shape)
     return Cut(network, kept, tuple(sorted(whole - logits)))
 
 
 def _choose(traced: fx.GraphModule, shape: tuple[int, ...], amount: float, whole: Collection[str]) -> dict[str, Kept]:
-    """What Torch-Pruning keeps of every layer's outputs, on a copy that it prunes."""
+    """The outputs of every layer that Torch-Pruning keeps; it prunes a copy."""
     pruned = normalise(traced).eval().cpu().requires_grad_(True)
     names = {module: name for name, module in pruned.named_modules() if isinstance(module, ROOTS)}
     left = {module: list(range(len(module.weight))) for module in names}
@@ -97,7 +101,7 @@ def _choose(traced: fx.GraphModule, shape: tuple[int, ...], amount: float, whole
 
 
 def _groups(model: nn.Module, shape: tuple[int, ...], whole: list[nn.Module]) -> list[tuple[Any, Tensor]]:
-    """Every group that can be cut, and the importance of each of its channels."""
+    """Every group that can be cut, with the importance of each of its channels."""
     package = torch_pruning()
     scores = package.importance.GroupMagnitudeImportance(p=2)
     with torch.enable_grad():
@@ -107,7 +111,7 @@ def _groups(model: nn.Module, shape: tuple[int, ...], whole: list[nn.Module]) ->
 
 
 def _suspect(traced: fx.GraphModule, whole: Collection[str]) -> str:
-    """The first operation that no cut channel can pass."""
+    """The first operation that cannot follow cut channels."""
     layers = {n: m for n, m in traced.named_modules() if isinstance(m, ROOTS) and n not in whole}
     try:
         follow(traced, {name: tuple(range(len(layer.weight))) for name, layer in layers.items()})
@@ -124,10 +128,10 @@ def _failure(error: Exception, where: str) -> ShoalError:
 
 
 def _least(group: Any, importance: Tensor, amount: float) -> list[int]:
-    """The least important places of a group: of each of its channel groups the same ones."""
+    """Indices of a group's least important channels. Every channel group of a convolution loses the same ones."""
     parts = max((m.groups for m in _modules(group) if isinstance(m, nn.Conv2d) and not is_depthwise(m)), default=1)
     means = importance.view(parts, -1).mean(0)
-    # A convolution with one channel a group would look like a depthwise one from then on.
+    # Keep two channels per group: a convolution with one channel per group would look like a depthwise one.
     count = min(round(amount * len(means)), len(means) - (1 if parts == 1 else 2))
     least = means.argsort(stable=True)[: max(0, count)].tolist()
     return sorted(place + part * len(means) for part in range(parts) for place in least)
@@ -138,7 +142,7 @@ def _modules(group: Any) -> list[nn.Module]:
 
 
 def _prune(group: Any, places: list[int], left: dict[Any, list[int]], names: dict[Any, str]) -> None:
-    """Cut `places` of the group's first layer and all that depends on them; `left` follows."""
+    """Cut `places` of the group's first layer and everything that depends on them, and update `left`."""
     if not places:
         return
     root, handler, graph = group[0].dep.target.module, group[0].dep.handler, group._DG
@@ -155,14 +159,14 @@ def _prune(group: Any, places: list[int], left: dict[Any, list[int]], names: dic
 
 
 class _Values(fx.Interpreter):
-    """Notes each layer's result while it runs."""
+    """An interpreter that stores each layer's result."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
         self.found: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value."""
+        """Run one node and return its value."""
         result = super().run_node(n)
         if n.op == "call_module":
             self.found[str(n.target)] = result
@@ -170,7 +174,7 @@ class _Values(fx.Interpreter):
 
 
 def _check(traced: fx.GraphModule, cut: fx.GraphModule, flow: Flow, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError unless `cut` gives what `traced` does when its layers do not look at what was cut."""
+    """Raise ShoalError unless `cut` computes the same as `traced` with zero weights on the inputs that were cut."""
     whole, images = copy.deepcopy(traced), torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     for name, inputs in flow.inputs.items():
         layer: Any = whole.get_submodule(name)

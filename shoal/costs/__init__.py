@@ -1,1 +1,1 @@
-"""What private inference will cost, before it is compiled: protocols, machines, links, plans."""
+"""Estimates of the cost of private inference before compilation: protocols, machines, links, targets and plans."""

@@ -1,6 +1,7 @@
-"""Networks that meet a target of private inference, found before any training.
+"""Candidate networks that meet a target for private inference, found before any training.
 
-For each way of gating blocks, keeping an exit and reshaping: the greatest ReLU budget that the cost model allows.
+For each combination of gated blocks, kept exit and reshaping this is the largest ReLU budget that meets the target
+according to the cost model.
 """
 
 from __future__ import annotations
@@ -29,26 +30,30 @@ from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 
 FINE = 1 / 256
-"""Budgets are searched to within this share of themselves."""
+"""Relative precision of the search for the largest budget."""
 
 PUBLISHED = ((0.0232, 11.5), (0.0447, 7.46), (0.089, 2.77), (0.18, 0.0), (1.0, 0.0))
-"""Share of ReLUs kept and points of accuracy lost: ResNet18 on CIFAR-100, 78.05 % with all (SENet by shallow's Tables
-1 and 2; SNL's list for the least)."""
+"""(fraction of ReLUs kept, percentage points of accuracy lost) of ResNet18 on CIFAR-100, from 78.05 % with all ReLUs.
+
+Sources: SENet's results in Tables 1 and 2 of shallow; SNL's list for the smallest fraction.
+"""
 PER_BLOCK, PER_EXIT, PER_HALVING = 0.35, 1.9, 4.5
-"""Points lost with a gated block (shallow's Table 1: 0.66 with two, 1.49 with four), at the auxiliary exit (its Table
-2), and with half the channels or half the resolution (deepreduce's Table 4: 3.5 to 5.5)."""
+"""Percentage points lost per gated block, at the auxiliary exit, and per halving of the width or resolution.
+
+Sources: shallow's Table 1 (0.66 with two blocks, 1.49 with four) and Table 2; deepreduce's Table 4 (3.5 to 5.5).
+"""
 
 WORTH = 10.0
-"""Candidates that would lose more points than this beyond the first one are left out."""
+"""Candidates that lose more percentage points than the best one plus this are left out."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that meets the target: what `reduce` is to be told, what it will take, what it may lose.
+    """A network that meets the target: the options for `reduce`, its forecast cost and its estimated loss.
 
-    `budget` is that of all sites, as `reduce` takes it; ReLUs of gated blocks and of layers behind a kept exit are
-    part of it and not of the network. `width` and `resolution` are factors on the base network's. `lost` orders
-    candidates, see `points_lost`.
+    `budget` is the ReLU budget of all sites, as `reduce` takes it. It includes ReLUs of gated blocks and of layers
+    after a kept exit, which the final network does not have. `keep` is ``auxiliary`` or ``final``, the classifier that
+    is kept. `width` and `resolution` are factors relative to the base network. `lost` is `points_lost`.
     """
 
     budget: int
@@ -61,9 +66,11 @@ class Candidate:
 
 
 def points_lost(share: float, gated: int, exit: bool, halvings: float) -> float:
-    """Points of accuracy that published networks lost so: an order among candidates, no forecast for other data.
+    """Percentage points of accuracy that published networks lost with such a reduction.
 
-    `share` is that of the unreduced network's ReLUs; `halvings` counts halved widths and resolutions.
+    It serves to order candidates and does not forecast the loss on other data. `share` is the fraction of the unreduced
+    network's ReLUs that is kept. `gated` is the number of gated blocks, `exit` says whether the auxiliary exit is kept,
+    and `halvings` is the number of halvings of width and resolution.
     """
     shares, points = (np.array(column) for column in zip(*PUBLISHED, strict=True))
     at = math.log(max(share, 1e-9))
@@ -75,7 +82,11 @@ def points_lost(share: float, gated: int, exit: bool, halvings: float) -> float:
 
 @dataclass(frozen=True)
 class Structure:
-    """A network whose ReLU budget is open: its folded graph, and the sites of the network that it was cut from."""
+    """A reduced network whose ReLU budget is not chosen yet.
+
+    `graph` is its folded graph with all ReLUs. `sites` are those of the network that it was cut from, and `sensitivity`
+    has a weight for each of them. `exit` says whether the auxiliary exit is kept.
+    """
 
     spec: Spec
     gated: tuple[str, ...]
@@ -85,9 +96,10 @@ class Structure:
     graph: Graph
 
     def at(self, total: int) -> Graph:
-        """The graph with what a budget of `total` leaves to each site that is still there.
+        """The graph with a total budget of `total` ReLUs, divided among all sites; some sites may not be in the graph.
 
-        Which positions are kept does not matter to any cost.
+        The first positions of a site are kept, since costs do not depend on which ones. Raises ShoalError as `allocate`
+        does.
         """
         counts = allocate(self.sites, self.sensitivity, total).counts
         weights = dict(self.graph.weights)
@@ -99,10 +111,10 @@ class Structure:
 
 
 def structures(spec: Spec, traced: Traced, sensitivity: Mapping[str, float] | None) -> Iterator[Structure]:
-    """Every way of cutting a network: no block gated, then one more each time, with the final classifier or the exit.
+    """All structures to try: 0, 1, 2, ... gated blocks, each with the final classifier and with the auxiliary exit.
 
-    `traced` is the base network of `spec`. Blocks are gated in the order of their assigned ratios, the least first, as
-    a rising d_th would. `sensitivity` divides budgets among sites; None divides them by size.
+    `traced` is the base network of `spec`. Blocks are gated in ascending order of their assigned ratios, as with an
+    increasing d_th. Budgets are divided among sites by `sensitivity`, or by size if it is None.
     """
     base, sites = traced.module, traced.sites
     eta = sensitivity or {site.name: float(site.relus) for site in sites}
@@ -110,7 +122,7 @@ def structures(spec: Spec, traced: Traced, sensitivity: Mapping[str, float] | No
     staged = len(last) < len(sites)
     for gated in _gatings(traced, allocate(sites, eta, max(1, sum(s.relus for s in sites) // 10))):
         yield Structure(spec, gated, False, sites, eta, _cut(spec, base, gated, None))
-        # A block behind the exit goes with it: gating it makes no other network.
+        # A block after the exit is removed with it, so gating that block would not make a different network.
         if staged and not last & set(gated):
             yield Structure(spec, gated, True, sites, eta, _cut(spec, base, gated, exit_site(sites)))
 
@@ -127,10 +139,11 @@ def _cut(spec: Spec, base: nn.Module, gated: tuple[str, ...], exit: str | None) 
 
 
 def greatest(body: Structure, target: Target, machine: Machine | None = None) -> tuple[int, Forecast] | float:
-    """The greatest budget of `body` within `target` and its forecast; or, where there is none, what the least takes.
+    """The largest budget of `body` that meets `target`, with its forecast; or, if none does, the cost of budget 1.
 
-    A budget at most `FINE` above it is beyond the target. Signs are compared in words of 64, so that a ReLU more can
-    also cost a little less: the search takes costs for rising and may end a few ReLUs below such a dip.
+    The cost is in the target's unit. The budget is exact to the relative precision `FINE`. The search assumes that the
+    cost rises with the budget. It can fall slightly, because signs are computed in words of 64 bits, so the result may
+    be a few ReLUs below the largest possible budget.
     """
 
     def price(total: int) -> Forecast:
@@ -153,28 +166,42 @@ def greatest(body: Structure, target: Target, machine: Machine | None = None) ->
     return low, best
 
 
+@dataclass(frozen=True, eq=False)
+class Original:
+    """The unreduced network that candidates are cut from.
+
+    `network` is the module of `spec`. `sensitivity` maps ReLU sites to weights by which a budget is divided; without
+    it, sites are weighted by size.
+    """
+
+    spec: Spec
+    network: nn.Module
+    sensitivity: Mapping[str, float] | None = None
+
+
 def plan(
-    spec: Spec,
-    base: nn.Module,
+    original: Original,
     target: Target,
     *,
     machine: Machine | None = None,
-    sensitivity: Mapping[str, float] | None = None,
     reshapes: Sequence[tuple[float, float]] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Candidate]:
-    """Networks that meet `target`, none with less of everything than another, least `points_lost` first.
+    """Networks that meet `target`, in ascending order of `points_lost`.
 
-    `reshapes` are further (width, resolution) factors of a zoo network to try, each of which needs a teacher of its
-    own. `say` hears of each structure. Raises ShoalError when nothing meets the target, with the least that was found.
+    Only Pareto-optimal ones: no other candidate has at least as many ReLUs, MACs and layers and more of one of them.
+    `reshapes` are further (width, resolution) factors to try; they need a network of the zoo, and each needs a teacher
+    of its own. `say` is called with a line of text for each structure that is tried. Raises ShoalError when no network
+    meets the target; the error states the smallest cost that was found.
     """
-    whole = Traced(base, spec.shape)
+    spec = original.spec
+    whole = Traced(original.network, spec.shape)
     everything = sum(site.relus for site in whole.sites)
     found, least = list[Candidate](), math.inf
     for width, resolution in ((1.0, 1.0), *reshapes):
         shaped = replace(spec, width=spec.width * width, resolution=spec.resolution * resolution)
         if shaped == spec:
-            traced, eta = whole, sensitivity
+            traced, eta = whole, original.sensitivity
         else:
             traced, eta = Traced(own_network(shaped), shaped.shape), None
         for body in structures(shaped, traced, eta):
@@ -206,7 +233,7 @@ def _candidate(
 
 
 def _undominated(found: Sequence[Candidate]) -> list[Candidate]:
-    # The more of the network is left, the better.
+    # More ReLUs, MACs and layers count as better here: all candidates meet the target.
     best = sorted(front([(-c.forecast.relus, -c.forecast.macs, -c.forecast.depth) for c in found], ties=True))
     worth = min(c.lost for c in found) + WORTH
     return sorted((found[i] for i in best if found[i].lost <= worth), key=lambda c: (c.lost, -c.forecast.relus))

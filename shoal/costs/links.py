@@ -15,4 +15,4 @@ class Link:
 
 
 LINKS = {"none": Link(), "lan": Link(3e9, 0.3e-3), "wan": Link(400e6, 40e-3)}
-"""The two links of Cheetah's and this project's figures, and one that costs nothing."""
+"""Links by name: the LAN and WAN of Cheetah's and this project's measurements, and one without any cost."""

@@ -1,4 +1,4 @@
-"""Constants of a machine: seconds a product, a ReLU and an exchange take."""
+"""Constants of a machine: the seconds that each operation of private inference takes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from shoal.storage.files import read_json, write_text
 
 @dataclass(frozen=True)
 class Machine:
-    """Seconds of one unit of work between two parties like those that `shoal calibrate` measured.
+    """Seconds per operation between two parties; `shoal calibrate` measures them.
 
-    Offline: a ciphertext product, an automorphism, an AND of one word, a bit times a word, a run of SPU. Online: an
-    exchange without a network, a float64 multiply-add, a weight read, a kept ReLU, a value through a linear layer, an
-    inference.
-    Direct: a ReLU. The defaults are two cores that both parties share, over TLS on loopback.
+    Offline phase: `product_s` per ciphertext product, `automorphism_s` per automorphism, `and_s` per AND of two 64-bit
+    words, `chosen_s` per product of a bit and a word, `run_s` per call of SPU. Online phase: `exchange_s` per exchange
+    without network time, `mac_s` per float64 multiply-add, `weight_s` per weight that is read, `relu_s` per kept ReLU,
+    `value_s` per value that enters or leaves a linear layer, `query_s` per inference. Direct inference (all in SPU):
+    `direct_relu_s` per ReLU. The defaults were measured on two cores shared by both parties, over TLS on loopback.
     """
 
     product_s: float = 0.33e-3
@@ -39,7 +40,7 @@ class Machine:
 
     @classmethod
     def load(cls, path: Path) -> Machine:
-        """Read what `save` wrote. Raises ShoalError for a missing, malformed or foreign file."""
+        """Read what `save` wrote. Raises ShoalError when the file is missing, damaged or of another kind."""
         body = read_json(path)
         names = {f.name for f in fields(cls)}
         values = {k: v for k, v in body.items() if k in names} if isinstance(body, dict) else {}

@@ -1,6 +1,6 @@
-"""What prepared inference costs: exact bytes and exchanges from a layout, seconds from a machine's constants.
+"""The cost of prepared inference: exact bytes and exchanges from a layout, seconds from a machine's constants.
 
-A layout follows from a compiled program, or, before anything is compiled, from a graph and assumed bits (`layout_of`).
+The layout is that of a compiled program or, before compilation, of a graph with assumed numbers of bits (`layout_of`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.lifting import schedule
 
 AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
-"""Both ways, of the AND of a word of 64 bits, and of a bit times a word (SPU 0.9.5, FM64)."""
+"""Bytes, both ways, of an AND of two 64-bit words and of a product of a bit and a word (SPU 0.9.5, FM64)."""
 REFILL_BYTES, REFILL = 740_000, 10_500_000
-"""Ferret: bytes and correlated transfers of one refill. An AND of a bit takes one transfer in each direction."""
+"""Bytes and correlated oblivious transfers of one refill of Ferret. An AND of two bits uses one in each direction."""
 NARROW_BITS = 35
-"""The ring that a product is taken to need where it is truncated exactly: what trained networks' products do."""
+"""Assumed ring size, in bits, of a product that is truncated exactly; typical of trained networks."""
 
 
 @dataclass(frozen=True)
 class PreparedCost:
-    """One inference: both phases, bytes both ways (a round is two one-way latencies), and bytes on both disks."""
+    """Cost of one inference: both phases, and the bytes on the two parties' disks together.
+
+    Bytes are those of both directions; a round is two one-way latencies.
+    """
 
     offline: PrivateCost
     online: PrivateCost
@@ -40,9 +43,10 @@ class PreparedCost:
 
 
 def layout_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Layout:
-    """The layout of a graph that is not compiled, all signs of `sign_bits` and small rings where wraps ride.
+    """The layout of a graph that is not compiled, with `sign_bits` for every sign.
 
-    Raises ShoalError, naming the node, for operations without a private form.
+    Products whose wrap bits are sent together with the next signs (see `lifting.schedule`) get rings of `NARROW_BITS`
+    bits. Raises ShoalError, naming the node, for operations without a private form.
     """
     steps, keep, outputs = lower(expand_max_pools(graph))
     bits = {s.name: sign_bits for s in steps if s.op == "relu"}
@@ -59,14 +63,17 @@ def layout_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Lay
 def prepared_cost(
     layout: Layout, machine: Machine | None = None, link: Link | None = None, batch: int = 1
 ) -> PreparedCost:
-    """Forecast of one inference of `layout`, its item made in a batch of `batch`."""
+    """The forecast for one inference of `layout`, with the offline phase of `batch` inferences done together."""
     machine, link = machine or Machine(), link or Link()
     disk = layout.stored_bytes(True) + layout.stored_bytes(False)
     return PreparedCost(_offline(layout, machine, link, batch), _online(layout, machine, link), disk)
 
 
 def direct_cost(graph: Graph, machine: Machine | None = None, link: Link | None = None) -> PrivateCost:
-    """Forecast of the same inference all inside SPU. Raises ShoalError for operations without a cost."""
+    """The forecast for one inference of `graph` entirely inside SPU.
+
+    Raises ShoalError for operations without a cost.
+    """
     machine, link = machine or Machine(), link or Link()
     constants = SpuConstants(
         machine.product_s,
@@ -82,7 +89,7 @@ def direct_cost(graph: Graph, machine: Machine | None = None, link: Link | None 
 
 @dataclass(frozen=True)
 class Products:
-    """Homomorphic work of one linear step for one image: products, automorphisms, bytes both ways."""
+    """Homomorphic work of one linear step for one image: ciphertext products, automorphisms, bytes both ways."""
 
     products: float
     automorphisms: float
@@ -90,12 +97,12 @@ class Products:
 
 
 def homomorphic(layout: Layout, step: Step, batch: int = 1) -> Products:
-    """SPU's work for one linear step, a share of a batch's."""
+    """SPU's work for one linear step and one image, which is 1 / `batch` of the work for a batch."""
     kernel = parameter_shapes(layout.program)[f"{step.name}.weight"]
     groups = step.attrs.get("groups", 1)
     rows = batch * math.prod(step.shape[1:])
     if math.prod(kernel[:-1]) == 1 and groups == step.shape[0]:
-        # A batch norm alone is one product a value, not a matrix product.
+        # A batch norm alone takes one product per value, and no matrix product.
         return Products(0.0, 0.0, CHOSEN_BYTES * math.prod(step.shape))
     work = cheetah_blocks(rows, math.prod(kernel[:-1]), kernel[-1] // groups)
     share = groups / batch
@@ -103,17 +110,17 @@ def homomorphic(layout: Layout, step: Step, batch: int = 1) -> Products:
 
 
 def word_ands(layout: Layout) -> int:
-    """ANDs of words of 64 bits that one item takes."""
+    """Number of ANDs of 64-bit words in the offline phase of one inference."""
     return sum(relu.words * relu.carry.products for relu in layout.relus.values())
 
 
 def chosen_words(layout: Layout) -> int:
-    """Bits times words that one item takes: two a kept ReLU, one a value truncated exactly."""
+    """Number of products of a bit and a word in the offline phase: two per kept ReLU, one per exact truncation."""
     return sum(2 * relu.count for relu in layout.relus.values()) + sum(layout.exact.values())
 
 
 def runs(layout: Layout) -> int:
-    """Calls of SPU a batch, but for those that long vectors are cut into."""
+    """Number of SPU calls per batch, not counting additional calls because long vectors are divided."""
     return len(layout.linear) + (5 if layout.relus else 0) + (1 if layout.relus or layout.exact else 0)
 
 
@@ -125,7 +132,7 @@ def _offline(layout: Layout, m: Machine, link: Link, batch: int) -> PrivateCost:
     seconds = m.product_s * sum(w.products for w in work) + m.automorphism_s * sum(w.automorphisms for w in work)
     seconds += m.and_s * ands + m.chosen_s * chosen + m.run_s * runs(layout) / batch
     rounds = 2.0 * runs(layout) / batch
-    # Bytes of both ways in sequence: SPU's products are sent, computed, and answered.
+    # The two directions do not overlap: SPU sends the operands, computes, and sends the answer.
     return PrivateCost(seconds + 8 * size / link.rate + rounds * link.rtt_s, round(size), rounds)
 
 
@@ -133,18 +140,18 @@ def _online(layout: Layout, m: Machine, link: Link) -> PrivateCost:
     online = layout.online
     seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(layout) + m.weight_s * weights(layout)
     seconds += m.relu_s * sum(relu.count for relu in layout.relus.values()) + m.value_s * linear_values(layout)
-    # Simultaneous exchanges: each direction carries about half.
+    # Exchanges are simultaneous, so each direction carries about half of the bytes.
     way = 8 * online.bytes / 2 / link.rate + online.latencies * link.rtt_s / 2
     return PrivateCost(seconds + way, online.bytes, online.latencies / 2)
 
 
 def macs(layout: Layout) -> int:
-    """float64 multiply-adds of the linear layers, over all limbs."""
+    """Number of float64 multiply-adds of the linear layers, over all limbs."""
     return sum(_limbs(layout, step) * math.prod(shape) * math.prod(step.shape[1:]) for step, shape in _kernels(layout))
 
 
 def weights(layout: Layout) -> int:
-    """Weights that the linear layers read, over all limbs: late layers use each for few positions."""
+    """Number of weights that the linear layers read, over all limbs; late layers use each at few positions."""
     return sum(_limbs(layout, step) * math.prod(shape) for step, shape in _kernels(layout))
 
 
@@ -154,13 +161,13 @@ def _kernels(layout: Layout) -> list[tuple[Step, tuple[int, ...]]]:
 
 
 def _limbs(layout: Layout, step: Step) -> int:
-    """Limbs of a ring product, for weights like those that a network begins with: of size 1 / sqrt(terms)."""
+    """Number of float64 limbs of a ring product, for weights of about 1 / sqrt(terms), as at initialisation."""
     terms = math.prod(parameter_shapes(layout.program)[f"{step.name}.weight"][:-1])
     room = EXACT_BITS - layout.program.fraction_bits - math.ceil(math.log2(terms) / 2)
     return max(1, -(-(layout.program.exact.get(step.name, FIELD_BITS) - 1) // room))
 
 
 def linear_values(layout: Layout) -> int:
-    """Values that go into and come out of linear layers."""
+    """Number of values that enter and leave linear layers."""
     inside = sum(math.prod(shape) for shape in layout.masked.values())
     return inside + sum(math.prod(step.shape) for step in layout.linear)

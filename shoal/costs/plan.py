@@ -1,4 +1,4 @@
-"""`Plan`: a candidate that was chosen to be trained, as a file."""
+"""`Plan`: a file with the candidate that was chosen to be trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Chosen(TypedDict):
 
 @dataclass(frozen=True)
 class Plan:
-    """A chosen candidate of a base network, with the target that it was to meet."""
+    """The chosen candidate for a base network, with the target that it has to meet.
+
+    `shape` is the images' [C, H, W]. `width` and `resolution` are those of the base network.
+    """
 
     base: str
     shape: tuple[int, ...]
@@ -45,7 +48,7 @@ class Plan:
     candidate: Candidate
 
     def check(self, spec: Spec) -> None:
-        """Raise ShoalError unless `spec` is the network that the plan was made for, reshaped as it says."""
+        """Raise ShoalError unless `spec` is the network that the plan was made for, with the candidate's reshaping."""
         wanted = self.width * self.candidate.width, self.resolution * self.candidate.resolution
         if (spec.base, spec.shape) != (self.base, self.shape):
             raise ShoalError(
@@ -60,14 +63,14 @@ class Plan:
             )
 
     def choices(self) -> Chosen:
-        """The options of the shallow recipe that the plan decides."""
+        """The options of the shallow recipe that give this candidate."""
         own = self.candidate
         return Chosen(
             budget=own.budget, gates=bool(own.gated), gated=own.gated, exit=own.keep == "auxiliary", keep=own.keep
         )
 
     def outcome(self, model: nn.Module) -> dict[str, object]:
-        """What the plan promised, and what the cost model says of the network that training gave."""
+        """The target, the planned forecast, and the forecast for the trained network `model`, as JSON values."""
         forecast = self.target.forecast(fold(trace(model, self.shape)), self.machine)
         return {
             "target": self.target.as_json(),
@@ -77,7 +80,7 @@ class Plan:
 
 
 class CandidateRow(TypedDict):
-    """A `Candidate` as the plan's file has it."""
+    """A `Candidate` in the form of the plan's file."""
 
     budget: int
     gated: tuple[str, ...]
@@ -89,7 +92,7 @@ class CandidateRow(TypedDict):
 
 
 class Planned(TypedDict):
-    """A plan as its file has it: the network, the target, and the candidates, of which one is chosen."""
+    """The contents of a plan's file: the base network, the target, and the candidates, of which one is chosen."""
 
     format: str
     base: str
@@ -104,7 +107,10 @@ class Planned(TypedDict):
 
 
 def write(body: Planned, pick: int, out: Path) -> None:
-    """Write a plan that has chosen candidate `pick`, counted from 1. Raises ShoalError where there is none."""
+    """Write the plan `body` with candidate `pick`, counted from 1, as the chosen one.
+
+    Raises ShoalError when there is no such candidate.
+    """
     if not 1 <= pick <= len(body["candidates"]):
         raise ShoalError(f"found --pick {pick}; need 1 to {len(body['candidates'])}, the candidates that there are")
     body["chosen"] = pick - 1
@@ -112,7 +118,7 @@ def write(body: Planned, pick: int, out: Path) -> None:
 
 
 def read(path: Path) -> Plan:
-    """The plan that `write` wrote. Raises ShoalError for a missing, damaged or foreign file."""
+    """Read what `write` wrote. Raises ShoalError when the file is missing, damaged or of another kind."""
     body = read_json(path)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ShoalError(f"found no plan at {path}; need what shoal plan --out wrote; plan again")

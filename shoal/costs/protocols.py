@@ -1,4 +1,4 @@
-"""Prices of published protocols: SPU's Cheetah and DELPHI."""
+"""Cost models of published protocols: SPU's Cheetah and DELPHI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shoal.graph.ops import Node
 
 @dataclass(frozen=True)
 class PrivateCost:
-    """A protocol model's prediction for one private inference of one image."""
+    """The predicted cost of one private inference of one image, with bytes of both directions."""
 
     seconds: float
     bytes: int
@@ -24,10 +24,10 @@ class PrivateCost:
 
 
 def delphi(total: Cost) -> PrivateCost:
-    """DELPHI's online phase: 0.319 s + 18.56 us a ReLU (least squares over deepreduce's Tables 4 and 5).
+    """DELPHI's online phase: 0.319 s + 18.56 us per ReLU (least squares over deepreduce's Tables 4 and 5).
 
-    About 2 kB and two one-way messages a ReLU layer; ReLU count alone misses the tables by up to 30 %. Raises
-    ShoalError for quadratics, of which those tables have none.
+    About 2 kB per ReLU and two one-way messages per ReLU layer. The seconds differ from the tables by up to 30 %, since
+    they depend on the number of ReLUs only. Raises ShoalError for quadratics, which those tables do not contain.
     """
     if total.quadratics:
         raise ShoalError(
@@ -39,27 +39,28 @@ def delphi(total: Cost) -> PrivateCost:
 
 @dataclass(frozen=True)
 class SpuConstants:
-    """Machine constants of the SPU-Cheetah model: seconds a product, an automorphism and a ReLU; link properties.
+    """Constants of the SPU-Cheetah model: seconds and bytes per operation, and properties of the link.
 
-    The defaults were fitted on two idle cores over loopback to the direct ResNet18 run (36.6 s and 6.8 s).
+    The defaults were fitted to direct inference of ResNet18 on two idle cores over loopback (36.6 s and 6.8 s).
     """
 
     product_s: float = 0.33e-3
     automorphism_s: float = 1.48e-3
     relu_s: float = 12.2e-6
     relu_bytes: float = 98.5
-    """A ReLU at FM64 with Ferret's oblivious transfers, which `compile` chooses; Softspoken's take 860."""
+    """Of one ReLU at FM64 with Ferret's oblivious transfers, which `compile` chooses; with Softspoken's it is 860."""
     value_product_s: float = 3.5e-6
     product_bytes: float = 216.0
-    """A product of two secret values at FM64, both ways; the seconds are of one, too."""
+    """Of one product of two secret values at FM64, both ways; `value_product_s` is its seconds."""
     bytes_per_s: float = 1.0e9
     rtt_s: float = 0.5e-3
 
 
 def spu_cheetah(graph: Graph, constants: SpuConstants | None = None, fraction_bits: int = 18) -> PrivateCost:
-    """SPU 0.9.5, Cheetah at FM64 with server-owned weights: 98.5 bytes and 11 round trips a ReLU layer.
+    """The cost in SPU 0.9.5 (Cheetah at FM64) with weights that the server owns.
 
-    Matrix products follow SPU's own choice of ciphertext blocks. Raises ShoalError for operations without a cost.
+    A ReLU takes 98.5 bytes, a ReLU layer 11 round trips. Matrix products use SPU's own choice of ciphertext blocks.
+    Raises ShoalError for operations without a cost.
     """
     constants = constants or SpuConstants()
     graph = expand_max_pools(graph)
@@ -77,7 +78,7 @@ def spu_cheetah(graph: Graph, constants: SpuConstants | None = None, fraction_bi
 def _spu_node(graph: Graph, node: Node, row: Row, c: SpuConstants, f: int) -> tuple[float, int, float]:
     trunc = _truncation_bytes(prod(node.shape), f)
     if node.op == "quadratic":
-        # (a x + b) x + c is two products, each truncated; a is the server's own secret, the values both parties'.
+        # (a x + b) x + c takes two products, each truncated. The server knows a; x is shared between both parties.
         relu, products = _relu_price(row, c), 2 * row.quadratics
         size = int(c.product_bytes * products) + 2 * trunc
         return relu[0] + c.value_product_s * products, relu[1] + size, relu[2] + 4
@@ -96,23 +97,26 @@ def _relu_price(row: Row, c: SpuConstants) -> tuple[float, int, float]:
 
 
 def _truncation_bytes(elements: int, f: int) -> int:
-    # One correlated transfer of f bits, packed by eight, and one bit of choice.
+    # Per element one correlated transfer of f bits, packed by eight, and one choice bit.
     return -(-elements * (-(-8 * f // 64) * 8 + 1) // 8)
 
 
 def matmul_shape(graph: Graph, node: Node) -> tuple[int, int, int]:
-    """(M, K, L) of the matrix product that a convolution becomes after im2col."""
+    """(M, K, L) of the M x K by K x L matrix product of a linear layer, or of a convolution after im2col."""
     weight = graph.weights[f"{node.name}.weight"]
     positions = prod(node.shape[1:]) if node.op == "conv2d" else 1
     return positions, weight[0].numel(), weight.shape[0]
 
 
 ANSWER_BYTES = 127_436
-"""A ciphertext that comes back alone."""
+"""Bytes of the answer if it is a single ciphertext."""
 
 
 class Blocks(NamedTuple):
-    """Work of one matrix product: bytes sent and returned, ciphertext products, automorphisms that pack `answers`."""
+    """Work of one matrix product.
+
+    Bytes sent and returned, ciphertext products, automorphisms for packing, and the number of ciphertexts to pack.
+    """
 
     sent: int
     returned: int
@@ -123,9 +127,9 @@ class Blocks(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> Blocks:
-    """The work of one M x K by K x L product at FM64.
+    """The work of one product of an `m` x `k` and a `k` x `n` matrix at FM64.
 
-    SPU's search over block shapes, with its own price of 1000 a ciphertext, 1 an automorphism, 0.1 a product.
+    Repeats SPU's search over block shapes, which weights a ciphertext by 1000, an automorphism by 1, a product by 0.1.
     """
     best: tuple[float, Blocks] | None = None
     for d1 in (1 << i for i in range(k.bit_length()) if 1 << i <= k):
@@ -137,5 +141,5 @@ def cheetah_blocks(m: int, k: int, n: int, degree: int = 8192) -> Blocks:
             if best is None or price <= best[0]:
                 best = price, Blocks(sent * 184_964, back * 254_385, products, back * d1, b0 * b2)
     assert best is not None
-    # There is nothing to pack a single answer with.
+    # A single answer is not packed.
     return best[1]._replace(returned=ANSWER_BYTES, automorphisms=0) if best[1].answers == 1 else best[1]

@@ -1,4 +1,4 @@
-"""What a private inference may take, and what a network's inference is forecast to take."""
+"""A target for the cost of private inference, and the forecast for a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNITS |= {"relus": ("relus", 1.0), "krelus": ("relus", 1e3)}
 
 @dataclass(frozen=True)
 class Forecast:
-    """One network's counts, and what one phase of its private inference takes: seconds, bytes, one-way latencies."""
+    """Counts of a network, and the seconds, bytes and one-way latencies of one private inference in one mode."""
 
     relus: int
     macs: int
@@ -35,10 +35,10 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Target:
-    """The most that one private inference may take: `limit` of `unit` (s, bytes or relus) in `mode` over `link`.
+    """The upper limit for one private inference: `limit` in `unit` (s, bytes or relus), in `mode` over `link`.
 
-    `link` is one of `LINKS`. `mode` is online or offline, total for both one after the other, or direct for everything
-    inside SPU.
+    `link` is one of `LINKS`. `mode` is ``online`` or ``offline`` for one phase, ``total`` for both in succession, or
+    ``direct`` for inference entirely inside SPU.
     """
 
     limit: float
@@ -48,7 +48,10 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, mode: str = "online", link: str = "none") -> Target:
-        """The target of text like 0.5s, 120ms, 80MB or 50krelus. Raises ShoalError for anything else."""
+        """The target given by a text such as 0.5s, 120ms, 80MB or 50krelus.
+
+        Raises ShoalError for any other text, and for an unknown mode or link.
+        """
         found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]+)\s*", text.lower())
         if found is None or found.group(2) not in UNITS or not float(found.group(1)) > 0:
             raise ShoalError(f"found target {text!r}; need a number above 0 and a unit, such as 0.5s, 80MB or 50krelus")
@@ -59,23 +62,23 @@ class Target:
         return cls(float(found.group(1)) * scale, unit, mode, link)
 
     def as_json(self) -> dict[str, Any]:
-        """The target as it is written in plans and summaries, where the link has the key ``network``."""
+        """The target as JSON values for plans and summaries, where the link has the key ``network``."""
         body = asdict(self)
         return body | {"network": body.pop("link")}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Target:
-        """The target that `as_json` gave. Raises ValueError for other keys."""
+        """The target from the result of `as_json`. Raises ValueError for other keys."""
         if odd := body.keys() ^ {"limit", "unit", "mode", "network"}:
             raise ValueError(f"Target with {sorted(odd)}")
         return cls(body["limit"], body["unit"], body["mode"], body["network"])
 
     def taken(self, forecast: Forecast) -> float:
-        """What `forecast` takes of what the limit is on."""
+        """The amount that `forecast` needs, in the target's unit."""
         return float({"s": forecast.seconds, "bytes": forecast.bytes, "relus": forecast.relus}[self.unit])
 
     def amount(self, value: float) -> str:
-        """`value` in the target's unit, for people."""
+        """Text for `value`, which is in the target's unit: bytes are shown as MB."""
         if self.unit == "bytes":
             return f"{value / 1e6:.3g} MB"
         return f"{value:,.0f} ReLUs" if self.unit == "relus" else f"{value:.3g} s"
@@ -84,7 +87,7 @@ class Target:
         return f"{self.amount(self.limit)} {self.mode}" + (f" over {self.link}" if self.link != "none" else "")
 
     def forecast(self, graph: Graph, machine: Machine | None = None) -> Forecast:
-        """What one inference of a folded graph takes in the target's mode over its link.
+        """The forecast for one inference of a folded graph, in the target's mode over its link.
 
         Raises ShoalError, naming the node, for operations without a private form.
         """

@@ -1,1 +1,1 @@
-"""Who teaches a network, and how: losses, paths, hints, peers, neighbours in the batch."""
+"""Distillation: loss terms, teaching paths, feature losses, peer networks, and k-NN soft labels."""

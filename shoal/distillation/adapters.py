@@ -1,7 +1,7 @@
-"""Features of a network under names of their own, through adapters that train beside it and are cut away afterwards.
+"""Adapters on the features of a network. They are trained together with it and removed afterwards.
 
-A student and its teacher call their layers differently; `attach` gives what is compared one name in both, so that a
-loss reads one tap. The adapter is what lies between: a trained regressor, a margin, or nothing.
+Layers have different names in student and teacher. `attach` gives the features that a loss compares the same name in
+both, so that one tap serves both. An adapter is the layer in between: a trained regressor, a margin, or an identity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "hints."
 
 @dataclass(frozen=True)
 class Feature:
-    """What the submodule `site` gives, or with `before` what it receives."""
+    """The output of the submodule `site`; with `before`, its input."""
 
     site: str
     before: bool = False
@@ -32,10 +32,10 @@ class Feature:
 def attach(
     model: nn.Module, shape: tuple[int, ...], adapters: Mapping[str, tuple[Feature, nn.Module]]
 ) -> fx.GraphModule:
-    """A copy of `model` that also computes each adapter on its feature; the tap of the adapter `a` is ``hints.a``.
+    """A copy of `model`, for images of `shape` [C, H, W], that also applies each adapter to its feature.
 
-    The logits and the names of all other submodules stay. `surgery.drop_unread` takes the adapters away. Raises
-    ShoalError for a site that is no submodule.
+    The output of adapter `a` is the tap ``hints.a``. Logits and names of other submodules do not change.
+    `surgery.drop_unread` removes the adapters. Raises ShoalError when a site is not a submodule.
     """
     traced = shapes(model, shape)
     traced.train(model.training)
@@ -51,7 +51,7 @@ def attach(
 
 
 def feature_shape(traced: Traced, feature: Feature) -> tuple[int, ...]:
-    """The shape [C, H, W] or [D] of a feature of one image. Raises ShoalError for a site that is no submodule."""
+    """The shape [C, H, W] or [D] of a feature for one image. Raises ShoalError when the site is not a submodule."""
     result: tuple[int, ...] = _node(traced.normal, feature).meta["shape"]
     return result
 
@@ -59,13 +59,13 @@ def feature_shape(traced: Traced, feature: Feature) -> tuple[int, ...]:
 def _node(traced: fx.GraphModule, feature: Feature) -> fx.Node:
     calls = module_calls(traced)
     if feature.site not in calls:
-        raise ShoalError(f"found no submodule {feature.site!r} to read; need one that is called; see relu_sites")
+        raise ShoalError(f"found no submodule {feature.site!r} to read; need one that forward calls; see relu_sites")
     node = calls[feature.site]
     return node.all_input_nodes[0] if feature.before else node
 
 
 def stage_ends(traced: Traced) -> tuple[str, ...]:
-    """The last ReLU site of each stage that has maps, without the stem, in order.
+    """The last ReLU site of each stage with feature maps, in order, without the stem.
 
     Raises ShoalError for a network without such a site.
     """
@@ -76,7 +76,7 @@ def stage_ends(traced: Traced) -> tuple[str, ...]:
 
 
 def embedding(traced: Traced) -> Feature:
-    """What the classifier reads. Raises ShoalError unless the logits come from one linear layer."""
+    """The input of the classifier. Raises ShoalError unless one linear layer computes the logits."""
     result = next(node for node in traced.normal.graph.nodes if node.op == "output").args[0]
     if not isinstance(result, fx.Node) or not _is(traced.normal, result, nn.Linear):
         raise ShoalError(f"found logits from {result}; need one linear layer at the end for this loss")
@@ -88,21 +88,24 @@ def _is(traced: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
 
 
 def regressor(channels: int, teacher_channels: int) -> nn.Module:
-    """A 1x1 convolution, batch norm and ReLU, [N, channels, H, W] -> [N, teacher_channels, H, W].
+    """A 1x1 convolution, batch norm and ReLU: [N, channels, H, W] -> [N, teacher_channels, H, W].
 
-    FitNets' regressor has no batch norm; the public codes' has, and needs it: at the usual weight of 100
-    a plain convolution diverges.
+    The regressor of FitNets has no batch norm. That of the public codes has one and needs it: at the usual weight of
+    100, a plain convolution diverges.
     """
     return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1), nn.BatchNorm2d(teacher_channels), nn.ReLU())
 
 
 def connector(channels: int, teacher_channels: int) -> nn.Module:
-    """A 1x1 convolution and a batch norm: the student transform of the feature overhaul."""
+    """A 1x1 convolution and batch norm: [N, channels, H, W] -> [N, teacher_channels, H, W].
+
+    It is the student transform of the feature overhaul.
+    """
     return nn.Sequential(nn.Conv2d(channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels))
 
 
 class MarginReLU(nn.Module):
-    """max(x, margin) with one margin, below 0, for each channel: the overhaul's teacher transform."""
+    """max(x, margin) with one negative margin per channel: the teacher transform of the feature overhaul."""
 
     margin: Tensor
 
@@ -116,10 +119,10 @@ class MarginReLU(nn.Module):
 
 
 def margins(traced: Traced, site: str) -> Tensor:
-    """The mean [C] of the negative values that the ReLU `site` receives, from the batch norm before it.
+    """The mean [C] (float32) of the negative inputs of the ReLU `site`, from the batch norm before it.
 
-    Before a residual sum it is the batch norm of the larger convolution, as the authors' code has it. Raises
-    ShoalError where there is none, or one without scale and shift.
+    Before a residual sum, the batch norm after the convolution with the most weights is used, as in the authors' code.
+    Raises ShoalError when there is no batch norm, or when it has no scale and shift.
     """
     normal = traced.normal
     level = [_node(normal, Feature(site, before=True))]
@@ -146,7 +149,7 @@ def expected_negative(norm: nn.BatchNorm2d) -> Tensor:
     """
     if not norm.affine:
         raise ShoalError("found a batch norm without scale and shift; need both for margins; use another loss")
-    # In logarithms: both densities vanish where a channel is almost never negative.
+    # In logarithms, because both factors underflow when a channel is almost never negative.
     scale, shift = norm.weight.detach().double().abs().clamp_min(1e-6), norm.bias.detach().double()
     ratio = shift / scale
     log_density = -0.5 * (ratio.square() + math.log(2 * math.pi))

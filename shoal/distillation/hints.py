@@ -1,8 +1,8 @@
-"""Feature losses of distillation: FitNets, attention transfer, similarity, relations, and the feature overhaul.
+"""Feature losses: FitNets, attention transfer, similarity, relations, and the feature overhaul.
 
-Each is a `Term` that reads the same taps in student and teacher (`adapters.attach` names them so). Weights and layers
-are those that RepDistiller, mdistiller and the overhaul's authors agree on (docs/papers/osakd.md lists them). No
-gradient reaches a teacher.
+Each is a `Term` that reads the same taps in student and teacher (`adapters.attach` gives them the same names). Weights
+and layers are those that RepDistiller, mdistiller and the code of the overhaul's authors agree on (docs/papers/osakd.md
+lists them). No gradient reaches the teacher.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shoal.training.objective import Term, taught
 
 
 def matched(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps [N, C, H, W] at the smaller one's height and width; the larger is average-pooled."""
+    """Both maps [N, C, H, W], with the larger one average-pooled to the height and width of the smaller one."""
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     a, b = (F.adaptive_avg_pool2d(x, size) if x.shape[2:] != size else x for x in (student, teacher))
     return a, b
@@ -31,9 +31,9 @@ def _pairs(student: Outputs, teacher: Outputs | None, taps: Sequence[str]) -> It
 
 
 def fitnet(tap: str, weight: float = 100.0, name: str = "fitnet") -> Term:
-    """Mean squared difference of a hint layer, which the student reaches by a regressor (FitNets).
+    """Mean squared difference at a hint layer, where a regressor adapts the student's features (FitNets).
 
-    It is trained together with the cross-entropy, as both public codes do, and not in a stage before.
+    It is trained together with the cross-entropy, as in both public codes, not in an earlier stage.
     """
 
     def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def fitnet(tap: str, weight: float = 100.0, name: str = "fitnet") -> Term:
 def attention(taps: Sequence[str], weight: float = 1000.0, name: str = "attention") -> Term:
     """Attention transfer (Zagoruyko and Komodakis, ICLR'17) with p = 2, summed over `taps`.
 
-    Mean squared difference of the flattened, normalised channel means of squares.
+    For each tap: square the features, average over channels, flatten, normalise, and take the mean squared difference.
     """
 
     def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def attention(taps: Sequence[str], weight: float = 1000.0, name: str = "attentio
 
 
 def _similarities(x: Tensor) -> Tensor:
-    """[N, ...] -> [N, N]: inner products of the samples, each row of length 1."""
+    """[N, ...] -> [N, N]: inner products between samples, each row normalised to length 1."""
     flat = x.flatten(1)
     return F.normalize(flat @ flat.T)
 
@@ -73,10 +73,10 @@ def similarity(tap: str, weight: float = 3000.0, name: str = "similarity") -> Te
 
 
 def _distances(x: Tensor) -> Tensor:
-    """[N, D] -> [N, N]: Euclidean distances, divided by the mean of those between different points (RKD)."""
+    """[N, D] -> [N, N]: Euclidean distances, divided by their mean over distinct points (RKD)."""
     squares = (x[:, None] - x[None]).square().sum(2)
     apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    # The square root's gradient is infinite at 0, where a point meets itself or its double.
+    # The square root's gradient is infinite at 0, the distance from a point to itself or to an equal one.
     found = squares.clamp_min(1e-12).sqrt() * (apart & (squares > 0))
     return found / found.sum().clamp_min(1e-12) * (found > 0).sum()
 
@@ -84,7 +84,7 @@ def _distances(x: Tensor) -> Tensor:
 def _angles(x: Tensor) -> Tensor:
     """[N, D] -> [N, N, N]: cosines of the angles at each point between two others (RKD)."""
     edges = x[None] - x[:, None]
-    # Within the root, so that samples with one and the same embedding get no endless gradient.
+    # The constant is inside the root, so that equal embeddings do not get an infinite gradient.
     edges = edges / (edges.square().sum(2, keepdim=True) + 1e-8).sqrt()
     return edges @ edges.transpose(1, 2)
 
@@ -104,7 +104,7 @@ def relations(
 
 
 def _partial(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared differences, summed; none where both are below what a ReLU lets through (overhaul)."""
+    """Sum of squared differences, without those where student <= teacher <= 0 (overhaul)."""
     counts = (student > teacher) | (teacher > 0)
     return ((student - teacher).square() * counts).sum()
 
@@ -112,8 +112,8 @@ def _partial(student: Tensor, teacher: Tensor) -> Tensor:
 def overhaul(taps: Sequence[str], weight: float = 1e-3, name: str = "overhaul") -> Term:
     """The overhaul of feature distillation (Heo et al., ICCV'19), per image, over `taps` from first to last.
 
-    The taps are the student's connectors and the teacher's margin ReLUs, both before the ReLU. A stage counts half of
-    the next one; the sum is divided by the batch, and `weight` is the authors' 1/1000.
+    The taps are the student's connectors and the teacher's margin ReLUs, both before the ReLU. Each stage has half the
+    weight of the next one. The sum is divided by the batch size; `weight` is the authors' 1/1000.
     """
 
     def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:

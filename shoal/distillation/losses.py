@@ -1,4 +1,4 @@
-"""Loss terms over `Outputs`, and who teaches whom."""
+"""Loss terms between a teacher and a student, as functions of `Outputs`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from shoal.training.objective import Term, taught
 
 
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float, direction: str = "forward") -> Tensor:
-    """Mean over the batch of KL between softened logits [N, K], times the temperature squared.
+    """Batch mean of the KL divergence between softened logits [N, K], times the squared temperature; a scalar.
 
-    `direction` ``forward`` is KL(teacher || student), ``reverse`` KL(student || teacher). The teacher is detached.
+    `direction` ``forward`` is KL(teacher || student), ``reverse`` is KL(student || teacher). The teacher is detached.
+    Raises ShoalError for another direction.
     """
     p = F.log_softmax(teacher.detach().float() / temperature, 1)
     q = F.log_softmax(student.float() / temperature, 1)
@@ -39,11 +40,11 @@ def kd(
 
 
 def pram(weight: float, sites: Sequence[str], form: str = "paper", name: str = "pram") -> Term:
-    """Mismatch of post-ReLU activations between the all-ReLU teacher and the student at `sites`.
+    """Difference between the post-ReLU activations of the all-ReLU teacher and the student at `sites`.
 
-    ``paper``: shallow eq. 2, (1/2) sum over sites of the un-squared norm of the difference of the whole batch's
-    normalised vectors. ``attention-transfer``: the public code's form, mean squared difference of the normalised
-    channel means of squares, summed over sites. `weight` is the paper's beta. Raises ShoalError for another form.
+    ``paper`` is shallow eq. 2: half the sum over sites of the norm (not squared) of the difference between the
+    normalised vectors of the whole batch. ``attention-transfer`` is the form of the public code: `attention_transfer`,
+    summed over sites. `weight` is the paper's beta. Raises ShoalError for another form.
     """
     forms = {"paper": _pram_paper, "attention-transfer": attention_transfer}
     if form not in forms:
@@ -64,6 +65,9 @@ def _pram_paper(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the normalised channel means of squares of two maps [N, C, H, W]."""
+    """Attention transfer between two maps [N, C, H, W]; a scalar.
+
+    Squares are averaged over channels and normalised per sample; the result is their mean squared difference.
+    """
     a, b = (F.normalize(t.square().mean(1).flatten(1)) for t in (student, teacher))
     return (a - b).square().mean()

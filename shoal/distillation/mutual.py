@@ -1,7 +1,7 @@
-"""Classifiers that teach each other while they train: which learns from which, and how strongly by the epoch.
+"""Classifiers that teach each other during training: which one learns from which, and with what weight in each epoch.
 
-The terms of deep mutual learning (Zhang et al., CVPR'18), ONE (Lan et al., NeurIPS'18) and feature fusion learning
-(Kim et al., ICPR'20) are sums of divergences between classifiers of one `Outputs`; no teacher learns from them.
+The terms of deep mutual learning (Zhang et al., CVPR'18), ONE (Lan et al., NeurIPS'18) and feature fusion learning (Kim
+et al., ICPR'20) are sums of divergences between classifiers of one `Outputs`. No gradient reaches a teacher.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from shoal.training.objective import Term, Weight, cross_entropy
 
 
 def sigmoid_ramp(until: float) -> Callable[[int], float]:
-    """A term's weight that rises from exp(-5) to 1 over the first `until` epochs, from epoch to epoch.
+    """A term's weight that rises from exp(-5) to 1 over the first `until` epochs.
 
-    exp(-5 (1 - epoch / until)^2) (Laine and Aila, ICLR'17), as ONE and FFL have it. Raises ShoalError for a length of
-    0 or less.
+    exp(-5 (1 - epoch / until)^2) (Laine and Aila, ICLR'17), as in ONE and FFL. Raises ShoalError unless `until` is
+    positive.
     """
     if not until > 0:
         raise ShoalError(f"found a ramp over {until} epochs; need more than 0; leave the ramp out for none")
@@ -36,14 +36,14 @@ def each_other(count: int) -> Lessons:
 
 
 def below(count: int) -> Lessons:
-    """Each of `count` classifiers learns from the one above them all, which is classifier `count`."""
+    """Each of `count` classifiers learns from classifier `count`, which combines them."""
     return {i: {count: 1.0} for i in range(count)}
 
 
 def lessons_of(table: Lessons, temperature: float = 1.0, weight: Weight = 1.0, name: str = "mutual") -> Term:
-    """The sum of weighted divergences KL(teacher || student), times the temperature squared.
+    """The weighted sum of divergences KL(teacher || student), times the squared temperature.
 
-    `table` gives each student, an exit, its teachers, exits of the same network, with their weights.
+    `table` maps each student (an exit) to its teachers (exits of the same network) and their weights.
     """
 
     def loss(student: Outputs, _: Outputs | None, labels: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def lessons_of(table: Lessons, temperature: float = 1.0, weight: Weight = 1.0, n
 def from_mean(
     pupil: int, members: Sequence[int], temperature: float = 1.0, weight: Weight = 1.0, name: str = "ensemble"
 ) -> Term:
-    """Classifier `pupil` towards the mean of the members' logits (FFL)."""
+    """Classifier `pupil` learns from the mean of the logits of `members` (FFL)."""
 
     def loss(student: Outputs, _: Outputs | None, labels: Tensor) -> Tensor:
         mean = torch.stack([student.logits[i].detach().float() for i in members]).mean(0)
@@ -68,5 +68,5 @@ def from_mean(
 
 
 def cross_entropies(count: int) -> tuple[Term, ...]:
-    """A cross-entropy for each of `count` classifiers, of weight 1."""
+    """A cross-entropy with weight 1 for each of `count` classifiers."""
     return tuple(cross_entropy(exit=i, name=f"cross_entropy{i}") for i in range(count))

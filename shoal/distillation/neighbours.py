@@ -1,8 +1,8 @@
-"""k-NN soft labels: a network teaches itself how often each class is found near a sample's own output.
+"""k-NN soft labels: a network learns how often each class occurs among the nearest neighbours of its own outputs.
 
-Tzelepi and Tefas, *Online Self-Acquired Knowledge Distillation* (OSAKD), eq. 1 to 5. The paper leaves open where
-neighbours are looked for, in which space, whether a sample is its own neighbour, and by what the squared error is
-divided; each of these is an argument here.
+Tzelepi and Tefas, *Online Self-Acquired Knowledge Distillation* (OSAKD), eq. 1 to 5. The paper does not say where
+neighbours are searched, in which space, whether a sample is its own neighbour, and how the squared error is averaged.
+Each of these is an argument here.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ SPACES: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda z: z,
     "softmax": lambda z: z.softmax(1),
 }
-"""Where distances are measured, as functions of logits [N, classes]."""
+"""Spaces in which distances are measured, as functions of logits [N, classes]."""
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Where a sample's neighbours are looked for: `k` of them, Euclidean, in a `space` of `SPACES`.
+    """How to search a sample's neighbours: the `k` nearest by Euclidean distance, in one of `SPACES`.
 
-    `exclude_self` leaves the sample itself out, whose label the cross-entropy teaches already. `bank` outputs of
-    earlier batches count beside the mini-batch; 0 is the mini-batch alone. Raises ShoalError for values without a
-    meaning.
+    `exclude_self` leaves out the sample itself, whose label the cross-entropy teaches already. `bank` is the number of
+    outputs of earlier batches that are searched in addition to the mini-batch. Raises ShoalError for invalid values.
     """
 
     k: int = 8
@@ -40,14 +39,14 @@ class Neighbourhood:
     bank: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ShoalError for an unknown space, no neighbours, or a bank of fewer than none."""
+        """Raise ShoalError for an unknown space, `k` below 1, or a negative bank."""
         if self.space not in SPACES:
             raise ShoalError(f"found space {self.space!r}; need one of {', '.join(SPACES)}; choose one")
         if self.k < 1 or self.bank < 0:
             raise ShoalError(f"found k {self.k} and a bank of {self.bank}; need k >= 1 and bank >= 0; change them")
 
     def check(self, batch: int) -> None:
-        """Raise ShoalError when a mini-batch of `batch` samples, all there is at first, has too few neighbours."""
+        """Raise ShoalError when `batch` samples have fewer than `k` neighbours: the first mini-batch has no bank."""
         if batch - self.exclude_self < self.k:
             raise ShoalError(
                 f"found k {self.k} with {batch} samples in a batch; need {self.k + self.exclude_self} samples or more; "
@@ -58,15 +57,18 @@ class Neighbourhood:
 def neighbour_labels(
     points: Tensor, references: Tensor, labels: Tensor, k: int, classes: int, *, exclude_self: bool = True
 ) -> Tensor:
-    """Label frequencies [N, classes] among the `k` nearest of `references` [M, D] to each of `points` [N, D] (eq. 4).
+    """Class frequencies [N, classes] (float32) among the `k` nearest references of each point (eq. 4).
 
-    The first N references are the points themselves; `labels` [M] are the references'. Of equal distances the earlier
-    reference is the nearer. No gradient goes through the result. Raises ShoalError for fewer than `k` neighbours.
+    `points` are [N, D] and `references` [M, D], of which the first N are the points themselves; `labels` [M] (int64)
+    belong to the references. At equal distances, the earlier reference is nearer. The result has no gradient. Raises
+    ShoalError when there are fewer than `k` neighbours.
     """
     if len(references) - exclude_self < k:
-        raise ShoalError(f"found {len(references)} samples for k {k}; need more of them; take fewer neighbours")
+        raise ShoalError(
+            f"found {len(references)} samples for k {k}; need at least {k + exclude_self}; take fewer neighbours"
+        )
     with torch.no_grad():
-        # By matrix products a point would be at some small distance from itself, and ties would be broken by rounding.
+        # Matrix products have rounding errors: a point would not be at distance 0 from itself, and ties would be lost.
         distances = torch.cdist(
             points.detach().float(), references.detach().float(), compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -78,9 +80,10 @@ def neighbour_labels(
 
 
 def _nearest(distances: Tensor, k: int) -> Tensor:
-    """Places [N, k] of the smallest float32 values of each row [N, M], none negative; of equal ones the first.
+    """Indices [N, k] of the smallest values in each row [N, M] (float32, not negative); the first among equals.
 
-    `topk` promises no order among those. Such floats are in the order of their bits; below them the place decides.
+    `topk` does not order equal values. Nonnegative floats sort like their bits, so the bits followed by the index make
+    a unique key.
     """
     places = torch.arange(distances.shape[1], device=distances.device)
     keys = distances.view(torch.int32).long().mul_(1 << 32).add_(places)
@@ -88,10 +91,10 @@ def _nearest(distances: Tensor, k: int) -> Tensor:
 
 
 class NeighbourTeacher:
-    """Gives each mini-batch its soft labels, and keeps the last `bank` outputs; a hook, for that survives a resume.
+    """Computes soft labels for each mini-batch and stores the last `bank` outputs.
 
-    `classes` are those of the labels. An older output of the same image may be among the kept ones: the loop gives
-    no image a name.
+    It is also a hook, so that checkpoints include the bank. `classes` is the number of classes. The bank may hold an
+    older output of the same image, because the loop does not identify images.
     """
 
     taps: tuple[str, ...] = ()
@@ -102,7 +105,7 @@ class NeighbourTeacher:
         self.labels: Tensor | None = None
 
     def soft_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Soft labels [N, classes] for logits [N, classes]; both are then remembered."""
+        """Soft labels [N, classes] for logits [N, classes] and labels [N]; both are then added to the bank."""
         where = self.neighbourhood
         points = SPACES[where.space](logits.detach().float())
         references, known = points, labels
@@ -114,13 +117,13 @@ class NeighbourTeacher:
         return neighbour_labels(points, references, known, where.k, self.classes, exclude_self=where.exclude_self)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: the bank, once it holds something."""
+        """The bank, for a checkpoint; empty until the bank holds something."""
         if self.points is None or self.labels is None:
             return {}
         return {"points": self.points, "labels": self.labels}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state` gave."""
+        """Restore the result of `state`."""
         self.points, self.labels = state.get("points"), state.get("labels")
 
 
@@ -133,7 +136,7 @@ def _divided(soft: Tensor, logits: Tensor) -> Tensor:
 
 
 def _divergence(soft: Tensor, logits: Tensor) -> Tensor:
-    # The other direction is infinite: most soft labels have a class without any neighbour.
+    # The reverse direction is infinite: most soft labels are 0 for some class.
     return F.kl_div(logits.log_softmax(1), soft, reduction="batchmean")
 
 
@@ -142,17 +145,17 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse-mean": _divided,
     "kl": _divergence,
 }
-"""Means over the batch, of (soft labels, logits), both [N, classes]: the squared error of the softmax, summed over the
-classes or divided by their number, and KL(soft labels || softmax)."""
+"""Batch means of (soft labels, logits), both [N, classes]: the squared error of the softmax, summed or averaged over
+classes, and KL(soft labels || softmax)."""
 
 
 def neighbours(
     teacher: NeighbourTeacher, weight: float, loss: str = "mse-sum", exit: int = -1, name: str = "neighbours"
 ) -> Term:
-    """Classifier `exit` towards the soft labels of its own outputs (OSAKD eq. 5, second term; `weight` is 1 - lambda).
+    """Classifier `exit` learns the soft labels of its own outputs (OSAKD eq. 5, second term; `weight` is 1 - lambda).
 
-    The teacher must be among the hooks of `fit` as well, for its bank to survive a resume. Raises ShoalError for a
-    loss that is not in `LOSSES`.
+    Pass the teacher to `fit` as a hook, too, so that its bank survives a resume. Raises ShoalError for a loss that is
+    not in `LOSSES`.
     """
     if loss not in LOSSES:
         raise ShoalError(f"found loss {loss!r}; need one of {', '.join(LOSSES)}; choose one")

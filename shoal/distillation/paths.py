@@ -1,8 +1,9 @@
-"""Who teaches whom among the classifiers of one network: self-distillation's paths and in-place distillation.
+"""Which classifiers of one network teach which: the paths of self-distillation and in-place distillation.
 
 The four paths of *Self-Distillation* (TPAMI'21, section 3.3) and the losses of *In-place distillation with teacher
-assistants* (eq. 5 to 7) are one question. IPKD is ``deepest``, IPKD-TA-1 ``transitive`` and IPKD-TA-M ``dense``, the
-mean over all stronger classifiers; ``dense-sum`` is their sum, as *Self-Distillation*'s eq. 6 has it.
+assistants* (eq. 5 to 7) both choose teachers for each classifier. IPKD is ``deepest``, IPKD-TA-1 is ``transitive``, and
+IPKD-TA-M is ``dense``, the mean over all stronger classifiers. ``dense-sum`` is their sum, as in eq. 6 of
+*Self-Distillation*.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from shoal.outputs import Outputs
 from shoal.training.objective import Term, Weight
 
 Lessons = Mapping[int, Mapping[int, float]]
-"""For each student, an exit counted from 0 (the weakest), its teachers with weights; they add up to 1 but for
-``dense-sum``."""
+"""Maps each student, an exit counted from 0 (the weakest), to its teachers and their weights. A student's weights add
+up to 1, except for ``dense-sum``."""
 
 
 def _deepest(count: int) -> Lessons:
@@ -52,7 +53,10 @@ PATHS: dict[str, Callable[[int], Lessons]] = {
 
 
 def lessons(path: str, count: int) -> Lessons:
-    """Each student's teachers among `count` classifiers. Raises ShoalError for an unknown path or fewer than two."""
+    """The teachers of each of `count` classifiers that is a student.
+
+    Raises ShoalError for an unknown path or fewer than two classifiers.
+    """
     if path not in PATHS:
         raise ShoalError(f"found path {path!r}; need one of {', '.join(PATHS)}")
     if count < 2:
@@ -69,10 +73,10 @@ def self_kd(
     direction: str = "forward",
     squared: bool = True,
 ) -> Term:
-    """The sum over students of the weighted divergence from their teachers, which learn nothing from it.
+    """The sum over students of the weighted divergence from their teachers. No gradient reaches a teacher.
 
-    ``ensemble`` is one teacher, the mean of all logits; with the other paths, weights are those of divergences (IPKD
-    eq. 7). `squared` multiplies by the temperature squared. Raises ShoalError as `lessons` does.
+    ``ensemble`` has one teacher, the mean of all logits; in the other paths, each divergence has its own weight (IPKD
+    eq. 7). `squared` multiplies by the squared temperature. Raises ShoalError as `lessons` does.
     """
     table = lessons(path, count)
     factor = 1.0 if squared else temperature**-2
@@ -99,12 +103,12 @@ def _check(logits: Sequence[Tensor], count: int) -> None:
 
 
 def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the batch of the squared L2 distance of features [N, D] (*Self-Distillation*, eq. 4)."""
+    """Batch mean of the squared L2 distance between features [N, D] (*Self-Distillation*, eq. 4)."""
     return (student - teacher).square().sum(1).mean()
 
 
 def batch_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """The un-squared L2 norm of the whole batch's difference [N, D]: the public code's form of eq. 4."""
+    """The L2 norm (not squared) of the difference of the whole batch [N, D]: eq. 4 in the public code."""
     # The square root's gradient is infinite at 0, where the features agree.
     return (student - teacher).square().sum().clamp_min(1e-12).sqrt()
 
@@ -121,11 +125,11 @@ def self_features(
     adapted: Mapping[int, str] | None = None,
     skipped: Sequence[int] = (),
 ) -> Term:
-    """The sum over students of the distance of their features [N, D] from their teachers', which learn nothing from it.
+    """The sum over students of the distance between their features [N, D] and those of their teachers.
 
-    `taps` name each classifier's features, weak to strong; a student in `adapted` shows its teachers the result of that
-    submodule instead, and one in `skipped` (both by exits, from 0) learns no features. Raises ShoalError for an unknown
-    path or form, and when no student is left.
+    `taps` name each classifier's features, weakest first. A student in `adapted` is compared by the output of that
+    submodule instead; one in `skipped` learns no features. Both count exits from 0. No gradient reaches a teacher.
+    Raises ShoalError for an unknown path or form, and when no student is left.
     """
     if form not in DISTANCES:
         raise ShoalError(f"found feature distance {form!r}; need one of {', '.join(DISTANCES)}; choose one")

@@ -1,8 +1,8 @@
-"""Several networks in one module, apart or with shared first stages, whose forward gives all their logits.
+"""Several networks in one module, either separate or with shared first stages, whose forward pass returns all logits.
 
-ONE (Lan et al., NeurIPS'18) and feature fusion learning (Kim et al., ICPR'20) train branches that part before the last
-stage, with a gate or a fusion of features on top. Here any network that has stages is branched by surgery, and
-`keep_exit(model, 0)` cuts it back to the plain one, whose names never changed.
+ONE (Lan et al., NeurIPS'18) and feature fusion learning (Kim et al., ICPR'20) train branches that split before the last
+stage, with a gate or a fusion of features on top. Here graph surgery branches any network with stages.
+`keep_exit(model, 0)` cuts it back to the plain network, with unchanged names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "branches."
 
 
 class Peers(nn.Module):
-    """Networks side by side; the forward gives all logits [N, classes] of each for images [N, C, H, W]."""
+    """Separate networks side by side. The forward pass returns all logits [N, classes] for images [N, C, H, W]."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Peers(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits of every network."""
+        """The logits of every network, in order."""
         return tuple(z for network in self.networks for z in forward(network, x).logits)
 
 
@@ -42,9 +42,9 @@ def check_count(count: int) -> None:
 
 
 class Gate(nn.Module):
-    """The sum of the branches' logits by weights from the shared features (ONE).
+    """The sum of the branches' logits, weighted by a function of the shared features (ONE).
 
-    Global average pool, linear layer, batch norm, ReLU, softmax over the branches.
+    The weights come from global average pool, linear layer, batch norm, ReLU, and softmax over the branches.
     """
 
     def __init__(self, channels: int, count: int) -> None:
@@ -53,15 +53,15 @@ class Gate(nn.Module):
         self.bn = nn.BatchNorm1d(count)
 
     def forward(self, features: Tensor, *logits: Tensor) -> Tensor:
-        """Logits [N, classes] from shared features [N, C, H, W] and the logits of every branch."""
+        """Logits [N, classes] from shared features [N, C, H, W] and the logits [N, classes] of every branch."""
         weights = self.bn(self.fc(features.mean((2, 3)))).relu().softmax(1)
         return (weights[:, :, None] * torch.stack(logits, 1)).sum(1)
 
 
 class Fusion(nn.Module):
-    """A classifier of all branches' last maps together (FFL): 3x3 depthwise, 1x1, batch norm, ReLU.
+    """A classifier on the last maps of all branches together (FFL): 3x3 depthwise, 1x1, batch norm, ReLU, linear layer.
 
-    Trains with a weight decay of its own, the authors' 1e-5.
+    It has its own weight decay, the authors' 1e-5.
     """
 
     own_weight_decay = 1e-5
@@ -75,16 +75,17 @@ class Fusion(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Logits [N, classes] from a map [N, C, H, W] of each branch."""
+        """Logits [N, classes] from one map [N, C, H, W] per branch."""
         fused = self.bn(self.pointwise(self.depthwise(torch.cat(maps, 1)))).relu()
         return self.fc(fused.mean((2, 3)))
 
 
 def gated(networks: Sequence[nn.Module], shape: tuple[int, ...]) -> fx.GraphModule:
-    """Branches and their gated ensemble, which is the last classifier (ONE).
+    """Branches and their gated ensemble, which is the last classifier (ONE), for images of `shape` [C, H, W].
 
-    `networks` are of one kind, for images of `shape` [C, H, W]: the first gives the shared stages and its own last
-    one, each other its last stage. Raises ShoalError for fewer than two, and for one without two stages of maps.
+    `networks` have the same architecture. The first gives the shared stages and its own last stage; each other one
+    gives only its last stage. Raises ShoalError for fewer than two networks, and for one without two stages of feature
+    maps.
     """
     cut = _Branched(networks, shape)
     shared = cut.nodes[0][cut.fork]
@@ -93,7 +94,7 @@ def gated(networks: Sequence[nn.Module], shape: tuple[int, ...]) -> fx.GraphModu
 
 
 def fused(networks: Sequence[nn.Module], shape: tuple[int, ...]) -> fx.GraphModule:
-    """Branches and the classifier of their fused features, which is the last (FFL); as `gated` otherwise."""
+    """Branches and the classifier of their fused features, which is the last one (FFL). Otherwise as `gated`."""
     cut = _Branched(networks, shape)
     maps = tuple(nodes[cut.last] for nodes in cut.nodes)
     classes = cut.logits[0].meta["shape"][0]
@@ -102,16 +103,16 @@ def fused(networks: Sequence[nn.Module], shape: tuple[int, ...]) -> fx.GraphModu
 
 @dataclass(frozen=True)
 class Fork:
-    """Where branches part, after the site `shared`, and the last site with maps, `last`."""
+    """Branches split after the site `shared`; `last` is the last site with feature maps."""
 
     shared: str
     last: str
 
 
 def fork_of(found: Sequence[ReluSite]) -> Fork:
-    """The last ReLU site before the last stage that has maps, and the last site of that stage, among all `found`.
+    """The last ReLU site before the last stage with feature maps, and the last site of that stage.
 
-    Raises ShoalError for a network with one such stage.
+    Raises ShoalError for a network with only one such stage.
     """
     sites = [site for site in found if len(site.shape) == 3]
     before = [site for site in sites if site.stage < _last_stage(sites)]
@@ -125,9 +126,9 @@ def _last_stage(sites: Sequence[ReluSite]) -> int:
 
 
 class _Branched:
-    """The first network's graph with the last stages of all others beside its own.
+    """The graph of the first network, with the last stages of all others added.
 
-    `nodes` gives, a branch, the nodes that stand for the first one's submodules, by name.
+    `nodes` has an entry per branch: the nodes that correspond to the first network's submodules, by name.
     """
 
     def __init__(self, networks: Sequence[nn.Module], shape: tuple[int, ...]) -> None:
@@ -158,7 +159,7 @@ class _Branched:
         return copies
 
     def finish(self, name: str, joint: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.GraphModule:
-        """The network with the branches' logits and, from `inputs`, those of `joint`."""
+        """The network that returns the branches' logits and those of `joint`, which reads `inputs`."""
         device = next((p.device for p in self.traced.parameters()), torch.device("cpu"))
         self.traced.add_submodule(name, joint.to(device).train(self.traced.training))
         with self.traced.graph.inserting_before(self.output):
@@ -176,7 +177,7 @@ def _one_result(output: fx.Node) -> fx.Node:
 
 
 def _reached(start: fx.Node) -> list[fx.Node]:
-    """All nodes that depend on `start` but the output, in order."""
+    """All nodes that depend on `start`, in order, except the output."""
     found = {start}
     for node in start.graph.nodes:
         if node.op != "output" and not found.isdisjoint(node.all_input_nodes):
@@ -185,9 +186,11 @@ def _reached(start: fx.Node) -> list[fx.Node]:
 
 
 def _like(first: fx.GraphModule, other: fx.GraphModule, name: str) -> nn.Module:
-    """The other network's submodule. Raises ShoalError when it is of another shape."""
+    """The other network's submodule. Raises ShoalError when it has different shapes."""
     sizes = [{k: v.shape for k, v in traced.get_submodule(name).state_dict().items()}
              for traced in (first, other) if name in dict(traced.named_modules())]  # fmt: skip
     if len(sizes) < 2 or sizes[0] != sizes[1]:
-        raise ShoalError(f"found branches that differ at {name!r}; need networks of one kind; build them alike")
+        raise ShoalError(
+            f"found branches that differ at {name!r}; need networks of the same architecture; build them alike"
+        )
     return other.get_submodule(name)

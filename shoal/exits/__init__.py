@@ -1,4 +1,4 @@
-"""Networks with several classifiers: where they are, what each costs, and images that leave early."""
+"""Early exits: classifiers at intermediate depths, their cost, and inference in which images leave early."""
 
 from shoal.moved import forward
 

@@ -1,8 +1,8 @@
-"""What each classifier of a network is worth for its multiply-adds, from evidence that was collected once.
+"""Accuracy against cost for every classifier of a network, from logits that were computed once.
 
-Anytime: each exit's or width's accuracy against what it costs. Budgeted: images leave at the first exit that is sure
-enough, and thresholds from the validation split keep the average within a budget (Huang et al., MSDNet, ICLR'18,
-section 3; the family of exit shares is that of its public code).
+Anytime: the accuracy of each exit or width against its multiply-adds. Budgeted: each image leaves at the first exit
+that is confident enough, with thresholds from the validation split that keep the average cost within a budget (Huang et
+al., MSDNet, ICLR'18, section 3). The fractions of images per exit follow the geometric family of MSDNet's public code.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from shoal.exits.thresholds import Goal
 from shoal.surgery.tracing import count, trace
 
 FAMILY = tuple(step / 20 for step in range(1, 40))
-"""Ratios of the geometric family: below 1 most images leave early, above 1 late."""
+"""Ratios of the geometric family. Below 1, most images leave at early exits; above 1, at late exits."""
 
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-adds of convolutions and linear layers for one image, for each classifier, weak to strong.
+    """Multiply-adds of convolutions and linear layers for one image, one entry per classifier, weakest first.
 
-    `alone`: those of its logits and no others. `in_order`: those after all weaker classifiers have run, too; an exit
-    goes on from where the last one stopped, a width begins anew.
+    `alone` counts what one classifier needs by itself. `in_order` also counts all weaker classifiers: an exit continues
+    from the features of the exit before it, whereas each width starts again from the image.
     """
 
     alone: tuple[int, ...]
@@ -41,7 +41,7 @@ class Macs:
 
 
 def macs(model: nn.Module, shape: tuple[int, ...]) -> Macs:
-    """Count every classifier of `model` for images of `shape` [C, H, W]; exact."""
+    """Count the multiply-adds of every classifier of `model` for images of `shape` [C, H, W]."""
     if isinstance(model, Slimmable):
         alone = tuple(multiply_adds(count(narrowed(model, i, shape), shape)) for i in range(len(model.widths)))
         return Macs(alone, tuple(accumulate(alone)))
@@ -50,17 +50,21 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> Macs:
 
 
 def geometric_shares(ratios: Tensor, exits: int) -> Floats:
-    """[P, exits] from `ratios` [P]: the share of images that leaves at exit k, proportional to ratio^k."""
+    """Fractions of images per exit [P, exits] (float64) from `ratios` [P].
+
+    The fraction at exit k (counted from 1) is proportional to ratio^k.
+    """
     powers = ratios.double()[:, None] ** torch.arange(1, exits + 1, dtype=torch.float64)
     found: Floats = (powers / powers.sum(1, keepdim=True)).numpy()
     return found
 
 
 def thresholds(confidence: Floats, shares: Floats) -> Floats:
-    """[P, exits] confidences at or above which images leave, from `confidence` [N, exits] and `shares` [P, exits].
+    """Thresholds [P, exits] for `confidence` [N, exits] and wanted fractions `shares` [P, exits]; float64.
 
-    At each exit the surest of the images that are left go, floor(N times its share) of them, and all whose confidence
-    ties with the last of these. No image leaves at an exit whose share is less than one image; all leave at the last.
+    An image leaves where its confidence is at least the threshold. At each exit, the floor(N * share) most confident of
+    the remaining images leave, and so do images whose confidence equals the lowest of these. If a share is less than
+    one image, no image leaves there. All remaining images leave at the last exit.
     """
     count, exits = confidence.shape
     wanted = np.floor(count * shares).astype(np.int64)
@@ -77,15 +81,19 @@ def thresholds(confidence: Floats, shares: Floats) -> Floats:
 
 
 def strict(limits: Floats) -> Floats:
-    """Thresholds above which images leave that have a confidence of at least `limits`, in which `Evidence` counts."""
+    """The next smaller floats, because `Evidence` compares by ``>``.
+
+    ``confidence > strict(limits)`` means ``confidence >= limits``.
+    """
     return np.nextafter(limits, -np.inf)
 
 
 @dataclass(frozen=True)
 class Budgeted:
-    """One choice of thresholds, and its results on the validation split, by which it was chosen, and the test split.
+    """Thresholds chosen on the validation split, with their results on the validation and the test split.
 
-    `macs` are averages an image; `shares` are the parts of the test images that leave at each exit.
+    `validation_macs` and `macs` are averages per image, accuracies are in percent, and `shares` are the fractions of
+    test images that leave at each exit.
     """
 
     thresholds: tuple[float, ...]
@@ -97,7 +105,10 @@ class Budgeted:
 
 
 def budgeted(validation: Evidence, test: Evidence, in_order: Sequence[int], shares: Floats) -> list[Budgeted]:
-    """Thresholds from `validation` for each row of `shares` [P, exits], applied to `test`."""
+    """For each row of `shares` [P, exits], choose thresholds on `validation` and apply them to `test`.
+
+    `in_order` are the multiply-adds of an image that leaves at each exit.
+    """
     return _applied(thresholds(validation.confidence, shares), validation, test, in_order)
 
 
@@ -112,13 +123,13 @@ def _applied(limits: Floats, validation: Evidence, test: Evidence, in_order: Seq
 
 
 def within(budget: float, validation: Evidence, test: Evidence, in_order: Sequence[int]) -> Budgeted:
-    """Of a fine geometric family, the thresholds with most validation accuracy at `budget` multiply-adds or fewer.
+    """The thresholds with the highest validation accuracy whose average cost on `validation` is at most `budget`.
 
-    `budget` is an average an image on the validation split; of equal accuracies the one that spends least is taken.
-    Raises ShoalError below the first exit's cost.
+    `budget` is in multiply-adds per image. The candidates are a fine geometric family; among equal accuracies the
+    cheapest wins. Raises ShoalError when the budget is below the cost of the first exit.
     """
     if not in_order[0] <= budget < math.inf:
-        raise ShoalError(f"found a budget of {budget:,.0f} MACs; need {in_order[0]:,}, the first exit's, or more")
+        raise ShoalError(f"found a budget of {budget:,.0f} MACs; need {in_order[0]:,} or more to reach an exit")
     exits = len(in_order)
     at_once = np.eye(1, exits)  # all leave at the first exit
     shares = np.concatenate([at_once, geometric_shares(torch.logspace(-3, 3, 241), exits)])
@@ -131,7 +142,7 @@ def within(budget: float, validation: Evidence, test: Evidence, in_order: Sequen
 
 
 class AnytimeRow(TypedDict):
-    """One classifier: test accuracy in percent, and multiply-adds alone and with all weaker ones."""
+    """One classifier: test accuracy in percent, and multiply-adds alone and including all weaker classifiers."""
 
     name: str
     accuracy: float
@@ -140,6 +151,6 @@ class AnytimeRow(TypedDict):
 
 
 def anytime_rows(names: Sequence[str], found: Evidence, cost: Macs) -> list[AnytimeRow]:
-    """A row for each classifier: its name, accuracy in percent, and multiply-adds alone and in order."""
+    """One row per classifier: name, accuracy in percent, multiply-adds alone and in order."""
     columns = zip(names, found.accuracies, cost.alone, cost.in_order, strict=True)
     return [AnytimeRow(name=n, accuracy=a, macs=alone, macs_in_order=order) for n, a, alone, order in columns]

@@ -1,9 +1,9 @@
 """Classifiers with attention and alignment (*Self-Distillation*, TPAMI'21, section 3.2 and Fig. 3).
 
-Layers are those of the authors' public code, which the figure does not show in full: a separable convolution is two
-depthwise-pointwise pairs, and the mask has all channels. Features are pooled to one value a channel, whatever the
-image size, and lie as the result of the submodule ``exits.<site>.features``; those of the final classifier as that of
-``exits.final.features``.
+The figure does not show every layer, so the layers follow the authors' public code: a separable convolution is two
+depthwise-pointwise pairs, and the attention mask covers all channels. Features are average-pooled to one value per
+channel, for any image size. They are the output of the submodule ``exits.<site>.features``, and for the final
+classifier of ``exits.final.features``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shoal.surgery.normal_form import edit, normalise
 from shoal.surgery.sites import relu_sites
 
 FINAL = PREFIX + "final"
-"""Where the final classifier's features are; its own layers keep the names that they have."""
+"""Prefix of the final classifier's features. Its own layers keep their names."""
 
 
 class SepConv(nn.Module):
-    """Two depthwise-pointwise pairs, the first with stride 2: (N, c_in, H, W) -> (N, c_out, ceil(H/2), ceil(W/2))."""
+    """Two depthwise-pointwise pairs, the first with stride 2: [N, c_in, H, W] -> [N, c_out, ceil(H/2), ceil(W/2)]."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -40,12 +40,13 @@ class SepConv(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [N, c_in, H, W] to [N, c_out, ceil(H/2), ceil(W/2)]."""
         x = self.relu1(self.bn1(self.pointwise1(self.depthwise1(x))))
         return self.relu2(self.bn2(self.pointwise2(self.depthwise2(x))))
 
 
 class Attention(nn.Module):
-    """Features [N, C, H, W] times a mask in (0, 1) that is learned at half their resolution."""
+    """Multiplies features [N, C, H, W] by a mask in (0, 1) of the same shape, learned at half the resolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,14 +55,15 @@ class Attention(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape."""
         mask = self.relu(self.bn(self.conv(x)))
         return x * torch.sigmoid(F.interpolate(mask, size=x.shape[2:], mode="bilinear", align_corners=False))
 
 
 class AlignedExit(nn.Module):
-    """Attention (if asked for), an alignment net, the pooled features and one linear layer.
+    """Optional attention, an alignment network, average pooling, and one linear layer: [N, C, H, W] -> [N, classes].
 
-    `channels` are those of the input and after each separable convolution: (N, channels[0], H, W) -> (N, classes).
+    `channels` lists the channels of the input, C, and after each separable convolution.
     """
 
     def __init__(self, channels: Sequence[int], classes: int, *, attention: bool = True) -> None:
@@ -76,13 +78,15 @@ class AlignedExit(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] for features [N, C, H, W]."""
         return self.fc(self.features(self.pool(self.align(self.attention(x)))))
 
 
 def alignment(channels: int, halvings: int, features: int) -> tuple[int, ...]:
-    """Channels before and after each of the alignment net's convolutions, one a halving and at least one.
+    """Channels before and after each convolution of the alignment network: one convolution per halving, at least one.
 
-    Each doubles the channels, the last one gives as many as the final classifier has features.
+    Each convolution doubles the channels, up to `features`; the last one always has `features`, as the final
+    classifier.
     """
     steps = max(1, halvings)
     return (channels, *(min(features, channels << i) for i in range(1, steps)), features)
@@ -93,8 +97,9 @@ def add_aligned_exits(
 ) -> fx.GraphModule:
     """A copy of `model` with an aligned classifier after each named submodule, for images of `shape` [C, H, W].
 
-    Its forward gives logits weak to strong. Without `attention`, exits have operations that private inference has.
-    Raises ShoalError when a name has no feature map, when the model does not end in a linear layer, and for clouds.
+    Its forward pass returns the logits of all classifiers, weakest first. Without `attention`, the exits use only
+    operations that private inference supports. Raises ShoalError when a name has no feature map, when the model does
+    not end in a linear layer, and for point clouds.
     """
     check_grid(shape)
     marked = edit(model, mark_features)
@@ -109,7 +114,7 @@ def add_aligned_exits(
 
 
 def feature_taps(model: nn.Module) -> tuple[str, ...]:
-    """Submodules whose results are the features [N, D] of each classifier, weak to strong.
+    """Names of the submodules that output each classifier's features [N, D], weakest first.
 
     Raises ShoalError for a model without aligned exits.
     """
@@ -117,14 +122,15 @@ def feature_taps(model: nn.Module) -> tuple[str, ...]:
     called = (str(node.target) for node in traced.graph.nodes if node.op == "call_module")
     taps = [name for name in called if name.startswith(PREFIX) and name.endswith(".features")]
     if len(taps) < 2:
-        raise ShoalError("found no aligned exits; need them for a feature loss; add_aligned_exits first")
+        raise ShoalError("found no aligned exits; need them for a feature loss; call add_aligned_exits first")
     return (*(name for name in taps if not name.startswith(f"{FINAL}.")), f"{FINAL}.features")
 
 
 def add_adapters(model: nn.Module, taps: Sequence[str]) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """A copy of `model` with a linear layer on the features at each of `taps`, whose results are taps alone.
+    """A copy of `model` with a linear layer on the features at each of `taps`, and the names of these layers.
 
-    Returns also their names. The public code's feature loss trains such layers; `surgery.drop_unread` takes them away.
+    The layers' outputs are read only as taps, for the feature loss of the public code. `surgery.drop_unread` removes
+    them after training.
     """
     traced = normalise(model)
     device = next(traced.parameters()).device
@@ -150,19 +156,19 @@ def _result(traced: fx.GraphModule) -> fx.Node:
 
 
 def final_layer(traced: fx.GraphModule) -> nn.Linear:
-    """The linear layer that gives the last classifier's logits. Raises ShoalError where another operation does."""
+    """The linear layer that computes the last classifier's logits. Raises ShoalError when it is not a linear layer."""
     node = _result(traced)
     layer = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not isinstance(layer, nn.Linear):
         raise ShoalError(
-            f"found {node.name} as the model's last operation; need a linear layer, whose input are the features; "
+            f"found {node.name} as the model's last operation; need a linear layer, whose input is the features; "
             "use plain exits, or end forward with nn.Linear"
         )
     return layer
 
 
 def mark_features(traced: fx.GraphModule) -> None:
-    """Put a named identity before the final linear layer, for taps to read."""
+    """Insert a named identity before the final linear layer, so that a tap can read its input."""
     final_layer(traced)
     result = _result(traced)
     traced.add_submodule(f"{FINAL}.features", nn.Identity())

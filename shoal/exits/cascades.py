@@ -1,4 +1,4 @@
-"""A multi-exit network cut at its exits: stage i goes on from the tensors that stage i - 1 left, as far as exit i."""
+"""A network with exits split into stages: stage i continues from the tensors of stage i - 1 and computes exit i."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from shoal.surgery.tracing import graph_of, shapes
 
 
 class Cascade(nn.Module):
-    """The stages of a network with K exits, in eval mode; stage i gives ``(logits, *carried)``.
+    """The stages of a network with K exits, in eval mode. Each stage returns ``(logits, *carried)``.
 
-    Stage 0 reads images, every other one what the stage before carried, in order. `macs` [K] are the multiply-adds
-    for one image that leaves at exit i, those of all earlier exits and of linear layers among them; `alone` [K] those
-    of each exit without the earlier ones. `uncounted` names operations without a formula, which these leave out.
+    Stage 0 takes images; each later stage takes what the stage before carried, in the same order. `macs` [K] are the
+    multiply-adds (convolutions and linear layers) of an image that leaves at exit i, including all earlier exits;
+    `alone` [K] are those of each exit without the earlier ones. `uncounted` names operations whose multiply-adds cannot
+    be counted; both leave them out.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class Cascade(nn.Module):
 
     @property
     def full_macs(self) -> int:
-        """Multiply-adds of the strongest classifier alone."""
+        """Multiply-adds of the strongest classifier alone, for one image."""
         return self.alone[-1]
 
     def __len__(self) -> int:
         return len(self.stages)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits [N, classes] of every exit, weak to strong, for images [N, C, H, W]: no image leaves early."""
+        """Logits [N, classes] of every exit, weakest first, for images [N, C, H, W]. No image leaves early."""
         carried: tuple[Tensor, ...] = (x,)
         logits = []
         for stage in self.stages:
@@ -55,16 +56,19 @@ class Cascade(nn.Module):
         return tuple(logits)
 
     def compile_stages(self, backend: str = "inductor") -> None:
-        """Let torch.compile make each stage, in place, for batches of any size: compaction makes many sizes."""
+        """Compile each stage with torch.compile, in place.
+
+        Shapes are dynamic, because batches shrink when images leave.
+        """
         for stage in self.stages:
             stage.compile(backend=backend, dynamic=True)
 
 
 def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
-    """The stages of `model` for images of `shape` [C, H, W], with copies of its weights.
+    """Split `model` into stages for images of `shape` [C, H, W]; weights are copied.
 
-    The widths of a slimmable network are exits, too, each computed from the image. Raises ShoalError for a network
-    with one classifier, and for one that mixes images, which cannot leave one by one.
+    Each width of a slimmable network is an exit too, computed from the image. Raises ShoalError for a network with one
+    classifier, and for one that mixes the images of a batch, so that they cannot leave one by one.
     """
     model = with_own_layers(model, shape)
     traced = shapes(model, shape)
@@ -80,14 +84,14 @@ def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
 
 
 def with_own_layers(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """`model` itself, or where it is slimmable a network in which every width has layers of its own."""
+    """`model` itself; a slimmable network becomes one in which every width has its own layers."""
     if not isinstance(model, Slimmable):
         return model
     return _SideBySide([narrowed(model, i, shape) for i in range(len(model.widths))])
 
 
 def strongest(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """The full network, in eval mode: the last classifier of `model` alone, which dynamic inference competes with."""
+    """The last classifier of `model` alone, in eval mode: the baseline that early exits are compared with."""
     if isinstance(model, Slimmable):
         return narrowed(model, len(model.widths) - 1, shape).eval()
     return keep_exit(model, -1).eval()
@@ -103,7 +107,7 @@ class _SideBySide(nn.Module):
 
 
 def results_of(traced: fx.GraphModule) -> tuple[fx.Node, ...]:
-    """The nodes of every exit's logits, weak to strong."""
+    """The nodes of every exit's logits, weakest first."""
     result = next(n for n in traced.graph.nodes if n.op == "output").args[0]
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
@@ -121,9 +125,9 @@ def _cut(traced: fx.GraphModule, results: Sequence[fx.Node]) -> list[fx.GraphMod
 
 
 def _places(traced: fx.GraphModule, results: Sequence[fx.Node]) -> dict[fx.Node, int]:
-    """The stage of every node that computes something of an image: the first whose exit needs it.
+    """The stage of every node that depends on the images: the first stage whose exit needs it.
 
-    Sizes and constants have none: each stage works them out where it needs them.
+    Sizes and constants have no stage; each stage computes them where it needs them.
     """
     of_image: set[fx.Node] = set()
     for node in traced.graph.nodes:
@@ -135,14 +139,14 @@ def _places(traced: fx.GraphModule, results: Sequence[fx.Node]) -> dict[fx.Node,
         found = [*own, *(place[user] for user in node.users if user in place)]
         if found and node in of_image:
             place[node] = 0 if node.op == "placeholder" else min(found)
-    for node in traced.graph.nodes:  # the parts of a tuple belong where the tuple is made
+    for node in traced.graph.nodes:  # the items of a tuple belong to the stage that makes the tuple
         if node in place and "parts" in node.meta:
             place |= {user: place[node] for user in node.users if user in place and user.target is operator.getitem}
     return {n: i for n, i in place.items() if is_tensor(n)}
 
 
 def _crossing(traced: fx.GraphModule, place: dict[fx.Node, int], stage: int) -> list[fx.Node]:
-    """What later stages read of `stage` and those before it."""
+    """The nodes of `stage` and earlier ones that later stages read."""
     return [n for n, i in _ordered(traced, place) if i <= stage and any(p > stage for p in _readers(n, place))]
 
 
@@ -151,7 +155,7 @@ def _ordered(traced: fx.GraphModule, place: dict[fx.Node, int]) -> list[tuple[fx
 
 
 def _readers(node: fx.Node, place: dict[fx.Node, int]) -> set[int]:
-    """Stages that read `node`, also by way of its sizes."""
+    """The stages that read `node`, directly or through its sizes."""
     found: set[int] = set()
     for user in node.users:
         found |= {place[user]} if user in place else _readers(user, place)
@@ -159,7 +163,7 @@ def _readers(node: fx.Node, place: dict[fx.Node, int]) -> set[int]:
 
 
 class _Part:
-    """The graph of one stage while its nodes are copied."""
+    """The graph of one stage while its nodes are copied into it."""
 
     def __init__(self, traced: fx.GraphModule, place: dict[fx.Node, int], stage: int) -> None:
         self.traced, self.place, self.stage = traced, place, stage
@@ -173,7 +177,7 @@ class _Part:
             self.copies[node] = self.graph.placeholder(f"carried_{i}" if self.stage else "images")
 
     def finish(self, results: Sequence[fx.Node]) -> fx.GraphModule:
-        """The stage, which gives `results`."""
+        """The finished stage, which returns `results`."""
         for node, place in _ordered(self.traced, self.place):
             if place == self.stage and node.op != "placeholder":
                 self._copy(node)
@@ -193,14 +197,14 @@ class _Part:
 def _check_carried(node: fx.Node) -> None:
     if node.op != "placeholder" and ("parts" in node.meta or node.meta["batch"] != (1,)):
         raise ShoalError(
-            f"found at {node} a result that is no tensor of one row an image; need such tensors alone where an exit "
-            "divides the network; place the exit elsewhere"
+            f"found at {node} a value without one row per image; need only tensors with one row per image where an "
+            "exit splits the network; place the exit elsewhere"
         )
 
 
 @torch.no_grad()
 def _check_images_apart(made: Cascade, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError unless all results have one row an image, and an image's are the same beside another one."""
+    """Raise ShoalError unless each result has one row per image that does not depend on the other images."""
     device = next((p.device for p in made.parameters()), torch.device("cpu"))
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     both: tuple[Tensor, ...] = (images,)
@@ -210,7 +214,7 @@ def _check_images_apart(made: Cascade, shape: tuple[int, ...]) -> None:
         pairs = list(zip(both, one, strict=True))
         if any(len(b) != 2 or (b[:1] - a).abs().max() > 1e-3 * (1 + a.abs().max()) for b, a in pairs):
             raise ShoalError(
-                f"found that stage {i} mixes the images of a batch; need results of one row an image, each from its "
-                "image alone; rewrite that layer"
+                f"found that stage {i} mixes the images of a batch; need one row per image, computed from that image "
+                "alone; rewrite that layer"
             )
         both, one = both[1:], one[1:]

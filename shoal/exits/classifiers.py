@@ -1,4 +1,4 @@
-"""Classifiers at intermediate depths, and how to keep just one."""
+"""Classifiers at intermediate depths: attach them, count them, and keep just one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PREFIX = "exits."
 
 
 class Exit(nn.Module):
-    """A compilable classifier: 3x3 CONV-BN-ReLU with stride 2, global average pool, linear.
+    """A classifier for private inference: 3x3 CONV-BN-ReLU with stride 2, global average pool, linear layer.
 
-    The paper does not publish its auxiliary classifier's layers; this one has operations that private inference
-    has (convolution, average pool, linear) and one small ReLU site of its own.
+    The paper does not publish the layers of its auxiliary classifier. This one uses only operations that private
+    inference supports (convolution, average pool, linear) and adds one small ReLU site.
     """
 
     def __init__(self, channels: int, classes: int, relu: bool = True) -> None:
@@ -37,12 +37,12 @@ class Exit(nn.Module):
 
 
 def default_exit_point(model: nn.Module, shape: tuple[int, ...]) -> str:
-    """The last ReLU site before the final stage, for images of `shape` [C, H, W]: see `exit_site`."""
+    """The last ReLU site before the final stage, for images of `shape` [C, H, W]. Raises as `exit_site` does."""
     return exit_site(relu_sites(model, shape))
 
 
 def exit_site(sites: Sequence[ReluSite]) -> str:
-    """The last of `sites` before the final stage: where shallow puts its auxiliary classifier (Table 2).
+    """The last of `sites` before the final stage: the place of shallow's auxiliary classifier (Table 2).
 
     Raises ShoalError for a network with a single stage.
     """
@@ -53,7 +53,7 @@ def exit_site(sites: Sequence[ReluSite]) -> str:
 
 
 def check_grid(shape: Sequence[int]) -> None:
-    """Raise ShoalError for point clouds, where classifiers of 3x3 convolutions have no neighbours to join."""
+    """Raise ShoalError for point clouds: a 3x3 convolution needs neighbours on a grid, which points do not have."""
     if is_cloud(shape):
         raise ShoalError(
             f"found classifiers of 3x3 convolutions for clouds of {shape[1]} points; need ones that do not depend on "
@@ -64,9 +64,10 @@ def check_grid(shape: Sequence[int]) -> None:
 def add_exits(
     model: nn.Module, after: Sequence[str], classes: int, shape: tuple[int, ...], *, relu: bool = True
 ) -> fx.GraphModule:
-    """A copy of `model` with a classifier after each named ReLU site; its forward gives logits weak to strong.
+    """A copy of `model` with a classifier after each named ReLU site, for images of `shape` [C, H, W].
 
-    Raises ShoalError when a name is no ReLU site, and for point clouds.
+    Its forward pass returns the logits [N, classes] of all classifiers, weakest first. Raises ShoalError when a name is
+    not a ReLU site, and for point clouds.
     """
     check_grid(shape)
     return attach(model, after, shape, lambda site: Exit(site[0], classes, relu))
@@ -75,11 +76,12 @@ def add_exits(
 def attach(
     model: nn.Module, after: Sequence[str], shape: tuple[int, ...], make: Callable[[tuple[int, ...]], nn.Module]
 ) -> fx.GraphModule:
-    """A copy of `model` with the classifier that `make` gives for a shape [C, H, W] after each submodule named.
+    """A copy of `model` with a classifier after each named submodule, for images of `shape` [C, H, W].
 
-    Its forward gives logits weak to strong; a network's own classifiers keep their order, and stand where they leave
-    the way to the last one. Raises ShoalError when a name is no submodule's that forward calls, is there twice, or has
-    no feature map.
+    `make` builds a classifier from the shape [C, H, W] of its features. The forward pass returns all logits, weakest
+    first. Classifiers that the network already has keep their order; each is placed by the depth at which it branches
+    off the path to the last one. Raises ShoalError when a name is not a submodule that forward calls, is given twice,
+    or has no feature map.
     """
     traced = shapes(model, shape)
     traced.train(model.training)
@@ -105,11 +107,11 @@ def _check_sites(after: Sequence[str], calls: dict[str, fx.Node]) -> None:
     if missing or not after:
         raise ShoalError(f"found no site {missing or '(none named)'} for an exit; need a name that relu_sites gives")
     if len(set(after)) < len(after):
-        raise ShoalError(f"found a site twice in {list(after)}; need one exit a site; leave one out")
+        raise ShoalError(f"found a site twice in {list(after)}; need one exit per site; leave one out")
     odd = [name for name in after if len(calls[name].meta["shape"]) != 3]
     if odd:
         raise ShoalError(
-            f"found no feature map at {odd[0]!r} for an exit; need a submodule's [C, H, W]; name a ReLU site"
+            f"found no feature map at {odd[0]!r} for an exit; need a feature map [C, H, W]; name a ReLU site"
         )
 
 
@@ -119,7 +121,10 @@ def _results(output: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def _leaves(result: fx.Node, last: fx.Node, place: dict[fx.Node, int]) -> int:
-    """The place of the last node that both results are computed from; of the last result, after all."""
+    """The place of the last node that both results depend on, which is where `result` branches off the path to `last`.
+
+    The last result itself comes after all nodes.
+    """
     if result is last:
         return len(place)
     return max((place[node] for node in _sources(result) & _sources(last)), default=0)
@@ -136,13 +141,13 @@ def _sources(result: fx.Node) -> set[fx.Node]:
 
 
 def depth_order(model: nn.Module, after: Sequence[str]) -> tuple[str, ...]:
-    """The submodules `after` in the order in which forward calls them; unknown names last."""
+    """The submodules `after` in the order in which forward calls them. Unknown names come last."""
     called = list(module_calls(normalise(model)))
     return tuple(sorted(after, key=lambda name: called.index(name) if name in called else len(called)))
 
 
 def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
-    """A copy of `model` with only classifier `index` (0 the weakest, -1 the final one); the rest is removed.
+    """A copy of `model` with only classifier `index` (0 the weakest, -1 the final one); all others are removed.
 
     Raises ShoalError when there is no such classifier.
     """
@@ -158,15 +163,15 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
 
 
 def check_one_classifier(model: nn.Module, name: str) -> None:
-    """Raise ShoalError for a network, called `name`, that has several classifiers."""
+    """Raise ShoalError when `model`, called `name` in the message, has several classifiers."""
     found = count_exits(model)
     if found > 1:
         raise ShoalError(
-            f"found {found} classifiers in {name!r}; need a network with one; train all of its own at once with shoal "
+            f"found {found} classifiers in {name!r}; need a network with one; train all of them at once with shoal "
             "inplace"
         )
 
 
 def count_exits(model: nn.Module) -> int:
-    """How many classifiers the forward pass of `model` gives the logits of."""
+    """The number of classifiers whose logits the forward pass of `model` returns."""
     return len(_results(next(n for n in normalise(model).graph.nodes if n.op == "output")))

@@ -1,4 +1,4 @@
-"""What every exit says of every image of a split: all that thresholds need to be chosen and judged by."""
+"""Confidence and correctness of every exit for every image of a split: enough to choose and evaluate thresholds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy in percent, the mean price of an image, and the share of images that leave at each exit."""
+    """Accuracy in percent, mean price per image, and the fraction of images that leave at each exit."""
 
     accuracy: float
     price: float
@@ -32,9 +32,10 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """For N images and K exits, weak to strong: `confidence` [N, K], `right` [N, K] and `ensemble_right` [N].
+    """Results of K exits, weakest first, on N images: `confidence` [N, K], `right` [N, K], `ensemble_right` [N].
 
-    The ensemble is the mean of all exits' logits.
+    `right` and `ensemble_right` say whether the predicted class is correct. The ensemble is the mean of all exits'
+    logits.
     """
 
     confidence: Floats
@@ -43,7 +44,7 @@ class Evidence:
 
     @classmethod
     def of(cls, logits: Sequence[Tensor], labels: Tensor) -> Evidence:
-        """From the logits [N, classes] of K exits and labels [N] of one image or more."""
+        """Build the evidence from the logits [N, classes] of K exits and labels [N] (int64); N is at least 1."""
         mean = torch.stack([z.float() for z in logits]).mean(0)
         right = torch.stack([z.argmax(1) == labels for z in logits], 1)
         sure = torch.stack([confidence(z) for z in logits], 1)
@@ -51,7 +52,7 @@ class Evidence:
 
     @property
     def exits(self) -> int:
-        """K."""
+        """The number of exits, K."""
         return self.right.shape[1]
 
     @property
@@ -60,28 +61,34 @@ class Evidence:
         return tuple(100 * float(a) for a in self.right.mean(0))
 
     def last_right(self, ensemble: bool) -> Bools:
-        """Whether the answer [N] for an image that no exit is sure of is right."""
+        """For each image, whether the answer is right if no exit is confident enough: [N], bool.
+
+        The ensemble answers if `ensemble` is true, else the last exit.
+        """
         return self.ensemble_right if ensemble else self.right[:, -1]
 
     def outcome(self, thresholds: Sequence[float], prices: Sequence[float], ensemble: bool = False) -> Outcome:
-        """What `infer` with these thresholds comes to; leaving at exit i costs ``prices[i]``."""
+        """The outcome of `infer` with these thresholds, where an image that leaves at exit i costs ``prices[i]``.
+
+        Raises ShoalError when the thresholds do not fit the exits.
+        """
         check_thresholds(thresholds, self.exits, ensemble)
         accuracy, price = self.outcomes(np.array([thresholds], dtype=np.float64), prices, ensemble)
         return Outcome(float(accuracy[0]), float(price[0]), self.shares(thresholds))
 
     def shares(self, thresholds: Sequence[float] | Floats) -> tuple[float, ...]:
-        """The part of the images that leaves at each of the K exits, by thresholds [T] for the first T of them."""
+        """The fraction of images that leaves at each of the K exits, with `thresholds` [T] for the first T exits."""
         left = np.bincount(self.leaves_at(thresholds), minlength=self.exits)
         return tuple(float(share) for share in left / len(self.right))
 
     def leaves_at(self, thresholds: Sequence[float] | Floats) -> NDArray[np.int64]:
-        """The exit [N] at which each image leaves."""
+        """The index of the exit at which each image leaves: [N], int64."""
         sure = self.confidence[:, : len(thresholds)] > np.asarray(thresholds)
         first = np.where(sure.any(1), sure.argmax(1), self.exits - 1)
         return first.astype(np.int64)
 
     def outcomes(self, thresholds: Floats, prices: Sequence[float], ensemble: bool = False) -> tuple[Floats, Floats]:
-        """Accuracies [P] in percent and mean prices [P] of P rows of thresholds [P, T]."""
+        """Accuracies [P] in percent and mean prices [P] for P rows of thresholds [P, T]."""
         count = len(self.right)
         here = np.ones((len(thresholds), count), dtype=bool)
         hits, paid = np.zeros(len(thresholds)), np.zeros(len(thresholds))
@@ -96,7 +103,7 @@ class Evidence:
 
 
 def collect(network: nn.Module, data: Dataset, split: Split, settings: Settings, batch: int = 500) -> Evidence:
-    """The evidence of every exit of `network` on `split`."""
+    """Run `network` on `split` and return the evidence of all its exits. Raises ShoalError for an empty split."""
     return Evidence.of(stored_logits(network, data, split, settings, batch), split.labels.cpu())
 
 
@@ -106,10 +113,10 @@ def stored_logits(
 ) -> list[Tensor]:
     """Float32 logits [N, classes] on the CPU of every exit of `network`, in eval mode, for the images of `split`.
 
-    They are in order and not augmented. Raises ShoalError for an empty split.
+    Images are in order and not augmented. Raises ShoalError for an empty split.
     """
     if not len(split):
-        raise ShoalError("found an empty split; need images to judge by; hold some out (val=)")
+        raise ShoalError("found an empty split; need at least one image; hold some out (val=)")
     was_training = network.training
     network.to(settings.device).eval()
     parts: list[tuple[Tensor, ...]] = []
@@ -126,7 +133,7 @@ def stored_logits(
 def dynamic_outcome(
     network: Cascade, data: Dataset, split: Split, thresholds: Sequence[float], ensemble: bool, batch: int = 500
 ) -> Outcome:
-    """Accuracy, mean multiply-adds and shares of images by exit, by running dynamic inference on `split`."""
+    """Run dynamic inference on `split` and return its accuracy, mean multiply-adds, and fractions of images by exit."""
     hits, left = 0, torch.zeros(len(network), dtype=torch.int64)
     for i in range(0, len(split), batch):
         decided = infer(network, data.normalise(split.images[i : i + batch]), thresholds, ensemble=ensemble)

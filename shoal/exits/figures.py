@@ -1,4 +1,4 @@
-"""What each classifier of a network costs and is worth, and what all of them are worth together."""
+"""Costs and accuracies of every classifier of a network, and the accuracy of their ensembles."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from shoal.training.settings import Settings
 
 @dataclass(frozen=True)
 class ExitCosts:
-    """The cost of each of K classifiers for one image, weak to strong.
+    """The cost for one image of each of K classifiers, weakest first.
 
-    `alone`: of what its logits are computed from and nothing else (MSDNet's finer scales at an exit's depth count from
-    the next exit on). `in_order`: when all weaker ones have been asked before.
+    `alone` counts only what the classifier's logits depend on. (In MSDNet, the finer scales at an exit's depth are
+    first counted with the next exit.) `in_order` also counts all weaker classifiers.
     """
 
     alone: tuple[Cost, ...]
@@ -32,37 +32,37 @@ class ExitCosts:
 
     @property
     def macs(self) -> tuple[int, ...]:
-        """Multiply-adds of each alone, of convolutions and linear layers."""
+        """Multiply-adds of convolutions and linear layers, for each classifier alone."""
         return tuple(multiply_adds(total) for total in self.alone)
 
     @property
     def macs_in_order(self) -> tuple[int, ...]:
-        """Multiply-adds up to each, of convolutions and linear layers."""
+        """Multiply-adds of convolutions and linear layers, for each classifier and all weaker ones."""
         return tuple(multiply_adds(total) for total in self.in_order)
 
 
 def exit_costs(graph: Graph) -> ExitCosts:
-    """Count every output of `graph`."""
+    """Count the costs of every output of `graph`."""
     ends = range(1, len(graph.outputs) + 1)
     return ExitCosts(tuple(_cut(graph, end - 1, end) for end in ends), tuple(_cut(graph, 0, end) for end in ends))
 
 
 def multiply_adds(total: Cost) -> int:
-    """Those of convolutions and linear layers."""
+    """Multiply-adds of convolutions and linear layers in `total`."""
     return total.macs + total.linear_macs
 
 
 def _cut(graph: Graph, first: int, end: int) -> Cost:
-    """The cost of what outputs `first` to `end` - 1 need."""
+    """The cost of the nodes that outputs `first` to `end` - 1 depend on."""
     cut = replace(graph, outputs=graph.outputs[first:end])
     names = live(cut)
     return cost(cut.with_nodes([node for node in graph.nodes if node.name in names], graph.weights))
 
 
 class Ensembles(nn.Module):
-    """A network's classifiers and two ensembles of them, as further classifiers at the end.
+    """A network's classifiers, followed by two ensembles of them as further classifiers.
 
-    They are the mean of the logits, and the logarithm of the mean of the softmax outputs.
+    The ensembles are the mean of the logits, and the logarithm of the mean softmax output.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -70,21 +70,24 @@ class Ensembles(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits [N, classes] of each classifier, weak to strong, then those of both ensembles."""
+        """Logits [N, classes] of each classifier, weakest first, then of both ensembles, for images [N, C, H, W]."""
         logits = forward(self.model, x).logits
         stacked = torch.stack(logits).float()
         return (*logits, stacked.mean(0), torch.log_softmax(stacked, 2).logsumexp(0) - math.log(len(logits)))
 
 
 class Exits(TypedDict):
-    """Every classifier of one network, weak to strong, and both ensembles' accuracy in percent, by name."""
+    """Figures of every classifier of one network, weakest first, and the accuracy of both ensembles in percent."""
 
     exits: list[ExitRow]
     ensemble: dict[str, float]
 
 
 def exit_figures(model: nn.Module, data: Dataset, split: Split, settings: Settings) -> Exits:
-    """Figures of every classifier of `model` on `split`, weak to strong, and both ensembles' accuracy in percent."""
+    """Figures of every classifier of `model` on `split`, weakest first, and of both ensembles.
+
+    The ensembles have accuracies only, in percent.
+    """
     *own, logits, softmax = evaluate(Ensembles(model).train(model.training), data, split, settings)
     costs = exit_costs(trace(model, data.shape))
     columns = zip(own, costs.alone, costs.macs, costs.macs_in_order, strict=True)

@@ -1,4 +1,4 @@
-"""A genetic algorithm over binary genes, as *Self-Distillation* searches thresholds with (Algorithm 2)."""
+"""A genetic algorithm over binary genes: the threshold search of *Self-Distillation* (Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Genetic:
-    """Everything that Algorithm 2 leaves open; the paper gives none of these numbers.
+    """Options of the algorithm. The paper gives none of these numbers.
 
-    A number is of `bits` bits, from 0 to 1 in steps of 1 / (2^bits - 1). Each of `generations` keeps the
-    `elite` fittest of `population` and fills the rest with children of parents that are each the fittest of
-    `tournament` drawn at random; with probability `crossover` a child takes every bit from either parent, else all
-    from one; each bit flips with probability `mutation` (None: 1 / number of bits of all thresholds).
+    Each number in [0, 1] is coded by `bits` bits, in steps of 1 / (2^bits - 1). Each of `generations` keeps the `elite`
+    fittest of `population` and fills the rest with children. Each parent is the fittest of `tournament` individuals
+    drawn at random. With probability `crossover`, a child takes each bit from either parent at random, else all bits
+    from one parent. Each bit flips with probability `mutation` (None: 1 / number of bits of all thresholds).
     """
 
     population: int = 64
@@ -33,7 +33,7 @@ class Genetic:
     elite: int = 2
 
     def __post_init__(self) -> None:
-        """Raise ShoalError for numbers without a meaning."""
+        """Raise ShoalError for values out of range."""
         whole = {k: getattr(self, k) for k in ("population", "generations", "bits", "tournament")}
         bad = [k for k, v in whole.items() if v < 1]
         rates = {"crossover": self.crossover, "mutation": self.mutation or 0.0}
@@ -48,13 +48,13 @@ class Genetic:
 
 
 def decode(genes: Genes, bits: int) -> Values:
-    """Numbers [P, T] in [0, 1] of genes [P, T * bits], each number's highest bit first."""
+    """Decode genes [P, T * bits] (bool) to numbers [P, T] in [0, 1]; the highest bit of each number comes first."""
     powers = 2.0 ** np.arange(bits - 1, -1, -1)
     return genes.reshape(len(genes), -1, bits) @ powers / (2.0**bits - 1)
 
 
 def search(fitness: Callable[[Values], Values], count: int, options: Genetic, seed: int) -> Values:
-    """The fittest `count` numbers [T] in [0, 1] that occurred; `fitness` gives [P] for numbers [P, T]."""
+    """The fittest `count` numbers [T] in [0, 1] that were tried. `fitness` maps numbers [P, T] to fitness [P]."""
     rng = np.random.default_rng(seed)
     genes = rng.random((options.population, count * options.bits)) < 0.5
     scores = fitness(decode(genes, options.bits))
@@ -68,7 +68,7 @@ def search(fitness: Callable[[Values], Values], count: int, options: Genetic, se
 
 
 def _children(genes: Genes, scores: Values, options: Genetic, rng: np.random.Generator) -> Genes:
-    """The next generation but its elite: tournament selection, uniform crossover, flips."""
+    """The next generation without its elite: tournament selection, uniform crossover, bit flips."""
     count, length = len(genes) - options.elite, genes.shape[1]
     drawn = rng.integers(len(genes), size=(2, count, options.tournament))
     won = np.take_along_axis(drawn, scores[drawn].argmax(2)[..., None], 2)[..., 0]

@@ -1,6 +1,7 @@
-"""Dynamic inference: every image leaves at the first exit that is sure of it (*Self-Distillation*, Algorithm 1).
+"""Dynamic inference: each image leaves at the first exit that is confident of it (*Self-Distillation*, Algorithm 1).
 
-Images leave one by one: those that are left go on as a smaller batch, so a batch costs what its images cost.
+Images leave one by one, and the remaining images continue as a smaller batch. The cost of a batch is therefore the sum
+of the costs of its images.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from shoal.exits.cascades import Cascade
 
 @dataclass(frozen=True)
 class Decisions:
-    """What a batch of N images came to: `logits` [N, classes], and the exit [N] (int64) at which each left.
+    """The result for a batch of N images: `logits` [N, classes] and the exit [N] (int64) at which each image left.
 
-    An image that no exit was sure of has the number of the last exit, whether that one or the ensemble answers.
+    An image of which no exit was confident has the index of the last exit, whether that exit or the ensemble answers.
     """
 
     logits: Tensor
     exits: Tensor
 
     def average(self, prices: Sequence[float]) -> float:
-        """The mean price of an image, where leaving at exit i costs ``prices[i]`` (multiply-adds or seconds)."""
+        """The mean price per image, where leaving at exit i costs ``prices[i]`` (multiply-adds or seconds)."""
         return float(torch.tensor(prices, dtype=torch.float64)[self.exits.cpu()].mean())
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """The largest softmax probability [N], in float32, of logits [N, classes]."""
+    """The largest softmax probability [N] (float32) of logits [N, classes]."""
     return F.softmax(logits.float(), 1).amax(1)
 
 
 def check_thresholds(thresholds: Sequence[float], exits: int, ensemble: bool) -> None:
-    """Raise ShoalError unless there is one number in [0, 1] for each exit that may be sure.
+    """Raise ShoalError unless there is one number in [0, 1] for each exit that needs a threshold.
 
-    These are all exits but the last, which answers anyway, and with `ensemble` the last one, too.
+    The last exit needs none, because it answers in any case; with `ensemble` it needs one, too.
     """
     need = exits if ensemble else exits - 1
     if len(thresholds) != need or not all(0 <= t <= 1 for t in thresholds):
@@ -53,9 +54,9 @@ def check_thresholds(thresholds: Sequence[float], exits: int, ensemble: bool) ->
 def infer(network: Cascade, images: Tensor, thresholds: Sequence[float], *, ensemble: bool = False) -> Decisions:
     """Classify images [N, C, H, W]: each leaves at the first exit whose confidence is above its threshold.
 
-    `thresholds` [K - 1] are for all of the K exits but the last; with `ensemble` [K] for all, and where none is sure
-    the mean of all exits' logits answers. No stage computes an image that has left. Raises ShoalError for thresholds
-    that do not fit and for an empty batch.
+    `thresholds` has one entry for each exit except the last [K - 1]. With `ensemble`, it has one for every exit [K],
+    and the mean of all exits' logits answers where no exit is confident. Stages do not compute images that have left.
+    Raises ShoalError for thresholds that do not fit the exits and for an empty batch.
     """
     check_thresholds(thresholds, len(network), ensemble)
     if not len(images):
@@ -74,7 +75,7 @@ def infer(network: Cascade, images: Tensor, thresholds: Sequence[float], *, ense
 
 
 class _Batch:
-    """The images that have not left: their places in the whole batch, and what the next stage reads of them."""
+    """The images that have not left: their positions in the whole batch, and the tensors that the next stage reads."""
 
     def __init__(self, images: Tensor) -> None:
         self.place = torch.arange(len(images), device=images.device)
@@ -83,7 +84,10 @@ class _Batch:
         self.logits: Tensor | None = None
 
     def release(self, sure: Tensor, z: Tensor, exit: int) -> None:
-        """Let the images leave at `exit` that `sure` [M] (bool) says, with their rows of logits `z` [M, classes]."""
+        """Record exit and logits of the images that leave, and drop them.
+
+        `sure` [M] (bool) marks them among the M images left; `z` [M, classes] are the logits at `exit`.
+        """
         leaving = int(sure.sum())
         if leaving == len(self.exits):  # the whole batch at once, as a batch of one always does
             self.logits, self.exits, self.place = z, torch.full_like(self.exits, exit), self.place[:0]
@@ -97,6 +101,6 @@ class _Batch:
             self.carried, self.seen = [t[kept] for t in self.carried], [t[kept] for t in self.seen]
 
     def decisions(self) -> Decisions:
-        """All images' results, once none is left."""
+        """The results of all images, once all have left."""
         assert self.logits is not None
         return Decisions(self.logits, self.exits)

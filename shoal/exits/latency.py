@@ -1,4 +1,4 @@
-"""Seconds of an image, measured: several ways to classify the same images, in turns, and each stage of a cascade."""
+"""Measured seconds per image: several ways to classify the same images, in turn, and the stages of a cascade."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Classify = Callable[[Tensor], object]
 
 
 def compare(ways: Mapping[str, Classify], images: Tensor, batch: int, rounds: int) -> dict[str, float]:
-    """Seconds an image of each way to classify `images` [N, C, H, W] in batches: medians over `rounds`.
+    """Seconds per image of each way to classify `images` [N, C, H, W] in batches: medians over `rounds`.
 
-    Ways take turns in every round, so that a busy moment hits all of them; one more round, at first, is not counted.
-    Images that fill no batch are left out. Raises ShoalError for fewer images than a batch.
+    The ways take turns in every round, so that other load on the machine affects all of them alike. One more round at
+    the start is not counted. Images that do not fill a batch are left out. Raises ShoalError for fewer images than a
+    batch, or fewer than one round.
     """
     batches = _batches(images, batch, rounds)
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -33,7 +34,7 @@ def compare(ways: Mapping[str, Classify], images: Tensor, batch: int, rounds: in
 
 
 def stage_seconds(network: Cascade, images: Tensor, batch: int, rounds: int) -> tuple[float, ...]:
-    """Seconds of an image up to each exit, when whole batches go on: medians over `rounds`, as `compare` takes them."""
+    """Seconds per image up to each exit when no image leaves: medians over `rounds`, measured as in `compare`."""
     batches = _batches(images, batch, rounds)
     taken: list[list[float]] = [[] for _ in network.stages]
     with torch.inference_mode():
@@ -81,6 +82,6 @@ def _seconds(device: torch.device, work: Callable[..., None], *arguments: Any) -
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done all that was asked of it; a CPU always has."""
+    """Wait until the device has finished all work that was queued. A CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

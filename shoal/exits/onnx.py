@@ -1,7 +1,7 @@
-"""Dynamic inference outside of Python: a network with exits as one ONNX file a stage, and JSON that chains them.
+"""Dynamic inference outside Python: one ONNX file for each stage of a network with exits, and JSON that links them.
 
-One file for the whole network would compute all exits for all images. Here the caller runs a stage, lets images leave,
-and runs the next stage on those that are left.
+A single file for the whole network would compute all exits for all images. Instead the caller runs a stage, lets images
+leave, and runs the next stage on the remaining images.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ FORMAT = "shoal-cascade-1"
 FILE = "cascade.json"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""The most by which a logit of the exported stages may differ."""
+"""Largest allowed difference between a logit of the exported stages and of the original ones."""
 
 
 def check_installed() -> None:
+    """Raise ShoalError unless the packages for ONNX export are installed."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ShoalError(f"found no {missing[0]}; need {', '.join(NEEDED)} for ONNX; pip install shoal[export]")
 
 
 def write_stages(network: Cascade, images: Tensor, out: Path) -> list[dict[str, Any]]:
-    """Write every stage, and say of each its file and the names of its inputs and outputs."""
+    """Write every stage to `out`; returns for each its file name and the names of its inputs and outputs.
+
+    `images` [N, C, H, W] are example inputs for the exporter.
+    """
     carried: tuple[Tensor, ...] = (images,)
     rows = []
     for i, stage in enumerate(network.stages):
@@ -56,7 +60,7 @@ def _write_onnx(
 ) -> None:
     images = torch.export.Dim("images", min=1)
     with warnings.catch_warnings():
-        # The exporter warns of its own deprecated calls, and that inputs share the number of images, as they are to.
+        # The exporter warns of its own deprecated calls, and that all inputs share one batch size, which is intended.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             stage,
@@ -72,7 +76,7 @@ def _write_onnx(
 
 
 class OnnxStage(nn.Module):
-    """One stage in onnxruntime, on the CPU: tensors in, tensors out, as the stage that it was made from."""
+    """One stage in onnxruntime on the CPU. It maps tensors to tensors, as the stage it was exported from."""
 
     def __init__(self, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
@@ -80,19 +84,19 @@ class OnnxStage(nn.Module):
 
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no common base but Exception
+        except Exception as error:  # onnxruntime's errors share no base class but Exception
             raise ShoalError(f"found no usable ONNX at {path} ({error}); need the file that shoal wrote") from error
         self.inputs, self.outputs = list(inputs), list(outputs)
 
     def forward(self, *carried: Tensor) -> tuple[Tensor, ...]:
-        """Logits and what the next stage reads."""
+        """The logits and the tensors that the next stage reads."""
         given = {name: np.ascontiguousarray(t.numpy()) for name, t in zip(self.inputs, carried, strict=True)}
         return tuple(torch.from_numpy(value) for value in self.session.run(self.outputs, given))
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote, for `dynamic.infer`: its stages in onnxruntime, thresholds, whether an ensemble answers."""
+    """An exported network for `infer`: its stages in onnxruntime, the thresholds, and whether an ensemble answers."""
 
     network: Cascade
     thresholds: tuple[float, ...]
@@ -100,16 +104,19 @@ class Exported:
 
 
 def load_exported(folder: Path) -> Exported:
-    """Open a folder that `export` wrote. Raises ShoalError when it is damaged, and without onnxruntime."""
+    """Open a folder that `shoal export` wrote. Raises ShoalError when it is damaged or onnxruntime is missing."""
     check_installed()
     body = read_json(folder / FILE)
     try:
         return open_stages(body, folder)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ShoalError(f"found {error!r} missing or odd in {folder / FILE}; need what shoal export wrote") from error
+        raise ShoalError(
+            f"found {error!r} missing or malformed in {folder / FILE}; need what shoal export wrote"
+        ) from error
 
 
 def open_stages(body: dict[str, Any], folder: Path) -> Exported:
+    """Build the stages in `folder` from the contents `body` of its JSON file. Raises ShoalError for another format."""
     if body["format"] != FORMAT:
         raise ShoalError(f"found format {body['format']!r} in {folder}; need {FORMAT!r}; export the run again")
     check_thresholds(body["thresholds"], len(body["stages"]), body["ensemble"])
@@ -120,7 +127,7 @@ def open_stages(body: dict[str, Any], folder: Path) -> Exported:
 
 @torch.no_grad()
 def largest_error(network: Cascade, exported: Exported, images: Tensor) -> float:
-    """The largest difference of a logit. Raises ShoalError above `TOLERANCE`."""
+    """The largest absolute difference between both networks' logits. Raises ShoalError above `TOLERANCE`."""
     pairs = zip(network(images), exported.network(images), strict=True)
     error = max(float((a - b).abs().max()) for a, b in pairs)
     if error > TOLERANCE:

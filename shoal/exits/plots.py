@@ -1,4 +1,4 @@
-"""Accuracy of exits against what they cost: images that leave early beside every exit alone, and pruned networks."""
+"""Plots of accuracy against cost: early exits beside every exit alone, and pruned networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from shoal.exits.records import Chosen, PruneRow, Pruning
 
 
 def plot_exits(body: Chosen, path: Path) -> None:
-    """Draw the content of `thresholds.json` as a PNG: test accuracy of thresholds and of single exits."""
+    """Draw the result of `shoal.jobs.exits.exits` as a PNG: test accuracy against average multiply-adds.
+
+    The curve's thresholds were chosen by validation accuracy.
+    """
     with drawing(path, (8.0, 5.4)) as (axes,):
         singles = [(row["macs"] / 1e6, row["accuracy"]) for row in body["exits"]]
         axes.plot(*zip(*singles, strict=True), "s--", color=ORANGE, label="one exit for all images")
@@ -22,16 +25,16 @@ def plot_exits(body: Chosen, path: Path) -> None:
             axes.plot(*zip(*line, strict=True), "-", color=BLUE, label="images leave early")
         chosen = body["test"]["macs"] / 1e6, body["test"]["accuracy"]
         axes.plot(*chosen, "*", markersize=15, color=INK, linestyle="none", label="chosen thresholds")
-        axes.set_xlabel("MACs an image on average, millions")
+        axes.set_xlabel("average MACs per image, millions")
         axes.set_ylabel("test accuracy, %")
         axes.margins(x=0.12, y=0.1)
         legend_below(axes)
 
 
 def plot_pruning(body: Pruning, path: Path) -> None:
-    """Draw the content of `pruning.json` as a PNG: test accuracy of every exit against weights left.
+    """Draw the result of `shoal.jobs.prune.prune_by_amounts` as a PNG: test accuracy of each exit against weights.
 
-    Where channels were cut, a second panel has each exit's own multiply-adds.
+    The weights are those that are not zero. If channels were cut, a second panel shows each exit's own multiply-adds.
     """
     cut = body["method"] == "channels"
     with drawing(path, (13.0 if cut else 8.0, 5.4), columns=2 if cut else 1) as (axes, *more):

@@ -1,4 +1,7 @@
-"""Where classifiers go: the schemes of *Self-Distillation* (TPAMI'21, sections 4.8 to 4.10), for any traced CNN."""
+"""Where classifiers are placed: the schemes of *Self-Distillation* (TPAMI'21, sections 4.8 to 4.10).
+
+They work for any traced CNN.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from shoal.surgery.sizes import is_tensor
 from shoal.surgery.traced import Traced
 
 COUNT = 3
-"""Shallow classifiers of the schemes that let one choose."""
+"""Default number of shallow classifiers, for schemes that allow a choice."""
 
 Names = list[str]
 
@@ -28,10 +31,10 @@ CHOSEN: dict[str, Callable[[Names, int], Names]] = {
     "shallow": lambda ends, count: ends[:count],
     "deep": lambda ends, count: ends[-1 - count : -1],
 }
-"""Schemes that place as many classifiers as are asked for."""
+"""Schemes with a chosen number of classifiers: functions of the blocks' ends and the number."""
 
 FIXED = ("downsample", "every-block", "every-layer")
-"""Schemes whose number of classifiers the network decides."""
+"""Schemes in which the network determines the number of classifiers."""
 
 SCHEMES = (*FIXED, *CHOSEN)
 
@@ -39,18 +42,22 @@ SCHEMES = (*FIXED, *CHOSEN)
 def exit_points(
     model: nn.Module, shape: tuple[int, ...], scheme: str = "downsample", count: int | None = None
 ) -> tuple[str, ...]:
-    """Submodules after which shallow classifiers go, in order, for images of `shape` [C, H, W].
+    """Submodules after which shallow classifiers are placed, in order, for images of `shape` [C, H, W].
 
-    ``downsample`` is before each change of resolution (the paper's), ``uniform`` after equal numbers of blocks,
-    ``shallow`` after the first and ``deep`` after the last `count` blocks (3 unless given), ``every-block`` and
-    ``every-layer`` (each ReLU) everywhere but at the end, where the final classifier is. A block ends with the module
-    that takes what its paths were joined to; where sums have none (pre-activation), with its last ReLU; in a network
-    without branches each ReLU is one. In networks for point clouds, whose end reads every block again, each sum is one.
+    ``downsample`` places them before each change of resolution (the paper's scheme), ``uniform`` after equal numbers of
+    blocks, ``shallow`` after the first and ``deep`` after the last `count` blocks (3 by default). ``every-block`` and
+    ``every-layer`` (each ReLU) place them everywhere except at the end, where the final classifier is.
+
+    A block ends with the module that takes the sum of its paths. If no module takes the sums (pre-activation), it ends
+    with its last ReLU. In a network without branches, each ReLU is a block. Networks for point clouds read every block
+    again at the end, so there each sum ends a block.
+
     Raises ShoalError for an unknown scheme, a `count` that the scheme does not use, and a network that is too short.
     """
     _check(scheme, count)
     traced = Traced(model, shape)
-    sites = [site for site in traced.sites if len(site.shape) == 3]  # gates' vectors are no feature maps
+    # Some ReLUs, as in gates, act on vectors instead of feature maps.
+    sites = [site for site in traced.sites if len(site.shape) == 3]
     ends = [site.name for site in sites] if scheme == "every-layer" else _block_ends(traced.normal, sites)
     points = _chosen(ends, scheme, COUNT if count is None else count) if scheme in CHOSEN else ends[:-1]
     if scheme == "downsample":
@@ -95,13 +102,13 @@ def _block_ends(traced: fx.GraphModule, sites: Sequence[ReluSite]) -> Names:
 
 
 def _after_sums(traced: fx.GraphModule) -> Names:
-    """The modules that take residual sums."""
+    """The modules that read residual sums."""
     users = [user for node in traced.graph.nodes if is_sum(node) for user in node.users]
     return [str(user.target) for user in users if user.op == "call_module"]
 
 
 def _cuts(traced: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that all later ones depend on alone: nothing behind them reads what was made before them."""
+    """Nodes through which all data passes: no later node reads anything computed before them."""
     nodes = [node for node in traced.graph.nodes if is_tensor(node) and node.op not in ("get_attr", "output")]
     position = {node: i for i, node in enumerate(nodes)}
     reach, cuts = 0, []

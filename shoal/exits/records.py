@@ -1,4 +1,4 @@
-"""What the files of a network with exits hold: `thresholds.json` and `pruning.json`."""
+"""The contents of the files that belong to a network with exits: `thresholds.json` and `pruning.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TypedDict
 
 
 class Worth(TypedDict):
-    """Accuracy in percent, mean multiply-adds of an image, and the fraction of images that leave at each exit."""
+    """Accuracy in percent, mean multiply-adds per image, and the fraction of images that leave at each exit."""
 
     accuracy: float
     macs: float
@@ -14,7 +14,7 @@ class Worth(TypedDict):
 
 
 class Single(TypedDict):
-    """One classifier for all images: test and validation accuracy in percent, and multiply-adds."""
+    """One classifier used for all images: test and validation accuracy in percent, and multiply-adds."""
 
     accuracy: float
     validation: float
@@ -22,7 +22,7 @@ class Single(TypedDict):
 
 
 class CurveRow(TypedDict):
-    """One choice of thresholds on the front of validation accuracy and mean multiply-adds."""
+    """One choice of thresholds on the Pareto front of validation accuracy and mean multiply-adds."""
 
     thresholds: list[float]
     validation: float
@@ -32,7 +32,10 @@ class CurveRow(TypedDict):
 
 
 class Chosen(TypedDict):
-    """`thresholds.json`: the thresholds, and what they are worth. `lost`: less accurate than the full network."""
+    """`thresholds.json`: the chosen thresholds and their results.
+
+    `lost` is true if their test accuracy is below that of the full network.
+    """
 
     thresholds: list[float]
     ensemble: bool
@@ -52,9 +55,9 @@ class Chosen(TypedDict):
 
 
 class PruneRow(TypedDict):
-    """What is left after pruning one amount: weights, counts, and accuracy in percent and MACs of every exit.
+    """A network after pruning by one amount: weights, counts, and accuracy in percent and MACs of every exit.
 
-    `of` is the number of weights before pruning; `whole` names layers that could not be cut.
+    `of` is the number of weights before pruning; `whole` names the layers that could not be cut.
     """
 
     amount: float
@@ -69,7 +72,7 @@ class PruneRow(TypedDict):
 
 
 class Pruning(TypedDict, total=False):
-    """`pruning.json`: a row for each amount, after one for the network as it was."""
+    """`pruning.json`: a row for the network before pruning, then one for each amount."""
 
     method: str
     source: str

@@ -1,7 +1,7 @@
-"""Thresholds of dynamic inference: what is wanted of them, and three searches for them.
+"""Thresholds of dynamic inference: the goal of a search, and three search methods.
 
-They are searched on validation images and reported on test images. Prices are what an image costs that leaves at each
-exit: multiply-adds, or seconds that have been measured.
+Thresholds are searched on validation images and reported on test images. The price of an exit is what an image costs
+that leaves there: multiply-adds, or measured seconds.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from shoal.pareto import front
 from shoal.storage.run import Run
 
 CELLS = 2**21
-"""The most combinations of thresholds that a grid holds: 17 MB for each array of them."""
+"""Largest number of combinations of thresholds in a grid; each array over the grid takes 17 MB."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What makes thresholds good, given accuracy in percent and the mean price of an image. Higher is better.
+    """The goal of a search, as a fitness of accuracy (percent) and mean price per image. Higher is better.
 
     `full` is the price of the strongest classifier alone, and `baseline` its accuracy in percent. With `budget` (a
-    price): the most accuracy at or below it. With `loss` (percentage points): the least price at an accuracy of at
-    least `baseline` - `loss`. With neither: the paper's fitness (*Self-Distillation*, eq. 7), the acceleration ratio
-    plus `beta` times the accuracy gained, in percentage points.
+    price): the highest accuracy at a mean price of at most `budget`. With `loss` (percentage points): the lowest price
+    at an accuracy of at least `baseline` - `loss`. With neither: the paper's fitness (*Self-Distillation*, eq. 7),
+    which is the acceleration ratio plus `beta` times the accuracy gained, in percentage points.
     """
 
     full: float
@@ -41,16 +41,16 @@ class Goal:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise ShoalError for two goals at once and for prices that are none."""
+        """Raise ShoalError for two goals at once and for prices that are not positive."""
         if self.budget is not None and self.loss is not None:
             raise ShoalError("found a budget and an allowed loss; need one goal; leave one of them out")
         if not self.full > 0 or (self.budget is not None and not self.budget > 0):
-            raise ShoalError(f"found a budget of {self.budget} and {self.full} in full; need positive prices")
+            raise ShoalError(f"found a budget of {self.budget} and a full price of {self.full}; need positive prices")
 
     def fitness(self, accuracy: Floats, price: Floats) -> Floats:
-        """Fitness of any number of outcomes, each above all that miss the budget or the accuracy.
+        """Fitness of outcomes of any shape. Outcomes that miss the budget or accuracy rank below all others.
 
-        Those that miss are negative, and the more so the further they are off, which leads a search back.
+        Their fitness is negative and falls with the distance from the goal, which leads a search back to it.
         """
         if self.budget is not None:
             return np.where(price <= self.budget * (1 + 1e-9), accuracy, -100 * price / self.budget)
@@ -60,12 +60,12 @@ class Goal:
         return self.full / price + self.beta * (accuracy - self.baseline)
 
     def fittest(self, accuracy: Floats, price: Floats) -> int:
-        """The position of the fittest of any number of outcomes, in a flat array; of equal ones the first."""
+        """The position in the flat array of the fittest outcome; the first one among equals."""
         return int(np.argmax(self.fitness(accuracy, price)))
 
 
 class Found(NamedTuple):
-    """Thresholds with what they come to on the images that they were searched on."""
+    """Thresholds, with their accuracy in percent, mean price and fitness on the images of the search."""
 
     thresholds: tuple[float, ...]
     accuracy: float
@@ -78,21 +78,22 @@ def search(
     prices: Sequence[float],
     goal: Goal,
     *,
-    method: str | None = None,
+    method: str | Genetic | None = None,
     ensemble: bool = False,
     seed: int = 0,
-    genetic: Genetic | None = None,
 ) -> Found:
-    """The best thresholds on `evidence` by one of `METHODS` (None: `usual_method`); leaving at exit i costs prices[i].
+    """Search the thresholds that are best for `goal` on `evidence`; an image that leaves at exit i costs `prices[i]`.
 
-    One for each exit but the last, and with `ensemble` for the last one, too. The methods that do not try everything
-    search among quantiles of each exit's confidences, most of which are close to 1 in a trained network. `seed` is of
-    no use to the grid, which is exact on its levels; `genetic` is of use to that method alone. Raises ShoalError for an
-    unknown method, and when no thresholds meet the goal.
+    Returns one threshold for each exit except the last; with `ensemble`, one for the last exit, too. `method` is one
+    of `METHODS`, or `Genetic` options for the genetic method; None selects `usual_method`. The grid is exact on its
+    levels and does not use `seed`. The other methods search among quantiles of each exit's confidences, because most
+    confidences of a trained network are close to 1.
+
+    Raises ShoalError for an unknown method, when the prices do not fit the exits, and when no thresholds meet the goal.
     """
     count = evidence.exits if ensemble else evidence.exits - 1
-    method = method or usual_method(count)
-    _check(evidence, prices, method, genetic)
+    method = usual_method(count) if method is None else method
+    _check(evidence, prices, method)
     ranked = np.sort(evidence.confidence[:, :count], axis=0)
 
     def fitness(shares: Floats) -> Floats:
@@ -100,36 +101,40 @@ def search(
 
     if method == "grid":
         best = Grid.of(evidence, prices, ensemble).best(goal)
-    elif method == "genetic":
-        best = _at(ranked, genetic_search(fitness, count, genetic or Genetic(), seed)[None])[0]
-    else:
+    elif method == "evolution":
         best = _at(ranked, _evolve(fitness, count, seed)[None])[0]
+    else:
+        options = method if isinstance(method, Genetic) else Genetic()
+        best = _at(ranked, genetic_search(fitness, count, options, seed)[None])[0]
     return _found(evidence, prices, goal, best, ensemble)
 
 
 def usual_method(count: int) -> str:
-    """The grid where it has 32 levels or more for each of `count` thresholds, else differential evolution."""
+    """The grid if it can have at least 32 levels for each of `count` thresholds, else differential evolution."""
     return "grid" if 32**count <= CELLS else "evolution"
 
 
 def _at(ranked: Floats, shares: Floats) -> Floats:
-    """Thresholds [P, T]: a share of 0 lets all images leave, 1 none, and others that part stay; `ranked` is [N, T]."""
+    """Thresholds [P, T] from shares in [0, 1] and sorted confidences `ranked` [N, T].
+
+    A share of 0 lets all images leave, a share of 1 lets none leave; otherwise that fraction of the images stays.
+    """
     places = np.ceil(shares * len(ranked)).astype(np.int64) - 1
     inner = np.take_along_axis(ranked, np.clip(places, 0, None), axis=0)
     return np.where(shares >= 1, 1.0, np.where(places < 0, 0.0, inner))
 
 
 METHODS = ("grid", "genetic", "evolution")
-"""All combinations of levels; Algorithm 2; scipy's differential evolution."""
+"""All combinations of levels; Algorithm 2 of the paper; scipy's differential evolution."""
 
 
-def _check(evidence: Evidence, prices: Sequence[float], method: str, genetic: Genetic | None) -> None:
-    if method not in METHODS:
+def _check(evidence: Evidence, prices: Sequence[float], method: str | Genetic) -> None:
+    if not isinstance(method, Genetic) and method not in METHODS:
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
-    if genetic is not None and method != "genetic":
-        raise ShoalError(f"found options of the genetic method with {method!r}; need that method; leave them out")
     if evidence.exits < 2 or len(prices) != evidence.exits or not all(p > 0 for p in prices):
-        raise ShoalError(f"found prices {list(prices)} for {evidence.exits} exits; need two exits, a price > 0 each")
+        raise ShoalError(
+            f"found prices {list(prices)} for {evidence.exits} exits; need two or more, each with a price > 0"
+        )
 
 
 def _found(evidence: Evidence, prices: Sequence[float], goal: Goal, best: Floats, ensemble: bool) -> Found:
@@ -137,8 +142,8 @@ def _found(evidence: Evidence, prices: Sequence[float], goal: Goal, best: Floats
     fitness = float(goal.fitness(accuracy, price)[0])
     if fitness < 0 and (goal.budget is not None or goal.loss is not None):
         raise ShoalError(
-            f"found no thresholds that meet the goal: the closest give {accuracy[0]:.2f} % at {price[0]:.4g} an image; "
-            f"need {_wanted(goal)}; allow more, or train longer"
+            f"found no thresholds that meet the goal: the closest give {accuracy[0]:.2f} % at {price[0]:.4g} per "
+            f"image; need {_wanted(goal)}; allow more, or train longer"
         )
     return Found(tuple(float(t) for t in best), float(accuracy[0]), float(price[0]), fitness)
 
@@ -150,8 +155,8 @@ def _wanted(goal: Goal) -> str:
 
 
 def _evolve(fitness: Callable[[Floats], Floats], count: int, seed: int) -> Floats:
-    """Differential evolution on [0, 1]^T, all of a generation at once."""
-    from scipy.optimize import differential_evolution  # here, because it takes a while to load
+    """Differential evolution on [0, 1]^T, which evaluates a whole generation at once."""
+    from scipy.optimize import differential_evolution  # imported here because it is slow to import
 
     result = differential_evolution(
         lambda columns: -fitness(columns.T),
@@ -168,9 +173,9 @@ def _evolve(fitness: Callable[[Floats], Floats], count: int, seed: int) -> Float
 
 
 class Grid(NamedTuple):
-    """Every combination of `levels` (one array of thresholds an exit), its accuracy in percent and mean price.
+    """All combinations of `levels` (an array of thresholds for each exit), with accuracy in percent and mean price.
 
-    `accuracy` and `price` have one axis an exit that may be sure.
+    `accuracy` and `price` have one axis for each exit that has a threshold.
     """
 
     levels: tuple[Floats, ...]
@@ -179,11 +184,11 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, evidence: Evidence, prices: Sequence[float], ensemble: bool, points: int | None = None) -> Grid:
-        """All combinations of `points` levels an exit (None: as many as `CELLS` allow, at most 512).
+        """All combinations of `points` levels per exit (None: as many as `CELLS` allows, at most 512).
 
-        Levels are quantiles of the exit's confidences, and 0 and 1. Each image falls into the cell of the levels
-        that its confidences pass; running sums over these cells give all combinations at once, exactly. Raises
-        ShoalError for more than `CELLS`.
+        The levels are quantiles of the exit's confidences, plus 0 and 1. Each image is counted in the cell of the
+        levels that its confidences exceed; cumulative sums over the cells then give all combinations exactly. Raises
+        ShoalError for fewer than two levels or more than `CELLS` combinations.
         """
         count = evidence.exits if ensemble else evidence.exits - 1
         points = points or min(512, int(CELLS ** (1 / count) + 1e-9))
@@ -205,19 +210,16 @@ class Grid(NamedTuple):
         return cls(levels, 100 * (hits + stayed[0]) / total, (paid + prices[-1] * stayed[1]) / total)
 
     def best(self, goal: Goal) -> Floats:
-        """The fittest thresholds [T]; of equals, the first in order."""
+        """The fittest thresholds [T]; the first ones among equals."""
         return self.at(goal.fittest(self.accuracy, self.price))
 
     def at(self, cell: int) -> Floats:
-        """The thresholds [T] of a cell, counted as in a flat array."""
+        """The thresholds [T] of a cell, given by its index in the flat array."""
         place = np.unravel_index(cell, self.accuracy.shape)
         return np.array([level[i] for level, i in zip(self.levels, place, strict=True)])
 
     def front(self) -> list[Found]:
-        """The combinations that no other one beats, by rising price: all that are cheaper are less accurate.
-
-        Their fitness is their accuracy.
-        """
+        """The Pareto front of accuracy and price, by rising price. Each one's fitness is its accuracy."""
         accuracy, price = self.accuracy.ravel(), self.price.ravel()
         return [
             Found(tuple(float(t) for t in self.at(c)), float(accuracy[c]), float(price[c]), float(accuracy[c]))
@@ -231,26 +233,26 @@ def _levels(confidence: Floats, points: int) -> Floats:
 
 
 def _histogram(passed: Sequence[np.ndarray], points: int, weight: np.ndarray) -> Floats:
-    """Sums of `weight` [N] over cells: along each axis, how many levels an image's confidence passes, 0 to `points`."""
+    """Sums of `weight` [N] over cells: each axis is the number of levels that a confidence exceeds, 0 to `points`."""
     shape = (points + 1,) * len(passed)
     cells = np.ravel_multi_index(tuple(passed), shape)
     return np.bincount(cells, weight, int(np.prod(shape))).astype(np.float64).reshape(shape)
 
 
 def _leaving(passed: Sequence[np.ndarray], points: int, weights: Sequence[np.ndarray]) -> list[Floats]:
-    """For all levels of the exits in `passed`: sums over the images that leave at the last of these."""
+    """Sums of each weight over the images that leave at the last exit in `passed`, for all levels of these exits."""
     sums = []
     for weight in weights:
         table = _histogram(passed, points, weight)
-        for axis in range(len(passed) - 1):  # not sure at earlier exits: passed no more than level g
+        for axis in range(len(passed) - 1):  # stays at earlier exits: exceeds at most g levels
             table = np.cumsum(table, axis).take(range(points), axis)
-        # sure here: passed more than g levels
+        # leaves here: exceeds more than g levels
         sums.append(np.flip(np.cumsum(np.flip(table, -1), -1), -1)[..., 1:])
     return sums
 
 
 def _staying(passed: Sequence[np.ndarray], points: int, weights: Sequence[np.ndarray]) -> list[Floats]:
-    """For all levels: sums over the images that no exit is sure of."""
+    """For all levels: sums of each weight over the images that leave at no exit."""
     sums = []
     for weight in weights:
         table = _histogram(passed, points, weight)
@@ -264,9 +266,9 @@ FILE = "thresholds.json"
 
 
 def read_thresholds(run: Run, count: int) -> tuple[tuple[float, ...], bool]:
-    """A run's thresholds for `count` exits, and whether the ensemble answers where none is sure.
+    """A run's thresholds for `count` exits, and whether the ensemble answers where no exit is confident.
 
-    Raises ShoalError when there are none or they do not fit.
+    Raises ShoalError when the run has no thresholds or they do not fit.
     """
     if not run.has(FILE):
         raise ShoalError(f"found no {FILE} in {run.folder}; need thresholds; search them with shoal exits")

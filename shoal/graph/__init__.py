@@ -1,4 +1,4 @@
-"""`Graph`, a network once it is trained: operations, counting, folding."""
+"""`Graph`, the form of a trained network: its operations, counting, and folding."""
 
 from shoal.moved import forward
 

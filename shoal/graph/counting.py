@@ -1,4 +1,4 @@
-"""What a graph costs: one table of formulas, exact integers; and protocol models in bytes, rounds and seconds."""
+"""Exact counts of a graph: ReLUs, multiply-adds, depth and parameters, by one formula per operation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.graph.ops import Node
 
 @dataclass(frozen=True)
 class Row:
-    """Cost of one node for one image. A MAC is one multiply-add; `values` is the number of result elements."""
+    """Counts of one node for one image. A MAC is one multiply-add; `shape` is that of the node's result."""
 
     name: str
     op: str
@@ -29,12 +29,9 @@ class Row:
 class Cost:
     """Exact counts for one image.
 
-    `macs` are those of convolutions (1x1 shortcuts included), the papers' convention; `linear_macs` those of linear
-    layers. `quadratics` are values that are squared, each a product of two secrets. `comparisons` are those of max
-    pools (`graph.max_pool`) and, two a value, of ReLU6, which the papers' ReLU counts leave out. `depth` is the number
-    of convolutions on the longest path, so shortcuts do not count. `params` counts every parameter once, those of
-    unknown operations too. `unknown` names operations without a formula: their other costs are missing from the totals
-    and never taken as zero silently.
+    `depth` is the number of convolutions on the longest path, so shortcuts do not count. `params` counts every
+    parameter once, including those of unknown operations. `unknown` names the operations without a formula; the totals
+    do not include their other costs, so a caller has to report them.
     """
 
     rows: tuple[Row, ...]
@@ -44,17 +41,17 @@ class Cost:
 
     @property
     def relus(self) -> int:
-        """ReLU operations."""
+        """ReLU operations, those of max pools and ReLU6 not included."""
         return sum(row.relus for row in self.rows)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of the convolutions."""
+        """Multiply-adds of the convolutions, 1x1 shortcuts included; the papers count these only."""
         return sum(row.macs for row in self.rows)
 
     @property
     def comparisons(self) -> int:
-        """Comparisons that are no ReLU of the network's: those of max pools and of ReLU6."""
+        """Comparisons of max pools (`graph.max_pool`) and of ReLU6 (two per value); papers' ReLU counts omit them."""
         return sum(row.comparisons for row in self.rows)
 
     @property
@@ -64,12 +61,12 @@ class Cost:
 
     @property
     def quadratics(self) -> int:
-        """Squares of values."""
+        """Values that are squared; in private inference each square is a product of two secret values."""
         return sum(row.quadratics for row in self.rows)
 
     @property
     def relu_layers(self) -> int:
-        """Layers with at least one ReLU: what rounds are paid for."""
+        """Layers with at least one ReLU; the number of communication rounds depends on it."""
         return sum(row.relus > 0 for row in self.rows)
 
 
@@ -114,13 +111,13 @@ COUNTERS: dict[str, Callable[[Graph, Node], dict[str, int]]] = {
     **dict.fromkeys(("input", "batch_norm", "affine", "add", "sub", "avg_pool2d", "mean"), _free),
     **dict.fromkeys(("flatten", "concat", "subsample", "take", "pad"), _free),
 }
-"""Operation -> formula. Additions, pools, moves and (folded) batch norms count nothing, as in the papers."""
+"""Operation -> formula. Additions, average pools, data movement and batch norms count as 0, as in the papers."""
 BUFFERS = ("mean", "var", "mask", "scale", "shift")
-"""Tensors of a node that are not its parameters."""
+"""Names of a node's tensors that do not count as parameters."""
 
 
 def cost(graph: Graph) -> Cost:
-    """Count `graph`, row by row."""
+    """The exact counts of `graph` for one image."""
     rows, unknown = [], []
     for node in graph.nodes:
         if node.op in COUNTERS:
@@ -131,13 +128,16 @@ def cost(graph: Graph) -> Cost:
 
 
 def _params(graph: Graph) -> int:
-    # By identity: a layer that is called twice is two nodes with one tensor.
+    # Count by identity, since a layer that is called twice is two nodes with the same tensor.
     trained = (w for k, w in graph.weights.items() if k.rpartition(".")[2] not in BUFFERS)
     return sum({id(w): w.numel() for w in trained}.values())
 
 
 def is_affine(graph: Graph, node: Node) -> bool:
-    """True for a batch norm that `fold` turned into a 1x1 depthwise convolution."""
+    """Whether `node` is a 1x1 depthwise convolution, the form that `fold` gives to a batch norm with no layer before.
+
+    `depth` does not count it.
+    """
     weight = graph.weights.get(f"{node.name}.weight")
     return node.op == "conv2d" and weight is not None and tuple(weight.shape[1:]) == (1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""Graph -> plain shallow graph: batch norms folded, dead ReLUs dropped, linear runs merged where exact and cheaper."""
+"""Simplifying a graph: folding batch norms, removing ReLUs without kept positions, merging convolutions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from shoal.graph.ops import Node
 
 
 def fold(graph: Graph) -> Graph:
-    """The same function (to 1e-4 in float32) in fewer, plain operations. Idempotent.
+    """A graph that computes the same (to 1e-4 in float32) in fewer and simpler operations. Idempotent.
 
-    Folds batch norms and constant factors into the layers beside them, turns those without any into per-channel
-    affine convolutions, drops ReLUs that keep nothing, and merges convolutions with nothing between them where that is
-    exact and does not raise the MACs. What follows the last ReLU becomes one linear layer where that has fewer.
+    Folds batch norms and constant factors into the neighbouring layers, or turns them into 1x1 depthwise convolutions
+    if there is no such layer. Removes ReLUs whose mask keeps no position. Merges two successive convolutions where that
+    is exact and does not increase the MACs. Replaces the layers after the last ReLU by one linear layer where that has
+    fewer MACs.
     """
     for step in (fold_batchnorm, drop_dead_relus, _merge_where_cheaper, merge_linear_tail):
         graph = step(graph)
@@ -29,7 +30,7 @@ def fold(graph: Graph) -> Graph:
 
 
 def _rewire(graph: Graph, gone: dict[str, str], changed: dict[str, Node], weights: dict[str, Tensor]) -> Graph:
-    """Remove the nodes in `gone` (readers get the node that it maps to) and exchange those in `changed`."""
+    """Remove the nodes in `gone`, whose readers then read the node that it maps to, and replace those in `changed`."""
 
     def final(name: str) -> str:
         while name in gone:
@@ -43,10 +44,11 @@ def _rewire(graph: Graph, gone: dict[str, str], changed: dict[str, Node], weight
 
 
 def fold_batchnorm(graph: Graph) -> Graph:
-    """Fold each batch norm, and each scale and shift by constants, into a layer beside it.
+    """Fold each batch norm and each affine node into a neighbouring layer.
 
-    That is the convolution or linear layer that alone feeds it; else, of flat features, the linear layers that read
-    it; else it becomes a 1x1 depthwise convolution.
+    It is folded into the convolution or linear layer before it, if nothing else reads that layer. Otherwise a node on
+    [C, H, W] becomes a 1x1 depthwise convolution, and a node on flat features is folded into the linear layers that
+    read it, or stays if other operations read it too.
     """
     folding = _Folding(graph)
     for node in graph.nodes:
@@ -56,7 +58,7 @@ def fold_batchnorm(graph: Graph) -> Graph:
 
 
 class _Folding:
-    """A graph while its batch norms are folded one after the other."""
+    """The state while the batch norms of a graph are folded one after the other."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.users = graph, graph.users()
@@ -65,7 +67,7 @@ class _Folding:
         self.weights = dict(graph.weights)
 
     def fold(self, node: Node) -> None:
-        """Fold one, which later ones may be folded into in turn."""
+        """Fold one node; a later node may be folded into the result."""
         scale, shift = affine(node, self.graph.parameters(node))
         before = node.inputs[0]
         layer = self._layer(before)
@@ -87,12 +89,12 @@ class _Folding:
 
 
 def affine(node: Node, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Scale and shift [C] of a batch norm in eval mode or of an affine node with parameters `p`, in float64."""
+    """Scale and shift, each float64 [C], of a batch norm in eval mode or of an affine node with parameters `p`."""
     one = torch.ones(node.shape[0], dtype=torch.float64, device=next(iter(p.values())).device)
     if node.op == "affine":
         flat = {k: v.double().reshape(-1) for k, v in p.items()}
         scale = one * flat.get("scale", one) * flat.get("weight", one)
-        # The constants' order is that of `Graph`: scale, weight, shift, bias.
+        # An affine node applies scale, weight, shift and bias in this order.
         return scale, 0 * one + flat.get("shift", 0 * one) + flat.get("bias", 0 * one)
     var, mean = p["var"].double(), p["mean"].double()
     scale = (var + node.attrs["eps"]).rsqrt() * p.get("weight", one).double()
@@ -125,7 +127,7 @@ def _as_conv(weights: dict[str, Tensor], node: Node, scale: Tensor, shift: Tenso
 
 
 def drop_dead_relus(graph: Graph) -> Graph:
-    """Remove ReLUs whose mask keeps nothing, and the masks of those that keep everything."""
+    """Remove ReLUs whose mask keeps no position, and masks that keep every position."""
     gone: dict[str, str] = {}
     weights = dict(graph.weights)
     for node in graph.nodes:
@@ -140,11 +142,12 @@ def drop_dead_relus(graph: Graph) -> Graph:
 
 
 def merge_convs(graph: Graph, first: str, second: str, *, allow_border_error: bool = False) -> Graph:
-    """Replace two convolutions with nothing between them by one of the same function.
+    """Replace the convolution `first` and its only reader, the convolution `second`, by one that computes the same.
 
-    Exact when the second has no zero padding (or is 1x1), because a merged kernel cannot reproduce zeros that the
-    second pads after the first one's bias and border. Strides are handled by dilating the second kernel. Raises
-    ShoalError when the merge is not exact, unless `allow_border_error`; then see `border_error`.
+    Exact only if `second` has no zero padding: one kernel cannot reproduce the zeros that `second` pads the result of
+    `first` with, since `first` would give other values there. Strides are handled by dilating the second kernel. Raises
+    ShoalError when the two nodes are not two such plain convolutions, and when the merge is not exact. With
+    `allow_border_error` an inexact merge is accepted; results then differ near the borders.
     """
     a, b = graph[first], graph[second]
     _check_mergeable(graph, a, b)
@@ -161,14 +164,17 @@ def merge_convs(graph: Graph, first: str, second: str, *, allow_border_error: bo
 def _check_mergeable(graph: Graph, a: Node, b: Node) -> None:
     plain = all(n.op == "conv2d" and n.attrs["groups"] == 1 and n.attrs["dilation"] == [1, 1] for n in (a, b))
     if not plain or b.inputs != (a.name,) or len(graph.users()[a.name]) != 1 or a.name in graph.outputs:
-        raise ShoalError(f"found {a.name} and {b.name} not mergeable; need two plain convolutions in a private chain")
+        raise ShoalError(
+            f"found {a.name} and {b.name} not mergeable; need two convolutions without groups or dilation, the second "
+            "the only reader of the first; leave them as they are"
+        )
 
 
 def _merged(graph: Graph, a: Node, b: Node) -> tuple[Node, dict[str, Tensor]]:
     p, q = graph.parameters(a), graph.parameters(b)
     stride = a.attrs["stride"]
-    # Composing cross-correlations is convolving the kernels: full convolution of `second` (dilated by the
-    # first one's stride) with `first`.
+    # The composition of two cross-correlations has as its kernel the full convolution of the two kernels, the second
+    # dilated by the stride of the first.
     dilated = _dilate(q["weight"].double(), stride)
     kernel = _compose(p["weight"].double(), dilated)
     bias = (
@@ -201,11 +207,6 @@ def _compose(first: Tensor, second: Tensor) -> Tensor:
     return F.conv2d(swapped, second.flip(2, 3), padding=(h - 1, w - 1)).transpose(0, 1)
 
 
-def border_error(before: Graph, after: Graph, images: Tensor) -> float:
-    """Largest absolute difference of the final logits on `images`: what an inexact merge costs."""
-    return float((before(images)[-1] - after(images)[-1]).abs().max())
-
-
 def _merge_where_cheaper(graph: Graph) -> Graph:
     for node in graph.nodes:
         source = graph[node.inputs[0]] if node.inputs else None
@@ -221,4 +222,4 @@ def _attempt(merge: Callable[[], Graph]) -> Graph | None:
     try:
         return merge()
     except ShoalError:
-        return None  # not exact here: leaving both convolutions is the right answer, not an error
+        return None  # no exact merge is possible here, so both convolutions stay

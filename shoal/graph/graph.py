@@ -1,6 +1,6 @@
-"""The deployed form of a network: typed nodes and weights, callable, stored as JSON + safetensors.
+"""`Graph`: the deployed form of a network, as nodes and weights, stored as JSON and safetensors (never pickled).
 
-`fold`, `cost`, `compile` and every executor read this one structure. A graph is never pickled.
+`fold`, `cost`, `compile` and every executor work on this structure.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from shoal.storage.tensors import load_weights
 
 FORMAT = "shoal-graph-1"
 Lowered = tuple[str, dict[str, Any], dict[str, Tensor]]
-"""What a module or a call becomes in a Graph: operation, attributes, weights."""
+"""The operation that a module or call becomes in a Graph: its name, attributes and weights."""
 Chain = tuple[Lowered, ...]
-"""Several of them, each reading the one before."""
+"""Several operations, each of which reads the result of the previous one."""
 
 
 def unknown(what: object) -> Lowered:
-    """An operation without a form in a Graph: counted as unknown, refused by name."""
+    """An operation that a Graph does not have: `cost` reports it as unknown, executors reject it by the name `what`."""
     return "unknown", {"target": str(what)}, {}
 
 
@@ -36,7 +36,8 @@ def unknown(what: object) -> Lowered:
 class Graph:
     """A network as a list of nodes in execution order.
 
-    `weights` maps ``"<node>.<parameter>"`` to a tensor; `outputs` names the classifiers' logits, weak to strong.
+    `weights` maps ``"<node>.<parameter>"`` to a tensor. `outputs` names the nodes of the classifiers' logits, from the
+    weakest classifier to the strongest.
     """
 
     nodes: tuple[Node, ...]
@@ -72,15 +73,20 @@ class Graph:
         return table
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits of every exit, weak to strong, for images `x` of shape ``[N, *input.shape]``.
+        """Logits [N, classes] of every exit, weakest first, for images `x` [N, *input.shape].
 
-        Raises ShoalError when the images' shape is not the one that the graph was traced with.
+        Raises ShoalError when the images' shape is not the one that the graph was traced with, and when the graph has
+        an unknown operation.
         """
         values = self.values(x)
         return tuple(values[name] for name in self.outputs)
 
     def values(self, x: Tensor, keep: bool = False) -> dict[str, Tensor]:
-        """Every node's value if `keep`, else those that are still needed at the end."""
+        """Values by node name for images `x` [N, *input.shape]: of all nodes if `keep`, else only of those not freed.
+
+        Without `keep` a value is freed after its last reader; the outputs' values stay. Raises ShoalError as a call
+        of the graph does.
+        """
         if tuple(x.shape[1:]) != self.input.shape:
             raise ShoalError(
                 f"found images of shape {tuple(x.shape[1:])}; need {self.input.shape}, the shape that this "
@@ -101,18 +107,18 @@ class Graph:
         return {name: i for name, i in last.items() if name not in self.outputs}
 
     def with_nodes(self, nodes: list[Node], weights: Mapping[str, Tensor]) -> Graph:
-        """The same outputs over other nodes; weights of absent nodes are dropped."""
+        """A graph of `nodes` with the same outputs; of `weights`, those of other nodes are dropped."""
         names = {node.name for node in nodes}
         kept = {k: w for k, w in weights.items() if k.rpartition(".")[0] in names}
         return replace(self, nodes=tuple(nodes), weights=kept)
 
     def dumps(self) -> str:
-        """The public structure as JSON text (no weights, but masks' positions are in the weights)."""
+        """The public structure as JSON text. It has no weights and no masks, which are stored as weights."""
         body = {"format": FORMAT, "outputs": self.outputs, "nodes": [asdict(node) for node in self.nodes]}
         return json.dumps(body | {"shared": self._shared()}, indent=1)
 
     def _shared(self) -> dict[str, str]:
-        """For each key of a tensor that an earlier key holds too, that key: a layer that is called twice."""
+        """Maps each key whose tensor an earlier key has too to that earlier key; from layers that are called twice."""
         first: dict[int, str] = {}
         return {k: name for k, w in self.weights.items() if (name := first.setdefault(id(w), k)) != k}
 
@@ -126,7 +132,7 @@ class Graph:
 
     @classmethod
     def load(cls, folder: Path | str) -> Graph:
-        """Read what `save` wrote. Raises ShoalError, naming the file, on anything truncated or altered in form."""
+        """Read what `save` wrote. Raises ShoalError, naming the file, when it is damaged or not a valid graph."""
         path = Path(folder) / "graph.json"
         nodes, outputs, shared = _parse(path)
         weights = load_weights(Path(folder) / "graph.safetensors")
@@ -143,7 +149,7 @@ class Graph:
 
 
 def _parse(path: Path) -> tuple[tuple[Node, ...], tuple[str, ...], dict[str, str]]:
-    """Nodes, outputs and shared weights of a `graph.json`, checked for types, order and known names."""
+    """Nodes, outputs and shared weights of a `graph.json`, after checks of types, node order and names."""
     body = read_json(path)
     found = body.get("format") if isinstance(body, dict) else None
     if found != FORMAT:
@@ -167,7 +173,7 @@ def _parse_node(n: Any) -> Node:
 
 
 def _typed(value: Any, wanted: type) -> Any:
-    if type(value) is not wanted:  # and not isinstance, to which true is an int
+    if type(value) is not wanted:  # not isinstance, since a bool is an instance of int
         raise TypeError(f"{value!r:.60} where a {wanted.__name__} belongs")
     return value
 
@@ -179,7 +185,7 @@ def _meta(name: str, weight: Tensor) -> Tensor:
 
 
 def _check_pairs(attrs: dict[str, Any]) -> None:
-    # PyTorch takes more than this in places, such as one number for both, which other readers of a Graph do not.
+    # PyTorch also accepts other forms, such as one number for both directions; other readers of a Graph do not.
     for name, least in (("stride", 1), ("kernel", 1), ("dilation", 1), ("padding", 0)):
         pair = _typed(attrs.get(name, [1, 1]), list)
         if len(pair) != 2 or any(_typed(v, int) < least for v in pair):
@@ -187,7 +193,10 @@ def _check_pairs(attrs: dict[str, Any]) -> None:
 
 
 def _check_node(graph: Graph, node: Node, path: Path) -> None:
-    """Raise ShoalError unless the node's attributes and weights give its stated shape: found without computing."""
+    """Raise ShoalError unless the node's attributes and weights give the shape that it states.
+
+    Uses meta tensors, so nothing is computed.
+    """
     if node.op not in OPS:
         return
     try:
@@ -207,7 +216,7 @@ def _check_node(graph: Graph, node: Node, path: Path) -> None:
 
 
 def live(graph: Graph) -> set[str]:
-    """Names of the nodes that the outputs depend on."""
+    """Names of the outputs and of all nodes that they depend on."""
     names = set(graph.outputs)
     for node in reversed(graph.nodes):
         if node.name in names:
@@ -216,7 +225,10 @@ def live(graph: Graph) -> set[str]:
 
 
 def check_order(nodes: tuple[Node, ...], outputs: tuple[str, ...], where: str) -> None:
-    """Raise ShoalError unless every node reads only nodes before it."""
+    """Raise ShoalError unless every node reads only earlier nodes, names are unique and the outputs are nodes.
+
+    `where` is the path that the error names.
+    """
     seen: set[str] = set()
     for node in nodes:
         missing = [name for name in node.inputs if name not in seen]

@@ -1,7 +1,7 @@
-"""A network's linear tail, what follows its last ReLU, as one linear layer: exact, whatever the padding.
+"""Merging the linear tail of a network (all layers after the last ReLU) into one linear layer; exact for any padding.
 
-A stage culled at the network's end leaves convolutions, average pool and linear layer with nothing between them. They
-are one matrix from the last ReLU's values to the logits, often with far fewer multiply-adds.
+Removing the ReLUs of the last stage leaves convolutions, an average pool and a linear layer without a ReLU between
+them. Together they are one matrix from the last ReLU's values to the logits, often with far fewer multiply-adds.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ LINEAR = (
     "conv2d", "batch_norm", "affine", "linear", "add", "sub", "avg_pool2d", "mean", "flatten", "concat", "subsample",
     "take", "pad",
 )  # fmt: skip
-"""Operations whose result is affine in their inputs."""
+"""Operations whose result is an affine function of their inputs."""
 
 ROWS = 32
-"""Rows of the matrix that are computed at once."""
+"""Number of rows of the matrix that are computed at once, which limits memory."""
 
 
 def merge_linear_tail(graph: Graph) -> Graph:
-    """The same function with the linear tail as one linear layer, where that has fewer multiply-adds.
+    """A graph that computes the same, with the linear tail as one linear layer if that has fewer multiply-adds.
 
-    Of all places where the tail could begin, the one that saves most. `graph` as it is where none does, and where it
-    has more than one exit.
+    The tail begins where this saves most. Returns `graph` itself if nothing is saved or if it has several exits.
     """
     best = max((node for node in graph.nodes), key=lambda node: _saving(graph, node))
     if _saving(graph, best) <= 0:
@@ -40,7 +39,7 @@ def merge_linear_tail(graph: Graph) -> Graph:
 
 
 def _tail(graph: Graph, source: Node) -> list[Node]:
-    """The nodes between `source` and the logits; none when those depend on anything else, or not linearly."""
+    """The nodes after `source` up to the logits; empty unless the logits are an affine function of `source` alone."""
     if len(graph.outputs) != 1 or graph.outputs[0] == source.name or len(graph[graph.outputs[0]].shape) != 1:
         return []
     wanted, tail = {graph.outputs[0]}, list[Node]()
@@ -55,7 +54,7 @@ def _tail(graph: Graph, source: Node) -> list[Node]:
 
 
 def _saving(graph: Graph, source: Node) -> int:
-    """Multiply-adds that a linear layer in the place of what follows `source` saves; 0 where there can be none."""
+    """Multiply-adds saved by one linear layer in place of all nodes after `source`; 0 if they cannot be merged."""
     names = {node.name for node in _tail(graph, source)}
     if not names:
         return 0
@@ -79,7 +78,10 @@ def _without(graph: Graph, gone: set[str]) -> dict[str, Tensor]:
 
 
 def _matrix(graph: Graph, source: Node, tail: Sequence[Node]) -> tuple[Tensor, Tensor]:
-    """Weight [logits, values] and bias of the tail, in float64 arithmetic: the logits' gradients, and those of 0."""
+    """Weight [classes, values] and bias [classes] of the tail, computed in float64.
+
+    The weight is the gradient of the logits by the values of `source`, the bias the logits for values of 0.
+    """
     parameters = {node.name: _doubles(graph, node) for node in tail}
     count, like = prod(tail[-1].shape), next(v for node in tail for v in graph.parameters(node).values())
     rows, bias = [], torch.empty(0)

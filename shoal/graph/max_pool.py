@@ -1,8 +1,8 @@
 """Max pools as trees of comparisons, max(a, b) = a + relu(b - a), in operations that every executor has.
 
-Along one axis first, then along the other, so that overlapping windows share the maxima of their rows: a k x k pool
-takes ceil(log2 k) layers of ReLUs an axis, and k^2 - 1 comparisons a window where windows do not overlap, fewer where
-they do.
+The maximum is taken along one axis first and then along the other, so that overlapping windows share the maxima of
+their rows. A k x k pool needs ceil(log2 k) ReLU layers per axis. It needs k^2 - 1 comparisons per window if windows do
+not overlap, and fewer if they do.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from shoal.graph.graph import Graph
 from shoal.graph.ops import Node
 
 Windows = list[list[int]]
-"""For each result along one axis, the positions that it is the maximum of."""
+"""For each result along one axis, the input positions whose maximum it is."""
 
 
 def windows(node: Node, size: int, axis: int) -> Windows:
-    """Windows of a max pool along `axis` (0 down, 1 right) of `size` positions.
+    """The windows of a max pool along `axis` (0 vertical, 1 horizontal), which has `size` positions.
 
-    A position in the padding is replaced by the nearest of the window's own inside: repeating a value does not change a
-    maximum, so no stand-in for minus infinity is needed. Raises ShoalError for a window without any value.
+    A position in the padding is replaced by the nearest position of the window inside the map. Repeating a value does
+    not change a maximum, so no substitute for minus infinity is needed. Raises ShoalError for a window that lies
+    entirely in the padding.
     """
     kernel, stride = node.attrs["kernel"][axis], node.attrs["stride"][axis]
     padding, dilation = (node.attrs.get(k, [d, d])[axis] for k, d in (("padding", 0), ("dilation", 1)))
@@ -44,7 +45,7 @@ def _used(rows: Windows) -> list[int]:
 
 
 def comparisons(node: Node, shape: tuple[int, ...]) -> int:
-    """Comparisons of the max pool `node` of one value [C, H, W] of `shape`: the ReLUs of its tree."""
+    """Number of comparisons of the max pool `node` on one input of `shape` [C, H, W]: the ReLUs of its tree."""
     channels, down, right = node.shape
     high, wide = node.attrs["kernel"]
     rows = len(_used(windows(node, shape[1], 0)))
@@ -52,7 +53,10 @@ def comparisons(node: Node, shape: tuple[int, ...]) -> int:
 
 
 def expand_max_pools(graph: Graph) -> Graph:
-    """The same function with every max pool as a tree of comparisons; a pool's last node keeps its name."""
+    """A graph that computes the same, with every max pool as a tree of comparisons.
+
+    The last node of a tree has the pool's name. Raises ShoalError for a pool window without any value.
+    """
     shapes = {node.name: node.shape for node in graph.nodes}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -68,7 +72,7 @@ class _Tree:
         self.nodes: list[Node] = []
 
     def build(self, shape: tuple[int, ...]) -> list[Node]:
-        """All of them, for an input [C, H, W] of `shape`."""
+        """All nodes of the tree, for an input of `shape` [C, H, W]."""
         rows, columns = windows(self.pool, shape[1], 0), windows(self.pool, shape[2], 1)
         used, whole = _used(rows), Node(self.pool.inputs[0], "input", (), shape)
         place = {p: i for i, p in enumerate(used)}
@@ -79,7 +83,7 @@ class _Tree:
         return [*self.nodes[:-1], replace(self.nodes[-1], name=self.pool.name)]
 
     def _largest(self, terms: list[Node]) -> Node:
-        """The elementwise maximum; the comparisons of one level are one layer of ReLUs."""
+        """A node with the elementwise maximum of `terms`; all comparisons of one tree level are in one ReLU layer."""
         while len(terms) > 1:
             half = len(terms) // 2
             a, b = self._joined(terms[:half]), self._joined(terms[half : 2 * half])
@@ -103,6 +107,6 @@ class _Tree:
     def _add(
         self, op: str, inputs: tuple[Node, ...], shape: tuple[int, ...], attrs: dict[str, Any] | None = None
     ) -> Node:
-        name = f"{self.pool.name}.max.{op}{len(self.nodes) + 1}"  # a name of its own: see `_Making.add`
+        name = f"{self.pool.name}.max.{op}{len(self.nodes) + 1}"  # the count makes it unique
         self.nodes.append(Node(name, op, tuple(n.name for n in inputs), shape, attrs or {}))
         return self.nodes[-1]

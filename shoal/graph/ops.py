@@ -1,4 +1,4 @@
-"""The operations of a `Graph`: attributes, result shapes and values."""
+"""The operations of a `Graph`: its nodes, and what each operation computes in floating point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shoal.errors import ShoalError
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. `shape` is that of its result without the batch dimension."""
+    """One operation of a `Graph`. `inputs` are names of nodes; `shape` is the result's, without the batch dimension."""
 
     name: str
     op: str
@@ -25,12 +25,15 @@ class Node:
 
 
 def masked_relu(x: Tensor, mask: Tensor | None) -> Tensor:
-    """ReLU where `mask` ([C, H, W] bool) is true, identity elsewhere; plain ReLU without a mask."""
+    """ReLU of x [N, C, H, W] where `mask` (bool [C, H, W]) is true, the identity elsewhere; plain ReLU without mask."""
     return torch.relu(x) if mask is None else torch.where(mask, torch.relu(x), x)
 
 
 def quadratic_relu(x: Tensor, mask: Tensor, square: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """ReLU where `mask` ([C, H, W] bool) is true, elsewhere square x^2 + slope x + offset, coefficients [C]."""
+    """ReLU of x [N, C, H, W] where `mask` (bool [C, H, W]) is true, elsewhere square x^2 + slope x + offset.
+
+    The coefficients `square`, `slope` and `offset` are [C].
+    """
     a, b, c = (v.reshape(-1, *(1,) * (mask.dim() - 1)) for v in (square, slope, offset))
     return torch.where(mask, torch.relu(x), (a * x + b) * x + c)
 
@@ -64,9 +67,9 @@ def _take(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
 
 
 def check_index(index: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `index` holds positions inside `shape`, or None for all, for each of its dimensions."""
+    """Raise ValueError unless `index` has, for each dimension of `shape`, a list of valid positions or None (all)."""
     if not isinstance(index, list) or len(index) != len(shape):
-        raise ValueError(f"index of another rank than {shape}")
+        raise ValueError(f"an index whose number of dimensions is not that of {shape}")
     for size, positions in zip(shape, index, strict=True):
         if positions is not None and (not positions or any(type(p) is not int or not 0 <= p < size for p in positions)):
             raise ValueError(f"positions outside 0..{size - 1}")
@@ -91,11 +94,14 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "take": _take,
     "pad": lambda p, a, x: F.pad(x, a["pads"]),
 }
-"""What each node type computes: (parameters, attributes, inputs) -> value."""
+"""The function of each operation: (parameters, attributes, *inputs) -> value."""
 
 
 def evaluate(node: Node, parameters: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-    """The value of one node in floating point. Raises ShoalError for an operation without a meaning here."""
+    """The value of one node [N, ...] from its parameters and inputs, in floating point.
+
+    Raises ShoalError for an operation that is not in `OPS`.
+    """
     if node.op not in OPS:
         raise ShoalError(
             f"found operation {node.attrs.get('target', node.op)!r} at {node.name}; need one of {', '.join(OPS)}; "

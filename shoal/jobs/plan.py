@@ -77,7 +77,8 @@ def plan(request: Request, say: Callable[[str], None]) -> Planned:
         raise ShoalError(f"found --reshape of {spec.base!r}; need a network of the zoo: {', '.join(NAMES)}")
     eta, origin = sensitivity_of(request, spec, network)
     reshapes = HALVES if request.reshape else ()
-    found = planner.plan(spec, network, target, machine=machine, sensitivity=eta, reshapes=reshapes, say=say)
+    original = planner.Original(spec, network, eta)
+    found = planner.plan(original, target, machine=machine, reshapes=reshapes, say=say)
     body = Planned(
         format=FORMAT,
         base=spec.base,

@@ -1,1 +1,1 @@
-"""Measuring private inference between two processes on this machine."""
+"""Measurements of private inference between two processes on this machine."""

@@ -1,4 +1,4 @@
-"""Times prepared queries of an artifact between two processes on this machine, over simulated networks."""
+"""Time prepared queries of an artifact between two processes on this machine, over simulated links."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from shoal.storage.summary import Summary
 
 
 class Timed(TypedDict, total=False):
-    """Medians of prepared queries over one network, bytes and messages of a query, and what the relay achieved."""
+    """Prepared queries over one link: seconds, bytes and messages of a query, and what the relay achieved.
+
+    `online_s` is the median of `samples_s`. `relay_bytes` includes the handshake and TLS.
+    """
 
     online_s: float
     fastest_s: float
@@ -44,38 +47,43 @@ class Timed(TypedDict, total=False):
 
 
 class Bench(TypedDict):
-    """Queries timed for each network, and seconds to prepare an item; None where none was prepared."""
+    """Figures of prepared queries for each link, and the seconds to prepare an item (None in a rehearsal)."""
 
     rounds: int
     offline_s: float | None
     networks: dict[str, Timed]
 
 
-def bench(artifact: Path, networks: list[str], rounds: int, batch: int, rehearse: bool = False) -> Bench:
-    """Medians of `rounds` queries of one image over each of `networks`, after one query that is not counted.
+def bench(artifact: Path, links: list[str], rounds: int, batch: int, rehearse: bool = False) -> Bench:
+    """Medians of `rounds` queries of one image over each of `links`, after one query that is not counted.
 
-    Items are made first, without the network, `batch` at a time. With `rehearse`, random words take their place. The
-    artifact's own pools are not used. Raises ShoalError for an unknown network, and when the machine is too busy for
-    the relay to simulate the network.
+    Items are made beforehand, `batch` at a time, without a simulated link; with `rehearse`, random words replace them.
+    The artifact's own pools are not used. Returns JSON data; times are in seconds. Raises ShoalError for an unknown
+    link or fewer than one round, and when the machine is too busy for the relay to simulate the link.
     """
-    unknown = [name for name in networks if name not in LINKS]
+    unknown = [name for name in links if name not in LINKS]
     if unknown or rounds < 1:
-        raise ShoalError(f"found links {unknown} and {rounds} rounds; need {', '.join(LINKS)}, and 1 or more")
+        raise ShoalError(
+            f"found links {unknown} and {rounds} rounds; need some of {', '.join(LINKS)}, and 1 round or more"
+        )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
         make_certificates(folder / "certs")
-        sessions, count = len(networks) + (not rehearse), len(networks) * (rounds + 1)
+        sessions, count = len(links) + (not rehearse), len(links) * (rounds + 1)
         if rehearse:
             layout = Layout(Program.load(artifact / "client"))
             stock(layout, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
         offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
-        rows = {name: _measure(artifact, address, folder, name, rounds) for name in networks}
+        rows = {name: _measure(artifact, address, folder, name, rounds) for name in links}
     return Bench(rounds=rounds, offline_s=offline, networks=rows)
 
 
 def record(folder: Path, artifact: Path, body: Bench) -> None:
-    """Add measured figures to a run's summary. Raises ShoalError for the artifact of another network."""
+    """Add the measured figures `body` to the summary of the run at `folder`.
+
+    Raises ShoalError when the run has no summary, or the artifact is of another network.
+    """
     run = Run(folder)
     if not run.has("summary.json"):
         raise ShoalError(f"found no summary at {folder}; need a run of shoal reduce that ended; resume it")
@@ -92,7 +100,7 @@ def _client(artifact: Path, address: str, folder: Path) -> Client:
 
 
 def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int) -> float:
-    """Make items; returns seconds per item."""
+    """Make `count` items; returns the seconds per item."""
     client = _client(artifact, address, folder)
     begun = time.perf_counter()
     with counter("items", count) as progress:
@@ -101,11 +109,11 @@ def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int)
     return (time.perf_counter() - begun) / count
 
 
-def _measure(artifact: Path, address: str, folder: Path, network: str, rounds: int) -> Timed:
-    if network == "none":
+def _measure(artifact: Path, address: str, folder: Path, link: str, rounds: int) -> Timed:
+    if link == "none":
         return _figures(_queries(artifact, address, folder, rounds))
-    achieved = asdict(probe(LINKS[network]))
-    with relayed(address, LINKS[network]) as relay:
+    achieved = asdict(probe(LINKS[link]))
+    with relayed(address, LINKS[link]) as relay:
         results = _queries(artifact, relay.address, folder, rounds)
         # These bytes include the uncounted query, the handshake and TLS.
         seen = {"up": relay.counters.up, "down": relay.counters.down}

@@ -1,8 +1,8 @@
-"""Measures this machine's constants for the cost model, with two processes on it. Takes about a minute and a half.
+"""Measure this machine's constants for the cost model, with two processes, in about a minute and a half.
 
-Offline and direct seconds come from one small network with layers of different shapes. Online seconds need no SPU:
-networks of common kinds, with all and with few of their ReLUs, are queried with rehearsal items. These are random words
-of the right shapes, and queries with them take as long as with real items.
+Seconds of the offline phase and of direct mode come from one small network whose layers have different shapes. Online
+seconds need no SPU: networks of common kinds, with all and with few of their ReLUs, are queried with rehearsal items.
+These are random words of the right shapes, and queries with them take as long as with real items.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ from shoal.surgery.tracing import trace
 
 ITEMS, QUERIES, WARM = 1, 30, 6
 TRUST = 0.1
-"""Weight of the typical constants in a fit: a deviation by all of a constant counts as much as seconds off by 10 %."""
+"""Weight of the typical constants in a fit: a constant that is off by 100 % costs as much as seconds that are off by 10
+%."""
 Say = Callable[[str], None]
 
 
 def _chain(shape: tuple[int, ...], *layers: tuple[int, ...]) -> nn.Module:
-    """Convolutions with ReLUs, each (channels, stride) or (channels, stride, 0 for no ReLU); a mean; ten classes."""
+    """Convolutions with ReLUs, average pool, and ten classes.
+
+    Each layer is (channels, stride), or (channels, stride, 0) for one without a ReLU.
+    """
     parts: list[nn.Module] = []
     channels = shape[0]
     for width, stride, *relu in layers:
@@ -65,11 +69,14 @@ REHEARSED = {
     "deep, sparse": ("resnet56", 0.5, 0.1),
     "plain": ("vgg16-avg", 0.25, 0.5),
 }
-"""Networks that differ in exchanges, values, ReLUs and multiply-adds: name, width, share of the ReLUs kept."""
+"""Networks that differ in exchanges, values, ReLUs and multiply-adds: name, width, fraction of ReLUs kept."""
 
 
 def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, object]]:
-    """This machine's constants, and the measurements that they come from. Needs SPU and an idle machine."""
+    """This machine's constants, and the measurements behind them. Needs SPU and an idle machine.
+
+    `say` is called with a line for each step. Raises ShoalError when the measurements fit no machine.
+    """
     with tempfile.TemporaryDirectory(prefix="shoal-") as scratch:
         folder = Path(scratch)
         make_certificates(folder / "certs")
@@ -79,7 +86,7 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, object]]:
         layouts = {name: _stocked(folder, name, facts) for name, facts in REHEARSED.items()}
         with ExitStack() as stack, ThreadPoolExecutor(len(layouts)) as starting:
             say("starting servers")
-            # All at once: most of a start is imports, and every server must wait before the first query.
+            # Start all at once: a start is mostly imports, and all servers must be idle before the first query.
             waits = {name: starting.submit(_serving, stack, folder, name) for name in layouts}
             servers = {name: wait.result() for name, wait in waits.items()}
             say("querying")
@@ -106,7 +113,7 @@ def _image(program: Program) -> np.ndarray:
 
 
 def _with_spu(folder: Path, layout: Layout) -> tuple[Offline, float]:
-    """The cost of making items, without the first, and the seconds of one ReLU in direct mode."""
+    """The cost of making items, without the first one, and the seconds of one ReLU in direct mode."""
     artifact, tls = folder / "mixed", client_tls(folder / "certs")
     with serving(artifact, folder / "certs", 2, folder / "spu") as address:
         client = Client(artifact / "client", address, tls)
@@ -118,7 +125,7 @@ def _with_spu(folder: Path, layout: Layout) -> tuple[Offline, float]:
 
 
 def _sparse(name: str, width: float, share: float) -> nn.Module:
-    """A built-in network with random weights and about this share of each layer's ReLUs."""
+    """A built-in network with random weights that keeps about the fraction `share` of each layer's ReLUs."""
     torch.manual_seed(0)
     model = build(name, 10, width=width)
     if share < 1:
@@ -126,28 +133,29 @@ def _sparse(name: str, width: float, share: float) -> nn.Module:
         model = add_masks(model, masks)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # take the statistics of one batch, or values would grow from block to block
+            module.momentum = 1.0  # statistics of the one batch below; without them, values grow from block to block
     model.train()(torch.rand(8, *SHAPE) * 2 - 1)
     return model
 
 
 def _stocked(folder: Path, name: str, facts: tuple[str, float, float]) -> Layout:
-    """The layout of one network; writes rehearsal items for its queries at both parties."""
+    """The layout of one network, after writing rehearsal items for its queries to both parties' pools."""
     layout = _saved(folder / name, _sparse(*facts), SHAPE)
     stock(layout, (folder / name / "mine", folder / name / "theirs"), folder / "certs" / "client.pem", QUERIES)
     return layout
 
 
 def _serving(stack: ExitStack, folder: Path, name: str) -> tuple[ExitStack, str]:
-    """Start a server; returns a stack that ends it, and its address."""
+    """Start a server; returns a stack that stops it when closed, and its address."""
     own = stack.enter_context(ExitStack())
     return own, own.enter_context(serving(folder / name, folder / "certs", 1, folder / name / "theirs"))
 
 
 def _timed(folder: Path, name: str, layout: Layout, server: ExitStack, address: str) -> dict[str, float]:
-    """Median seconds of a query of one network, and the counts that explain them. Ends the network's server.
+    """Median seconds of a query of one network, and the counts that explain them. Stops the network's server.
 
-    A process that ends uses a core for most of a second, which must not slow down the next network's queries.
+    It waits for the server to end, because a process that ends uses a core for most of a second and would slow down the
+    next network's queries.
     """
     tls, pool = client_tls(folder / "certs"), folder / name / "mine"
     with Client(folder / name / "client", address, tls, ClientOptions(pool=pool)) as client:
@@ -157,7 +165,7 @@ def _timed(folder: Path, name: str, layout: Layout, server: ExitStack, address: 
 
 
 def work(layout: Layout) -> dict[str, float]:
-    """The counts that the online seconds of a query depend on, by the names of their constants."""
+    """The counts that determine the online seconds of a query, by the names of their constants."""
     relus = sum(relu.count for relu in layout.relus.values())
     counts: dict[str, float] = {"query_s": 1, "exchange_s": layout.online.latencies, "mac_s": macs(layout)}
     counts |= {"weight_s": weights(layout)}
@@ -165,7 +173,7 @@ def work(layout: Layout) -> dict[str, float]:
 
 
 def _offline_constants(layout: Layout, made: Offline) -> dict[str, float]:
-    """Seconds of products and automorphisms, by least squares over the layers; other constants by division."""
+    """Seconds of products and automorphisms, by least squares over the layers. Other constants follow by division."""
     work = [homomorphic(layout, step) for step in layout.linear]
     seconds = np.array([made.steps[step.name] for step in layout.linear]) / made.items
     names = ("product_s", "automorphism_s", "run_s")
@@ -186,10 +194,10 @@ def _typical(names: Iterable[str]) -> list[float]:
 
 
 def _fit(table: list[list[float]], seconds: np.ndarray, typical: list[float]) -> list[float]:
-    """Constants of zero or more with the least sum of squared relative errors.
+    """Nonnegative constants with the least sum of squared relative errors.
 
-    A few noisy measurements cannot determine all constants. What they leave open follows the `typical` constants
-    times one common factor, the machine's speed, which is fitted, too.
+    A few noisy measurements cannot determine all constants. What they leave open follows the `typical` constants times
+    one common factor, the speed of the machine, which is fitted as well.
     """
     count, typical_ = len(typical), np.asarray(typical)
     rows = np.asarray(table, np.float64) * typical_ / seconds[:, None]

@@ -1,4 +1,4 @@
-"""Runs a server as a process of its own on this machine, with mutual TLS, for the demo and for measurements."""
+"""Run a server as a separate process on this machine, with mutual TLS, for the demo and for measurements."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shoal.private.transport.certs import TLS
 def served(
     artifact: Path, certificates: Path, sessions: int, pool: Path | None = None, flags: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """Start `shoal serve` on loopback, for `sessions` sessions; returns the process and its address.
+    """Start `shoal serve` on loopback for `sessions` sessions; returns the process and its address (``host:port``).
 
-    `pool` is the folder of its prepared items, beside the artifact if None; `flags` are further options. Raises
+    `pool` is the folder of its prepared items (None: beside the artifact), and `flags` are further options. Raises
     ShoalError when the server does not start.
     """
     ready = artifact / "address"
@@ -27,7 +27,7 @@ def served(
     command = [sys.executable, "-m", "shoal", "serve", str(artifact / "server"), "--listen", "127.0.0.1:0", *tls]
     command += [*flags] if pool is None else [*flags, "--pool", str(pool)]
     log = artifact / "server.log"
-    with log.open("w") as sink:  # a pipe that nobody reads would block a server that logs much
+    with log.open("w") as sink:  # not a pipe: a full pipe that is not read would block the server
         process = subprocess.Popen(
             [*command, "--sessions", str(sessions), "--ready-file", str(ready)],
             stdout=subprocess.DEVNULL,
@@ -48,7 +48,7 @@ def _files(side: str) -> dict[str, str]:
 
 
 def client_tls(certificates: Path) -> TLS:
-    """The client's files of those that `shoal certs` wrote."""
+    """The client's TLS files among those that `shoal certs` wrote."""
     return TLS(**{name: certificates / f for name, f in _files("client").items()})
 
 
@@ -56,7 +56,7 @@ def client_tls(certificates: Path) -> TLS:
 def serving(
     artifact: Path, certificates: Path, sessions: int, pool: Path | None = None, flags: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Within the block, a server process that ends after `sessions` sessions; yields its address."""
+    """Run a server process within the block; yields its address. The server ends after `sessions` sessions."""
     process, address = served(artifact, certificates, sessions, pool, flags)
     try:
         yield address

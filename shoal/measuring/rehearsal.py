@@ -1,6 +1,6 @@
 """Rehearsal items: random words in the shape of prepared items, to time queries without preparation.
 
-A query that spends one takes as long as any other, but its logits are meaningless. Use them only in pools made for the
+A query that uses one takes as long as any other, but its logits are meaningless. Use them only in pools made for the
 measurement, with a server started for it.
 """
 
@@ -19,7 +19,7 @@ from shoal.private.transport.certs import fingerprint
 
 
 def stock(layout: Layout, roots: tuple[Path, Path], certificate: Path, count: int) -> None:
-    """Add `count` rehearsal items to a client's and its server's pools; `roots` are the folders of both."""
+    """Add `count` rehearsal items to the pools of a client and its server, in the folders `roots` (client, server)."""
     digest, name = layout.program.digest(), "0" * 16
     owner = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
     folders = roots[0] / digest[:16], roots[1] / digest[:16] / f"{owner}-{name}"

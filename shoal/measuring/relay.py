@@ -1,7 +1,7 @@
-"""A simulated network: a relay between two parties that delays and limits both directions, and counts bytes.
+"""A simulated link: a relay between two parties that delays and limits both directions, and counts bytes.
 
-It needs no support by the kernel (many have no netem queue), only two sockets. A byte leaves when the link is free
-(`rate`) and arrives half a round trip later, whatever else is under way.
+It needs only two sockets and no kernel support (many kernels have no netem queue). A byte leaves when the link is free
+(`rate`) and arrives half a round trip later, independent of other traffic.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PROBE_BYTES = 1 << 22
 
 @dataclass
 class Counters:
-    """Bytes that the relay has forwarded, to the server (up) and to the client (down)."""
+    """Bytes that the relay has forwarded, to the server (`up`) and to the client (`down`)."""
 
     up: int = 0
     down: int = 0
 
 
 class Relay:
-    """Forwards connections from `address` to `target` (``"host:port"``) over a network like `profile`.
+    """Forwards connections from `address` to `target` (``"host:port"``) over a simulated link, `profile`.
 
-    Runs in a thread of its own between `start` and `stop`. Raises ShoalError for a malformed target.
+    Runs in its own thread between `start` and `stop`. Raises ShoalError for a malformed target.
     """
 
     def __init__(self, target: str, profile: Link) -> None:
@@ -49,7 +49,7 @@ class Relay:
         self._ready.wait(10)
 
     def stop(self) -> None:
-        """Close all connections and end."""
+        """Close all connections and stop the thread."""
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(10)
         self._loop.close()
@@ -76,13 +76,13 @@ class Relay:
         try:
             await asyncio.gather(self._carry(near, far_out, "up"), self._carry(far, near_out, "down"))
         except asyncio.CancelledError:
-            pass  # `stop`; asyncio would report it as an error of the connection
+            pass  # from `stop`; asyncio would log it as an error of the connection
         finally:
             near_out.close()
             far_out.close()
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
-        """Forward one direction: each chunk waits until the link is free, then travels half a round trip."""
+        """Forward one direction: each chunk waits until the link is free, then takes half a round trip."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         deliver = asyncio.ensure_future(self._deliver(queue, sink))
         free = 0.0
@@ -103,7 +103,7 @@ class Relay:
                 while time.perf_counter() < due:
                     await asyncio.sleep(0)
                 if not data:
-                    sink.write_eof()  # the other direction may go on
+                    sink.write_eof()  # the other direction may still be open
                     return
                 sink.write(data)
                 await sink.drain()
@@ -117,7 +117,7 @@ async def _read(source: asyncio.StreamReader) -> bytes:
 
 @contextlib.contextmanager
 def relayed(target: str, profile: Link) -> Iterator[Relay]:
-    """A relay in front of `target` within the block."""
+    """Run a relay in front of `target` within the block."""
     relay = Relay(target, profile)
     relay.start()
     try:
@@ -128,17 +128,17 @@ def relayed(target: str, profile: Link) -> Iterator[Relay]:
 
 @dataclass(frozen=True)
 class Achieved:
-    """What a relay achieved: the median round trip in seconds, and the rate of one direction in bits per second."""
+    """The link that a relay achieved: median round trip in seconds, and rate of one direction in bits per second."""
 
     rtt_s: float
     rate: float
 
 
 def probe(profile: Link, rounds: int = 15) -> Achieved:
-    """Measure round trips of a byte and a bulk transfer through a relay of `profile`, with an echo on loopback.
+    """Measure round trips of one byte and a bulk transfer through a relay of `profile`, with an echo on loopback.
 
-    Raises ShoalError when the machine is too busy for measurements: round trips that are off by more than a fifth plus
-    a millisecond, or less than half of the rate.
+    Raises ShoalError when the machine is too busy: the round trip is off by more than a fifth plus a millisecond, or
+    the rate is less than half.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_echo, args=(listener,), daemon=True).start()

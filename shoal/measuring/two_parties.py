@@ -1,4 +1,4 @@
-"""Measures trained networks in private inference between two processes: accuracy, counts, seconds and bytes."""
+"""Measure trained networks in private inference between two processes: accuracy, counts, seconds and bytes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from shoal.storage.summary import Figures
 
 Say = Callable[[str], None]
 SINGLES, PREPARED = 5, 8
-"""Single-image queries, whose median is the time of an inference; and images queried in prepared mode."""
+"""Number of single-image queries, whose median is the time of an inference; number of images in prepared mode."""
 
 
 @dataclass(frozen=True)
 class Private:
-    """One network's figures between two processes; times are medians over queries of one image.
+    """Figures of one network between two processes. Times are in seconds, medians over queries of one image.
 
-    `samples_s` are the seconds of those queries, in their order.
+    `samples_s` are the seconds of these queries, in order.
     """
 
     mode: str
@@ -53,9 +53,9 @@ class Private:
 
 
 def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, batch: int = 16) -> Private:
-    """Query all normalised `images` in direct mode, between two processes over mutual TLS.
+    """Query all normalised `images` [N, C, H, W] in direct mode, between two processes over mutual TLS.
 
-    The first five are queried one by one, for the time of one inference, the others in batches.
+    The first five are queried one by one, to time one inference; the others are queried in batches.
     """
     program, tls = Program.load(artifact / "client"), client_tls(certificates)
     results: list[Result] = []
@@ -74,7 +74,7 @@ def direct(artifact: Path, certificates: Path, images: Tensor, graph: Graph, *, 
 
 
 def prepared(artifact: Path, certificates: Path, images: Tensor, graph: Graph) -> Private:
-    """Query all normalised `images` in prepared mode; both processes make one item for each image first."""
+    """Query all normalised `images` [N, C, H, W] in prepared mode. Both processes first make one item per image."""
     program, tls = Program.load(artifact / "client"), client_tls(certificates)
     with serving(artifact, certificates, 2) as address:
         client = Client(artifact / "client", address, tls)
@@ -112,9 +112,9 @@ def _figures(results: list[Result], setup: float, offline: float, agreement: Agr
 
 
 def measure(artifact: Path, model: nn.Module, data: Dataset, certificates: Path, images: int, say: Say) -> Figures:
-    """Counts, accuracy and private figures of one trained network; writes its artifact to `artifact`.
+    """Counts, accuracy and private figures of one trained network, as JSON data; writes its artifact to `artifact`.
 
-    `say` hears what is measured, with the folder's name for the network.
+    `images` is the number of test images to query. `say` is called with a line for each measurement.
     """
     graph, program, weights = deploy(model, data)
     name = artifact.name
@@ -151,7 +151,7 @@ def _network(graph: Graph, data: Dataset, test: Tensor, program: Program, weight
 
 
 def clean(out: Path, overwrite: bool) -> None:
-    """Remove an earlier run at `out`. Raises ShoalError when there is one and `overwrite` is false."""
+    """Remove an earlier run at `out`. Raises ShoalError when there are files and `overwrite` is false, or no run."""
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise ShoalError(f"found files at {out}; need an empty folder; choose another --out or pass --overwrite")
@@ -161,6 +161,6 @@ def clean(out: Path, overwrite: bool) -> None:
 
 
 def agreement_of(network: Figures) -> dict[str, object]:
-    """The summary's `agreement` of one measured network: private logits against plaintext ones."""
+    """The summary's `agreement` of one measured network: private logits against plaintext logits."""
     private = network["private"]
     return {key: private[key] for key in ("images", "argmax_equal", "max_abs_logit_error", "error_bound")}

@@ -1,13 +1,15 @@
-"""The networks that shoal's papers use, by name: `build("resnet18", classes=100)`.
+"""The networks of the papers that shoal implements, by name: `build("resnet18", classes=100)`.
 
-What every model here promises, and the tests check for each name in `NAMES`:
+Every network in `NAMES` has these properties, which the tests check:
 
-- images (N, channels, H, W) in, logits (N, classes) out, or a tuple of them, weak to strong; nothing fixes H and W;
-- every ReLU is an `nn.ReLU` of its own, called once, so a path such as `layer1.0.relu1` names one site;
-- `torch.fx.symbolic_trace` takes it as it is;
+- it maps images (N, channels, H, W) to logits (N, classes), or to a tuple of logits, weakest classifier first; H and W
+  are not fixed;
+- every ReLU is an `nn.ReLU` of its own that is called once, so a path such as `layer1.0.relu1` names one site;
+- `torch.fx.symbolic_trace` can trace it;
 - neither `resolution` nor the input's size changes the shape of a weight.
 
-`CLOUDS` are networks for point clouds, (N, channels, P, 1) in, of which all but the sizes of images holds.
+The networks in `CLOUDS` are for point clouds (N, channels, P, 1). The same holds for them, except that they have no
+image size and no resolution.
 """
 
 from __future__ import annotations
@@ -45,16 +47,17 @@ KNOWN = NAMES + CLOUDS
 
 
 def list_models() -> list[str]:
-    """Every network for images that `build` knows, family by family; those for point clouds are `CLOUDS`."""
+    """Names of the networks for images, grouped by family; those for point clouds are in `CLOUDS`."""
     return list(NAMES)
 
 
 def build(name: str, classes: int, *, channels: int = 3, width: float = 1.0, resolution: float = 1.0) -> nn.Module:
-    """A freshly initialised network: (N, channels, H, W) -> logits (N, classes).
+    """A newly initialised network: (N, channels, H, W) -> logits (N, classes).
 
-    `width` and `resolution` are the alpha and rho of DeepReDuce's reshaping (ICML'21, section 3.3). `width`
-    scales every channel count, the stem's too, and the ReLU count with it. `resolution` (1, 0.5 or 0.25)
-    strides the stem by its inverse, which shrinks every map and cuts the ReLU count by its square.
+    `width` and `resolution` are alpha and rho of DeepReDuce's reshaping (ICML'21, section 3.3). `width` multiplies
+    every channel count, also the stem's, and so the number of ReLUs. `resolution` (1, 0.5 or 0.25) multiplies the
+    height and width of every map, by the stride of the stem, and so the number of ReLUs by its square. Raises
+    ShoalError for an unknown name and for other values of the arguments.
 
     >>> net = build("resnet18", classes=100, width=0.5)
     """
@@ -76,7 +79,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_count(argument: str, value: int) -> None:
-    # bool is an int to Python, but `classes=True` is a slip, not one class.
+    # A bool is an int in Python, but `classes=True` is a mistake.
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return
     raise ShoalError(f"found {value!r} at build({argument}); need an integer of at least 1; pass {argument}=10, say")

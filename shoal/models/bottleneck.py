@@ -1,29 +1,34 @@
-"""CIFAR ResNets of bottlenecks and their kin: wide, grouped (ResNeXt), with squeeze-excite gates (SENet), with splits.
+"""CIFAR ResNets of bottleneck blocks and variants: wide, ResNeXt, SENet (squeeze-and-excitation), ResNeSt.
 
 Sources: He et al., CVPR'16; Zagoruyko & Komodakis, BMVC'16; Xie et al., CVPR'17; Hu et al., CVPR'18; Zhang et al.,
-arXiv:2004.08955. The stem is a 3x3 convolution with stride 1 and there is no max-pool, as *Self-Distillation*
-(TPAMI'21, section 4.1) has them for CIFAR-100: a 32x32 image is 32, 16, 8, 4 wide in stages 1-4.
+arXiv:2004.08955. The stem is a 3x3 convolution with stride 1 without max-pool, as in *Self-Distillation* (TPAMI'21,
+section 4.1) for CIFAR-100: the maps of a 32x32 image are 32, 16, 8 and 4 wide in stages 1 to 4.
 
-Gates multiply two private values, so private inference refuses them by name; they train and count as others do.
+SENet and ResNeSt multiply two values that are both private, so private inference rejects them. They can be trained and
+counted like the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shoal.models.blocks import Shortcut, make_shortcut, projection_shortcut
-from shoal.models.resnet import BasicBlock, ResNet
+from shoal.models.resnet import BasicBlock, Design, ResNet
 
 EXPANSION = 4
-"""Channels of a bottleneck's result, in those of its stage in a plain ResNet."""
+"""Factor between the channels of a bottleneck's result and those of the same stage of a ResNet of basic blocks."""
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate in (0, 1) made of all channels' means (Hu et al., section 3): keeps [N, C, H, W]."""
+    """Multiplies each channel by a gate in (0, 1), computed from the means of all channels (Hu et al., section 3).
+
+    [N, C, H, W] -> the same shape.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -38,7 +43,7 @@ class SqueezeExcite(nn.Module):
 
 
 class GatedBasicBlock(BasicBlock):
-    """`BasicBlock` with squeeze-excite before the sum."""
+    """`BasicBlock` with `SqueezeExcite` before the sum."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__(c_in, c_out, stride, shortcut)
@@ -50,26 +55,34 @@ class GatedBasicBlock(BasicBlock):
         return self.relu2(out + self.shortcut(x))
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What distinguishes one kind of `Bottleneck` from another.
+
+    The 3x3 convolution has `ratio` times the channels of the block's result, in `groups` groups. With `gated`, a
+    `SqueezeExcite` precedes the sum.
+    """
+
+    ratio: float = 1 / EXPANSION
+    groups: int = 1
+    gated: bool = False
+
+
+PLAIN = Inside()
+"""The bottleneck of ResNet-50."""
+
+
 class Bottleneck(nn.Module):
     """1x1-BN-relu1, 3x3-BN-relu2, 1x1-BN, plus the shortcut, then relu3 (He et al., Fig. 5, right).
 
-    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)). The 3x3 convolution has c_out * `ratio` channels in
-    `groups` and the stride, where today's networks have it.
+    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)). The 3x3 convolution has the stride, as in
+    torchvision.
     """
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        stride: int,
-        shortcut: Shortcut,
-        *,
-        ratio: float = 1 / EXPANSION,
-        groups: int = 1,
-        gated: bool = False,
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int, shortcut: Shortcut, inside: Inside = PLAIN) -> None:
         super().__init__()
-        inner = groups * max(1, round(c_out * ratio / groups))
+        groups = inside.groups
+        inner = groups * max(1, round(c_out * inside.ratio / groups))
         self.conv1 = nn.Conv2d(c_in, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.relu1 = nn.ReLU()
@@ -78,7 +91,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(inner, c_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(c_out)
-        self.se = SqueezeExcite(c_out) if gated else nn.Identity()
+        self.se = SqueezeExcite(c_out) if inside.gated else nn.Identity()
         self.shortcut = make_shortcut(c_in, c_out, stride, shortcut)
         self.relu3 = nn.ReLU()
 
@@ -90,7 +103,7 @@ class Bottleneck(nn.Module):
 
 
 class SplitAttention(nn.Module):
-    """A 3x3 convolution into two splits, summed with weights by channel (ResNeSt, section 3.1, radix 2, one group).
+    """A 3x3 convolution with two results, summed with learned weights per channel (ResNeSt, sec. 3.1, radix 2).
 
     (N, c, H, W) -> the same shape.
     """
@@ -110,15 +123,15 @@ class SplitAttention(nn.Module):
         first, second = torch.chunk(self.relu(self.bn(self.conv(x))), 2, 1)
         pooled = (first + second).mean((2, 3), keepdim=True)
         one, other = torch.chunk(self.fc2(self.relu1(self.bn1(self.fc1(pooled)))), 2, 1)
-        # The softmax over two values is a sigmoid of their difference.
+        # A softmax over two values is the sigmoid of their difference.
         weight = torch.sigmoid(one - other)
         return first * weight + second * (1 - weight)
 
 
 class SplitBottleneck(nn.Module):
-    """`Bottleneck` with split attention; strides are average pools (ResNeSt-50's settings, section 4). Shapes as there.
+    """`Bottleneck` with `SplitAttention`; a stride is an average pool (settings of ResNeSt-50, section 4).
 
-    The splits' own ReLU takes the place of relu2.
+    Shapes as in `Bottleneck`. The ReLU inside `SplitAttention` takes the place of relu2.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> None:
@@ -140,35 +153,38 @@ class SplitBottleneck(nn.Module):
 
 
 def pooled_shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
-    """Average pool, then 1x1 conv and BatchNorm (He et al., arXiv:1812.01187, ResNet-D); shapes as `Bottleneck`."""
-    # A window that sticks out of an odd map averages what is inside, so that both paths give ceil(H/stride).
+    """Average pool, 1x1 convolution and BatchNorm (He et al., arXiv:1812.01187, ResNet-D).
+
+    Shapes as in `Bottleneck`.
+    """
+    # With ceil_mode both paths give ceil(H/stride) for odd maps; a window at the edge averages the values inside.
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
     return nn.Sequential(pool, nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
 
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Blocks a stage (He et al., Table 1)."""
+"""Depth -> number of blocks in each stage (He et al., Table 1)."""
 
 
 def _deep(
     depth: int, block: Callable[..., nn.Module], shortcut: Shortcut = projection_shortcut
 ) -> Callable[..., nn.Module]:
-    return partial(ResNet, DEPTHS[depth], 64, shortcut, block=block, expansion=EXPANSION)
+    return partial(ResNet, Design(DEPTHS[depth], 64, shortcut, block=block, expansion=EXPANSION))
 
 
-_WIDE = partial(Bottleneck, ratio=1 / 2)
-_GATED = partial(Bottleneck, gated=True)
+_WIDE = partial(Bottleneck, inside=Inside(ratio=1 / 2))
+_GATED = partial(Bottleneck, inside=Inside(gated=True))
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = (
     {f"resnet{depth}": _deep(depth, Bottleneck) for depth in DEPTHS}
     | {f"wrn{depth}-2": _deep(depth, _WIDE) for depth in (50, 101)}
     | {
-        "senet18": partial(ResNet, (2, 2, 2, 2), 64, projection_shortcut, block=GatedBasicBlock),
+        "senet18": partial(ResNet, Design((2, 2, 2, 2), 64, projection_shortcut, block=GatedBasicBlock)),
         "senet50": _deep(50, _GATED),
         "senet101": _deep(101, _GATED),
-        # 32 groups of 4 channels, and 32 of 8, in the first stage.
-        "resnext50-4": _deep(50, partial(Bottleneck, ratio=1 / 2, groups=32)),
-        "resnext101-8": _deep(101, partial(Bottleneck, ratio=1, groups=32)),
+        # In the first stage, 32 groups of 4 channels, and 32 groups of 8.
+        "resnext50-4": _deep(50, partial(Bottleneck, inside=Inside(ratio=1 / 2, groups=32))),
+        "resnext101-8": _deep(101, partial(Bottleneck, inside=Inside(ratio=1, groups=32))),
         "resnest50": _deep(50, SplitBottleneck, pooled_shortcut),
     }
 )

@@ -1,8 +1,8 @@
 """MobileNetV2 (Sandler et al., CVPR'18) and ShuffleNetV2 (Ma et al., ECCV'18) for small images.
 
-Both stems have stride 1 where ImageNet's have 2, and there is no max-pool; MobileNetV2's first strided block has stride
-1, too, so that a 32x32 image is 4 wide at the end. ReLU takes the place of ReLU6, as in MobileNetV1 here: private
-inference then needs one comparison for two, and a ReLU site has one meaning in all networks.
+Compared with the networks for ImageNet, both stems have stride 1 and not 2, there is no max-pool, and MobileNetV2's
+first strided block has stride 1, so that a 32x32 image ends as a 4x4 map. ReLU replaces ReLU6, as in MobileNetV1 here:
+private inference then needs one comparison per value and not two, and all networks have the same kind of ReLU site.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""MobileNetV2's stages: expansion, channels, blocks and stride of the first (Table 2; CIFAR's strides)."""
+"""MobileNetV2's stages: expansion, channels, blocks, stride of the first block (Table 2, with strides for CIFAR)."""
 
 SHUFFLE_STAGES = ((58, 4), (116, 8), (232, 4))
-"""ShuffleNetV2 1x: channels of a branch and blocks of each stage; the first block has stride 2 (Table 5)."""
+"""ShuffleNetV2 1x: channels of one branch and number of blocks in each stage, whose first has stride 2 (Table 5)."""
 
 
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Sequential:
-    """Convolution, BatchNorm and, if asked for, a ReLU; (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ...)."""
+    """Convolution, BatchNorm and, if `relu`, a ReLU.
+
+    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)) for odd kernels.
+    """
     conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
     layers: list[tuple[str, nn.Module]] = [("conv", conv), ("bn", nn.BatchNorm2d(c_out))]
     result = nn.Sequential()
@@ -32,7 +35,7 @@ def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1, plus the input where the shape stays (Sandler et al., Fig. 4).
+    """1x1 expansion, depthwise 3x3, linear 1x1, plus the input if the shape is the same (Sandler et al., Fig. 4).
 
     (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)).
     """
@@ -44,7 +47,7 @@ class InvertedResidual(nn.Module):
         self.depthwise = conv_bn(inner, inner, 3, stride, groups=inner)
         self.project = conv_bn(inner, c_out, 1, relu=False)
         self.keeps = stride == 1 and c_in == c_out
-        self.out = nn.Identity()  # a name for the result, after which an exit can go: no ReLU follows the sum
+        self.out = nn.Identity()  # no ReLU follows the sum, so this names the result for exits
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.project(self.depthwise(self.expand(x)))
@@ -78,8 +81,8 @@ class MobileNetV2(nn.Module):
 class ShuffleBlock(nn.Module):
     """Two branches of `branch` channels, concatenated and shuffled (Ma et al., Fig. 3 c and d).
 
-    With stride 1 the first half of the channels passes: (N, 2 branch, H, W) keeps its shape. With stride 2 both
-    branches read all: (N, c_in, H, W) -> (N, 2 branch, ceil(H/2), ceil(W/2)).
+    With stride 1 the first half of the channels passes unchanged, and (N, 2 branch, H, W) keeps its shape. With stride
+    2 both branches read all channels: (N, c_in, H, W) -> (N, 2 branch, ceil(H/2), ceil(W/2)).
     """
 
     def __init__(self, c_in: int, branch: int, stride: int) -> None:

@@ -1,6 +1,6 @@
 """MobileNetV1 for small images (Howard et al., arXiv:1704.04861): 13 pairs of depthwise and pointwise convolutions.
 
-The stem has stride 1 where ImageNet's has 2. DeepReDuce (ICML'21, section 5.6) counts 411,648 ReLUs at 32x32.
+The stem has stride 1, and not 2 as for ImageNet. It has 411,648 ReLUs at 32x32, as in DeepReDuce (ICML'21, sec. 5.6).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 PAIRS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
-"""Channels and stride of each pair."""
+"""Result channels and stride of each pair."""
 
 
 class Pair(nn.Module):

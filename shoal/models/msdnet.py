@@ -1,15 +1,17 @@
 """MSDNet, multi-scale dense networks with a classifier after every block (Huang et al., ICLR'18), for small images.
 
-| name     | blocks          | layers of each block | parameters (100 classes) | MACs at 3x32x32 |
+| name     | blocks          | layers per block     | parameters (100 classes) | MACs at 3x32x32 |
 |----------|-----------------|----------------------|--------------------------|-----------------|
 | msdnet-7 | seven, even     | 4, 2, 2, 2, 2, 2, 2  | 3,067,960                | 75.49 M         |
 | msdnet-5 | five, growing   | 1, 2, 3, 4, 5        | 2,078,924                | 58.09 M         |
 
-Widths, bottlenecks and reductions are those of github.com/kalviny/MSDNet-PyTorch's settings for CIFAR: three scales, 16
-channels at first and 6 more a layer at the finest scale, twice and four times as many at the coarser ones. A third of
-the way down the finest scale ends, at two thirds the next, each time with half of the channels.
+Widths, bottlenecks and reductions are the CIFAR settings of github.com/kalviny/MSDNet-PyTorch. There are three scales.
+The finest has 16 channels after the first layer and 6 more after each further layer, the coarser ones twice and four
+times as many. After a third of the layers the finest scale ends, after two thirds the next one; each time the number
+of channels is halved.
 
-A layer is conv-BN-ReLU in order. Any image size will do: every stride rounds up, so that the scales stay in step.
+The order in a layer is conv-BN-ReLU. Images may have any size: every stride rounds up, so the scales have matching
+sizes.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from torch import Tensor, nn
 from shoal.models.blocks import STEM_STRIDE, init_weights, scale_channels
 
 CHANNELS, GROWTH, HEAD = 16, 6, 128
-"""Channels of the finest scale after the first layer, channels that each layer adds to it, and a classifier's."""
+"""Channels of the finest scale after the first layer, channels that each layer adds to it, channels of a classifier."""
 
 FACTORS = (1, 2, 4)
-"""Channels of each scale, fine to coarse, in those of the finest; bottlenecks grow likewise."""
+"""Factor of the channels of each scale, fine to coarse; also the factor of its bottlenecks."""
 
 
 class Unit(nn.Sequential):
@@ -40,13 +42,19 @@ class Unit(nn.Sequential):
 
 
 def bottleneck(c_in: int, c_out: int, factor: int, stride: int = 1) -> nn.Sequential:
-    """A 1x1 unit to at most `factor` times the `c_out` channels, then a 3x3 unit."""
+    """A 1x1 unit to `factor` * `c_out` channels, but at most `c_in`, then a 3x3 unit with the stride.
+
+    [N, c_in, H, W] -> [N, c_out, ceil(H/stride), ceil(W/stride)].
+    """
     inner = min(c_in, factor * c_out)
     return nn.Sequential(Unit(c_in, inner, kernel=1), Unit(inner, c_out, stride=stride))
 
 
 class Dense(nn.Module):
-    """What one layer adds to one scale: `same` from this scale and, if there is a finer one, `down` from that one."""
+    """The part of a layer at one scale: adds channels computed from this scale and, if there is one, the finer scale.
+
+    `same` computes those from this scale, `down` those from the finer one.
+    """
 
     def __init__(self, finer: int | None, channels: int, added: int, scale: int) -> None:
         super().__init__()
@@ -58,14 +66,14 @@ class Dense(nn.Module):
         self.same = bottleneck(channels, added, factor)
 
     def forward(self, finer: Tensor | None, x: Tensor) -> Tensor:
-        """[N, c, H, W], and [N, c', 2H, 2W] of the finer scale, to [N, c + added, H, W]."""
+        """[N, c, H, W] and, from the finer scale, [N, c', 2H, 2W] (or one less) -> [N, c + added, H, W]."""
         if self.down is None or finer is None:
             return torch.cat([x, self.same(x)], 1)
         return torch.cat([x, self.down(finer), self.same(x)], 1)
 
 
 class First(nn.Module):
-    """Images to all scales, each made of the one before by a stride of 2."""
+    """The first layer: computes a map of each scale, each from the one before with stride 2."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -74,7 +82,7 @@ class First(nn.Module):
         self.scales = nn.ModuleList(Unit(a, b, stride=s) for a, b, s in zip(counts, counts[1:], strides, strict=False))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, channels, H, W] to a map of each scale, fine to coarse."""
+        """[N, channels, H, W] -> a map of each scale, fine to coarse; each half as high and wide as the last."""
         maps: list[Tensor] = []
         for scale in self.scales:
             x = scale(x)
@@ -83,9 +91,9 @@ class First(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer over the scales that are left: `width` channels of the finest scale in, `width + growth` out.
+    """One layer over the remaining scales. It reads `before` scales and returns the `after` coarsest of them.
 
-    It reads `before` scales and gives the `after` coarsest of them.
+    A scale with factor f (see `FACTORS`) has `width` * f channels before the layer and (`width` + `growth`) * f after.
     """
 
     def __init__(self, width: int, growth: int, before: int, after: int) -> None:
@@ -99,13 +107,13 @@ class Layer(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """A map of each scale, fine to coarse."""
+        """Maps of the scales before the layer -> maps of the scales after it, fine to coarse."""
         finer = [None, *maps][self.dropped :]
         return [scale(a, b) for scale, a, b in zip(self.scales, finer, maps[self.dropped :], strict=False)]
 
 
 class Transition(nn.Module):
-    """1x1 units that bring every scale to fewer channels."""
+    """1x1 units that reduce the channels of every scale, from `before` to `after` times the scale's factor."""
 
     def __init__(self, before: int, after: int, scales: int) -> None:
         super().__init__()
@@ -113,7 +121,7 @@ class Transition(nn.Module):
         self.scales = nn.ModuleList(Unit(before * factor, after * factor, kernel=1) for factor in factors)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """The maps with other channels."""
+        """Maps of the scales, fine to coarse, with the reduced number of channels."""
         return [scale(x) for scale, x in zip(self.scales, maps, strict=True)]
 
 
@@ -131,9 +139,9 @@ class Classifier(nn.Module):
 
 
 class MSDNet(nn.Module):
-    """`blocks` of layers and their `classifiers`: (N, channels, H, W) -> logits (N, classes) of each, weak to strong.
+    """Blocks of layers with a classifier after each; `steps` is the number of layers in each block.
 
-    `steps` are the layers of each block.
+    (N, channels, H, W) -> a tuple of logits (N, classes), one per classifier, weakest first.
     """
 
     def __init__(
@@ -163,7 +171,7 @@ class MSDNet(nn.Module):
 
 
 def _layers(width: int, growth: int, total: int) -> Iterator[tuple[list[nn.Module], int]]:
-    """Each layer, with a transition where a scale ends, and the finest scale's channels after it."""
+    """For each layer: its modules (with a transition if a scale ends there), and the channels for factor 1 after it."""
     interval = -(-total // len(FACTORS))
     before = len(FACTORS)
     for index in range(total):

@@ -1,8 +1,8 @@
-"""Dynamic, dilated k-NN graphs over point clouds [N, C, P, 1], as one leaf that torch.fx does not look into.
+"""Dynamic, dilated k-NN graphs over point clouds [N, C, P, 1], in one module that torch.fx treats as a leaf.
 
 Sources: Wang et al., *Dynamic Graph CNN* (TOG'19), section 3: edges (x_i, x_j - x_i) to neighbours in feature space,
-found anew in every layer; Li et al., *DeepGCNs* (ICCV'19), "Dilated Aggregation": every d-th neighbour, or, now and
-then in training, random ones.
+recomputed in every layer; Li et al., *DeepGCNs* (ICCV'19), "Dilated Aggregation": every d-th neighbour, or sometimes in
+training random ones.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from shoal.graph.graph import Lowered, unknown
 
 
 def nearest(points: Tensor, count: int) -> Tensor:
-    """The `count` nearest points of each point, itself included: [N, C, P] -> int64 [N, P, count], nearest first.
+    """Indices of the `count` nearest points of each point, itself included: [N, C, P] -> int64 [N, P, count].
 
-    Distances are Euclidean, in at least float32 whatever the autocast. Of equally distant points any may come first.
+    The nearest comes first; the order of equally distant points is not fixed. Distances are Euclidean, and computed in
+    at least float32 even under autocast.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         x = points.detach()
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         squares = x.square().sum(1)
-        # |x_j|^2 - 2 x_i x_j: what is left out, |x_i|^2, is the same for all neighbours of a point.
+        # |x_j|^2 - 2 x_i x_j, without |x_i|^2, which is the same for all neighbours of a point.
         distances = torch.baddbmm(squares[:, None], x.transpose(1, 2), x, alpha=-2)
         return distances.topk(count, dim=2, largest=False).indices
 
@@ -31,10 +32,10 @@ def nearest(points: Tensor, count: int) -> Tensor:
 class EdgeFeatures(nn.Module):
     """(x_i, x_j - x_i) for `k` neighbours j of every point i: [N, C, P, 1] -> [N, 2C, P, k].
 
-    With dilation d the neighbours are every d-th of the k d nearest; clouds too small for that have the largest d
-    that they can. In training all k d are drawn from with probability `epsilon` instead, the same ranks for a whole
-    batch (DeepGCNs' stochastic dilation, there with 0.2). Raises ShoalError for maps that are no clouds, and
-    for clouds of fewer than k points.
+    With dilation d the neighbours are every d-th of the k * d nearest points; a smaller cloud uses the largest d that
+    fits. In training, with probability `epsilon`, k random ones of the k * d nearest are used instead, of the same
+    ranks for all points of a batch (DeepGCNs' stochastic dilation, there with 0.2). Raises ShoalError for an input that
+    is not [N, C, P, 1] or has fewer than k points.
     """
 
     def __init__(self, k: int, dilation: int = 1, epsilon: float = 0.2) -> None:
@@ -48,7 +49,7 @@ class EdgeFeatures(nn.Module):
         dilation = min(self.dilation, size // self.k)
         near, drawn = nearest(points, self.k * dilation), self._drawn(dilation)
         chosen = near[:, :, ::dilation] if drawn is None else near[:, :, drawn.to(x.device)]
-        # `gather` along points, and not indexing, whose backward pass on CUDA adds in an order that is not fixed.
+        # `gather` and not indexing, whose backward pass on CUDA adds in an order that varies from run to run.
         where = chosen.reshape(count, 1, -1).expand(-1, channels, -1)
         neighbours = points.gather(2, where).reshape(count, channels, size, self.k)
         own = x.expand(-1, -1, -1, self.k)
@@ -56,11 +57,11 @@ class EdgeFeatures(nn.Module):
 
     @property
     def recordable(self) -> bool:
-        """Whether no step draws (see `shoal.training.stepping`)."""
+        """Whether a training step may be recorded (see `shoal.training.stepping`); not if it draws random numbers."""
         return self.dilation == 1 or not self.epsilon
 
     def _drawn(self, dilation: int) -> Tensor | None:
-        """Ranks [k] in the place of every d-th, in some steps of training."""
+        """Random ranks [k] of the neighbours to use, with probability `epsilon` in training; else None."""
         if self.training and dilation > 1 and float(torch.rand(())) < self.epsilon:
             return torch.randperm(self.k * dilation)[: self.k]
         return None
@@ -73,7 +74,7 @@ class EdgeFeatures(nn.Module):
             )
 
     def to_node(self) -> Lowered:
-        """No form in a Graph: neighbours depend on the data, which private inference must not show."""
+        """An unknown operation: neighbours depend on the data, so private inference cannot compute them."""
         return unknown("dynamic k-NN graph")
 
     def extra_repr(self) -> str:

@@ -1,12 +1,12 @@
-"""ResGCN: residual graph convolutions on point clouds [N, 3, P, 1], for self-distillation's Table 4.
+"""ResGCN: residual graph convolutions on point clouds [N, 3, P, 1], for Table 4 of *Self-Distillation* (TPAMI'21).
 
-Source: Li et al., *DeepGCNs: Can GCNs Go as Deep as CNNs?* (ICCV'19): a backbone of EdgeConv
-layers with k = 16 neighbours and 64 channels, residual from the second on, whose dilation grows by one a layer; a
-fusion block that joins all layers' features, with a 1x1 convolution to 1024 channels and pooling over points; an MLP.
-For classification the fused features are pooled by maximum and average, and the MLP has 512 and 256 hidden units with
-dropout 0.5, as in DGCNN (TOG'19, section 5.1). The number in a name counts EdgeConv layers.
+Source: Li et al., *DeepGCNs: Can GCNs Go as Deep as CNNs?* (ICCV'19). The backbone has EdgeConv layers with k = 16
+neighbours and 64 channels, residual from the second layer on, and dilations that increase by 1 per layer. A fusion
+block concatenates the features of all layers, with a 1x1 convolution to 1024 channels and pooling over points. An MLP
+follows. For classification the fused features are pooled by maximum and average, and the MLP has 512 and 256 hidden
+units with dropout 0.5, as in DGCNN (TOG'19, section 5.1). The number in a name is that of EdgeConv layers.
 
-*Self-Distillation* (TPAMI'21) says no more than "ResGCN8, 12, 16": k, channels and points are DeepGCNs', not its own.
+*Self-Distillation* gives only the names "ResGCN8, 12, 16"; k, channels and points are those of DeepGCNs.
 
 Parameters with c = 64 w, f = 1024 w, h1 = 512 w, h2 = 256 w for width w (rounded), depth L and C classes:
 (6 c + 2 c) + (L - 1)(2 c^2 + 2 c) + (L c f + 2 f) + (2 f h1 + 2 h1) + (h1 h2 + 2 h2) + (h2 C + C).
@@ -29,7 +29,7 @@ NEIGHBOURS = 16
 
 
 class EdgeConv(nn.Module):
-    """max over neighbours j of ReLU(BN(W (x_i, x_j - x_i))): [N, c_in, P, 1] -> [N, c_out, P, 1]."""
+    """Maximum over neighbours j of ReLU(BN(W (x_i, x_j - x_i))): [N, c_in, P, 1] -> [N, c_out, P, 1]."""
 
     def __init__(self, c_in: int, c_out: int, dilation: int = 1) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class EdgeConv(nn.Module):
 
 
 class ResidualEdgeConv(nn.Module):
-    """x + EdgeConv(x), [N, C, P, 1]; `out` gives the sum a name, after which classifiers can go."""
+    """x + EdgeConv(x), [N, C, P, 1]; `out` names the sum, so that exits can be attached there."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -55,9 +55,10 @@ class ResidualEdgeConv(nn.Module):
 
 
 class ResGCN(nn.Module):
-    """stem - blocks - fusion of all - max and average over points - MLP: (N, channels, P, 1) -> logits (N, classes).
+    """Stem, blocks, fusion, maximum and average over points, MLP: (N, channels, P, 1) -> logits (N, classes).
 
-    P >= 16. The logits do not depend on the order of the points, up to rounding. `width` scales all hidden sizes.
+    P must be at least 16. The logits do not depend on the order of the points, up to rounding. `width` multiplies all
+    hidden sizes. Raises ShoalError for a resolution other than 1.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ResGCN(nn.Module):
 
 def hidden_layer(c_in: int, c_out: int) -> nn.Sequential:
     """Linear-BN-ReLU-dropout: (N, c_in) -> (N, c_out)."""
-    # No bias: the batch norm's shift does that work.
+    # No bias, since the batch norm has a shift.
     layers = {"fc": nn.Linear(c_in, c_out, bias=False), "bn": nn.BatchNorm1d(c_out), "relu": nn.ReLU()}
     return nn.Sequential(OrderedDict(layers | {"dropout": nn.Dropout(0.5)}))
 

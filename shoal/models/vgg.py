@@ -1,9 +1,9 @@
 """VGG16 for small images (Simonyan & Zisserman, ICLR'15, configuration D), with BatchNorm and one linear layer.
 
-Five stages of 2, 2, 3, 3, 3 convolutions with a pool between two; DeepReDuce's stages S1 to S5. The fifth pool of the
-publication, 2x2 to 1x1 here, is the global average's; a `resolution` below one leaves out the last of the others, for
-which a small image has no pixels left. `vgg16` pools by maximum, as published; `vgg16-avg` by average, which
-private inference runs for nothing.
+There are five stages of 2, 2, 3, 3 and 3 convolutions (DeepReDuce's S1 to S5), with a pool between two stages. The
+fifth pool of the paper is replaced by the global average pool. With a `resolution` below 1 the last pools are left out,
+one for 0.5 and two for 0.25, since small images would have no pixels left. `vgg16` has max pools as in the paper;
+`vgg16-avg` has average pools, which need no communication in private inference.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class ConvUnit(nn.Module):
 
 
 class VGG(nn.Module):
-    """`layer1`-`layer5`, each a run of units, all but the last with a pool; global average pool; `fc`.
+    """`layer1` to `layer5` (units, and a pool in all but the last layers), global average pool, `fc`.
 
-    (N, channels, H, W) -> logits (N, classes), H and W of 16 or more.
+    (N, channels, H, W) -> logits (N, classes); H and W must be at least 16.
     """
 
     def __init__(

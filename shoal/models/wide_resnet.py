@@ -1,8 +1,8 @@
 """Wide ResNets with pre-activation blocks (Zagoruyko & Komodakis, BMVC'16, arXiv:1605.07146), no dropout.
 
 `wrn-d-k`: depth d = 6n + 4, three stages of n blocks with 16k, 32k, 64k channels behind a 16-channel stem.
-There is no ReLU right after the stem: the first one is `layer1.0.relu1`, on 16 channels. The last one is
-`relu`, before the pool. Papers differ on that one: SENet and RLNet count it, SNL's net lacks it.
+No ReLU follows the stem directly: the first one is `layer1.0.relu1`, on 16 channels. The last one is `relu`, before the
+pool. Papers differ in the last one: SENet and RLNet count it, and SNL's network does not have it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from shoal.models.blocks import STEM_STRIDE, conv3x3, init_weights, scale_channe
 class WideBlock(nn.Module):
     """BN-relu1-conv-BN-relu2-conv, plus the shortcut.
 
-    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)). A block that keeps its shape passes `x` on
-    untouched; one that changes it sends the *activated* input through a 1x1 conv, as the authors' code does.
+    (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride)). If the shape stays the same, the shortcut is the
+    identity of x; otherwise it is a 1x1 convolution of relu1's result, as in the authors' code.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
@@ -31,19 +31,19 @@ class WideBlock(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv2 = conv3x3(c_out, c_out)
         self.projects = stride != 1 or c_in != c_out
-        # No BatchNorm here: in a pre-activation net the next block normalises the sum.
+        # No BatchNorm here, since the next block normalises the sum.
         self.shortcut = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False) if self.projects else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
-        # `projects` is fixed when the block is built, so symbolic tracing sees one branch only.
+        # `projects` is a constant of the block, so tracing can follow this branch.
         skip = self.shortcut(active if self.projects else x)
         out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
         return out + skip
 
 
 def wide_stage(c_in: int, c_out: int, stride: int, depth: int) -> nn.Sequential:
-    """`depth` blocks, the first of which changes the shape; shapes as `WideBlock`."""
+    """`depth` blocks, of which the first has the stride and changes the channels; shapes as in `WideBlock`."""
     tail = [WideBlock(c_out, c_out, 1) for _ in range(depth - 1)]
     return nn.Sequential(WideBlock(c_in, c_out, stride), *tail)
 
@@ -51,8 +51,8 @@ def wide_stage(c_in: int, c_out: int, stride: int, depth: int) -> nn.Sequential:
 class WideResNet(nn.Module):
     """Stem conv, `layer1`-`layer3`, then `bn`, `relu`, global average pool and `fc`.
 
-    (N, channels, H, W) -> logits (N, classes), any H and W. `width` multiplies every channel count, the
-    stem's too, on top of the widening factor `k`; `resolution` strides the stem.
+    (N, channels, H, W) -> logits (N, classes), any H and W. `width` multiplies every channel count, also the stem's, in
+    addition to the widening factor `k`; `resolution` sets the stride of the stem.
     """
 
     def __init__(

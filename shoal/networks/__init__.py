@@ -1,1 +1,1 @@
-"""Networks while they are trained: a `Spec`, its module, and both in a run folder."""
+"""Networks for training: a `Spec`, the module that it describes, and storing both in a run folder."""

@@ -1,4 +1,4 @@
-"""From a `Spec` to its module."""
+"""Building the module that a `Spec` describes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from shoal.surgery.substitution import parse, substitute
 
 
 def own_network(spec: Spec) -> nn.Module:
-    """The base network of `spec`; one of the user's own is looked for in the current folder, too.
+    """The base network of `spec`; a user's own module is also searched for in the current folder.
 
-    Raises ShoalError when it cannot be found or built, whatever the user's code raises.
+    Raises ShoalError when it cannot be found or built, also when the user's code raises another exception.
     """
     try:
         with _current_folder_first():
@@ -50,7 +50,7 @@ def own_network(spec: Spec) -> nn.Module:
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """The current folder at the head of the import path, as `python -m` has it and a console script does not."""
+    """Put the current folder first in the import path, as `python -m` does and a console script does not."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -60,9 +60,9 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def base_model(spec: Spec) -> nn.Module:
-    """The base network of `spec`, without surgery but for layers `replaced` and outputs that are not `base_channels`.
+    """The base network of `spec`, newly initialised, after `replaced` and `base_channels` but no other surgery.
 
-    Raises ShoalError when it cannot be found or called, and when it has no such layers.
+    Raises ShoalError when it cannot be found or called, and when it does not have the layers that these fields name.
     """
     model = _found(spec)
     if spec.replaced:
@@ -77,7 +77,7 @@ def _found(spec: Spec) -> nn.Module:
         return _call(_import(spec.base), spec)
     if spec.base == GIVEN:
         raise ShoalError("found a spec of a module given in memory; need that module; pass base= to assemble")
-    return build(spec.base, spec.classes)  # raises, with the known names
+    return build(spec.base, spec.classes)  # raises an error that lists the known names
 
 
 def _import(reference: str) -> Any:
@@ -91,7 +91,7 @@ def _import(reference: str) -> Any:
 
 
 def _call(factory: Any, spec: Spec) -> nn.Module:
-    # A user's factory may or may not take the number of classes.
+    # A user's function may or may not have these arguments.
     takes = inspect.signature(factory).parameters
     scales = {k: v for k, v in (("width", spec.width), ("resolution", spec.resolution)) if v != 1.0}
     missing = [name for name in scales if name not in takes]
@@ -108,10 +108,10 @@ def _call(factory: Any, spec: Spec) -> nn.Module:
 
 
 def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
-    """The network that `spec` describes, freshly initialised (or on `base`, which is left untouched).
+    """The network that `spec` describes: newly initialised, or made from a copy of `base` with its weights.
 
-    A `base` is what `base_model` gives: its layers are replaced and cut already. Raises ShoalError when a named site or
-    block is not in the base network, or has been dropped before.
+    `base` must be like the result of `base_model`, with `replaced` and `base_channels` already applied. Raises
+    ShoalError when the base network does not have a named site or block, or no longer has it.
     """
     model: nn.Module = normalise(base if base is not None else base_model(spec))
     if spec.dropped_blocks:

@@ -1,4 +1,4 @@
-"""Figures of one network for summaries: test accuracy, and counts of its operations."""
+"""Test accuracy and counts of a network, for summaries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shoal.training.settings import Settings
 
 
 def counts(total: Cost) -> Counts:
-    """The totals of a `cost` that tables show."""
+    """The totals of `total` that tables and summaries show."""
     return Counts(
         relus=total.relus,
         comparisons=total.comparisons,
@@ -28,6 +28,6 @@ def counts(total: Cost) -> Counts:
 
 
 def figures(network: nn.Module, data: Dataset, spec: Spec, settings: Settings) -> Figures:
-    """Test accuracy in percent, and counts."""
+    """Accuracy of the last exit on the test set, in percent, and the counts of `network`."""
     accuracy = evaluate(network, data, data.test, settings)[-1]
     return Figures(accuracy=accuracy, **counts(cost(trace(network, spec.shape))))

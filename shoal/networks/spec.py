@@ -1,4 +1,4 @@
-"""`Spec`: what a training network is, as data; `assemble` builds it. With a state dict it is its persistent form."""
+"""`Spec`: a description of a network as data. `assemble` builds it; with a state dict it stores a trained network."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from shoal.errors import ShoalError
 from shoal.storage.files import read_json, write_text
 
 GIVEN = "given"
-"""The base of a Spec whose module the caller holds in memory."""
+"""The `base` of a Spec whose base module exists only in the caller's memory."""
 NAMED = ("dropped_blocks", "dropped", "masked", "branches", "exits")
 """The fields of a Spec that name sites."""
 CHANNELS = ("base_channels", "kept_channels")
-"""The fields of a Spec that say which channels stay."""
+"""The fields of a Spec that name the channels to keep."""
 RESTS = ("identity", "quadratic")
-"""What masked sites may do where they have no ReLU."""
+"""Functions at the positions of masked sites that have no ReLU."""
 EXIT_KINDS = ("plain", "aligned", "attention", "pooled")
-"""What classifiers at `exits` are: a convolution each, an alignment net each, that behind an attention module, or
-pooled features and an MLP, which point clouds need.
+"""Kinds of classifiers at `exits`.
+
+``plain`` is a convolution, ``aligned`` an alignment network, ``attention`` the same after an attention module, and
+``pooled`` an MLP on pooled features, which point clouds need.
 """
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A base network and the surgery on it, in the order in which `assemble` does it.
+    """A base network and the changes to it, which `assemble` makes in the order below.
 
-    `base` is a zoo name, ``package.module:callable`` or ``given``; `shape` is the images' [C, H, W], which pixel
-    masks fix. Of a base that is built by name, layers of the kinds `replaced` (``relu6=relu``) are exchanged first, and
-    then its layers keep the outputs `base_channels` (``conv1=0-3,5/16``, as `channels.written` has them) alone.
-    Blocks go then (`dropped_blocks`, each named by its inner ReLU site), then whole ReLU layers (`dropped`) of what is
-    left; then `masked`, `branches` and `exits` name ReLU sites; `rest` is what masked sites do where they have no
-    ReLU, ``identity`` or ``quadratic``; `exit_kind` is what the classifiers at `exits` (submodules, unless
-    ``plain``) are; `widths` makes the network slimmable, `shared_affine` has its batch norms share scales
-    and shifts, and `kept_width` (an index) cuts it to one of them; `kept_exit` cuts to one classifier and `committed`
-    says that gated blocks have been replaced. Last, layers of what that gives keep the outputs `kept_channels` alone.
+    - `base` is a zoo name, ``package.module:callable`` or ``given``; `classes`, `width` and `resolution` are its
+      arguments. `shape` is the images' [C, H, W], which cannot change once there are masks.
+    - `replaced`: kinds of layers to replace, such as ``relu6=relu``. `base_channels`: the output channels that layers
+      keep, such as ``conv1=0-3,5/16`` (see `shoal.channels.cut.written`). Neither is applied to a module that is passed
+      to `assemble`.
+    - `dropped_blocks`: residual blocks to remove, named by their inner ReLU sites. `dropped`: ReLU sites to remove.
+    - `masked`: ReLU sites to mask; `rest` is the function at their positions without a ReLU (see `RESTS`).
+    - `branches`: gated blocks, named by their inner ReLU sites; with `keep_skip` their skip paths stay.
+    - `exits`: places of classifiers, which are ReLU sites for the kind ``plain`` and submodules for the others;
+      `exit_kind` is one of `EXIT_KINDS`.
+    - `kept_exit`: index of the only classifier that is kept. `committed`: whether gated blocks have been replaced by
+      their branches.
+    - `widths` makes the network slimmable; with `shared_affine` its batch norms share scales and shifts. `kept_width`:
+      index of the only width that is kept.
+    - `kept_channels`: the output channels that layers of the resulting network keep.
     """
 
     base: str
@@ -66,17 +74,17 @@ class Spec:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether any surgery has been done on the base network, once its own layers are replaced and cut."""
+        """Whether the spec changes the base network, other than by `replaced` and `base_channels`."""
         done = any(getattr(self, name) for name in (*NAMED, "widths", "kept_channels"))
         return done or self.kept_exit is not None
 
     def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
+        """Write the spec as JSON; the file is replaced atomically."""
         write_text(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> Spec:
-        """Read what `save` wrote. Raises ShoalError for a damaged or foreign file."""
+        """Read what `save` wrote. Raises ShoalError when the file is missing, damaged or of another kind."""
         body = read_json(path)
         known = {f.name for f in fields(cls)}
         if not isinstance(body, dict) or not {"base", "classes", "shape"} <= set(body) <= known:
@@ -92,7 +100,7 @@ class Spec:
         if body.get("exit_kind", "plain") not in EXIT_KINDS:
             raise ShoalError(f"found a bad 'exit_kind' in {path}; need a spec.json that shoal wrote")
         for name in CHANNELS:
-            parse_channels(body.get(name, []))  # raises
+            parse_channels(body.get(name, []))  # raises ShoalError for a wrong format
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
         return cls(**values)
 
@@ -102,14 +110,15 @@ def _is_names(value: Any) -> bool:
 
 
 def committed(spec: Spec, kept_exit: int) -> Spec:
-    """The spec after training: one exit, open gates replaced."""
+    """The spec after training: only exit `kept_exit` stays, and gated blocks are replaced by their branches."""
     return replace(spec, kept_exit=kept_exit, committed=bool(spec.branches))
 
 
 def pruned_spec(spec: Spec, kept: Mapping[str, Kept]) -> Spec:
-    """The spec of a network of `spec` whose layers keep the outputs `kept` of those that they have.
+    """The spec of the network of `spec` after its layers were pruned to the output channels `kept`.
 
-    Channels of a base without surgery are the base's own, so that it can be reduced; others are cut last.
+    If `spec` makes no other change, the channels are those of the base network, so that it can be reduced later;
+    otherwise they are cut last.
     """
     field = "kept_channels" if spec.is_reduced else "base_channels"
     before = parse_channels(getattr(spec, field))

@@ -1,4 +1,4 @@
-"""Networks in a run folder: a `Spec` as JSON beside its weights, saved and loaded by name."""
+"""Saving and loading networks of a run folder: a `Spec` as JSON, and the weights."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ from shoal.storage.run import Run
 from shoal.storage.tensors import load_state, read_tensors, write_tensors
 
 WHOLE = "slimmable"
-"""Name under which a run keeps the network of all widths; its `model` is the widest alone, to compile and to count."""
+"""Name of a run's slimmable network with all widths; the network `model` has the widest one only."""
 
 
 def save_network(run: Run, spec: Spec, model: nn.Module, name: str = "model") -> None:
-    """Store a network as `<name>.json` (its spec) and `<name>.safetensors`, or files of limited size."""
+    """Store a network as `<name>.json` (its spec) and `<name>.safetensors` (weights, in several files if large)."""
     state = dict(model.state_dict())
     write_tensors(run.folder / f"{name}.safetensors", state, shard_bytes=run.shard_bytes)
     spec.save(run.folder / f"{name}.json")
 
 
 def load_whole(run: Run) -> tuple[Spec, nn.Module]:
-    """The network with all of its widths, where the run has one under `WHOLE`, else as `load_network` gives it."""
+    """The run's slimmable network with all widths, in eval mode; if it has none, its network `model`.
+
+    Raises ShoalError as `load_network` does.
+    """
     return load_network(run, WHOLE if run.has(f"{WHOLE}.json") else "model")
 
 
 def load_network(run: Run, name: str = "model", base: nn.Module | None = None) -> tuple[Spec, nn.Module]:
-    """A stored network, in eval mode. Raises ShoalError when there is none, or its weights have been altered."""
+    """The stored network `name`, in eval mode; a network made in memory needs its base module as `base`.
+
+    Raises ShoalError when there is no such network, when a needed `base` is missing, and when the weights are damaged.
+    """
     if not run.has(f"{name}.json"):
         raise ShoalError(f"found no finished network {name!r} in {run.folder}; need a run that ended; resume it")
     spec, weights = Spec.load(run.folder / f"{name}.json"), run.folder / f"{name}.safetensors"

@@ -1,1 +1,1 @@
-"""Fewer ReLUs and fewer layers: sensitivity, budgets, masks, gated branches."""
+"""Removing ReLUs and layers: sensitivities, budgets, masks, learners of masks, gated branches, dropped layers."""

@@ -1,4 +1,4 @@
-"""How many ReLUs each site keeps."""
+"""ReLU budgets: how many ReLUs each site keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.surgery.sites import ReluSite
 
 @dataclass(frozen=True)
 class Budget:
-    """ReLUs kept at each site (`counts`) out of those that it has (`sizes`)."""
+    """The number of ReLUs kept at each site (`counts`) and the number that the site has (`sizes`), by site name."""
 
     counts: dict[str, int]
     sizes: dict[str, int]
@@ -23,16 +23,21 @@ class Budget:
         return sum(self.counts.values())
 
     def ratio(self, site: str) -> float:
-        """Share of the site's ReLUs that are kept: the paper's second "ReLU sensitivity", compared with d_th."""
+        """Fraction of the site's ReLUs that are kept.
+
+        This is the assigned ratio, which gated branching compares with d_th; the paper (Making Models Shallow Again)
+        also calls it "ReLU sensitivity".
+        """
         return self.counts[site] / self.sizes[site]
 
 
 def allocate(sites: Sequence[ReluSite], sensitivity: Mapping[str, float], total: int) -> Budget:
-    """Share `total` ReLUs among `sites` in proportion to their sensitivity, none above the site's size.
+    """Divide `total` ReLUs among `sites` in proportion to their sensitivities, at most a site's size to each.
 
-    Water filling (SENet's Algorithm 1 as recovered from its published lists): the surplus of a full site goes to the
-    others in the same proportions. Counts are integers that add up to `total` exactly (largest remainders).
-    Raises ShoalError for a total outside 1 .. all ReLUs, and for a sensitivity that is missing, negative or all zero.
+    The surplus of a full site goes to the others in the same proportions (water filling; SENet's Algorithm 1, as
+    inferred from its published lists). Counts are rounded by largest remainders and add up to `total` exactly. Raises
+    ShoalError when `total` is not between 1 and the number of all ReLUs, when a sensitivity is missing, negative or
+    infinite, and when all are zero.
     """
     sizes = {site.name: site.relus for site in sites}
     _check(sizes, sensitivity, total)
@@ -57,7 +62,7 @@ def _water_fill(sizes: Mapping[str, int], weight: Mapping[str, Fraction], total:
     rest, left = dict(sizes), Fraction(total)
     while rest:
         scale = sum(weight[name] for name in rest)
-        if not scale:  # only insensitive sites are left: share by size
+        if not scale:  # the remaining sites all have sensitivity 0: divide by size
             weight, scale = {name: Fraction(size) for name, size in rest.items()}, Fraction(sum(rest.values()))
         share = {name: left * weight[name] / scale for name in rest}
         full = [name for name in rest if share[name] >= rest[name]]

@@ -1,6 +1,7 @@
-"""Depth by dynamic programming: the blocks to gate under a limit of any cost, at the least loss.
+"""Choosing the blocks to gate by dynamic programming: a cost below a limit with the least loss of importance.
 
-LayerMerge's idea (Kim et al., ICML'24), on gated blocks: importances and savings of single blocks add up.
+The idea is that of LayerMerge (Kim et al., ICML'24), applied to gated blocks. It assumes that the importances and the
+savings of single blocks add up.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 
 Price = Callable[[Graph], float]
-"""What a folded graph costs: MACs, or seconds of private inference."""
+"""The cost of a folded graph in any unit, such as MACs or seconds of private inference."""
 State = tuple[float, float, tuple[str, ...]]
-"""Saved, importance lost, blocks chosen."""
+"""(cost saved, importance lost, names of the chosen blocks)."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A block that may be gated, by its inner ReLU site.
+    """A block that may be gated, named by its inner ReLU site.
 
-    `importance` is what accuracy loses by it, `saving` what its price falls by; `overlaps` says that it shares a
-    convolution with the candidate before it, so that both together cannot be gated.
+    `importance` is the score lost by gating it, `saving` the cost saved. `overlaps` is true if it shares a convolution
+    with the previous candidate, so that only one of the two can be gated.
     """
 
     name: str
@@ -41,10 +42,10 @@ class Candidate:
 
 
 def choose(candidates: Sequence[Candidate], saving: float) -> tuple[str, ...]:
-    """The blocks that save at least `saving` in all and lose the least importance; of equal ones those that save most.
+    """The blocks that together save at least `saving` and lose the least importance; in a tie, those that save most.
 
-    Exact for any real numbers, negative ones too: after each block only those states are kept that no other beats in
-    both. Raises ShoalError when all of them together save too little.
+    Exact for any real numbers, also negative ones: after each block only the Pareto-optimal states are kept. Raises
+    ShoalError when no choice saves enough.
     """
     free: list[State] = [(0.0, 0.0, ())]
     taken: list[State] = []
@@ -66,9 +67,9 @@ def _front(states: Sequence[State]) -> list[State]:
 
 
 def gated_graph(traced: Traced, names: Sequence[str], *, keep_skip: bool = True) -> Graph:
-    """The folded graph of a network with the named blocks replaced by one convolution each, of random weights.
+    """The folded graph of a network with each named block replaced by one convolution with random weights.
 
-    Raises ShoalError for a name that is no block, and for two blocks that share a convolution.
+    Raises ShoalError for a name that is not that of a block, and for two blocks that share a convolution.
     """
     if not names:
         return fold(traced.graph)
@@ -78,7 +79,10 @@ def gated_graph(traced: Traced, names: Sequence[str], *, keep_skip: bool = True)
 
 
 def importances(traced: Traced, score: Callable[[nn.Module], float]) -> dict[str, float]:
-    """What `score` (accuracy on validation images, minus the loss) loses when a block's inner ReLU is the identity."""
+    """For each block, the decrease of `score` when its inner ReLU is replaced by the identity.
+
+    `score` rates a network, higher is better: for example accuracy on validation images, or minus the loss.
+    """
     whole, sizes = score(traced.module), {site.name: site.shape for site in traced.sites}
     lost = {}
     for block in traced.blocks:
@@ -94,7 +98,7 @@ def candidates(
     *,
     keep_skip: bool = True,
 ) -> tuple[Candidate, ...]:
-    """Every replaceable block of a network with what gating it alone saves of `price`."""
+    """Every replaceable block of a network, with its `importance` and the decrease of `price` by gating it alone."""
     whole, found, convs = price(gated_graph(traced, ())), [], set[str]()
     for block in traced.blocks:
         saving = whole - price(gated_graph(traced, (block.name,), keep_skip=keep_skip))
@@ -111,10 +115,10 @@ def choose_blocks(
     *,
     keep_skip: bool = True,
 ) -> tuple[str, ...]:
-    """The blocks to gate so that `price` is at most `limit`, by the sum of their importances at the least loss.
+    """The blocks to gate so that `price` is at most `limit` and the sum of their importances is smallest.
 
-    The limit holds for the price of the network that results. Where that price is higher than the savings of single
-    blocks promise, the search goes on with a higher target. Raises ShoalError when the limit cannot be kept.
+    The price of the resulting network is checked. If it is above the limit because the savings of single blocks do not
+    add up, the search is repeated with a higher target. Raises ShoalError when the limit cannot be reached.
     """
     whole = price(gated_graph(traced, ()))
     table = candidates(traced, price, importance, keep_skip=keep_skip)
@@ -124,6 +128,6 @@ def choose_blocks(
         over = price(gated_graph(traced, names, keep_skip=keep_skip)) - limit
         if over <= 0:
             return names
-        # More than these promised, so that they are not chosen again.
+        # Above the sum of their savings, so that the same blocks are not chosen again.
         promised = sum(block.saving for block in table if block.name in names)
         target = max(target + over, promised) + 1e-9 * abs(whole)

@@ -1,4 +1,4 @@
-"""Dropping whole ReLU layers and blocks: DeepReDuce's culling, thinning and one block a stage (ICML'21, section 3)."""
+"""Removing whole ReLU layers and blocks: DeepReDuce's culling, thinning and single-block stages (ICML'21, sec. 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.surgery.traced import Traced
 
 
 def culled(sites: Sequence[ReluSite], stages: Collection[int]) -> tuple[str, ...]:
-    """Names of the sites of these stages, and of the stem (stage 0), which goes with the first stage culled.
+    """Names of the sites of these stages, and of the stem (stage 0) if any stage is given.
 
     Raises ShoalError for a stage that the network does not have.
     """
@@ -26,7 +26,7 @@ def culled(sites: Sequence[ReluSite], stages: Collection[int]) -> tuple[str, ...
 
 
 def thinned(sites: Sequence[ReluSite], stages: Collection[int]) -> tuple[str, ...]:
-    """Names of every other site of these stages, the first of each pair: in a residual block its inner ReLU."""
+    """Names of every other site of these stages, starting with the first: in residual blocks, the inner ReLUs."""
     names = []
     for stage in sorted(stages):
         names += [site.name for site in sites if site.stage == stage][::2]
@@ -38,7 +38,7 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 
 def drop_relus(model: nn.Module, names: Iterable[str]) -> fx.GraphModule:
-    """A copy of `model` without these ReLUs. Raises ShoalError for a name that is no ReLU site."""
+    """A copy of `model` without these ReLUs. Raises ShoalError for a name that is not that of a ReLU site."""
     wanted = list(dict.fromkeys(names))
 
     def remove(traced: fx.GraphModule) -> None:
@@ -55,7 +55,7 @@ def drop_relus(model: nn.Module, names: Iterable[str]) -> fx.GraphModule:
 
 
 def spare_blocks(model: nn.Module, shape: tuple[int, ...], stages: Collection[int]) -> tuple[str, ...]:
-    """Names (inner ReLU sites) of the residual blocks of these stages, without the first block of each."""
+    """Names (inner ReLU sites) of the residual blocks of these stages, except the first block of each stage."""
     traced = Traced(model, shape)
     stage_of = {site.name: site.stage for site in traced.sites}
     blocks = [b.name for b in traced.blocks if b.add is not None and stage_of[b.name] in stages]
@@ -63,9 +63,10 @@ def spare_blocks(model: nn.Module, shape: tuple[int, ...], stages: Collection[in
 
 
 def drop_blocks(model: nn.Module, shape: tuple[int, ...], names: Iterable[str]) -> fx.GraphModule:
-    """A copy of `model` without these residual blocks, each named by its inner ReLU; what follows reads their input.
+    """A copy of `model` without these residual blocks; the layers after a removed block read its input.
 
-    Raises ShoalError for a name that is no residual block, and for a block that changes the shape.
+    Each block is named by its inner ReLU site. `shape` is the images' [C, H, W]. Raises ShoalError for a name that is
+    not that of a residual block, and for a block that changes the shape.
     """
     blocks, wanted = {b.name: b for b in find_blocks(model, shape)}, list(names)
 
@@ -76,7 +77,7 @@ def drop_blocks(model: nn.Module, shape: tuple[int, ...], names: Iterable[str]) 
 
     def remove(traced: fx.GraphModule) -> None:
         nodes = {node.name: node for node in traced.graph.nodes}
-        # The last ones first: of neighbours, the second reads what the first one's end is.
+        # Last block first: if two adjacent blocks go, the second one reads the end of the first.
         for block in reversed([block for name, block in blocks.items() if name in wanted]):
             end = nodes[str(block.add)]
             users = list(end.users)

@@ -1,4 +1,4 @@
-"""Gated branching: a block with few ReLUs learns to be one convolution (shallow section 4, Fig. 3b)."""
+"""Gated branching: a block with few ReLUs is gradually replaced by one convolution (shallow section 4, Fig. 3b)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFIX = "branches."
 
 
 class GatedBranch(nn.Module):
-    """gate * shallow(x) + (1 - gate) * main, with shallow one CONV-BN and the gate a buffer in [0, 1]."""
+    """gate * bn(conv(x)) + (1 - gate) * main, where the gate is a buffer in [0, 1]."""
 
     gate: Tensor
 
@@ -30,16 +30,16 @@ class GatedBranch(nn.Module):
         self.register_buffer("gate", torch.zeros(()))
 
     def forward(self, x: Tensor, main: Tensor) -> Tensor:
-        """Mix the shallow branch of `x` [N, C, H, W] into the main branch's result [N, C', H', W']."""
+        """Mix the shallow branch of `x` [N, C, H, W] into the main branch's result `main` [N, C', H', W']."""
         return torch.lerp(main, self.bn(self.conv(x)).to(main.dtype), self.gate.to(main.dtype))
 
     def to_node(self) -> Lowered:
-        """Not deployable: the graph must hold one branch or the other."""
+        """An unknown operation, since a `Graph` must have either one branch or the other."""
         return "unknown", {"target": "GatedBranch (call commit_branches first)"}, {}
 
 
 def branched_blocks(blocks: Sequence[Block], budget: Budget, d_th: float) -> tuple[Block, ...]:
-    """The blocks whose inner site's assigned ratio is below `d_th`; of two that overlap, the first."""
+    """The blocks whose inner site has an assigned ratio below `d_th`; of two that share a convolution, the first."""
     chosen: list[Block] = []
     for block in blocks:
         overlaps = chosen and set(block.convs) & set(chosen[-1].convs)
@@ -51,7 +51,7 @@ def branched_blocks(blocks: Sequence[Block], budget: Budget, d_th: float) -> tup
 def named_blocks(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Block, ...]:
     """The blocks of these names (inner ReLU sites), in execution order.
 
-    Raises ShoalError for a name that is no block, and for two blocks that share a convolution.
+    Raises ShoalError for a name that is not that of a block, and for two blocks that share a convolution.
     """
     known = {block.name: block for block in blocks}
     missing = [name for name in names if name not in known]
@@ -72,10 +72,10 @@ def _shallow_conv(block: Block) -> nn.Conv2d:
 
 
 def add_branches(model: nn.Module, blocks: Sequence[Block], *, keep_skip: bool = True) -> fx.GraphModule:
-    """A copy of `model` with a closed gate at each of `blocks`; gate 0 changes nothing.
+    """A copy of `model` with a gated branch at each of `blocks`; gates are 0, so its results do not change yet.
 
-    With `keep_skip` the branch stands for the run conv-relu-conv and the skip path stays; without, it stands for the
-    whole residual block, skip path included. Raises ShoalError when there is nothing to branch.
+    With `keep_skip` the branch replaces the run conv-relu-conv and the skip path stays. Otherwise it replaces the whole
+    residual block, skip path included. Raises ShoalError when `blocks` is empty.
     """
     if not blocks:
         raise ShoalError("found no block to branch; need an assigned ratio below d_th; raise d_th or lower the budget")
@@ -107,7 +107,7 @@ def gated_branches(model: nn.Module) -> list[GatedBranch]:
 
 
 def set_gate(model: nn.Module, value: float) -> None:
-    """Set every gate of `model`, in place. Raises ShoalError outside [0, 1]."""
+    """Set every gate of `model` to `value`, in place. Raises ShoalError when `value` is not in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise ShoalError(f"found gate {value}; need a value in [0, 1]")
     for branch in gated_branches(model):
@@ -115,9 +115,9 @@ def set_gate(model: nn.Module, value: float) -> None:
 
 
 def commit_branches(model: nn.Module) -> fx.GraphModule:
-    """A copy of `model` in which open gates (1) have replaced their blocks, and no wrapper is left.
+    """A copy of `model` in which each gated branch is replaced by its convolution and batch norm.
 
-    Raises ShoalError when a gate is not fully open, because committing would then change the function.
+    Raises ShoalError when a gate is not 1, because the copy would then compute something else.
     """
 
     def commit(traced: fx.GraphModule) -> None:
@@ -132,7 +132,7 @@ def commit_branches(model: nn.Module) -> fx.GraphModule:
 def _commit(traced: fx.GraphModule, name: str, branch: GatedBranch, node: fx.Node) -> None:
     if float(branch.gate) != 1.0:
         raise ShoalError(f"found gate {float(branch.gate):.3f} at {name}; need 1; train until the ramp has ended")
-    # Plain modules under the same path, so that the parameters keep their names.
+    # The path stays the same, so that the parameters keep their names.
     conv, bn = branch.conv, branch.bn
     traced.add_submodule(name, nn.ModuleDict({"conv": conv, "bn": bn}))
     with traced.graph.inserting_before(node):

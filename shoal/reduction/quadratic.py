@@ -1,4 +1,4 @@
-"""Positions without a ReLU that compute a quadratic of each channel instead of the identity (AutoReP, ICCV'23)."""
+"""Masked ReLUs with a quadratic function, instead of the identity, at positions without ReLU (AutoReP, ICCV'23)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shoal.reduction.masks import MaskedReLU
 from shoal.surgery.normal_form import replace
 
 MOMENTUM = 0.1
-"""How fast running statistics follow the batches', as in batch normalisation."""
+"""Momentum of the running mean and variance, as in batch normalisation."""
 
 
 class Quadratic(nn.Module):
-    """square x^2 + slope x + offset with coefficients [C] of each channel; the identity at first.
+    """The function square x^2 + slope x + offset, with coefficients [C] per channel; initially the identity.
 
-    While `fitting` in training mode it takes the coefficients that come nearest to the ReLU for normally distributed
-    inputs of the running mean and variance; afterwards they are learned, at a tenth of the weights' rate.
+    While `fitting` is true, `observe` sets the coefficients to the best approximation of the ReLU for normally
+    distributed inputs with the running mean and variance. Later they are learned, with a tenth of the learning rate.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class Quadratic(nn.Module):
         self.fitting = False
 
     def observe(self, x: Tensor) -> None:
-        """Follow the statistics of [N, C, ...] and fit the coefficients to them."""
+        """Update the running statistics with x [N, C, ...] and fit the coefficients to them."""
         with torch.no_grad():
             values, over = x.detach().float(), (0, *range(2, x.dim()))
             self.seen += 1
@@ -59,11 +59,11 @@ class Quadratic(nn.Module):
 
 
 def fit_quadratic(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(square, slope, offset) of the quadratic with the least mean squared distance to the ReLU of a normal variable.
+    """(square, slope, offset) of the quadratic with the least mean squared error to the ReLU of a normal variable.
 
-    With t = mean / deviation, the ReLU's expansion in Hermite polynomials of the standardised variable z begins
-    mean Phi(t) + deviation phi(t) + deviation Phi(t) z + deviation phi(t) / 2 (z^2 - 1). `mean` and `deviation` are of
-    one shape; a deviation of 0 is taken as 1e-6.
+    `mean` and `deviation` have the same shape, and so do the results; a deviation below 1e-6 is taken as 1e-6. With
+    t = mean / deviation, the expansion of the ReLU in Hermite polynomials of the standardised variable z begins
+    mean Phi(t) + deviation phi(t) + deviation Phi(t) z + deviation phi(t) / 2 (z^2 - 1).
     """
     deviation = deviation.clamp_min(1e-6)
     t = mean / deviation
@@ -73,14 +73,14 @@ def fit_quadratic(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 class QuadraticReLU(MaskedReLU):
-    """The ReLU where `mask` ([C, H, W] bool) is true, elsewhere a quadratic of the channel."""
+    """ReLU where `mask` ([C, H, W] bool) is true, elsewhere the `Quadratic` `rest` of the channel."""
 
     def __init__(self, mask: Tensor, rest: Quadratic | None = None) -> None:
         super().__init__(mask)
         self.rest = Quadratic(len(mask)) if rest is None else rest
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to the same shape; ShoalError when [C, H, W] is not the mask's."""
+        """Map [N, C, H, W] to the same shape. Raises ShoalError when [C, H, W] is not the mask's shape."""
         self.check(x)
         return quadratic_relu(x, self.mask, *self.rest.coefficients())
 
@@ -91,5 +91,8 @@ class QuadraticReLU(MaskedReLU):
 
 
 def add_quadratics(model: nn.Module, masks: Mapping[str, Tensor]) -> fx.GraphModule:
-    """A copy of `model` with a `QuadraticReLU` at each named ReLU site, masks [C, H, W] bool."""
+    """A copy of `model` with a `QuadraticReLU` at each named ReLU site; masks are bool [C, H, W].
+
+    Raises ShoalError for a name that is not that of a submodule.
+    """
     return replace(model, {name: QuadraticReLU(mask) for name, mask in masks.items()})

@@ -1,4 +1,4 @@
-"""How much each ReLU site matters: pruning sensitivity (shallow eq. 1) and the assigned ratio."""
+"""The pruning sensitivity of each ReLU site (shallow eq. 1), from the densities of sparsely trained convolutions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from shoal.surgery.sites import ReluSite
 
 
 class DynamicRewiring:
-    """Sparse learning at one global density of the convolutions' weights; a hook of `fit`.
+    """Sparse training of the convolutions' weights at one global density; a hook of `fit`.
 
-    `per_epoch` times an epoch the smallest weights of each layer are pruned and as many regrown where momentum is
-    largest, shared among layers by the mean momentum of their non-zero weights (Kundu et al., DNR: once an epoch,
-    prune rate 0.5 falling to 0 by a cosine; short runs need more, or nothing moves). The number of non-zero weights
-    stays exact.
+    `per_epoch` times an epoch the smallest weights of each layer are pruned, and equally many are regrown where the
+    gradient's momentum is largest. Layers get regrown weights in proportion to the mean momentum of their non-zero
+    weights, so the number of non-zero weights in the network stays constant. The prune rate falls from `rate` to 0 by a
+    cosine. The source (Kundu et al., DNR) prunes once an epoch, at a rate of 0.5; short runs need more, or the
+    densities hardly change. Raises ShoalError for a density outside (0, 1) and for a model without convolutions.
     """
 
     taps: tuple[str, ...] = ()
@@ -46,21 +47,21 @@ class DynamicRewiring:
         self.weights = weights
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
-        """Have everything on the model's device."""
+        """Move masks and momentum to the model's device."""
         self.weights = conv_weights(model)
         for name, weight in self.weights.items():
             self.masks[name] = self.masks[name].to(weight.device)
             self.momentum[name] = self.momentum[name].to(weight.device)
 
     def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Cut the weights to the mask, and rewire when it is time."""
+        """Set pruned weights to 0, and prune and regrow if it is due."""
         with torch.no_grad():
             torch._foreach_mul_(list(self.weights.values()), [self.masks[name] for name in self.weights])
         if int(epoch * self.per_epoch) > self.rewired:
             self._rewire(model)
 
     def on_stepped(self, model: nn.Module) -> None:
-        """Gather momentum of the dense gradient."""
+        """Update the momentum with the gradients of all weights, pruned ones too."""
         found = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
         if found:
             gathered = [self.momentum[name] for name in found]
@@ -68,7 +69,7 @@ class DynamicRewiring:
             torch._foreach_add_(gathered, list(found.values()), alpha=0.1)
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """Prune and regrow once more; after the last epoch only cut. Returns the density, which never changes."""
+        """Prune and regrow once more (at rate 0 after the last epoch). Returns the density, which is constant."""
         self._rewire(model)
         self.rewired = (epoch + 1) * self.per_epoch
         kept = sum(int(mask.sum()) for mask in self.masks.values())
@@ -92,7 +93,7 @@ class DynamicRewiring:
         return count
 
     def _grow(self, freed: int) -> None:
-        # Shares by mean momentum; what a full layer cannot take goes to the others.
+        # In proportion to mean momentum; what does not fit in a full layer goes to the others.
         share = {n: float(self.momentum[n].abs()[m].mean()) if m.any() else 0.0 for n, m in self.masks.items()}
         room = {name: int((~mask).sum()) for name, mask in self.masks.items()}
         grown = _share_out(freed, share, room)
@@ -106,13 +107,13 @@ class DynamicRewiring:
         return {name: float(mask.float().mean()) for name, mask in self.masks.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides the model."""
+        """The tensors that a resumed run needs besides the model."""
         masks = {f"mask.{k}": v for k, v in self.masks.items()}
         moments = {f"momentum.{k}": v for k, v in self.momentum.items()}
         return masks | moments | {"rewired": torch.tensor(self.rewired)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
+        """Restore the tensors that `state` returned."""
         for name in self.masks:
             self.masks[name].copy_(state[f"mask.{name}"])
             self.momentum[name].copy_(state[f"momentum.{name}"])
@@ -127,7 +128,7 @@ def _random_mask(weight: Tensor, density: float, generator: torch.Generator) -> 
 
 
 def _share_out(total: int, share: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
-    """Integers near `total` x share, none above `room`, that add up to `total`."""
+    """Integers that add up to `total`, about proportional to `share` and at most `room` each."""
     grown = dict.fromkeys(room, 0)
     while (left := total - sum(grown.values())) > 0:
         open_ = [n for n in room if grown[n] < room[n]]
@@ -140,14 +141,16 @@ def _share_out(total: int, share: Mapping[str, float], room: Mapping[str, int]) 
 
 
 def conv_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight of every convolution, by module name."""
+    """The weight [out, in / groups, kh, kw] of every convolution, by module name."""
     return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
 
 
 def magnitude_densities(model: nn.Module, density: float = 0.1) -> dict[str, float]:
-    """eta_theta estimated without training: each convolution's share of the network's largest weights.
+    """eta_theta estimated without training: the fraction of each convolution's weights that are large.
 
-    `density` of all weights count as large. Cheaper and coarser than `DynamicRewiring`: for planning, not in the paper.
+    A weight is large if it is among the fraction `density` of the network's weights with the largest absolute values.
+    Cheaper and coarser than `DynamicRewiring`; used for planning, not in the paper. Raises ShoalError for a model
+    without convolutions.
     """
     weights = {name: weight.detach().abs().flatten().float() for name, weight in conv_weights(model).items()}
     if not weights:
@@ -159,9 +162,9 @@ def magnitude_densities(model: nn.Module, density: float = 0.1) -> dict[str, flo
 
 
 def pruning_sensitivity(densities: Mapping[str, float], sites: Sequence[ReluSite]) -> dict[str, float]:
-    """eta_alpha = 1 - eta_theta for every site (shallow eq. 1), from the densities of the convolutions before them.
+    """eta_alpha = 1 - eta_theta for every site (shallow eq. 1), where eta_theta is the density of its convolution.
 
-    Raises ShoalError for a site without a measured convolution before it.
+    `densities` has one value in [0, 1] per convolution. Raises ShoalError for a site whose convolution has no density.
     """
     missing = [site.name for site in sites if site.conv not in densities]
     if missing:

@@ -1,4 +1,4 @@
-"""Tables, plots and one page from run folders: baseline beside reduced, Pareto fronts, papers' points beside ours."""
+"""Tables, plots and an HTML page from run folders: baseline beside reduced, Pareto fronts, and the papers' figures."""
 
 from shoal.report.accounting import gated_macs
 from shoal.report.plots import plot_anytime, plot_budget, plot_comparison, plot_curves, plot_pareto

@@ -1,4 +1,4 @@
-"""MACs of a network with replaced blocks, counted honestly and as the paper does."""
+"""MACs of a network with replaced blocks, counted in two ways: as they are, and as the paper counts them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from shoal.surgery.tracing import count
 
 
 def gated_macs(model: nn.Module, shape: tuple[int, ...], blocks: Sequence[str]) -> tuple[int, int]:
-    """MACs of `model` with the named blocks replaced, by both accountings: (honest, the paper's).
+    """MACs of `model` for images of `shape` [C, H, W] with the named blocks replaced: (actual, as the paper counts).
 
-    Honest: the block costs its one strided k x k convolution, and the shortcut stays. The paper's: the block keeps
-    the cost of its second convolution and a projecting shortcut vanishes (relu_reduction.md 6.4).
+    Actual: a replaced block costs one strided k x k convolution, and its shortcut stays. Paper: the block keeps the
+    cost of its second convolution, and a projection shortcut is not counted (relu_reduction.md 6.4).
     """
     total = count(model, shape)
     macs = {row.name: row.macs for row in total.rows}

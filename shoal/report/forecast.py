@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from shoal.private.protocol.layout import Layout
 
 NETWORK_FILES = {"baseline": "teacher", "reduced": "model"}
-"""Under which name a run of `reduce` stores the network of each side."""
+"""The name under which a run of `reduce` stores the network of each side."""
 
 
 @dataclass(frozen=True)
 class Online:
-    """One inference from prepared randomness: one-way latencies in sequence, seconds measured and forecast.
+    """The online phase of one prepared inference: one-way latencies in sequence, measured and forecast seconds.
 
-    `why` says what stood in the way where there is no forecast.
+    If there is no forecast, `why` gives the reason.
     """
 
     waits: int | None = None
@@ -37,7 +37,7 @@ class Online:
 
     @property
     def seconds(self) -> float | None:
-        """Measured where they were, else forecast."""
+        """The measured seconds, or the forecast if there are none."""
         return self.forecast_s if self.measured_s is None else self.measured_s
 
 
@@ -47,30 +47,31 @@ def check_network_name(name: str) -> None:
         raise ShoalError(f"found link {name!r}; need one of {', '.join(LINKS)}")
 
 
-def online(record: Record, network: str, machine: Machine | None) -> dict[str, Online]:
-    """The online phase of both networks over one of `LINKS`, forecast with `machine`'s constants or the defaults.
+def online(record: Record, link: str, machine: Machine | None) -> dict[str, Online]:
+    """The online phase of both networks over `link`, one of `LINKS`, forecast with the constants of `machine`.
 
-    Runs measure without a network (TLS on loopback), so over others there are forecasts only. A network that is not
-    stored with its run, or has no private form, has none: `why` tells. Raises ShoalError for an unknown network.
+    None means default constants. Runs measure over TLS on loopback, so other links have only forecasts. There is no
+    forecast for a network that is not stored with its run or cannot be compiled for private inference; `why` gives the
+    reason. Raises ShoalError for an unknown link.
     """
-    check_network_name(network)
-    return {side: _online(record, side, network, machine) for side in SIDES}
+    check_network_name(link)
+    return {side: _online(record, side, link, machine) for side in SIDES}
 
 
-def _online(record: Record, side: str, network: str, machine: Machine | None) -> Online:
+def _online(record: Record, side: str, link: str, machine: Machine | None) -> Online:
     from shoal.costs.model import prepared_cost
 
-    measured = look_up(record.summary.side(side), "prepared.online_s") if network == "none" else None
+    measured = look_up(record.summary.side(side), "prepared.online_s") if link == "none" else None
     try:
         layout = _layout(record.folder, side)
-        spent = prepared_cost(layout, machine, LINKS[network]).online
+        spent = prepared_cost(layout, machine, LINKS[link]).online
     except ShoalError as error:
         return Online(measured_s=measured, why=f"{side}: {error}")
     return Online(layout.online.latencies, measured, spent.seconds)
 
 
 def _layout(folder: Path, side: str) -> Layout:
-    """The compiled program's layout where the run holds one; else that of the stored network, with assumed bits."""
+    """The layout of the run's compiled program; without one, that of the stored network with assumed fraction bits."""
     from shoal.costs.model import layout_of
     from shoal.private.program.program import Program
     from shoal.private.protocol.layout import Layout
@@ -83,7 +84,7 @@ def _layout(folder: Path, side: str) -> Layout:
 
 
 def flat_online(found: Mapping[str, Online]) -> dict[str, float | None]:
-    """The forecasts as columns of a run's flat row; none where none were made."""
+    """The forecasts as columns of a run's flat row; empty when `found` is empty."""
     row: dict[str, float | None] = {}
     for side, phase in found.items():
         row |= {f"{side}.waits": phase.waits, f"{side}.online_forecast_s": phase.forecast_s}

@@ -1,4 +1,4 @@
-"""What figures are called where people read them: a label with its unit for each key of the JSON output."""
+"""Labels with units for the keys of the JSON output, and how their values are shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RESULTS: dict[str, tuple[str, Show]] = {
     "error_bound": ("bound of the logit error", units.probability),
     "stages": ("stages", units.count),
 }
-"""Of training, evaluation and export."""
+"""Results of training, evaluation and export."""
 
 DEPLOYMENT: dict[str, tuple[str, Show]] = {
     "client": ("client's half", str),
@@ -64,7 +64,7 @@ DEPLOYMENT: dict[str, tuple[str, Show]] = {
     "ready": ("items ready", units.count),
     "bytes": ("items on this disk, MB", units.megabytes),
 }
-"""Of artifacts, certificates and prepared items."""
+"""Figures of artifacts, certificates and prepared items."""
 
 MACHINE: dict[str, tuple[str, Show]] = {
     "product_s": ("offline: a product of ciphertexts, ms", units.milliseconds),
@@ -87,7 +87,7 @@ LABELS = COUNTS | RESULTS | DEPLOYMENT | MACHINE
 
 
 def labelled(key: str, value: Any) -> tuple[str, str]:
-    """The label of `key` with its unit, and `value` as people read it; an unknown key keeps its own words."""
+    """The label of `key` with its unit, and `value` as text. An unknown key is shown with spaces for underscores."""
     label, show = LABELS.get(key, (key.replace("_", " "), _any))
     return label, "none" if value is None else show(value)
 

@@ -1,4 +1,4 @@
-"""Tables on a terminal: headings wrap, numbers never do, and what does not fit becomes a list of rows."""
+"""Tables on a terminal. Headings wrap and numbers do not; a table that is too wide is printed as lists."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.text import Text
 from shoal.report.labels import labelled
 
 LEAST_TEXT = 14
-"""Columns of texts are at least as wide as this, or as their longest text."""
+"""Minimum width of a column of texts, unless its longest text is shorter."""
 GAP = 2
 
 
 @dataclass
 class Grid:
-    """A table with a title above and a caption below, as wide as the terminal at most.
+    """A table with a title above and a caption below, at most as wide as the terminal.
 
-    Columns at `texts` are left-aligned and may wrap, or with `shorten` lose their beginnings; all others hold numbers,
-    which are right-aligned and stay whole. Where even the narrowest columns do not fit, each row is a list of
-    ``heading  value``.
+    Columns at the indices `texts` are left-aligned and may wrap; with `shorten`, they lose their beginnings instead.
+    All other columns hold numbers, which are right-aligned and never wrap. If even the narrowest columns do not fit,
+    each row is printed as a list of ``heading value``.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Grid:
     gap: int = field(default=GAP, repr=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Title, table or list, and caption for the width in `options`."""
+        """Yield title, table or list, and caption for the width in `options`."""
         if self.title:
             yield Text(self.title, style="bold")
         widths = self._widths(options.max_width)
@@ -47,7 +47,7 @@ class Grid:
             yield Text(self.caption, style="dim")
 
     def _widths(self, width: int) -> list[int] | None:
-        """The width of every column; None where they do not fit."""
+        """The width of every column, or None if they do not fit."""
         cells = [max((cell_len(row[i]) for row in self.rows), default=0) for i in range(len(self.head))]
         words = [max(map(cell_len, name.split()), default=0) for name in self.head]
         least = [min(c, LEAST_TEXT) if i in self.texts else c for i, c in enumerate(cells)]
@@ -62,7 +62,7 @@ class Grid:
         return found
 
     def _table(self, widths: Sequence[int]) -> Table:
-        # Of the gap, the box gives one space and the padding the rest.
+        # The box adds one space of the gap, the padding the rest.
         table = Table(
             box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, self.gap - 1, 0, 0), header_style="bold"
         )
@@ -94,9 +94,9 @@ class Grid:
 
 
 def shortened(cells: Sequence[str], width: int) -> Sequence[str]:
-    """Names in `width` cells: without the ending that all share, then without their beginnings.
+    """Shorten names to `width` cells: remove the ending that all share, then the beginning of each.
 
-    All of them as they are, to be wrapped, where two names would become one.
+    All names are returned unchanged, to be wrapped, if two of them would become equal.
     """
     if all(cell_len(cell) <= width for cell in cells):
         return cells
@@ -107,7 +107,7 @@ def shortened(cells: Sequence[str], width: int) -> Sequence[str]:
 
 
 def _shared_ending(cells: Sequence[str]) -> str:
-    """The words at the end that all cells share, from a separator on; nothing of a single name."""
+    """The ending that all cells share, from a separator on; empty if all cells are equal."""
     if len(set(cells)) < 2:
         return ""
     least, most = min(c[::-1] for c in cells), max(c[::-1] for c in cells)
@@ -118,7 +118,7 @@ def _shared_ending(cells: Sequence[str]) -> str:
 
 
 def from_the_left(text: str, width: int) -> str:
-    """`text` in `width` cells; of a longer one the end, which tells paths apart, after an ellipsis."""
+    """`text` in at most `width` cells; a longer text loses its beginning, because the end of a path tells it apart."""
     if cell_len(text) <= width:
         return text
     while cell_len(text) > width - 1:
@@ -127,7 +127,7 @@ def from_the_left(text: str, width: int) -> str:
 
 
 def distinct(paths: Sequence[str]) -> list[str]:
-    """Paths without the folders that all of them share; one path alone keeps its last part."""
+    """Paths without the folders that all of them share. A single path keeps its last component."""
     parts = [PurePath(path).parts for path in paths]
     if not all(parts):
         return list(paths)
@@ -143,6 +143,6 @@ def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], **more:
 
 
 def pairs(title: str, body: Mapping[str, Any]) -> Grid:
-    """Plain values of `body`, a row each, with a label and unit that a newcomer understands."""
+    """Plain values of `body`, one row each, with a label and unit. Lists and dictionaries are left out."""
     rows = [labelled(key, value) for key, value in body.items() if not isinstance(value, (dict, list, tuple))]
     return Grid(title, ["", ""], rows, texts=(0, 1))

@@ -1,7 +1,7 @@
-"""The report as one self-contained HTML page: its text and tables made here, its charts by the page's own script.
+"""The report as one self-contained HTML page: text and tables are written here, charts are drawn by its own script.
 
-Nothing is loaded from outside. The data lie in a JSON element that no browser runs, and the page's content security
-policy allows its own script and style by their hashes alone, so a run's name cannot run code.
+The page loads nothing from outside. Its data are in a JSON element, which browsers do not execute, and its content
+security policy allows only its own script and style, by their hashes. The name of a run therefore cannot run code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AXIS_LABELS = {
     "waits": "one-way latencies online",
     "online_s": "online, s",
 }
-NETWORK_TEXTS = {
+LINK_TEXTS = {
     "none": "no network (TLS on loopback)",
     "lan": "LAN (3 Gbit/s, round trip of 0.3 ms)",
     "wan": "WAN (400 Mbit/s, round trip of 40 ms)",
@@ -38,19 +38,19 @@ NETWORK_TEXTS = {
 
 @dataclass(frozen=True)
 class Link:
-    """What seconds are forecast for: one of `costs.links.LINKS`, and whether a machine's own constants were given."""
+    """The link of the online seconds, one of `costs.links.LINKS`, and whether a machine's constants were given."""
 
-    network: str
+    name: str
     calibrated: bool
 
     def __str__(self) -> str:
         constants = "a calibrated machine" if self.calibrated else "the default machine"
-        return f"{NETWORK_TEXTS[self.network]}; forecasts for {constants}"
+        return f"{LINK_TEXTS[self.name]}; forecasts for {constants}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: heading, cells as (shown, sort value), whether numbers are right-aligned."""
+    """One column of a table: its heading, its cells as (text, sort value), and whether it is right-aligned."""
 
     heading: str
     cells: Sequence[tuple[str, float | str]]
@@ -58,7 +58,7 @@ class Column:
 
 
 def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], link: Link) -> str:
-    """The page for runs and their online phases."""
+    """The page for runs and their online phases, as HTML."""
     found = points(records, onlines)
     style, script = _asset("page.css"), _asset("charts.js") + _asset("page.js")
     parts = {
@@ -72,7 +72,7 @@ def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], l
         "papers": _table("papers-table", "Figures as printed in the papers", _paper_columns(published())),
         "certainty": "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in CERTAINTY.items()),
     }
-    # One pass: what is put in is never searched for further marks.
+    # One pass, so that marks in the inserted text are not replaced.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _asset("page.html"))
 
 
@@ -81,7 +81,7 @@ def _asset(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text as HTML in ASCII, so that the page is the same in every encoding, undecodable file names included."""
+    """`text` escaped as ASCII HTML: the page is the same in every encoding, even with undecodable file names."""
     return escape(text).encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -90,7 +90,7 @@ def _hash(text: str) -> str:
 
 
 def _embedded(body: Any) -> str:
-    """JSON that cannot end its element, whatever the strings in it."""
+    """JSON in which no string can close the enclosing element."""
     text = json.dumps(body, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -104,9 +104,9 @@ def _summary(records: Sequence[Record], found: Sequence[Point], link: Link) -> s
 def _data(
     records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], found: Sequence[Point], link: Link
 ) -> dict[str, Any]:
-    """What the page's script draws."""
-    network = "no network" if link.network == "none" else link.network.upper()
-    labels = AXIS_LABELS | {"online_s": f"online, s ({network})"}
+    """The data that the page's script draws."""
+    over = "no network" if link.name == "none" else link.name.upper()
+    labels = AXIS_LABELS | {"online_s": f"online, s ({over})"}
     return {
         "axes": [{"key": key, "label": labels[key]} for key in AXES],
         "points": [as_json(point) for point in found],
@@ -128,7 +128,7 @@ def _run(record: Record, online: Mapping[str, Online]) -> dict[str, Any]:
 
 
 def _private_rows(online: Mapping[str, Online]) -> list[tuple[str, str, str, str]]:
-    """The forecast's rows below those of the run's own summary."""
+    """The rows of the forecast, which follow those of the run's summary."""
     rows = []
     for name, label, show in (
         ("waits", "one-way latencies online", units.count),
@@ -164,7 +164,7 @@ def _run_columns(records: Sequence[Record], onlines: Sequence[Mapping[str, Onlin
 def _beside(
     label: str, pairs: Sequence[Sequence[float | None]], show: Callable[[float], str], gain: bool = False
 ) -> list[Column]:
-    """Baseline, reduced and how they compare (points gained for an accuracy, a ratio for a cost) as three columns."""
+    """Three columns: baseline, reduced, and their comparison (points gained for accuracy, a ratio for a cost)."""
     compared = [_compared(old, new, gain) for old, new in pairs]
     ends = [[("none", -1.0) if v is None else (show(v), v) for v in side] for side in zip(*pairs, strict=True)]
     heading = f"{label.removesuffix(', %')}: points gained" if gain else f"{label.removesuffix(', s')}: ratio"
@@ -172,7 +172,7 @@ def _beside(
 
 
 def _compared(old: float | None, new: float | None, gain: bool) -> tuple[str, float]:
-    """What the cell shows, and what it is sorted by."""
+    """The text of the cell and its sort value."""
     if old is None or new is None or (not gain and not new):
         return "", -1.0
     return (units.points(new - old), new - old) if gain else (units.ratio(old, new), old / new)
@@ -199,7 +199,7 @@ def _paper_columns(rows: Sequence[Published]) -> list[Column]:
 
 
 def _table(identifier: str, caption: str, columns: Sequence[Column]) -> str:
-    """A table whose headings are buttons that the page's script sorts by."""
+    """A table whose headings are buttons, by which the page's script sorts it."""
     head = "".join(
         f'<th scope="col"{_class(column)}><button type="button">{_text(column.heading)}</button></th>'
         for column in columns

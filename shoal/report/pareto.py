@@ -1,4 +1,4 @@
-"""Networks as points: accuracy against costs, mean and spread over seeds, and Pareto fronts."""
+"""Networks as points of accuracy against cost: mean and spread over seeds, and Pareto fronts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from shoal.report.forecast import Online
 from shoal.report.record import SIDES, Record, look_up
 
 AXES = ("relus", "macs", "waits", "online_s")
-"""Costs that accuracy is drawn against; each of them is better smaller."""
+"""Costs that accuracy is plotted against. For each, smaller is better."""
 
 NOT_SETTINGS = ("seed", "teacher", "data_dir", "fingerprints", "command")
-"""What two runs of one configuration may differ in: seed, where things lie, what lies there, how they were started."""
+"""Settings in which two runs of one configuration may differ: the seed, folders, file fingerprints, the command
+line."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One network on the plots, or the mean over runs that differ by seed only.
+    """One network on the plots, or the mean over runs that differ only by seed.
 
-    `costs` holds a value or None for each of `AXES`; `spread` is the sample standard deviation of the accuracy (None
-    for one seed); `records` are the positions of its runs. Seconds are measured if they are in every run (`measured`),
-    else forecast in every run.
+    `costs` maps each of `AXES` to a value or None. `accuracy` is in percent; `spread` is its sample standard deviation
+    (None for one seed). `records` are the indices of the runs. Seconds are measured if every run measured them
+    (`measured`), else forecast if every run has a forecast.
     """
 
     label: str
@@ -41,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class _Member:
-    """One run's part in a point."""
+    """The contribution of one run to a point."""
 
     record: int
     label: str
@@ -51,12 +52,12 @@ class _Member:
 
     @property
     def known(self) -> tuple[bool, bool]:
-        """How much is known of the seconds: those of a shared baseline may be measured in one run only."""
+        """Whether seconds are measured and forecast; runs that share a baseline may differ in this."""
         return self.online.measured_s is not None, self.online.forecast_s is not None
 
 
 def fronts(points: Sequence[Point]) -> dict[str, dict[str, list[int]]]:
-    """Positions in `points` on the front of every axis, by data set; points without the cost stay out."""
+    """Indices in `points` of the Pareto front for each data set and axis. Points without that cost are left out."""
     found: dict[str, dict[str, list[int]]] = {}
     for data in sorted({p.data for p in points}):
         found[data] = {}
@@ -68,9 +69,10 @@ def fronts(points: Sequence[Point]) -> dict[str, dict[str, list[int]]]:
 
 
 def points(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
-    """Reduced networks and the baselines they came from; runs that differ by seed only are one point.
+    """Reduced networks and their baselines as points; runs that differ only by seed are one point.
 
-    `onlines` holds each record's forecasts by side, or nothing. A baseline that several runs share counts once.
+    `onlines` holds the online phases of each record by side, or is empty for a record. A baseline shared by several
+    runs counts once.
     """
     return [point for side in SIDES for point in _points_of(side, records, onlines)]
 
@@ -93,7 +95,7 @@ def _member(i: int, record: Record, side: str, online: Mapping[str, Online]) -> 
 
 
 def _join(group: list[_Member], member: _Member, side: str) -> None:
-    """Add a member to its group; one baseline in several runs stays one, with the most that any of them knows."""
+    """Add a member to its group. A baseline that several runs share stays one member, with the most figures known."""
     identity = (member.seed, member.figures["accuracy"])
     same = [k for k, other in enumerate(group) if (other.seed, other.figures["accuracy"]) == identity]
     if side == "reduced" or not same:
@@ -103,19 +105,19 @@ def _join(group: list[_Member], member: _Member, side: str) -> None:
 
 
 def _configuration(record: Record, side: str) -> str:
-    """What runs of one configuration share: data, network (told by its counts), and settings."""
+    """What runs of one configuration have in common: data, network (identified by its counts), and settings."""
     summary = record.summary
     counts = {k: summary.side("baseline").get(k) for k in ("relus", "macs", "params", "depth")}
     settings = {k: v for k, v in record.settings.items() if k not in NOT_SETTINGS}
     if side == "baseline":
         settings = {k: v for k, v in settings.items() if k.startswith("teacher_")}
-    else:  # what DeepReDuce has chosen, which its settings do not tell
+    else:  # DeepReDuce's choices, which are not among its settings
         settings |= {k: getattr(summary, k) for k in ("design", "budget")}
     return json.dumps([summary.data, summary.model, counts, settings], sort_keys=True)
 
 
 def _point(side: str, data: str, group: Sequence[_Member]) -> Point:
-    """The mean over runs of one configuration with a seed each; of one run, what it is."""
+    """The mean over runs of one configuration, one per seed, or the figures of a single run."""
     measured = all(m.online.measured_s is not None for m in group)
     accuracies = [m.figures["accuracy"] for m in group]
     spread = statistics.stdev(accuracies) if len(group) > 1 else None
@@ -138,5 +140,5 @@ def _mean_cost(costs: Sequence[float | None]) -> float | None:
 
 
 def as_json(point: Point) -> dict[str, Any]:
-    """The point for the page's data."""
+    """The point as JSON data for the page."""
     return {**vars(point), "costs": dict(point.costs)}

@@ -1,4 +1,4 @@
-"""Plots as files: ReLUs by site, costs after reduction, training curves, the Pareto front."""
+"""Plots as PNG files: ReLUs by site, costs after reduction, training curves, the Pareto front."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from shoal.units import count, percent, ratio
 PAPER_MARKERS = "D^vPX"
 PAPER_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
 NO_COSTS = ("accuracy", "private.max_abs_logit_error", "private.setup_s")
-"""Rows of the comparison that are no cost of an inference."""
+"""Rows of the comparison that are not costs of an inference."""
 
 
 def plot_budget(sites: Sequence[ReluSite], counts: Mapping[str, int], replaced: Sequence[str], path: Path) -> None:
-    """The fraction of ReLUs that each site keeps, and below it their numbers; replaced blocks are named so."""
+    """The percentage of ReLUs that each site keeps, and below it their numbers. Replaced blocks are marked."""
     kept = [0 if s.name in replaced else counts[s.name] for s in sites]
     with drawing(path, (max(8.0, 0.6 * len(sites) + 2), 7.0), rows=2, sharex=True) as (fractions, numbers):
         places = range(len(sites))
@@ -51,7 +51,7 @@ def plot_budget(sites: Sequence[ReluSite], counts: Mapping[str, int], replaced: 
 
 @dataclass(frozen=True)
 class _Cost:
-    """One cost of both networks: its label with unit, both figures, as they are shown, and both samples, if any."""
+    """One cost of both networks: label with unit, both values, their texts, and both samples, if any."""
 
     label: str
     old: float
@@ -65,22 +65,22 @@ class _Cost:
 
     @property
     def verdict(self) -> str:
-        """Such as "2.10x less", "1.56x slower"."""
+        """The ratio in words, such as "2.10x less" or "1.56x slower"."""
         said = ratio(self.old, self.new) or "none left"
         return said.replace("more", "slower").replace("less", "faster") if self.label.endswith(", s") else said
 
     @property
     def queries(self) -> str:
-        """How many queries the medians are of."""
+        """The number of queries behind the medians, as text."""
         known = [s.count for s in self.samples if s is not None]
         return f"   n = {', '.join(map(str, dict.fromkeys(known)))}" if len(known) == 2 else ""
 
 
 def plot_comparison(summary: Summary, path: Path) -> None:
-    """Each cost of the reduced network in percent of the baseline's; costs that rose have a colour of their own.
+    """Each cost of the reduced network in percent of the baseline's. Costs that rose have another colour.
 
-    Where the summary has the seconds of single queries, thin lines reach from the fastest to the slowest one of both
-    networks, and ``n`` is the number of queries.
+    If the summary has the seconds of single queries, thin lines show the range from the fastest to the slowest query of
+    each network, and ``n`` is the number of queries.
     """
     costs = _costs(summary)[::-1]
     with drawing(path, (11.0, 0.5 * len(costs) + 2.4)) as (axes,):
@@ -108,7 +108,7 @@ def _costs(summary: Summary) -> list[_Cost]:
 
 
 def _reach(cost: _Cost) -> float:
-    """How far to the right the row is drawn, as a fraction of the baseline."""
+    """The right end of the row, as a multiple of the baseline."""
     return max(cost.new, *(s.slowest for s in cost.samples if s is not None), 0.0) / cost.old
 
 
@@ -135,7 +135,7 @@ def _explain(axes: Any, costs: Sequence[_Cost]) -> None:
 
 
 def plot_curves(run: Run, path: Path) -> None:
-    """Validation accuracy over the epochs of every stage of a run. Raises ShoalError when none is logged."""
+    """Validation accuracy over the epochs of every stage of a run. Raises ShoalError when no epoch was logged."""
     rows = run.metrics()
     if not rows:
         raise ShoalError(f"found no metrics in {run.folder}; need a run that trained at least one epoch")
@@ -151,9 +151,9 @@ def plot_curves(run: Run, path: Path) -> None:
 def plot_anytime(
     title: str, rows: Sequence[Mapping[str, Any]], budgeted: Sequence[Mapping[str, Any]], path: Path
 ) -> None:
-    """Test accuracy against multiply-adds: of each classifier, and of early exits by the average that they took.
+    """Test accuracy against multiply-adds: of each classifier, and of early exits at their average cost.
 
-    `rows` are those of `shoal.exits.anytime.anytime_rows` and `budgeted` those of its `budgeted`, as mappings.
+    `rows` are the result of `shoal.exits.anytime.anytime_rows`, `budgeted` that of its `budgeted`, as mappings.
     """
     with drawing(path, (8.5, 5.4)) as (axes,):
         points = [(row["macs"] / 1e6, row["accuracy"]) for row in rows]
@@ -164,7 +164,7 @@ def plot_anytime(
         if early:
             label = "images leave early, thresholds from validation"
             axes.plot(*zip(*sorted(early), strict=True), marker=".", color=ORANGE, label=label)
-        axes.set_xlabel("MACs an image on average, millions")
+        axes.set_xlabel("average MACs per image, millions")
         axes.set_ylabel("test accuracy, %")
         axes.set_title(plain(title))
         axes.margins(x=0.12, y=0.1)
@@ -172,7 +172,7 @@ def plot_anytime(
 
 
 def plot_pareto(found: Sequence[Point], papers: Sequence[Published], path: Path) -> None:
-    """Accuracy against ReLUs, a panel for each data set: networks, their front, and the papers' points of that set."""
+    """Accuracy against ReLUs, with one panel per data set: our networks, their front, and the papers' points."""
     sets = sorted({point.data for point in found})
     with drawing(path, (11.0, 5.6 * len(sets)), rows=len(sets)) as panels:
         for axes, data in zip(panels, sets, strict=True):
@@ -194,7 +194,7 @@ def _plot_papers(axes: Any, papers: Sequence[Published]) -> None:
 
 
 def _plot_networks(axes: Any, found: Sequence[Point]) -> None:
-    """Networks with their spread and the step line of the front; those without ReLUs have no place on a log scale."""
+    """Networks with their spread, and the front as a step line. A log scale cannot show networks without ReLUs."""
     shown = [(point, cost) for point in found if (cost := point.costs["relus"])]
     best = [shown[i] for i in front([(cost, -point.accuracy) for point, cost in shown], ties=True)]
     line = [(cost, point.accuracy) for point, cost in best]
@@ -207,7 +207,7 @@ def _plot_networks(axes: Any, found: Sequence[Point]) -> None:
 
 
 def _plot_side(axes: Any, group: Sequence[tuple[float, Point]], look: dict[str, str], label: str) -> None:
-    """Points with one standard deviation over seeds; the legend says of how many seeds, where there are several."""
+    """Points with one standard deviation over seeds; the legend gives the number of seeds if there are several."""
     seeds = sorted({len(point.seeds) for _, point in group if point.spread is not None})
     if seeds:
         label += f": mean \u00b1 s.d. of {' or '.join(map(str, seeds))} seeds"

@@ -1,4 +1,4 @@
-"""Points of the papers that ours stand beside: `published.csv`, each row with its source and how sure it is."""
+"""Figures published in papers, from `published.csv`; each row names its source and where the figure was read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ CERTAINTY = {
 
 @dataclass(frozen=True)
 class Published:
-    """One published network: ReLUs as printed, top-1 accuracy in %, DELPHI's online seconds on the authors' machines.
+    """One published network: ReLUs as printed, top-1 accuracy in percent, seconds of DELPHI's online phase.
 
-    Counting differs: a `note` says where a stem or a last ReLU does not exist, or where quadratics come on top.
+    The seconds were measured on the authors' machines. Papers count ReLUs differently: `note` says where a stem or a
+    last ReLU does not exist, or where quadratic activations are counted separately.
     """
 
     system: str
@@ -34,7 +35,7 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All rows of the shipped table."""
+    """All rows of the table that is shipped with shoal."""
     text = files("shoal.report").joinpath("published.csv").read_text(encoding="utf-8")
     return tuple(_parse(row) for row in csv.DictReader(text.splitlines()))
 

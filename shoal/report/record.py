@@ -1,4 +1,4 @@
-"""What a run folder holds, checked: figures of both networks, budget by site, training curves, settings."""
+"""The checked contents of a run folder: figures of both networks, budget by site, training curves, settings."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ ROWS: tuple[tuple[str, str, Show], ...] = (
     ("private.networks.lan.online_s", "bench: online, LAN, s", units.seconds),
     ("private.networks.wan.online_s", "bench: online, WAN, s", units.seconds),
 )
-"""(path in a summary's network, label with unit, how it is shown). Private figures are those of one image."""
+"""(Path in the summary of a network, label with unit, how the value is shown). Private figures are for one image."""
 
 
 def look_up(network: Mapping[str, object], path: str) -> float | None:
-    """A figure of one network by its dotted path; None when it was not measured."""
+    """The figure of one network at a dotted path; None if it was not measured."""
     value: Any = network
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -51,7 +51,7 @@ def look_up(network: Mapping[str, object], path: str) -> float | None:
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of single queries: how many, the fastest and the slowest."""
+    """Seconds of single queries: their number, the fastest and the slowest."""
 
     count: int
     fastest: float
@@ -59,7 +59,7 @@ class Sample:
 
 
 def sample(network: Mapping[str, object], path: str) -> Sample | None:
-    """The queries whose median is the figure at `path`, such as ``prepared.online_s``; None where none are stored."""
+    """The queries whose median is the figure at `path`, such as ``prepared.online_s``; None if they are not stored."""
     place, _, name = path.rpartition(".")
     found: Any = look_up(network, f"{place}.samples_s") if name == "online_s" else None
     if not isinstance(found, (list, tuple)) or not found or not all(map(_finite, found)):
@@ -72,7 +72,7 @@ SIDES = ("baseline", "reduced")
 
 @dataclass(frozen=True)
 class Site:
-    """One ReLU site: ReLUs that it has and keeps; none where its block was replaced."""
+    """One ReLU site: the ReLUs that it has and those that it keeps (0 if its block was replaced)."""
 
     name: str
     relus: int
@@ -82,7 +82,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run. `curves` are (epoch over all stages, validation accuracy in %) by stage."""
+    """One finished run: its summary, settings, ReLU sites and training curves.
+
+    `curves` map each stage to points (epoch counted over all stages, validation accuracy in percent).
+    """
 
     folder: Path
     summary: Summary
@@ -92,14 +95,14 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The run's name on tables and plots: its folder as it was given."""
+        """The run's name in tables and plots: its folder as given."""
         return str(self.folder)
 
 
 def read(folder: Path) -> Record | None:
-    """The record of a run folder; None when it has no summary, as a teacher's run has not.
+    """The record of a run folder, or None when it has no summary (as the run of a teacher).
 
-    Raises ShoalError when a file is damaged or no run's, or holds figures that are no finite numbers.
+    Raises ShoalError when a file is damaged, does not belong to a run, or holds figures that are not finite.
     """
     run = Run(folder)
     if not run.has("summary.json"):
@@ -140,7 +143,7 @@ def _finite(value: Any) -> bool:
 
 
 def _sites(run: Run, summary: Summary) -> tuple[Site, ...]:
-    """The sites of `budget.json`; none when the recipe gave no budget."""
+    """The sites in `budget.json`; empty when the recipe has no budget."""
     if not run.has("budget.json"):
         return ()
     body = run.read_json("budget.json")

@@ -1,4 +1,4 @@
-"""Tables of runs: baseline beside reduced beside ratio, and one flat row a run."""
+"""Tables of runs: baseline, reduced and their ratio; and one flat row per run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shoal.units import count, percent, points, ratio
 
 
 def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:
-    """Rows (what, baseline, reduced, ratio) of the table; rows that neither network has are left out."""
+    """Rows (label, baseline, reduced, ratio) of the table. Rows that neither network has are left out."""
     rows = []
     for path, label, show in ROWS:
         old, new = (look_up(summary.side(side), path) for side in ("baseline", "reduced"))
@@ -33,7 +33,10 @@ def _ratio(path: str, old: float | None, new: float | None) -> str:
 
 
 def comparison_table(summary: Summary) -> Grid:
-    """The table, baseline beside reduced beside ratio, with both ways to count MACs of replaced blocks below."""
+    """The comparison as a table.
+
+    Remarks below it give both counts of MACs with replaced blocks, and the figures of narrower widths.
+    """
     title = f"{summary.model} on {summary.data}, seed {summary.seed}"
     head = ["", "baseline", "reduced", "reduced beside baseline"]
     return Grid(title, head, comparison(summary), caption="\n".join(_remarks(summary)))
@@ -53,7 +56,7 @@ def _remarks(summary: Summary) -> list[str]:
 
 
 def flat_row(record: Record) -> dict[str, Any]:
-    """One row of figures of a run, by ``baseline.`` and ``reduced.`` names; None where nothing was measured."""
+    """One row of figures of a run, with keys that begin with ``baseline.`` or ``reduced.``; None if not measured."""
     summary = record.summary
     row: dict[str, Any] = {"run": record.name, "data": summary.data, "seed": summary.seed}
     for side in SIDES:
@@ -62,7 +65,7 @@ def flat_row(record: Record) -> dict[str, Any]:
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows with the same keys as CSV. Raises ShoalError when it cannot be written."""
+    """Write rows with the same keys as CSV. Raises ShoalError when the file cannot be written."""
     with replacing(path) as scratch, scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

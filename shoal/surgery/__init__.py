@@ -1,4 +1,4 @@
-"""Changing a traced network: tracing, normal form, ReLU sites, substitution."""
+"""Tracing a module and changing it: normal form, ReLU sites, replacement of layers, conversion to a `Graph`."""
 
 from shoal.moved import forward
 

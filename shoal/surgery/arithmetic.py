@@ -1,4 +1,4 @@
-"""Sums, differences and products in a forward pass: of two values, or of one with constants."""
+"""Addition, subtraction, multiplication and division in a forward pass, converted to `Graph` operations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ ARITHMETIC: dict[Any, str] = {
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), "div"),
     **dict.fromkeys((operator.neg, torch.neg, "neg"), "neg"),
 }
-"""What the ways to write it have in common."""
+"""The kind of arithmetic that each call target performs."""
 
 
 def lower_arithmetic(traced: fx.GraphModule, node: fx.Node) -> Lowered:
-    """Two values of one shape added or subtracted, or one scaled and shifted by constants, one number or one a channel.
+    """Convert an arithmetic node whose target is in `ARITHMETIC`.
 
-    Parameters become ``weight`` and ``bias``, buffers and numbers ``scale`` and ``shift``. All else is ``unknown``.
+    Supported are the sum and the difference of two values of the same shape, and one value combined with a constant (a
+    number, or a tensor with one entry or one entry per channel). A constant that is a parameter becomes ``weight`` or
+    ``bias``; a number or buffer becomes ``scale`` or ``shift``. Everything else becomes ``unknown``.
     """
     kind = ARITHMETIC[node.target]
     if kind == "neg":
@@ -37,7 +39,7 @@ def lower_arithmetic(traced: fx.GraphModule, node: fx.Node) -> Lowered:
             return unknown(f"{kind} of values of shapes {shapes[0]} and {shapes[1]}")
         return kind, {}, {}
     found = _with_constant(traced, node, kind) if values else None
-    return found or unknown(f"{kind} of what is not a number, or one a channel")
+    return found or unknown(f"{kind} with something other than a number or one number per channel")
 
 
 def _with_constant(traced: fx.GraphModule, node: fx.Node, kind: str) -> Lowered | None:
@@ -51,7 +53,7 @@ def _with_constant(traced: fx.GraphModule, node: fx.Node, kind: str) -> Lowered 
         names = {"add": "bias", "mul": "weight"}
         return ("affine", {}, {names[kind]: constant}) if kind in names else None
     if (kind == "add" or (kind == "sub" and not reverse)) and not constant.any():
-        return "identity", {}, {}  # what Python's sum begins with
+        return "identity", {}, {}  # Python's sum starts with 0
     return "affine", {}, _affine(kind, constant, reverse)
 
 
@@ -65,7 +67,7 @@ def _affine(kind: str, constant: Tensor, reverse: bool) -> dict[str, Tensor]:
 
 
 def _constant(traced: fx.GraphModule, argument: Any, shape: tuple[int, ...]) -> Tensor | None:
-    """A number, or an attribute of the model with one entry or one a channel, as a tensor; else None."""
+    """`argument` as a tensor if it is a number, or a model attribute with one entry or one per channel; else None."""
     if isinstance(argument, (int, float)) and not isinstance(argument, bool):
         return torch.tensor(float(argument))
     if not isinstance(argument, fx.Node) or argument.op != "get_attr":
@@ -81,7 +83,10 @@ def _constant(traced: fx.GraphModule, argument: Any, shape: tuple[int, ...]) -> 
 
 
 def is_absorbed(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an attribute of the model is only read by what becomes one affine operation with it."""
+    """Whether every reader of the model attribute `node` is arithmetic that becomes an affine (or no) operation.
+
+    Such an attribute is stored in the affine node and needs no node of its own.
+    """
     readers = [u for u in node.users if u.target in ARITHMETIC and u.op in ("call_function", "call_method")]
     return len(readers) == len(node.users) > 0 and all(
         lower_arithmetic(traced, u)[0] in ("affine", "identity") for u in readers

@@ -1,7 +1,7 @@
-"""Operations that users write as several calls, joined to the one call that they mean.
+"""Operations that users write as several calls, rewritten as one call.
 
-Channel shuffle as view, transpose, view; the mean over one direction and then the other; squeezing what a global pool
-left.
+The cases are: channel shuffle written as view, transpose, view; a mean over width and then over height; and squeezing
+the result of a global pool.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Known = Mapping[fx.Node, Any]
 
 
 def settle_in_place(traced: fx.GraphModule) -> None:
-    """Let whoever reads a value after it was changed in place read the result of that change, in the graph itself.
+    """Redirect readers of a value that was changed in place to the node that changed it.
 
-    A Graph changes nothing in place, and normalised ReLUs do not either.
+    Needed because a `Graph` has no in-place operations, and normalised ReLUs do not work in place.
     """
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in list(traced.graph.nodes):
@@ -48,7 +48,10 @@ def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def join_idioms(traced: fx.GraphModule, known: Known) -> None:
-    """Rewrite each idiom as the call that it means, in place; wants the shapes that `reshape.Shapes` notes."""
+    """Rewrite each idiom as one call, in place.
+
+    Needs the shapes that `sizes.Shapes` records and the sizes that `sizes.fix_sizes` returns (`known`).
+    """
     for node in list(traced.graph.nodes):
         for find in (_channel_shuffle, _global_mean, _squeezed):
             found = find(node, known)
@@ -121,7 +124,10 @@ def _squeezed(node: fx.Node, known: Known) -> Meant | None:
 
 
 def _dims(node: fx.Node) -> set[int]:
-    """Dimensions that a squeeze names, counted from 0; none named would take the images' own where there is one."""
+    """Dimensions that a squeeze names, counted from 0; empty if it names none.
+
+    A squeeze without a dimension would also remove the batch dimension for a batch of one image.
+    """
     dim = arg(node, 1, "dim")
     rank = 1 + len(operands(node)[0].meta["shape"])
     return {int(d) % rank for d in (dim if isinstance(dim, (tuple, list)) else [] if dim is None else [dim])}

@@ -1,4 +1,4 @@
-"""Picking and moving values: slices, chunks and splits along the channels, strides, and the channel shuffle."""
+"""Slices, chunks and splits in a forward pass, converted to `Graph` operations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from shoal.graph.graph import Lowered, unknown
 from shoal.surgery.sizes import arg
 
 DIVIDING = (torch.chunk, torch.split, torch.tensor_split, "chunk", "split", "tensor_split")
-"""Calls that give a tuple of parts."""
+"""Calls that split a tensor and return a tuple of the pieces."""
 
 
 def take(index: list[list[int] | None]) -> Lowered:
-    """The values at the positions `index` of each dimension; None takes all of one."""
+    """A ``take`` operation: `index` lists the positions to keep in each dimension; None keeps all of them."""
     return "take", {"index": index}, {}
 
 
 def is_dividing(node: fx.Node) -> bool:
-    """Whether `node` cuts [N, C, ...] along the channels, into parts that are each read by number."""
+    """Whether `node` splits [N, C, ...] along the channels and every reader picks one piece by a fixed number."""
     if node.op == "output" or node.target not in DIVIDING or "parts" not in node.meta:
         return False
     rank = 1 + len(node.all_input_nodes[0].meta["shape"])
@@ -30,7 +30,7 @@ def is_dividing(node: fx.Node) -> bool:
 
 
 def lower_index(node: fx.Node) -> Lowered:
-    """An indexing of a value, or of the parts of one that is cut along the channels."""
+    """Convert an indexing, either of one tensor or of the pieces that a split along the channels returned."""
     source, index = node.args
     assert isinstance(source, fx.Node)
     if is_dividing(source):

@@ -1,4 +1,4 @@
-"""What each node of a traced forward pass becomes in a Graph."""
+"""Conversion of each node of a traced forward pass to operations of a `Graph`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ RELU6_MODULES, RELU6_FUNCTIONS = (nn.ReLU6, nn.Hardtanh), (F.relu6, F.hardtanh, 
 
 
 class Lowers(Protocol):
-    """A module that knows its own form in a Graph; tracing does not look inside it."""
+    """A module with a `to_node` method, which gives its `Graph` operation; tracing treats it as one call."""
 
     def to_node(self) -> Lowered: ...
 
 
 def lower(traced: fx.GraphModule, node: fx.Node) -> Chain:
-    """The operations that `node` becomes, each reading the one before; ``identity`` where it adds nothing.
+    """The chain of `Graph` operations that `node` becomes, each reading the result of the previous one.
 
-    Wants the shapes that `reshape.Shapes` notes. What has no form in a Graph becomes ``unknown``.
+    A node that computes nothing becomes one ``identity``; one without a `Graph` operation becomes ``unknown``. Needs
+    the shapes that `sizes.Shapes` records.
     """
     if node.op == "placeholder":
         return (("input", {}, {}),)
@@ -51,7 +52,7 @@ def _attribute(traced: fx.GraphModule, node: fx.Node) -> Lowered:
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    # What has no form in a Graph still has parameters to count. A key's last dot ends the node's name.
+    # An unknown operation still has parameters to count. Keys are "<node>.<name>", so the name may not have a dot.
     return {name.replace(".", "_"): value for name, value in module.named_parameters()}
 
 
@@ -120,7 +121,7 @@ def _lower_conv(m: nn.Conv2d) -> Lowered:
     if padding == "same":
         zeros = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
         if any(z % 2 for z in zeros):
-            return unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, so more zeros on one side")
+            return unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, which pads one side more")
         padding = [z // 2 for z in zeros]
     attrs = {"stride": pair(m.stride), "padding": pair(padding), "dilation": pair(m.dilation), "groups": m.groups}
     return "conv2d", attrs, _present(weight=m.weight, bias=m.bias)
@@ -130,7 +131,7 @@ def _lower_call(traced: fx.GraphModule, node: fx.Node) -> Chain:
     target: Any = node.target
     name = getattr(target, "__name__", target)
     if not all(is_tensor(n) for n in operands(node)) and target not in RESHAPES:
-        return (unknown(f"{name} with an argument that forward computes"),)
+        return (unknown(f"{name} with an argument computed in forward"),)
     if target in MAX_POOLS:
         return max_pool({k: arg(node, i, k) for i, k in enumerate(MAX_OPTIONS, start=1)})
     if target is F.avg_pool2d:
@@ -146,7 +147,7 @@ def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered
     if target in ARITHMETIC:
         return lower_arithmetic(traced, node)
     if target in RESHAPES:
-        return unknown(f"reshape to {node.args[1:]}, which is more than to flatten")
+        return unknown(f"reshape to {node.args[1:]}, which does not only flatten")
     if target in (torch.flatten, "flatten") and (arg(node, 1, "start_dim"), arg(node, 2, "end_dim", -1)) == (1, -1):
         return "flatten", {}, {}
     if target in (torch.cat, torch.concat, torch.concatenate) and _is_channel(arg(node, 1, "dim", 0), node):
@@ -155,7 +156,7 @@ def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered
         return "mean", {"keepdim": bool(arg(node, 2, "keepdim", False))}, {}
     if target is F.pad and arg(node, 2, "mode", "constant") == "constant" and not arg(node, 3, "value", 0):
         pads = [int(p) for p in arg(node, 1, "pad")]
-        return ("pad", {"pads": pads}, {}) if min(pads) >= 0 else unknown("pad by less than nothing")
+        return ("pad", {"pads": pads}, {}) if min(pads) >= 0 else unknown("pad with a negative amount")
     if target in RELU6_FUNCTIONS and _bounds(node) == (0, 6):
         return "relu6", {}, {}
     if target in (torch.channel_shuffle, F.channel_shuffle):
@@ -168,7 +169,9 @@ def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered
 def _lower_index(node: fx.Node) -> Lowered:
     if node.target is operator.getitem:
         return lower_index(node)
-    return ("identity", {}, {}) if is_dividing(node) else unknown(f"{node.target} of another dimension than channels")
+    if is_dividing(node):
+        return "identity", {}, {}
+    return unknown(f"{node.target} along a dimension other than the channels")
 
 
 def _bounds(node: fx.Node) -> tuple[Any, Any]:
@@ -189,7 +192,7 @@ def _is_channel(dim: int, node: fx.Node) -> bool:
 
 
 def _shuffle(node: fx.Node, groups: int) -> Lowered:
-    """Channel shuffle: channel c of the result is that at (c mod groups) (C / groups) + c // groups."""
+    """Channel shuffle: channel c of the result is input channel (c mod groups) * (C / groups) + c // groups."""
     channels = _before(node)[0]
     order = [c % groups * (channels // groups) + c // groups for c in range(channels)]
     return take([order, *[None] * (len(_before(node)) - 1)])

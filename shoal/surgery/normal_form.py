@@ -1,6 +1,6 @@
-"""From a user's module to a form that can be cut: `normalise`, `replace`, `trace`.
+"""The normal form of a module, which the rest of shoal can edit, and edits that keep it.
 
-The form is a `torch.fx.GraphModule` in which every ReLU call is a submodule of its own with one name for life.
+It is a `torch.fx.GraphModule` in which every ReLU call is a submodule of its own, with a name that later edits keep.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class _Tracer(fx.Tracer):
 def normalise(model: nn.Module) -> fx.GraphModule:
     """A traced copy of `model` in which every ReLU call is a submodule with a name of its own.
 
-    The forward pass is traced in eval mode: what it does in training alone, such as an auxiliary head, is left out;
-    dropout and batch norms still follow train() and eval(). Parameter names stay those of `model`. Raises ShoalError,
-    naming the line, when the control flow depends on data, when a forward pass cannot be traced, and when it returns
-    anything but logits.
+    The forward pass is traced in eval mode, so code that runs only in training, such as an auxiliary head, is left
+    out. Dropout and batch norms still follow train() and eval(). Parameter names stay those of `model`. Raises
+    ShoalError when the forward pass cannot be traced (with the line, for example where control flow depends on data)
+    and when it returns anything other than a tensor or a flat tuple of tensors.
     """
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
@@ -76,6 +76,7 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
 
 
 def results_of(node: fx.Node) -> tuple[Any, ...]:
+    """The values that the output node returns, as a tuple also when there is one."""
     result = node.args[0]
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
@@ -121,7 +122,7 @@ def _scope(node: fx.Node) -> str:
 
 
 def free_name(traced: nn.Module, wanted: str) -> str:
-    """`wanted`, or the first of `wanted_2`, `wanted_3`, ... that no submodule bears yet."""
+    """`wanted`, or the first of `wanted_2`, `wanted_3`, ... that is not the name of a submodule."""
     taken = {name for name, _ in traced.named_modules()}
     name, count = wanted, 1
     while name in taken:
@@ -132,14 +133,16 @@ def free_name(traced: nn.Module, wanted: str) -> str:
 
 def _own_relu(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
     if _is_relu(traced, node):
-        # A fresh module: in-place ones would overwrite what taps and branches still read.
+        # A new module, since an in-place ReLU would overwrite a value that taps and branches still read.
         own_module(traced, node, nn.ReLU(), "relu", used)
 
 
 def own_module(traced: fx.GraphModule, node: fx.Node, module: nn.Module, kind: str, used: set[str]) -> None:
-    """Make `node` the call of `module` on its first argument, in place.
+    """Turn `node` into a call of `module` on its first argument, in place.
 
-    The submodule's name is that of the module called so far, or the scope's and `kind`; `used` holds names given.
+    The new submodule takes the name of the module that `node` called before. If `node` called a function, or that name
+    is in `used`, a free name is made; for a function it is the enclosing module's path plus `kind`. The name is added
+    to `used`.
     """
     path = str(node.target) if node.op == "call_module" else f"{_scope(node)}.{kind}".lstrip(".")
     if node.op != "call_module" or path in used:
@@ -151,16 +154,16 @@ def own_module(traced: fx.GraphModule, node: fx.Node, module: nn.Module, kind: s
 
 
 def _own_dropout(traced: fx.GraphModule, node: fx.Node, used: set[str]) -> None:
-    # A functional dropout froze `self.training` while tracing; a module follows train() and eval().
+    # Tracing fixed the value of `self.training` in a functional dropout; a module follows train() and eval().
     if node.op == "call_function" and node.target in DROPOUTS:
         p = float(arg(node, 1, "p", 0.5))
         own_module(traced, node, DROPOUTS[node.target](p), "dropout", used)
 
 
 def _own_batch_norm(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Make a functional batch norm that reads one module's attributes a call of such a module, in place.
+    """Turn a functional batch norm whose tensors all belong to one module into a call of an `nn.BatchNorm2d`, in place.
 
-    Tracing froze whether it trains; a module follows train() and eval(). timm's norms with an activation are such.
+    Tracing fixed its `training` argument; a module follows train() and eval(). timm's BatchNormAct2d needs this.
     """
     named = BATCH_NORM_OPTIONS if node.op == "call_function" and node.target is F.batch_norm else ()
     options: dict[str, Any] = {k: arg(node, i, k) for i, k in enumerate(named, start=1)}
@@ -186,9 +189,9 @@ BATCH_NORM_OPTIONS = ("running_mean", "running_var", "weight", "bias", "training
 
 
 def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
-    """A copy of `model` with the named submodules exchanged; `model` is left as it is.
+    """A normalised copy of `model` with the named submodules replaced.
 
-    Raises ShoalError when a name is not a submodule.
+    Raises ShoalError when a name is not that of a submodule.
     """
     traced = normalise(model)
     names = dict(traced.named_modules())
@@ -200,7 +203,7 @@ def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> fx.GraphModul
 
 
 def edit(model: nn.Module, change: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
-    """A copy of `model` after `change` rewired its fx graph; dead nodes and submodules are dropped."""
+    """A normalised copy of `model` whose fx graph `change` edited in place; unused nodes and submodules are removed."""
     traced = normalise(model)
     change(traced)
     traced.graph.eliminate_dead_code()
@@ -208,10 +211,10 @@ def edit(model: nn.Module, change: Callable[[fx.GraphModule], None]) -> fx.Graph
 
 
 def drop_unread(model: nn.Module) -> fx.GraphModule:
-    """A copy of `model` without what its logits do not depend on, such as adapters that only losses read."""
+    """A copy of `model` without the parts that do not affect its logits, such as adapters that only losses read."""
     return edit(model, lambda traced: None)
 
 
 def module_calls(traced: fx.GraphModule) -> dict[str, fx.Node]:
-    """For each submodule name, the node that calls it."""
+    """The node that calls each submodule, by the submodule's name."""
     return {str(node.target): node for node in traced.graph.nodes if node.op == "call_module"}

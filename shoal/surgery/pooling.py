@@ -1,4 +1,4 @@
-"""Pools as users write them, brought to the few forms that a Graph has."""
+"""Conversion of PyTorch's pools to the few pooling operations of a `Graph`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AVG_OPTIONS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_p
 
 
 def pair(value: Any) -> list[int]:
-    """One number for both directions, or (vertical, horizontal), as two."""
+    """[vertical, horizontal] from such a pair, or from one number for both directions."""
     return [int(v) for v in value] if isinstance(value, (tuple, list)) and len(value) > 1 else [_single(value)] * 2
 
 
@@ -24,7 +24,7 @@ def _single(value: Any) -> int:
 
 
 def max_pool(options: Mapping[str, Any]) -> Chain:
-    """A max pool with PyTorch's `options`."""
+    """The operations of a max pool with PyTorch's `options`."""
     if options.get("return_indices"):
         return (unknown("max_pool2d with return_indices"),)
     kernel = pair(options["kernel_size"])
@@ -34,7 +34,10 @@ def max_pool(options: Mapping[str, Any]) -> Chain:
 
 
 def avg_pool(options: Mapping[str, Any], before: tuple[int, ...], after: tuple[int, ...]) -> Chain:
-    """An average pool with PyTorch's `options`, from shape `before` to `after`; zero padding is a step of its own."""
+    """The operations of an average pool with PyTorch's `options`.
+
+    `before` and `after` are the [C, H, W] shapes of its input and result. Zero padding becomes a separate ``pad``.
+    """
     kernel = pair(options["kernel_size"])
     stride, (down, right) = pair(options.get("stride") or kernel), pair(options.get("padding") or 0)
     if options.get("divisor_override"):
@@ -42,7 +45,7 @@ def avg_pool(options: Mapping[str, Any], before: tuple[int, ...], after: tuple[i
     if (down or right) and options.get("count_include_pad") is False:
         return (unknown("avg_pool2d with padding and count_include_pad=False"),)
     sizes = zip(before[1:], (down, right), kernel, stride, strict=True)
-    # Windows that reach beyond the padding have another divisor each.
+    # PyTorch divides a window that reaches beyond the padding by a smaller count.
     if tuple((n + 2 * p - k) // s + 1 for n, p, k, s in sizes) != after[1:]:
         return (unknown("avg_pool2d with ceil_mode where it adds windows"),)
     pool: Chain = (("avg_pool2d", {"kernel": kernel, "stride": stride}, {}),)
@@ -50,9 +53,9 @@ def avg_pool(options: Mapping[str, Any], before: tuple[int, ...], after: tuple[i
 
 
 def adaptive_pool(op: str, size: Any, before: tuple[int, ...]) -> Chain:
-    """An adaptive pool `op` (``avg_pool2d`` or ``max_pool2d``) of `before` [C, H, W] to `size`.
+    """The operations of an adaptive pool from `before` [C, H, W] to `size`; `op` is ``avg_pool2d`` or ``max_pool2d``.
 
-    Where its windows do not lie at one distance, or differ in size, their values are taken side by side first.
+    If its windows differ in size or spacing, a ``take`` first copies their values so that an ordinary pool fits.
     """
     wanted = [n if s is None else int(s) for s, n in zip(_sides(size), before[1:], strict=True)]
     if wanted == [1, 1] and op == "avg_pool2d":
@@ -73,8 +76,8 @@ def _sides(size: Any) -> tuple[Any, Any]:
 def _adaptive_axis(op: str, size: int, count: int) -> tuple[list[int] | None, int, int]:
     """(positions to take first or None, kernel, stride) along one axis.
 
-    PyTorch's window i is [floor(i size / count), ceil((i + 1) size / count)). Values are repeated until all windows are
-    of one size: all of a window's values alike, so that its mean stays, or the last one, which no maximum notices.
+    PyTorch's window i is [floor(i size / count), ceil((i + 1) size / count)). Values are repeated until all windows
+    have the same size: for a mean, every value of a window equally often; for a maximum, the window's last value.
     """
     windows = [list(range(i * size // count, -(-(i + 1) * size // count))) for i in range(count)]
     lengths = {len(w) for w in windows}

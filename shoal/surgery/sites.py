@@ -1,4 +1,4 @@
-"""ReLU sites and replaceable blocks, found in the traced graph and never by class name."""
+"""ReLU sites and replaceable blocks, found in the traced graph and not by class name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from shoal.surgery.tracing import shapes
 
 @dataclass(frozen=True)
 class ReluSite:
-    """One ReLU layer, under the name that sensitivity, budget, mask, cost and reports share.
+    """One ReLU layer. Sensitivities, budgets, masks, costs and reports all refer to it by `name`.
 
-    `shape` is [C, H, W]; `stage` is 0 for the stem, then counts changes of the blocks' output shape; `block` counts
-    residual blocks from 0 (None outside any); `conv` is the convolution whose result the layer receives.
+    `shape` is [C, H, W]. `stage` is 0 for the stem and rises by 1 wherever the output shape of the residual blocks
+    changes. `block` is the number of the residual block, from 0, or None before the first. `conv` names the nearest
+    convolution before the layer.
     """
 
     name: str
@@ -37,9 +38,9 @@ class ReluSite:
 class Block:
     """A run conv - (bn) - relu - (dropout) - conv - (bn) that one convolution could replace.
 
-    Its name is that of its inner ReLU site. `source`, `result` and `add` are names of fx nodes: where the run reads,
-    what it yields, and the residual add that takes the result (None in a plain CNN). Channels, stride and kernel are
-    those of the one shallow conv.
+    `name` is that of its inner ReLU site. `source`, `result` and `add` are names of fx nodes: the input of the run, its
+    result, and the residual addition that reads the result (None in a plain CNN). `channels`, `stride` and `kernel` are
+    those of the replacing convolution.
     """
 
     name: str
@@ -66,7 +67,10 @@ def relu_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[ReluSite, ...]
 
 
 def sites_in(traced: fx.GraphModule) -> tuple[ReluSite, ...]:
-    """The ReLU sites of what `tracing.shapes` gave, in execution order. Raises ShoalError when there is none."""
+    """The ReLU sites of a module that `tracing.shapes` returned, in execution order.
+
+    Raises ShoalError when there is none.
+    """
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     stages = _stage_starts(traced, order)
     sites = []
@@ -85,22 +89,23 @@ def sites_in(traced: fx.GraphModule) -> tuple[ReluSite, ...]:
 
 
 def find_blocks(model: nn.Module, shape: tuple[int, ...]) -> tuple[Block, ...]:
-    """Replaceable runs of `model` in execution order, for images of `shape` ([C, H, W]).
+    """The replaceable blocks of `model` in execution order, for images of `shape` ([C, H, W]).
 
-    The first ReLU of the network (the stem's) is never an inner one.
+    The first ReLU of the network (the stem's) is never the inner ReLU of a block. Raises ShoalError when `model`
+    cannot be traced.
     """
     return blocks_in(shapes(model, shape))
 
 
 def blocks_in(traced: fx.GraphModule) -> tuple[Block, ...]:
-    """The replaceable runs of what `tracing.shapes` gave, in execution order."""
+    """The replaceable blocks of a module that `tracing.shapes` returned, in execution order."""
     first = next((n for n in traced.graph.nodes if _module_is(traced, n, "relu")), None)
     found = [_match(traced, n) for n in traced.graph.nodes if _module_is(traced, n, "relu") and n is not first]
     return tuple(block for block in found if block is not None)
 
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
-"""Modules that compute nothing in inference, which a run may hold."""
+"""Modules that compute nothing in inference; a block may contain them."""
 
 
 def _module_is(traced: fx.GraphModule, node: fx.Node | None, kind: str) -> bool:
@@ -119,7 +124,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _upstream(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """What `node` reads, seen through idle modules that nothing else reads."""
+    """The first input of `node`, skipping idle modules that only this path reads."""
     before = node.all_input_nodes[0]
     while _module_is(traced, before, "idle") and _only_user(before) is not None:
         before = before.all_input_nodes[0]
@@ -162,8 +167,8 @@ def _block(traced: fx.GraphModule, relu: fx.Node, first: fx.Node, second: fx.Nod
 
 
 def is_sum(node: fx.Node) -> bool:
-    """Whether `node` adds two values that forward computes, and no parameter or size."""
-    # Only `+`, torch.add and Tensor.add carry this name in fx's own naming.
+    """Whether `node` adds two computed tensors, and not a parameter or a size."""
+    # In torch.fx only `+`, torch.add and Tensor.add have these names.
     name = getattr(node.target, "__name__", node.target)
     named = node.op in ("call_function", "call_method") and name in ("add", "iadd", "add_")
     terms = [n for n in node.all_input_nodes if n.op != "get_attr"]
@@ -181,7 +186,7 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 
 def _split(add: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
-    """Where the two branches of a residual add part: their last common ancestor."""
+    """The last common ancestor of the two inputs of a residual addition, where the branches split."""
     left, right = (set(_ancestors(n)) for n in add.all_input_nodes[:2])
     return max(left & right, key=order.__getitem__)
 
@@ -211,7 +216,7 @@ def _plain_stage(traced: fx.GraphModule, node: fx.Node) -> int:
 
 
 def _conv_before(traced: fx.GraphModule, relu: fx.Node) -> str | None:
-    """The nearest convolution upstream; of two at one distance the larger, so never the 1x1 shortcut."""
+    """The nearest convolution upstream; of several at the same distance the largest, so never a 1x1 shortcut."""
     level = [relu]
     while level:
         level = [source for node in level for source in node.all_input_nodes]

@@ -1,6 +1,6 @@
-"""What a forward pass does with sizes: `len(x)`, views, and flattening written as a reshape.
+"""Sizes in a forward pass: recording shapes, `len(x)`, views, and flattening written as a reshape.
 
-A Graph has one image size and any number of images, so every size but the number of images is a known number in it.
+A `Graph` has a fixed image size and any number of images, so every size except the number of images is a constant.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from torch import Tensor, fx, nn
 RESHAPES = ("reshape", torch.reshape)
 
 BATCH = math.nan
-"""Stands for the number of images where sizes are worked out; no arithmetic makes it a number."""
+"""Placeholder for the number of images when sizes are computed; arithmetic with NaN never gives a number."""
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """Every node that is an argument, in order and as often as it occurs (`all_input_nodes` drops repetitions)."""
+    """Every node among the arguments, in order, repeated as often as it occurs (`all_input_nodes` drops repeats)."""
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), found.append)
     return found
 
 
 def arg(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, whether given by position or by name."""
+    """An argument of a call, passed by position or by name; `default` if it is not passed."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 class Shapes(fx.Interpreter):
-    """Notes at each node, while it runs, its result's ``meta["shape"]`` without the batch, and ``meta["batch"]``.
+    """An interpreter that records the shape of every node's result in the node's `meta`.
 
-    Results that are no single tensor have the shape (), several tensors those in ``meta["parts"]``;
-    ``meta["tensor"]`` says whether there is one in them.
+    ``meta["shape"]`` is the shape without the batch dimension, ``meta["batch"]`` the batch dimension as a 1-tuple. For
+    a result that is not one tensor both are (). For a tuple of tensors ``meta["parts"]`` lists their shapes without
+    the batch. ``meta["tensor"]`` is true if the result is or contains a tensor.
     """
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value."""
+        """Run one node, record its shape, and return its value."""
         result = super().run_node(n)
         shape = tuple(result.shape) if isinstance(result, Tensor) else ()
         n.meta |= {"shape": shape[1:], "batch": shape[:1], "tensor": _holds_tensor(result)}
@@ -55,13 +56,16 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Whether `Shapes` found a tensor (or several) at `node`, and not a size."""
+    """Whether the result of `node` is or contains a tensor, as recorded by `Shapes`; false for a size."""
     return bool(node.meta.get("tensor"))
 
 
 @contextlib.contextmanager
 def recorded_len(model: nn.Module) -> Iterator[None]:
-    """Lets forward passes call `len(x)`: Python wants an int of it, so while tracing it stands for `x.size(0)`."""
+    """While tracing, make `len(x)` in the modules' own source files mean `x.size(0)`.
+
+    Python requires an int from `len`, which a traced value cannot give.
+    """
 
     def length(value: Any) -> Any:
         return value.size(0) if isinstance(value, fx.Proxy) else len(value)
@@ -79,17 +83,17 @@ def recorded_len(model: nn.Module) -> Iterator[None]:
 
 
 def relax_view(node: fx.Node) -> None:
-    """Make a view a reshape, in place: in channels_last, which training uses, `x.view(N, -1)` is not possible."""
+    """Turn a view into a reshape, in place, since `x.view(N, -1)` fails in channels_last, which training uses."""
     given = (*node.args, *node.kwargs.values())
     if node.op == "call_method" and node.target == "view" and not any(isinstance(a, torch.dtype) for a in given):
         node.target, node.args, node.kwargs = "reshape", given, {}
 
 
 def fix_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
-    """Write sizes as numbers where they are arguments, and a reshape that only flattens as a flatten, in place.
+    """Replace sizes in arguments by numbers, and a reshape that only flattens by a flatten, in place.
 
-    Wants `Shapes` of a run on one image. The result is for reading, not for running on other image sizes.
-    Returns what is known of sizes, for `keeps_images`.
+    Needs the shapes that `Shapes` recorded for one image; afterwards the module is valid for that image size only.
+    Returns the known sizes by node, for `keeps_images`.
     """
     known = _known_sizes(traced)
     fixed = {n: v for n, v in known.items() if all(isinstance(i, int) for i in (v if isinstance(v, tuple) else (v,)))}
@@ -101,7 +105,7 @@ def fix_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
 
 
 def _known_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
-    """What the nodes that compute with sizes come to: ints, tuples of them, and `BATCH` for the number of images."""
+    """Values of the nodes that compute with sizes: ints or tuples of ints, with `BATCH` for the number of images."""
     known: dict[fx.Node, Any] = {}
     arithmetic = (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv)
     for node in traced.graph.nodes:
@@ -120,12 +124,12 @@ def _known_sizes(traced: fx.GraphModule) -> dict[fx.Node, Any]:
 
 
 def _dimensions(node: fx.Node) -> tuple[Any, ...]:
-    # Shapes are those of a run on one image, so a first size that is not 1 is not the number of images.
+    # The shapes were recorded for one image, so a first dimension other than 1 is not the batch dimension.
     return (BATCH if node.meta["batch"] == (1,) else float("nan"), *node.meta["shape"])
 
 
 def keeps_images(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
-    """Whether a reshape is to [number of images, ...], in any of the ways to write that."""
+    """Whether a reshape keeps the batch dimension, however its target shape is written."""
     first, *rest = _dimensions(operands(node)[0])
     sizes: Any = fx.map_arg((*node.args, *node.kwargs.values())[1:], lambda n: known.get(n, n))
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes

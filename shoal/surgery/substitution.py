@@ -1,4 +1,4 @@
-"""Exchanging layers that are dear or impossible in private, on request: ReLU6 for ReLU, max for average pools."""
+"""Replacing layers that private inference cannot run or that cost much: ReLU6 by ReLU, max pools by average pools."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ACTIVATIONS: dict[str, tuple[Any, ...]] = {
 }
 POOLS: dict[str, tuple[Any, ...]] = {"max_pool": (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)}
 GOALS = dict.fromkeys(ACTIVATIONS, "relu") | dict.fromkeys(POOLS, "avg_pool")
-"""What each kind of layer can be exchanged for."""
+"""The replacement that each kind of layer has."""
 
 
 def parse(choices: Iterable[str]) -> dict[str, str]:
-    """``{"relu6": "relu"}`` of texts like ``relu6=relu`` or ``relu6=relu,max_pool=avg_pool``.
+    """Parse texts such as ``relu6=relu`` or ``relu6=relu,max_pool=avg_pool`` to ``{"relu6": "relu", ...}``.
 
-    Raises ShoalError for what is not in `GOALS`.
+    Raises ShoalError for a pair that is not in `GOALS`.
     """
     parts = [part.partition("=")[::2] for text in choices for part in text.split(",")]
     odd = [(old, new) for old, new in parts if GOALS.get(old) != new]
@@ -48,10 +48,12 @@ def parse(choices: Iterable[str]) -> dict[str, str]:
 
 
 def substitute(model: nn.Module, choices: Mapping[str, str]) -> fx.GraphModule:
-    """A copy of `model` with each kind of layer in `choices` (such as ``{"relu6": "relu"}``) exchanged; train it again.
+    """A copy of `model` with every layer of the kinds in `choices` (such as ``{"relu6": "relu"}``) replaced.
 
-    Modules keep their names; calls of functions get one from where they stand. An average pool has the window, stride
-    and padding (with zeros) of the max pool. Raises ShoalError for unknown choices and for a kind that `model` has not.
+    The result needs training. Modules keep their names; function calls become modules named by their place. An average
+    pool has the window, stride and (zero) padding of the max pool that it replaces. Raises ShoalError for a pair that
+    is not in `GOALS`, for a kind of layer that `model` does not have, and for a max pool with ceil_mode, dilation or
+    indices.
     """
     wanted = parse(f"{old}={new}" for old, new in choices.items())
     missing = set(wanted)

@@ -1,4 +1,4 @@
-"""A module with what tracing finds out about it, so that code which needs several of these traces once."""
+"""A module with the results of tracing it, so that code that needs several of them traces only once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from shoal.surgery.tracing import graph_of, shapes
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """`module` for inputs of `shape` ([C, H, W]); everything else is found when it is first read.
+    """`module` traced for inputs of `shape` ([C, H, W]). Each property is computed when it is first read.
 
-    Structure is cached: the normal form, the shapes of nodes, `sites` and `blocks`. Weights are not: the normal form
-    shares its parameters and buffers with `module`, and every read of `graph` copies their present values. So a
-    `Traced` stays right while training or `load_state_dict` change `module` in place. Make a new one after submodules,
-    parameters or buffers were exchanged for others, and after a move to another device. Every property raises
-    ShoalError for a module that cannot be traced or that fails on inputs of `shape`.
+    The structure is cached: the normal form, node shapes, `sites` and `blocks`. Weights are not: the normal form shares
+    its parameters and buffers with `module`, and every read of `graph` copies their current values. So a `Traced`
+    remains valid while training or `load_state_dict` change `module` in place. Make a new one after submodules,
+    parameters or buffers were replaced by others, and after a move to another device. Every property raises ShoalError
+    for a module that cannot be traced or that fails on inputs of `shape`.
     """
 
     module: nn.Module
@@ -31,9 +31,9 @@ class Traced:
 
     @cached_property
     def normal(self) -> fx.GraphModule:
-        """The normal form in eval mode, whose nodes have ``meta["shape"]`` without the batch. Read it only.
+        """The normal form in eval mode, with the shape of each node, without the batch, in ``meta["shape"]``.
 
-        To change it, call `surgery.normal_form.edit` or `surgery.tracing.shapes`, which copy.
+        Do not change it; `surgery.normal_form.edit` and `surgery.tracing.shapes` make copies that may be changed.
         """
         return _sharing(shapes(self.module, self.shape), self.module)
 
@@ -49,16 +49,19 @@ class Traced:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The blocks that one convolution could replace, in execution order."""
+        """The blocks that could each be replaced by one convolution, in execution order."""
         return blocks_in(self.normal)
 
     @property
     def graph(self) -> Graph:
-        """The `Graph` with the present weights; not cached, so keep it where it is read several times."""
+        """A `Graph` with copies of the current weights. It is not cached, so keep the result for repeated use."""
         return graph_of(self.normal)
 
     def shape_at(self, name: str) -> tuple[int, ...]:
-        """The shape, without the batch, of what the submodule `name` gives. Raises ShoalError where none is called."""
+        """The shape of the result of submodule `name`, without the batch.
+
+        Raises ShoalError when no submodule of this name is called.
+        """
         if name not in self.calls:
             raise ShoalError(f"found no submodule {name!r} to read; need one that is called; see relu_sites")
         found: tuple[int, ...] = self.calls[name].meta["shape"]
@@ -66,7 +69,10 @@ class Traced:
 
 
 def _sharing(normal: fx.GraphModule, module: nn.Module) -> fx.GraphModule:
-    """`normal` with the tensors of `module` in place of its copies, after tracing, which may change what it runs on."""
+    """`normal` with its copied tensors replaced by those of `module`.
+
+    Done after tracing, since running the forward pass may change the tensors that it runs on.
+    """
     held = dict(chain(normal.named_parameters(remove_duplicate=False), normal.named_buffers(remove_duplicate=False)))
     own = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     for name, tensor in own:

@@ -1,4 +1,4 @@
-"""From a module to a `Graph`: shapes, tracing, and a check that both compute the same."""
+"""Conversion of a module to a `Graph`, and a check that tracing preserved what it computes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from shoal.surgery.sizes import Shapes, fix_sizes, is_tensor, operands
 
 
 def count(model: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """Trace `model` for images of `shape` ([C, H, W]) and count it. Raises ShoalError as `trace` does."""
+    """The `Cost` of `model` for one image of `shape` ([C, H, W]). Raises ShoalError when `trace` does."""
     return cost(trace(model, shape))
 
 
 def shapes(model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
-    """A normalised copy in eval mode whose nodes carry `meta["shape"]`, without the batch, for images of `shape`.
+    """A normalised copy of `model` in eval mode, with every node's shape, without the batch, in ``meta["shape"]``.
 
-    `shape` is [C, H, W]. Raises ShoalError for a model that cannot be traced or that fails on such images.
+    `shape` is the images' [C, H, W]. Raises ShoalError for a model that cannot be traced or that fails on such images.
     """
     traced = normalise(model).eval()
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
@@ -43,30 +43,30 @@ def shapes(model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    """The `Graph` of `model` for images of `shape` ([C, H, W]).
+    """The `Graph` of `model` in eval mode for images of `shape` ([C, H, W]).
 
-    Unknown operations become nodes of type ``unknown``, which `cost` reports and `compile` refuses. Nodes that share
-    a parameter hold one and the same tensor. Weights are copies. Raises ShoalError for a model that cannot be traced
-    or that fails on such images.
+    Operations that a `Graph` does not have become nodes of type ``unknown``, which `cost` reports and `compile`
+    rejects. Weights are copies; nodes that share a parameter share its copy. Raises ShoalError for a model that cannot
+    be traced or that fails on such images.
     """
     return graph_of(shapes(model, shape))
 
 
 def graph_of(normal: fx.GraphModule) -> Graph:
-    """The `Graph` of what `shapes` gave, with copies of its present weights; `normal` stays as it is."""
+    """The `Graph` of a module that `shapes` returned, with copies of its current weights; `normal` is not changed."""
     traced = fx.GraphModule(normal, copy.deepcopy(normal.graph))
     join_idioms(traced, fix_sizes(traced))
     making = _Making()
     for node in traced.graph.nodes:
         if node.op == "output":
             return Graph(tuple(making.nodes), making.weights, _output_names(node, making.names))
-        if is_tensor(node):  # and no size, which `fix_sizes` has put where it is used
+        if is_tensor(node):  # `fix_sizes` has already written sizes into the arguments that use them
             making.add(node, lower(traced, node))
     raise ShoalError("found a traced model without an output; need one; trace it again")
 
 
 class _Making:
-    """A Graph while its nodes are found."""
+    """A `Graph` under construction."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -76,7 +76,7 @@ class _Making:
         self.copies: dict[Tensor, Tensor] = {}
 
     def add(self, node: fx.Node, chain: Chain) -> None:
-        """Append what `node` becomes; of several, the last has its name."""
+        """Append the operations of `chain`, which `node` becomes; the last one gets the name of `node`."""
         inputs = tuple(self.names[n] for n in operands(node) if n in self.names)
         if [op for op, _, _ in chain] == ["identity"]:
             if inputs:
@@ -111,7 +111,10 @@ def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
 
 
 def check_trace(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError unless the traced model gives the model's own logits for an image of noise."""
+    """Raise ShoalError unless the traced and the original model give the same logits for one image of noise.
+
+    `shape` is [C, H, W]. Tolerances are 1e-3 relative and 1e-4 absolute.
+    """
     traced, own = shapes(model, shape), copy.deepcopy(model).eval()
     device = next((p.device for p in own.parameters()), torch.device("cpu"))
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)

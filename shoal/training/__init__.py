@@ -1,1 +1,1 @@
-"""The training loop and what it is made of. It knows no method."""
+"""The training loop and its parts. It is independent of any method of reduction."""

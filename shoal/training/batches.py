@@ -1,4 +1,4 @@
-"""The batches of training: drawn and augmented on the device where the images lie, and resumable at any one."""
+"""Training batches: drawn and augmented on the device that holds the images, and resumable at any step."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from shoal.data.dataset import Dataset
 from shoal.training.settings import Settings
 
 FAR = 1_000_003
-"""A prime between seeds of neighbouring runs, for seeds of epochs."""
+"""A prime that separates the epoch seeds of runs with neighbouring seeds."""
 
 AHEAD = 32
-"""Batches that are augmented at once on a GPU, where an operation costs its launch; on a CPU it is each alone."""
+"""Batches that are augmented together on a GPU, where launching operations is the cost. A CPU augments one at a
+time."""
 
 
 def as_input(data: Dataset, images: Tensor, settings: Settings) -> Tensor:
-    """Images uint8 [N, C, H, W] as a network takes them: on the device, normalised, in its order of memory."""
+    """Images [N, C, H, W] (uint8) as a network takes them: on the device, normalised, in its memory format."""
     x = data.normalise(images.to(settings.device))
     return x.to(memory_format=torch.channels_last) if settings.channels_last else x
 
 
 class Batches:
-    """An epoch's full batches for one of `world` = (rank, processes); what is left over waits for another epoch.
+    """The full batches of an epoch for one process, with `world` = (rank, number of processes).
 
-    Order and augmentation follow from the seed and the epoch. `state` and `load` are for checkpoints within an epoch;
-    on another kind of device, whose generators are others, the rest of that epoch is drawn from a seed of its own.
+    Images that do not fill a batch are left out of the epoch. Order and augmentation depend only on the seed and the
+    epoch. `state` and `load` serve checkpoints within an epoch. After a resume on another kind of device, whose
+    generators differ, the rest of that epoch is drawn from a separate seed.
     """
 
     def __init__(self, data: Dataset, settings: Settings, size: int, world: tuple[int, int]) -> None:
@@ -39,13 +41,13 @@ class Batches:
         self.next, self.seed, self.before = 0, settings.seed * FAR, self.generator.get_state()
 
     def begin(self, epoch: int) -> None:
-        """Seed all that an epoch draws: its batches, and dropout."""
+        """Seed everything that an epoch draws at random: its batches, and dropout."""
         self.seed = self.settings.seed * FAR + epoch
         torch.manual_seed(self.seed)
         self.generator.manual_seed(self.seed * self.world[1] + self.world[0])
 
     def draw(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images as the network takes them, labels int64 [N]) of the epoch begun, from step `first` on."""
+        """The epoch's batches from step `first` on: input images [N, C, H, W] and labels [N] (int64)."""
         split, (rank, count) = self.data.train, self.world
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed)).to(split.images.device)
         self.next = first
@@ -54,22 +56,25 @@ class Batches:
             stop = min(start + self.ahead, self.steps)
             mine = [part[rank::count] for part in order[start * self.size : stop * self.size].split(self.size)]
             for step, batch in enumerate(zip(*self._made(torch.cat(mine), len(mine[0])), strict=True), start):
-                if step >= first:  # what comes before was learned from before a stop
+                if step >= first:  # earlier steps were done before the stop
                     self.next = step + 1
                     yield batch
 
     def _made(self, mine: Tensor, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Images and labels at `mine` in batches of `size`."""
+        """Images and labels at the indices `mine`, split into batches of `size`."""
         split, policy = self.data.train, self.settings.augment or self.data.augment
         x = as_input(self.data, augment_batch(split.images[mine], policy, self.generator), self.settings)
         return x.split(size), split.labels[mine].to(self.settings.device).split(size)
 
     def end(self) -> None:
-        """Note that the epoch's steps are done: the next one is seeded anew."""
+        """Mark the end of the epoch's steps: the next epoch is seeded anew, so no state is needed."""
         self.next = 0
 
     def state(self) -> dict[str, Tensor]:
-        """Within an epoch, the states of all generators; that of the batches is what the next one is made from."""
+        """The states of all random generators, or nothing between epochs.
+
+        The state for the batches is that from which the next batch is made.
+        """
         if not self.next:
             return {}
         batches = self.before if self.next % self.ahead else self.generator.get_state()
@@ -77,7 +82,7 @@ class Batches:
         return found | ({"cuda": torch.cuda.get_rng_state()} if self._on_cuda else {})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave, where the generators are of the same kinds."""
+        """Restore the result of `state`, if the generators are of the same kind."""
         if not state:
             return
         if state["batches"].numel() != self.generator.get_state().numel() or self._on_cuda != ("cuda" in state):

@@ -1,4 +1,4 @@
-"""One time limit over several stages of training."""
+"""One time limit for several stages of training."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections import deque
 
 RECENT = 16
-"""As many laps of a kind as its next one is judged by: the first of all may take long, to compile or to warm up."""
+"""Number of recent laps that predict the next one. The first lap may take longer, for compiling or warming up."""
 
 
 class Clock:
-    """The seconds that several fits may take together, from now on; None is no limit.
+    """A time limit in seconds, from now on, that several fits share; None is no limit.
 
-    Work is done in laps of different kinds: steps, the judgement of an epoch, saving. A lap begins only when the
-    longest recent one of its kind, and a checkpoint after it, would end in time. The first lap of all always runs, so
-    that repeated calls get on.
+    Work is divided into laps of different kinds: steps, the evaluation of an epoch, saving. A lap starts only if the
+    longest recent lap of its kind, plus a checkpoint, would end in time. The very first lap always runs, so that
+    repeated calls make progress.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -22,11 +22,11 @@ class Clock:
         self.laps: dict[str, deque[float]] = {}
 
     def lap(self, kind: str, seconds: float) -> None:
-        """Note how long a lap took."""
+        """Record the seconds that a lap took."""
         self.laps.setdefault(kind, deque(maxlen=RECENT)).append(seconds)
 
     def has_time_for(self, kind: str) -> bool:
-        """Whether a lap of this kind and a checkpoint would end in time."""
+        """Whether a lap of this kind and a checkpoint after it would end in time."""
         if self.limit is None or not self.laps:
             return True
         needed = sum(max(self.laps.get(name, [0.0])) for name in (kind, "save"))

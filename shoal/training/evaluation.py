@@ -17,7 +17,10 @@ from shoal.training.stepping import explain_layout
 def evaluate(
     model: nn.Module, data: Dataset, split: Split, settings: Settings | None = None, batch_size: int = 500
 ) -> list[float]:
-    """Accuracy in percent of every exit of `model`, weak to strong, on `split`."""
+    """Accuracy in percent on `split` of every exit of `model`, weakest first; the model runs in eval mode.
+
+    Raises ShoalError for an empty split, and for a model that cannot take images in channels_last.
+    """
     settings = settings or Settings()
     inner = unwrap(model)
     was_training = inner.training

@@ -1,4 +1,4 @@
-"""The only training loop. It knows no method: objectives, hooks and gate ramps are plain callables."""
+"""The training loop. It is independent of any method: objectives, hooks and gate ramps are plain callables."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ __all__ = [
 ]  # fmt: skip
 
 PACE = 32
-"""Steps after which a GPU is waited for, when there is a time limit."""
+"""With a time limit, number of steps after which the loop waits for the GPU."""
 MIDWAY = 600.0
-"""Seconds after which a checkpoint is written in the middle of an epoch, too."""
+"""Seconds without a checkpoint after which one is written in the middle of an epoch."""
 
 
 class Hook(Protocol):
-    """What a method may add to the loop. Every part is optional; a mask learner is one.
+    """Callbacks by which a method extends the loop. All members are optional. A mask learner is a hook.
 
-    `on_step` comes before each step; it returns true where the step now computes something else, and not only with
-    other values in its tensors. `on_batch` gets what both networks said. `on_stepped` comes after the update, when
-    gradients are still there. With `recordable` the Python of `on_batch` may run once for many steps (see
-    `shoal.training.stepping`), and the methods of epochs change nothing but values of tensors.
-    `on_epoch_trained` comes before an epoch is judged and perhaps kept as the best, `on_epoch_end` after. `state` and
-    `load` are for checkpoints, which may lie within an epoch; `on_epoch_start` then comes before `load`.
+    `on_step` runs before each step. It returns true if the step's computation changes, beyond the values of its
+    tensors. `on_batch` receives the outputs of both networks. `on_stepped` runs after the update, while gradients are
+    still there. With `recordable`, the Python code of `on_batch` may run once for many steps (see
+    `shoal.training.stepping`), and the methods for epochs may change only values of tensors.
+
+    `on_epoch_trained` runs before an epoch is evaluated, `on_epoch_end` after. `state` and `load` serve checkpoints,
+    which may lie within an epoch; `on_epoch_start` then runs before `load`.
     """
 
     taps: tuple[str, ...]
@@ -60,7 +61,10 @@ class Hook(Protocol):
 
 @dataclass
 class History:
-    """What `fit` did: a row of metrics an epoch, the best validation accuracy, and whether time ran out."""
+    """The result of `fit`: one row of metrics per epoch, the best score on validation, and whether time ran out.
+
+    `best` is the value of `Settings.score` in percent.
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     best: float = -1.0
@@ -76,7 +80,7 @@ def world() -> tuple[int, int]:
 
 
 def join() -> tuple[int, int]:
-    """Join the process group that torchrun set up, if it did; returns `world()`."""
+    """Join the process group that torchrun set up, if any; returns `world()`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -100,11 +104,14 @@ def fit(
 ) -> History:
     """Train `model` in place and leave it with the weights of its best epoch on the validation split.
 
-    After every epoch, or when ``settings.save_seconds`` have passed, and before it stops, be it within an epoch, the
-    weights, optimiser state and metrics go to `checkpoint` atomically; with ``settings.resume`` training goes on from
-    there, bit for bit as if it had never stopped (on the same kind of device; docs/gpu.md names what CUDA does not
-    repeat). `report` gets each epoch's row, `progress` (epoch, step, steps). `clock` counts the time of several fits
-    instead of ``settings.max_seconds``. Raises ShoalError when the loss is not finite; the last good checkpoint stays.
+    `checkpoint` receives the weights, optimiser state and metrics after every epoch (at most every
+    ``settings.save_seconds``), and when training stops, even within an epoch. Files are written atomically. With
+    ``settings.resume``, training continues from there, bit for bit as if it had never stopped (on the same kind of
+    device; docs/gpu.md names what CUDA does not repeat).
+
+    `report` is called with the row of each epoch, `progress` with (epoch, step, steps). `clock` is a time limit shared
+    by several fits, instead of ``settings.max_seconds``. Raises ShoalError when the loss is not finite; the last good
+    checkpoint stays.
     """
     settings = settings or Settings()
     settings.check()
@@ -119,7 +126,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Around:
-    """What `fit` was given beside the network, its data and what it learns."""
+    """The arguments of `fit` other than the network, its data, the objective and the schedule."""
 
     teacher: nn.Module | None
     hooks: Sequence[Any]
@@ -129,7 +136,7 @@ class _Around:
 
 
 class _Loop:
-    """The state of one `fit`; `run` reads top to bottom."""
+    """The state of one `fit`. `run` is the entry point."""
 
     def __init__(
         self, model: nn.Module, data: Dataset, objective: ObjectiveLike, schedule: Schedule, around: _Around
@@ -168,7 +175,7 @@ class _Loop:
         return self.history
 
     def _epoch(self, epoch: int, first: int, progress: Callable[[int, int, int], None]) -> dict[str, float] | None:
-        """Go through an epoch from step `first` on; returns its row, or None when it stopped at a checkpoint."""
+        """Run an epoch from step `first` on; returns its row, or None if it stopped at a checkpoint."""
         moment, steps = time.monotonic(), self.batches.steps
         if first == 0:
             if self._must_stop("epoch" if self.size > 1 else "step"):
@@ -229,23 +236,23 @@ class _Loop:
         except RuntimeError as error:
             raise explain_layout(error, self.inner) from error
         self._call("on_stepped", self.inner)
-        if ready:  # compiling and recording are no measure of the steps to come
+        if ready:  # steps that compile or record take longer than later ones
             self.clock.lap("step", time.monotonic() - moment)
 
     def _keep_pace(self, step: int) -> None:
-        """Let the device catch up now and then, where time is short: it may be many steps behind."""
+        """Wait for the device every few steps if there is a time limit: it may lag behind by many steps."""
         if self.clock.limit is not None and step % PACE == PACE - 1 and self.settings.device.startswith("cuda"):
             torch.cuda.synchronize()
 
     def _judge(self, epoch: int, moment: float) -> dict[str, float]:
-        """What the epoch came to, once its steps are done: its row, which is kept."""
+        """Evaluate a trained epoch, keep its row, and save a checkpoint if one is due; returns the row."""
         begun = time.monotonic()
         self.batches.end()
         parts = {name: float(total) / self.batches.steps for name, total in self.work.sums.items()}
         self._check_finite(parts, epoch)
         self._call("on_epoch_trained", self.inner, epoch)
         accuracy = evaluate(self.model, self.data, self._split(), self.settings)
-        self.work.student.caught.clear()  # taps of the evaluation's last batch would stay until the next step
+        self.work.student.caught.clear()  # else the taps of the last evaluated batch stay in memory until the next step
         row = {"epoch": epoch, "lr": self.schedule.rate(epoch), "accuracy": accuracy[-1], **parts}
         row |= {f"accuracy_exit{i}": a for i, a in enumerate(accuracy[:-1])}
         if epoch >= self.settings.select_from:
@@ -287,12 +294,12 @@ class _Loop:
             self.inner.load_state_dict(self.best)
 
     def _pause(self, epoch: int, step: int, moment: float) -> None:
-        """Leave a checkpoint of this moment: `step` steps of `epoch` are done."""
+        """Save a checkpoint, unless there is one: `step` steps of `epoch` are done."""
         if (epoch, step) != self.position:
             self._save(epoch, step, moment)
 
     def _save(self, epoch: int, step: int, moment: float) -> None:
-        """Write what training needs to go on from here; `moment` is when the seconds began that no row has yet."""
+        """Write all that is needed to resume. `moment` is the start of the seconds that no row counts yet."""
         begun = time.monotonic()
         if self.checkpoint is not None and self.rank == 0:
             sums = {name: float(total) for name, total in self.work.sums.items()} if step else {}
@@ -309,7 +316,7 @@ class _Loop:
         self.clock.lap("save", self.saved - begun)
 
     def _resume(self) -> tuple[int, int]:
-        """The epoch and the step to go on with."""
+        """The epoch and the step to continue with."""
         if not (self.settings.resume and self.checkpoint is not None and self.checkpoint.has_last):
             return 0, 0
         last = self.checkpoint.read_last()

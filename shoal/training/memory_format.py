@@ -1,4 +1,4 @@
-"""Which order of memory a network trains in."""
+"""The memory format in which a network trains."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 from shoal.training.settings import Settings
 
 BLOCK = 16
-"""Input channels that oneDNN's convolutions work on together: 8 with AVX2, 16 with AVX-512."""
+"""Input channels that oneDNN's convolutions process together: 8 with AVX2, 16 with AVX-512."""
 
 
 def suit(settings: Settings, network: nn.Module) -> Settings:
-    """The settings, with `channels_last` off where the network could not be trained in it on a CPU.
+    """The settings, with `channels_last` off if the network cannot be trained in that format on a CPU.
 
-    oneDNN's backward pass of a strided 1x1 convolution in channels_last writes beyond its buffer where the input has
+    In channels_last, oneDNN's backward pass of a strided 1x1 convolution writes beyond its buffer when the input has
     fewer channels than a block (uxlfoundation/oneDNN issue 6035): weights come out wrong, or the process aborts.
     """
     on_cpu = torch.device(settings.device).type == "cpu"
@@ -25,7 +25,10 @@ def suit(settings: Settings, network: nn.Module) -> Settings:
 
 
 def _has_few_inputs(network: nn.Module) -> bool:
-    """Whether a strided 1x1 convolution reads less than a block, at the narrowest width of a slimmable network."""
+    """Whether a strided 1x1 convolution reads fewer channels than a block.
+
+    A slimmable network counts at its narrowest width.
+    """
     narrowest = min(getattr(network, "widths", (1.0,)))
     pointwise = (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
     return any(max(conv.stride) > 1 and conv.in_channels * narrowest < BLOCK for conv in pointwise)

@@ -1,4 +1,4 @@
-"""What is optimised: loss terms with weights."""
+"""Training objectives: weighted sums of loss terms."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from shoal.outputs import Outputs
 
 Loss = Callable[[Outputs, Outputs | None, Tensor], Tensor]
 Weight = float | Callable[[int], float]
-"""A term's factor: one number, or what it is in each epoch, counted from 0."""
+"""The factor of a term: a number, or a function of the epoch, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One named part of an objective: `weight` times `loss(student, teacher, labels)`, a scalar.
+    """One named term of an objective: `weight` times `loss(student, teacher, labels)`, a scalar.
 
-    `taps` are the submodules, such as ReLU sites, whose results the loss reads of student and teacher, `own` those of
-    which it reads the student's alone. `recordable` is false where the loss depends on what Python remembers of earlier
-    steps: a step with it is neither compiled nor recorded.
+    The loss reads the outputs of the submodules `taps` (such as ReLU sites) in student and teacher, and those of `own`
+    in the student alone. `recordable` is false if the loss depends on Python state from earlier steps; then the step is
+    neither compiled nor recorded.
     """
 
     name: str
@@ -35,20 +35,20 @@ class Term:
     recordable: bool = True
 
     def weight_at(self, epoch: int) -> float:
-        """The factor in `epoch`, counted from 0."""
+        """The weight in `epoch`, counted from 0."""
         return self.weight(epoch) if callable(self.weight) else self.weight
 
 
 def switched(before: float, after: float, epoch: int) -> Weight:
-    """A weight that is `before` in the epochs before `epoch`, then `after`."""
+    """A weight that is `before` until `epoch` begins, and `after` from then on."""
     return lambda now: before if now < epoch else after
 
 
 @dataclass
 class Objective:
-    """A sum of terms. `fit` tells it each epoch, which weights may follow; where nobody does, it is epoch 0.
+    """A sum of terms. `fit` sets the epoch, on which weights may depend; without `fit` it stays 0.
 
-    The weights are one tensor, changed in place: a compiled or recorded step reads the new ones.
+    The weights are one tensor that is changed in place, so that a compiled or recorded step reads the new values.
     """
 
     recordable: ClassVar[bool] = True
@@ -68,16 +68,16 @@ class Objective:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Every site that a term reads of both networks, once."""
+        """All sites that terms read in both networks, each once."""
         return tuple(dict.fromkeys(name for term in self.terms for name in term.taps))
 
     @property
     def own(self) -> tuple[str, ...]:
-        """Every site that a term reads of the student alone, once."""
+        """All sites that terms read in the student alone, each once."""
         return tuple(dict.fromkeys(name for term in self.terms for name in term.own))
 
     def __call__(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and its weighted parts, detached, by name."""
+        """The total (a scalar) and the weighted terms by name, detached. `labels` [N] are int64."""
         losses = torch.stack([term.loss(student, teacher, labels) for term in self.terms])
         if self.weights is None or self.weights.device != losses.device:
             self.weights = torch.tensor([term.weight_at(self.epoch) for term in self.terms], device=losses.device)
@@ -87,7 +87,7 @@ class Objective:
 
 
 def taught(teacher: Outputs | None) -> Outputs:
-    """What the teacher said. Raises ShoalError when there is none."""
+    """The teacher's outputs. Raises ShoalError when there is no teacher."""
     if teacher is None:
         raise ShoalError("found no teacher; need one for a distillation term; pass teacher= to fit")
     return teacher

@@ -1,4 +1,4 @@
-"""Which parameters are trained how fast, and which have weight decay."""
+"""The optimiser, and groups of parameters with their own rates and weight decays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FUSED = ("cpu", "cuda")
 
 
 def sgd(model: nn.Module, schedule: Schedule, device: str) -> torch.optim.SGD:
-    """Stochastic gradient descent over `parameter_groups`, with rates as tensors on the device, to be set in place."""
+    """Stochastic gradient descent over `parameter_groups`. Rates are tensors on `device`, to be changed in place."""
     groups = parameter_groups(model, schedule.weight_decay)
     for group in groups:
         group["lr"] = torch.tensor(schedule.lr, device=device)
@@ -22,18 +22,18 @@ def sgd(model: nn.Module, schedule: Schedule, device: str) -> torch.optim.SGD:
     rate, momentum = torch.tensor(schedule.lr, device=device), schedule.momentum
     optimiser = torch.optim.SGD(groups, rate, momentum, nesterov=schedule.nesterov, fused=fused)
     if momentum:
-        # All from the start: a fused update cannot take a parameter whose first gradient comes later than others'.
+        # Created up front: a fused update fails for a parameter whose first gradient comes later than the others'.
         for parameter in (p for group in optimiser.param_groups for p in group["params"]):
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimiser
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for `torch.optim`: one of all parameters, and one for each rate or decay that modules ask for.
+    """Groups for `torch.optim`: one for most parameters, and one for each rate or decay that modules ask for.
 
-    A module with a `rate_multiplier` has its own parameters trained at the schedule's rate times that number, without
-    weight decay: slopes and scores are no weights, and their gradients are of another size. One with an
-    `own_weight_decay` has that on all parameters in it, at the schedule's rate.
+    The parameters of a module with a `rate_multiplier` are trained at the schedule's rate times that number, without
+    weight decay: they are slopes and scores, not weights, and their gradients have another scale. A module with an
+    `own_weight_decay` applies it to all parameters inside it, at the schedule's rate.
     """
     special: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in model.modules():

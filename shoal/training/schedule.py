@@ -1,4 +1,4 @@
-"""Epochs and rates of one stage of training."""
+"""Number of epochs and learning rates of one stage of training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shoal.errors import ShoalError
 class Schedule:
     """Epochs and learning rates of one stage.
 
-    `kind` ``step`` multiplies the rate by `gamma` at each of `milestones` (epochs); ``cosine`` anneals to 0 over
-    all epochs, batch by batch. `warmup` epochs rise linearly from 0.
+    `kind` ``step`` multiplies the rate by `gamma` at each of `milestones` (epochs); ``cosine`` anneals to 0 over all
+    epochs, batch by batch. In the first `warmup` epochs, the rate rises linearly from 0.
     """
 
     epochs: int
@@ -28,7 +28,7 @@ class Schedule:
     nesterov: bool = False
 
     def rate(self, epoch: float) -> float:
-        """Learning rate at a moment, in (fractional) epochs from 0."""
+        """Learning rate at `epoch`, which may be fractional, counted from 0."""
         rise = min(1.0, epoch / self.warmup) if self.warmup else 1.0
         if self.kind == "cosine":
             return self.lr * rise * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
@@ -36,12 +36,18 @@ class Schedule:
 
     @property
     def first_drop(self) -> int:
-        """The epoch at which the rate falls first: where the gates' ramp ends (half of all for a cosine)."""
+        """The epoch at which the rate first drops, where the ramp of the gates ends.
+
+        Without milestones it is half of all epochs.
+        """
         return min(self.milestones) if self.milestones else max(1, self.epochs // 2)
 
 
 def ramp(epoch: float, until: float, kind: str = "linear") -> float:
-    """The gate at `epoch`: from 0 to 1 at `until`, then 1 (shallow section 4). `kind` is linear or cosine."""
+    """The gate at `epoch`: it rises from 0 to 1 at `until`, then stays 1 (shallow section 4).
+
+    `kind` is ``linear`` or ``cosine``. Raises ShoalError for another kind.
+    """
     if kind not in ("linear", "cosine"):
         raise ShoalError(f"found ramp {kind!r}; need 'linear' or 'cosine'")
     part = min(1.0, epoch / until) if until > 0 else 1.0

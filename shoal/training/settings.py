@@ -1,4 +1,4 @@
-"""How to train: on what, how exactly, how long. Nothing here changes what is learned."""
+"""How training runs: device, precision, seed, time limit and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run, not what to learn."""
+    """How to run training, as opposed to what to learn."""
 
     seed: int = 0
     device: str = "cpu"
@@ -33,19 +33,19 @@ class Settings:
     resume: bool = False
     select: str = "val"
     select_from: int = 0
-    """Epochs before this one are never the best: a network whose gates are half open is not a candidate."""
+    """Epochs before this one are never the best: a network whose gates are half open must not be selected."""
     exit: int | None = -1
-    """The classifier whose accuracy chooses the best epoch; None for the mean of all."""
+    """The classifier whose accuracy selects the best epoch; None for the mean of all classifiers."""
     augment: str | None = None
     stop: Callable[[], bool] = _never
-    """Asked before each step: whether to stop with a checkpoint."""
+    """Called before each step; if it returns true, training saves a checkpoint and stops."""
     step: str = "eager"
-    """One of `STEPS`; where the machine cannot, a warning says what is used instead."""
+    """One of `STEPS`. If the machine does not support it, a warning names the way that is used instead."""
     save_seconds: float = 0.0
-    """Seconds between checkpoints at least: short epochs on a GPU would otherwise wait for the disk."""
+    """Minimum seconds between checkpoints, so that short epochs on a GPU do not wait for the disk."""
 
     def __post_init__(self) -> None:
-        """Raise ShoalError for a value without a meaning."""
+        """Raise ShoalError for invalid values."""
         if self.precision not in PRECISIONS:
             raise ShoalError(f"found precision {self.precision!r}; need one of {', '.join(PRECISIONS)}; choose one")
         if self.step not in STEPS:
@@ -55,12 +55,14 @@ class Settings:
         if self.max_seconds is not None and not self.max_seconds >= 0:
             raise ShoalError(f"found a time limit of {self.max_seconds} s; need 0 or more; leave it out for none")
         if not self.save_seconds >= 0:
-            raise ShoalError(f"found {self.save_seconds} s between checkpoints; need 0 or more; 0 is each epoch")
+            raise ShoalError(
+                f"found {self.save_seconds} s between checkpoints; need 0 or more; give 0 to save after each epoch"
+            )
 
     def check(self) -> None:
         """Raise ShoalError, before any work, when this machine does not have the device."""
         try:
-            torch.zeros(1, device=self.device).item()  # `item` turns "meta" away, which holds no numbers
+            torch.zeros(1, device=self.device).item()  # `item` fails on the device "meta", which stores no values
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ShoalError(
                 f"found that device {self.device!r} cannot be used ({first_line(error)}); need cpu, or cuda where "
@@ -75,7 +77,7 @@ class Settings:
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """Within the block cuDNN takes algorithms that give the same bits again, and fp32 is not TF32."""
+        """Within the block, cuDNN uses deterministic algorithms, and fp32 is not computed as TF32."""
         cudnn = torch.backends.cudnn
         before = cudnn.deterministic, cudnn.allow_tf32
         cudnn.deterministic, cudnn.allow_tf32 = True, False
@@ -85,13 +87,14 @@ class Settings:
             cudnn.deterministic, cudnn.allow_tf32 = before
 
     def score(self, accuracy: Sequence[float]) -> float:
-        """What an epoch is judged by, from the accuracy of each classifier."""
+        """The score that selects the best epoch, from the accuracy of each classifier in percent."""
         return sum(accuracy) / len(accuracy) if self.exit is None else accuracy[self.exit]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision's context: bf16 autocast, or nothing for fp32.
+        """The context of the precision: bf16 autocast, or nothing for fp32.
 
-        Batch norms then take bf16 images and keep their statistics in fp32; losses are computed in fp32, outside.
+        With autocast, batch norms take bf16 inputs but store their statistics in fp32. Losses are computed in fp32,
+        outside.
         """
         if self.precision == "fp32":
             return contextlib.nullcontext()

@@ -1,8 +1,8 @@
 """One training step and four ways to run it: eager, compiled, recorded as a CUDA graph, or both.
 
-Whatever the way, it is the same work on the same tensors, and nothing in it waits for the device. A recorded step runs
-its Python once, so what changes from step to step lies in tensors that are changed in place: rates, weights of terms,
-masks, gates. Where something else changes, hooks say so and it is recorded anew.
+All ways do the same work on the same tensors, and nothing in a step waits for the device. The Python code of a recorded
+step runs only once. Values that change from step to step are therefore tensors that are changed in place: rates,
+weights of terms, masks, gates. If anything else changes, a hook reports it and the step is recorded again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shoal.training.settings import Settings
 ObjectiveLike = Callable[[Outputs, Outputs | None, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 WARM = 3
-"""Steps before the first recording: libraries make their buffers, the optimiser its state."""
+"""Steps before the first recording, in which libraries allocate buffers and the optimiser its state."""
 
 
 class Work:
-    """Teacher, student, objective, backward pass and update on one batch; `sums` add up its losses by name."""
+    """Teacher, student, objective, backward pass and update on one batch. `sums` are the sums of the losses by name."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class Work:
         self.sums: dict[str, Tensor] = {}
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
-        """Learn from images [N, C, H, W] with labels [N]."""
+        """Train on images [N, C, H, W] with labels [N]."""
         loss, parts, student, taught = self.judge(x, y)
         for hook in self.listeners:
             hook.on_batch(student, taught)
-        del student, taught  # taps that no gradient needs would lie in memory through the backward pass
+        del student, taught  # else taps that no gradient needs stay in memory during the backward pass
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -66,7 +66,7 @@ class Work:
                     taught = self.teacher(x)
             student = self.student(x)
         loss, parts = self.objective(student, taught, y)
-        # A compiled step that gives no activations away need not keep them.
+        # A compiled step that does not return activations need not store them.
         return (loss, parts, student, taught) if self.listeners else (loss, parts, None, None)
 
     def _count(self, values: dict[str, Tensor]) -> None:
@@ -76,7 +76,7 @@ class Work:
         torch._foreach_add_([self.sums[name] for name in values], list(values.values()))
 
     def begin(self, sums: dict[str, float]) -> None:
-        """Count from these sums on: none at an epoch's start."""
+        """Set the sums to `sums`, and all others to 0. An epoch starts with none."""
         for name, value in sums.items():
             self.sums.setdefault(name, torch.zeros((), device=self.settings.device))
             self.sums[name].fill_(value)
@@ -84,39 +84,40 @@ class Work:
             self.sums[name].zero_()
 
     is_ready = True
-    """Whether the next step is one like all others, neither compiled nor recorded first."""
+    """Whether the next step is an ordinary one, without compiling or recording."""
 
     def close(self) -> None:
-        """Leave the networks as they were."""
-        del self.judge  # a method of this object's: networks would wait for Python's collector of cycles
+        """Remove the hooks from the networks."""
+        del self.judge  # it refers to this object: the cycle would keep the networks in memory until garbage collection
         for network in (self.student, self.teacher):
             if network is not None:
                 network.close()
 
 
 class Compiled:
-    """Work whose forward pass and objective `torch.compile` makes into few kernels, the backward pass with them."""
+    """Work whose forward and backward pass and objective are compiled to a few kernels by `torch.compile`."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.plain, self.tried = work, work.judge, False
-        # Of its own: the compiler counts by code, gives up at the ninth network of a process, and only logs that.
-        known = signature(torch.compile).parameters  # PyTorch's later ones
+        # The compiler counts recompilations by code: without isolation it gives up at the ninth network of a process
+        # and only logs that. Earlier versions of PyTorch do not have the option.
+        known = signature(torch.compile).parameters
         own: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
         work.judge = torch.compile(work.judge, dynamic=False, **own)
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next step is compiled already."""
+        """Whether the step has been compiled."""
         return self.tried
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
-        """See `Work`; where compiling fails, a warning says so and all steps run eagerly."""
+        """See `Work`. If compiling fails, a warning says so and all steps run eagerly."""
         if not self.tried:
             self._try(x, y)
         self.work(x, y)
 
     def _try(self, x: Tensor, y: Tensor) -> None:
-        """Have both passes compiled, and leave no trace in the network or in random numbers."""
+        """Compile both passes without changing the network's state or the random numbers."""
         self.tried = True
         model = self.work.student.model
         before = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -124,7 +125,7 @@ class Compiled:
         try:
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
                 torch.autograd.grad(self.work.judge(x, y)[0], wanted, allow_unused=True)
-        except Exception as error:  # whatever a compiler raises; an error of the network's comes again without it
+        except Exception as error:  # of any kind; an error in the network itself is raised again by the eager step
             self.work.judge = self.plain
             _warn(f"found that the step cannot be compiled ({_said(error)}); the step runs eagerly")
         with torch.no_grad():
@@ -133,20 +134,20 @@ class Compiled:
 
 
 class Recorder(Protocol):
-    """What records work on a device to do it again."""
+    """Records work on a device and repeats it."""
 
     def warm(self, work: Callable[[], None]) -> None:
-        """Do the work, as a preparation of the recording."""
+        """Do the work once, to prepare the recording."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Do the work once; the result does it again on the same memory."""
+        """Do the work once and record it; calling the result repeats it on the same memory."""
 
 
 class CudaGraphs:
-    """Records as CUDA graphs; a step is then one launch and not hundreds."""
+    """Records CUDA graphs. A recorded step is one launch instead of hundreds."""
 
     def warm(self, work: Callable[[], None]) -> None:
-        """See `Recorder`; on a stream of its own, as PyTorch asks of work that is to be recorded."""
+        """See `Recorder`. Uses a separate stream, as PyTorch requires before a recording."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -169,7 +170,7 @@ class CudaGraphs:
 
 
 class Recorded:
-    """Work that is recorded after a few steps and then played back on the same memory."""
+    """Work that is recorded after a few steps and then replayed on the same memory."""
 
     def __init__(self, work: Callable[[Tensor, Tensor], None], recorder: Recorder) -> None:
         self.work, self.recorder, self.warm = work, recorder, 0
@@ -177,7 +178,7 @@ class Recorded:
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
-        """See `Work`; all batches must be of one shape."""
+        """See `Work`. All batches must have the same shape."""
         if self.warm < WARM:
             self.warm += 1
             return self.recorder.warm(lambda: self.work(x, y))
@@ -190,11 +191,11 @@ class Recorded:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next step is played back."""
+        """Whether the next step is replayed."""
         return self.replay is not None
 
     def forget(self) -> None:
-        """Record anew, after another step as a preparation: it computes something else."""
+        """Discard the recording, because the computation has changed. The next step is a warm-up."""
         self.replay = self.batch = None
         self.warm = min(self.warm, WARM - 1)
 
@@ -203,9 +204,9 @@ Step = Work | Compiled | Recorded
 
 
 def make_step(work: Work) -> Step:
-    """`work` in the way that its settings ask for.
+    """`work`, run in the way that its settings ask for.
 
-    Warns, as ShoalWarning, where the machine, a term or a hook rules a way out, which is then left.
+    Warns (ShoalWarning) if the machine, a term or a hook does not support a way, which is then not used.
     """
     asked, step = work.settings.step, cast("Step", work)
     parallel = isinstance(work.student.model, nn.parallel.DistributedDataParallel)
@@ -231,7 +232,7 @@ def _ruled_out(what: str, reason: str | None) -> bool:
 
 
 def recorder_for(device: str) -> Recorder | None:
-    """What records work on `device`, if anything does."""
+    """The recorder for `device`, or None."""
     return CudaGraphs() if torch.device(device).type == "cuda" else None
 
 
@@ -241,12 +242,12 @@ def _unsuited(parts: Sequence[Any]) -> str | None:
 
 
 def _recordable(part: Any) -> bool:
-    """What says nothing of itself is taken for recordable, unless it listens to batches."""
+    """Whether `part` may be recorded. Without an attribute that says so, it may unless it has `on_batch`."""
     return bool(getattr(part, "recordable", not hasattr(part, "on_batch")))
 
 
 def is_steady(part: Any) -> bool:
-    """Whether a record outlives the methods that an objective or a hook has for epochs."""
+    """Whether a recording stays valid after the epoch methods of an objective or a hook."""
     return bool(getattr(part, "recordable", not any(name.startswith("on_epoch") for name in dir(part))))
 
 
@@ -255,7 +256,7 @@ def _name(part: Any) -> str:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What was raised first: ending a recording that has failed raises an error of its own."""
+    """The error that was raised first: ending a failed recording raises another one."""
     return error if error.__context__ is None else _first_cause(error.__context__)
 
 
@@ -268,7 +269,7 @@ def _warn(text: str) -> None:
 
 
 def explain_layout(error: RuntimeError, model: nn.Module) -> ShoalError:
-    """What to do about a network that cannot take images in channels_last; other errors are raised again."""
+    """An error with advice for a network that cannot take images in channels_last; other errors are raised again."""
     if "view size is not compatible" not in str(error):
         raise error
     return ShoalError(

@@ -150,7 +150,7 @@ def test_refused_by_layer(make: object, shape: tuple[int, ...], pattern: str) ->
 
 def test_amounts_outside_are_refused() -> None:
     for amount in (0.0, 1.0, -1.0, float("nan")):
-        with pytest.raises(ShoalError, match="need a part between 0 and 1"):
+        with pytest.raises(ShoalError, match="need a fraction between 0 and 1"):
             cut_channels(Residual(), SMALL, amount)
 
 

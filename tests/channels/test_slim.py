@@ -202,7 +202,7 @@ def test_widths_from_the_command_line_are_runs_of_their_own(tmp_path: Path) -> N
     words = ["reduce", str(tmp_path / "teacher"), "--budget", "1000", "--epochs", "1,1,1", "--out", str(out)]
     done = run(app, [*words, "--no-gates", "--no-exit", "--widths", "0.5,1"])
     assert done.exit_code == 0, done.output
-    assert "at 0.5 of the channels" in done.output
+    assert "with 0.5 of the channels" in done.output
     alone = run(app, ["evaluate", str(out / "widths" / "0.5"), "--json"])
     assert alone.exit_code == 0, alone.output
     assert '"relus": ' in alone.output

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.costs import plan as plans
-from shoal.costs.candidates import FINE, Candidate, Structure, greatest, plan, points_lost, structures
+from shoal.costs.candidates import FINE, Candidate, Original, Structure, greatest, plan, points_lost, structures
 from shoal.costs.machine import Machine
 from shoal.costs.target import MODES, Forecast, Target
 from shoal.errors import ShoalError
@@ -119,13 +119,13 @@ def test_below_the_least_there_is_nothing() -> None:
     with pytest.raises(
         ShoalError, match=r"found no network cut from resnet10 within 1e-06 s online; need at least 0\.0"
     ):
-        plan(SPEC, BASE, Target(1e-6, "s"))
+        plan(Original(SPEC, BASE), Target(1e-6, "s"))
 
 
 @pytest.mark.parametrize("text", fast_first(["300KB", "20ms", "2krelus"]))
 def test_candidates_meet_the_target_and_none_beats_another(text: str) -> None:
     target = Target.parse(text)
-    found = plan(SPEC, BASE, target, reshapes=((0.5, 1.0),))
+    found = plan(Original(SPEC, BASE), target, reshapes=((0.5, 1.0),))
     assert found == sorted(found, key=lambda c: (c.lost, -c.forecast.relus))
     sizes = [(c.forecast.relus, c.forecast.macs, c.forecast.depth) for c in found]
     for c, size in zip(found, sizes, strict=True):
@@ -136,11 +136,11 @@ def test_candidates_meet_the_target_and_none_beats_another(text: str) -> None:
 @pytest.mark.slow
 def test_a_slower_machine_or_link_affords_less() -> None:
     target = Target.parse("20ms")
-    here = max(c.forecast.relus for c in plan(SPEC, BASE, target))
-    slow = max(c.forecast.relus for c in plan(SPEC, BASE, target, machine=Machine(relu_s=4e-6)))
+    here = max(c.forecast.relus for c in plan(Original(SPEC, BASE), target))
+    slow = max(c.forecast.relus for c in plan(Original(SPEC, BASE), target, machine=Machine(relu_s=4e-6)))
     assert slow < here
     with pytest.raises(ShoalError, match="over wan"):
-        plan(SPEC, BASE, replace(target, link="wan"))
+        plan(Original(SPEC, BASE), replace(target, link="wan"))
 
 
 def test_what_published_networks_lost_orders_candidates() -> None:

@@ -245,7 +245,7 @@ class Whole(nn.Module):
         (lambda: cascade(Residual(), SHAPE), "one classifier; need two or more"),
         (lambda: cascade(Mixing(False), SHAPE), "mixes the images of a batch"),
         (lambda: cascade(Mixing(True), SHAPE), "mixes the images of a batch"),
-        (lambda: cascade(Whole(), SHAPE), "found at chunk a result that is no tensor of one row an image"),
+        (lambda: cascade(Whole(), SHAPE), "found at chunk a value without one row per image"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5]), "need 2 numbers"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5, 1.5]), r"in \[0, 1\]"),
         (lambda: infer(cascade(three_exits(), SHAPE), torch.zeros(1, *SHAPE), [0.5] * 2, ensemble=True), "need 3"),

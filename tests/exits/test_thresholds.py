@@ -138,11 +138,22 @@ def test_a_seed_decides_the_search() -> None:
         assert runs[0] == runs[1]
 
 
+def test_options_of_the_genetic_method_take_the_place_of_its_name() -> None:
+    evidence = made(300)
+    goal = Goal(10.0, evidence.accuracies[-1])
+    named, by_options, hurried = (
+        search(evidence, PRICES, goal, method=method, seed=3)
+        for method in ("genetic", Genetic(), Genetic(population=2, generations=1, elite=1))
+    )
+    assert named == by_options
+    assert hurried.fitness < named.fitness
+
+
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
         ({"method": "annealing"}, "method 'annealing'; need one of grid, genetic, evolution"),
-        ({"genetic": Genetic()}, "with 'grid'"),
+        ({"method": ""}, "method ''; need one of"),
         ({"prices": PRICES[:2]}, "for 4 exits"),
         ({"goal": Goal(10.0, 70.0, budget=2.0)}, "found no thresholds that meet the goal.*need 2 or less"),
         ({"goal": Goal(10.0, 101.0, loss=0.0)}, r"need 101.00 % or more"),

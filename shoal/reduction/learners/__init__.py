@@ -1,4 +1,4 @@
-"""Learners of masks: which positions keep their ReLU. One file a method, one table of all."""
+"""Learners of masks, which decide which positions keep their ReLU: one file per method and a table of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEARNERS: dict[str, type[Search]] = {
     "layer-folding": LayerFolding,
     "depthshrinker": DepthShrinker,
 }
-"""The methods by the names that `Options.masks` and ``--masks`` take."""
+"""The methods, by the name that `Options.masks` and ``--masks`` accept."""
 
 SUMMARIES = {
     "senet": "per site, where teacher and student differ most",
@@ -37,6 +37,6 @@ SUMMARIES = {
     "layer-folding": "whole layers by one slope each",
     "depthshrinker": "whole blocks' inner ReLUs by one score each",
 }
-"""A line of help for each."""
+"""One line of help for each method."""
 
 __all__ = ["LEARNERS", "SUMMARIES", "Problem", "Search", "kept"]

@@ -1,4 +1,4 @@
-"""AutoReP (Peng et al., ICCV'23): a learned score a position with hysteresis; elsewhere a quadratic of the channel."""
+"""AutoReP (Peng et al., ICCV'23): a learned score per position decides where a ReLU stays, a quadratic replaces it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from shoal.surgery.normal_form import replace
 from shoal.training.objective import Term
 
 HYSTERESIS = 0.003
-"""A ReLU goes when its score falls below minus this, and comes back above plus this (AutoReP's value)."""
+"""A ReLU is removed when its score falls below minus this, and restored above plus this (AutoReP's value)."""
 START = 0.3
 FITTING = 0.125
-"""The first scores, and the part of the search in which quadratics are fitted and not yet learned."""
+"""The initial score, and the fraction of the search in which the quadratics are fitted and not yet learned."""
 
 
 class _Step(Function):
-    """The mask as numbers; backward softplus(score) times the gradient (AutoReP's straight-through)."""
+    """The mask as 0 and 1; the gradient by the score is softplus(score) times the incoming one (straight-through)."""
 
     @staticmethod
     def forward(ctx: Any, score: Tensor, mask: Tensor) -> Tensor:
@@ -49,28 +49,31 @@ class _Step(Function):
 
 
 class _Quadratic(Function):
-    """ReLU at the kept positions, the quadratic elsewhere; gradients for mask and coefficients, nothing saved but x."""
+    """ReLU where `kept` is 1, the quadratic a x^2 + b x + c where it is 0.
+
+    Differentiable by x [N, C, ...], `kept` [C, ...] and the coefficients a, b, c [C]. Of activations only x is saved.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor, mask: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        ctx.save_for_backward(x, mask, a, b, c)
-        a, b, c = (v.to(x.dtype).view(-1, *(1,) * (mask.dim() - 1)) for v in (a, b, c))
-        # The weights 0 and 1 make `lerp` a choice between its two ends, in vectors; `where` is slower on a CPU.
-        return torch.lerp(_quadratic(x, a, b, c), x.clamp(min=0), beside(mask, x))
+    def forward(ctx: Any, x: Tensor, kept: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(x, kept, a, b, c)
+        a, b, c = (v.to(x.dtype).view(-1, *(1,) * (kept.dim() - 1)) for v in (a, b, c))
+        # With weights of 0 and 1 `lerp` chooses one of its two ends. It is vectorised; `where` is slower on a CPU.
+        return torch.lerp(_quadratic(x, a, b, c), x.clamp(min=0), beside(kept, x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, mask, *coefficients), gradient = ctx.saved_tensors, gradients[0]
-        a, b, c = (v.to(x.dtype).view(-1, *(1,) * (mask.dim() - 1)) for v in coefficients)
-        spatial, inside = (0, *range(2, x.dim())), beside(mask, x)
-        by_mask = None
+        (x, kept, *coefficients), gradient = ctx.saved_tensors, gradients[0]
+        a, b, c = (v.to(x.dtype).view(-1, *(1,) * (kept.dim() - 1)) for v in coefficients)
+        spatial, inside = (0, *range(2, x.dim())), beside(kept, x)
+        by_kept = None
         if ctx.needs_input_grad[1]:
-            by_mask = batch_sum(_quadratic(x, a, b, c).neg_().add_(x.clamp(min=0)).mul_(gradient))
+            by_kept = batch_sum(_quadratic(x, a, b, c).neg_().add_(x.clamp(min=0)).mul_(gradient))
         outside = gradient * (1 - inside)
         weighed = outside * x
         by_x = torch.addcmul(outside * b, weighed, 2 * a).addcmul_(where_positive(gradient, x), inside)
         by_square = (weighed * x).sum(spatial)
-        return by_x, by_mask, None, by_square, weighed.sum(spatial), outside.sum(spatial)
+        return by_x, by_kept, by_square, weighed.sum(spatial), outside.sum(spatial)
 
 
 def _quadratic(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def _quadratic(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 class GatedReLU(SoftReLU):
-    """A ReLU where a position's score says so, elsewhere the identity or a quadratic; scores [C, H, W] learn."""
+    """ReLU at the positions that learned scores [C, H, W] keep; elsewhere the quadratic `rest`, or the identity."""
 
     def __init__(self, shape: tuple[int, ...], rest: Quadratic | None = None) -> None:
         super().__init__(shape)
@@ -86,12 +89,12 @@ class GatedReLU(SoftReLU):
         self.rest = rest
 
     def switch(self) -> None:
-        """Have the mask follow the scores, with hysteresis."""
+        """Update the mask from the scores, with hysteresis."""
         with torch.no_grad():
             self.set_mask(torch.where(self.mask, self.score > -HYSTERESIS, self.score > HYSTERESIS))
 
     def kept(self) -> Tensor:
-        """The mask as numbers that pass a gradient to the scores."""
+        """The mask as 0 and 1, [C, H, W] in the dtype of the scores, with a straight-through gradient to the scores."""
         return _Step.apply(self.score, self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,13 +103,14 @@ class GatedReLU(SoftReLU):
             return GatedClamp.apply(x, self.kept(), self.floor.to(x.dtype)) if self.soft else super().forward(x)
         if self.rest.fitting and self.training:
             self.rest.observe(x)
-        return _Quadratic.apply(x, self.kept(), self.mask, *self.rest.coefficients())
+        return _Quadratic.apply(x, self.kept(), *self.rest.coefficients())
 
 
 class AutoRePLinear(Pressed[GatedReLU]):
-    """Scores that learn which positions need their ReLU, by a straight-through gradient; the identity elsewhere.
+    """AutoReP with the identity at positions without a ReLU.
 
-    The penalty on the ReLUs' density acts while it is above an even line from all to the budget.
+    Scores are learned by a straight-through gradient. A penalty on the number of ReLUs acts while that number is above
+    the line from all ReLUs to the budget (`Problem.line`).
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -122,18 +126,18 @@ class AutoRePLinear(Pressed[GatedReLU]):
 
     @staticmethod
     def quadratic(shape: tuple[int, ...]) -> Quadratic | None:
-        """What positions without a ReLU compute, None for the identity."""
+        """The function at positions without a ReLU of a site of `shape`; None for the identity."""
         return None
 
     def begin(self) -> None:
-        """Prepare the network before gradients are measured."""
+        """Prepare the network before its gradients are measured; does nothing here."""
 
     def _penalty(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         sums = torch.stack([module.kept().sum() for module in self.sites.values()])
         return self.pressure.strength * sums.sum()
 
     def on_step(self, model: nn.Module, epoch: float) -> bool:
-        """Switch ReLUs by their scores, look at how many are left, and settle in the end; returns whether it did."""
+        """Update the masks, adjust the penalty, and at the last step fix the masks; returns whether they were fixed."""
         soft = all(module.soft for module in self.sites.values())
         return soft and self._switch(self.problem.step(epoch))
 
@@ -152,14 +156,15 @@ class AutoRePLinear(Pressed[GatedReLU]):
         return float(torch.stack([module.mask.sum() for module in self.sites.values()]).sum())
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """How many ReLUs are left, and the penalty's weight."""
+        """The number of ReLUs left and the weight of the penalty."""
         return {"relus_left": self._left(), "pressure": self.pressure.weight}
 
 
 class AutoReP(AutoRePLinear):
-    """Scores that learn which positions need their ReLU; a fitted, then learned quadratic of the channel elsewhere.
+    """AutoReP: at positions without a ReLU, a quadratic per channel that is first fitted and then learned.
 
-    Every position without a ReLU squares a value: compare by protocol cost and not by the number of ReLUs.
+    Each such position squares a value, which costs communication, so compare networks by protocol cost and not by their
+    number of ReLUs.
     """
 
     rest = "quadratic"
@@ -183,12 +188,12 @@ class AutoReP(AutoRePLinear):
         self.model.train(training)
 
     def on_step(self, model: nn.Module, epoch: float) -> bool:
-        """Fit the quadratics in the beginning, and then learn; else as with linear positions."""
+        """Fit the quadratics at the beginning, later learn them; otherwise as `AutoRePLinear`."""
         changed = self._fit(self.problem.step(epoch) < FITTING * self.problem.all_steps)
         return super().on_step(model, epoch) or changed
 
     def _fit(self, fitting: bool) -> bool:
-        """Begin or end fitting; returns whether that was not so already."""
+        """Start or stop fitting; returns whether this changed anything."""
         rests = [module.rest for module in self.sites.values() if module.rest is not None]
         changed = any(rest.fitting != fitting for rest in rests)
         for rest in rests:
@@ -196,6 +201,6 @@ class AutoReP(AutoRePLinear):
         return changed
 
     def finished(self) -> nn.Module:
-        """A copy of the trained network with these masks and its quadratics."""
+        """A copy of the trained network with the final masks and quadratics."""
         done = {n: QuadraticReLU(m.mask, copy.deepcopy(m.rest)) for n, m in self.sites.items()}
         return replace(self.model, done)

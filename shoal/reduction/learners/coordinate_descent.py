@@ -1,4 +1,4 @@
-"""Coordinate descent (arXiv 2511.11781): drop the random block of ReLUs that hurts least, and train on."""
+"""Coordinate descent (arXiv 2511.11781): repeatedly remove the random block of ReLUs that raises the loss least."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from shoal.reduction.masks import masked_sites
 from shoal.training.objective import cross_entropy
 
 DROPS, CANDIDATES = 32, 8
-"""Drops in a search, and random blocks that are tried for each."""
+"""Number of removals in a search, and of random blocks that are tried for each."""
 HEAD_START = 2
-"""The search begins with this many times the budget."""
+"""The search begins with this factor times the budget."""
 PROBE = 256
-"""Training images on which candidates are judged, at least."""
+"""Minimum number of training images on which candidates are compared."""
 
 
 class CoordinateDescent(Magnitude):
-    """From magnitude masks at twice the budget on: of eight random blocks of ReLUs the one that hurts least goes.
+    """Starts from magnitude masks with twice the budget and removes the best of eight random blocks of ReLUs at a time.
 
-    Blocks are sets of positions drawn from all sites alike. Each is judged by cross-entropy plus distillation on a
-    probe batch of training images; the weights train in between, and the blocks have even sizes.
+    A block is a random set of positions, drawn uniformly from all sites; all blocks have about the same size. The best
+    block is the one whose removal gives the smallest cross-entropy plus distillation loss on a fixed batch of training
+    images. The weights are trained between removals.
     """
 
     granularities = ("pixel",)
@@ -43,19 +44,19 @@ class CoordinateDescent(Magnitude):
             self.taught = forward(teacher, self.images)
 
     def first_total(self) -> int:
-        """ReLUs at the start."""
+        """The number of ReLUs at the start."""
         return min(HEAD_START * self.problem.total, self.problem.everything)
 
     def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Drop blocks down to an even line, which ends at the budget."""
+        """Remove ReLUs down to a line that falls evenly to the budget."""
         step, last = self.problem.step(epoch), self.problem.last_step
         if step == last or (0 < step < last and step % self.every == 0):
-            part = step / last if last else 1.0
+            fraction = step / last if last else 1.0
             first, total = self.first_total(), self.problem.total
-            self._drop(model, first - int((first - total) * part), step)
+            self._drop(model, first - int((first - total) * fraction), step)
 
     def _drop(self, model: nn.Module, total: int, step: int) -> None:
-        """Leave `total` ReLUs: the best of the candidates."""
+        """Remove the best of the candidate blocks, so that `total` ReLUs are left."""
         sites = masked_sites(model)
         now = {name: module.mask.clone() for name, module in sites.items()}
         count = sum(int(mask.sum()) for mask in now.values()) - total
@@ -67,7 +68,7 @@ class CoordinateDescent(Magnitude):
         self._set(model, tried[losses.index(min(losses))])
 
     def _without(self, masks: dict[str, Tensor], count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The masks without `count` of their positions, drawn from all sites alike."""
+        """The masks without `count` of their positions, drawn uniformly from all sites."""
         flat = torch.cat([mask.flatten() for mask in masks.values()])
         alive = flat.nonzero()[:, 0]
         gone = torch.randperm(len(alive), generator=generator)[:count]
@@ -93,5 +94,5 @@ class CoordinateDescent(Magnitude):
             module.set_mask(masks[name])
 
     def masks(self) -> dict[str, Tensor]:
-        """What is left."""
+        """The masks of the positions that are left."""
         return {name: module.mask for name, module in masked_sites(self.model).items()}

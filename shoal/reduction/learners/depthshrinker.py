@@ -1,4 +1,4 @@
-"""DepthShrinker (Fu et al., ICML'22): one score a block decides which blocks keep their inner ReLUs."""
+"""DepthShrinker (Fu et al., ICML'22): a learned score per block decides which blocks keep their inner ReLUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shoal.surgery.sites import find_blocks
 
 
 class BlockReLU(SoftReLU):
-    """A masked ReLU with one score, whose gradient passes straight through the mask."""
+    """A masked ReLU with one score for the whole site, which gets a straight-through gradient from the mask."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
@@ -30,7 +30,7 @@ class BlockReLU(SoftReLU):
 
 
 def inner_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The inner ReLU sites of replaceable blocks; of two blocks that share a convolution, the first."""
+    """Names of the inner ReLU sites of replaceable blocks; of two blocks that share a convolution, the first."""
     names, taken = [], set[str]()
     for block in find_blocks(model, shape):
         if not taken & set(block.convs):
@@ -40,10 +40,11 @@ def inner_sites(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 class DepthShrinker(Search):
-    """The top blocks by score keep their inner ReLUs, all of them; the last one in part. The rest can then be gated.
+    """The blocks with the highest scores keep all of their inner ReLUs, the last of them some; the rest can be gated.
 
-    The paper has no budget in ReLUs. Here inner sites together, and the other sites each, get their part of it by size;
-    a part of a site goes to the positions where the ReLU changes the teacher's activations most.
+    The paper has no budget in ReLUs. Here the budget is divided by size: one share for all inner sites together, and
+    one for each other site. A site that keeps only some ReLUs keeps those that change the activations of the initial
+    network most.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -69,7 +70,7 @@ class DepthShrinker(Search):
             )
 
     def on_step(self, model: nn.Module, epoch: float) -> bool:
-        """Keep as many ReLUs as the line from all to the budget has, and settle in the end; returns whether it did."""
+        """Keep as many ReLUs as `Problem.line` gives; at the last step fix the masks. Returns whether it did."""
         step = self.problem.step(epoch)
         if step >= self.problem.last_step and all(module.soft for module in self.sites.values()):
             settle(self.sites, self._masks(self.problem.total))
@@ -84,7 +85,7 @@ class DepthShrinker(Search):
         return {name: top_k(self.means[name], counts[name], self.problem.granularity) for name in self.sites}
 
     def _counts(self, total: int) -> dict[str, int]:
-        """Whole blocks by score, and every other site by size; together `total`."""
+        """Counts by site, `total` in all: inner sites are filled in the order of scores, the others by size."""
         everything = self.problem.everything
         inside = round(total * sum(self.sizes[name] for name in self.inner) / everything)
         order = sorted(self.inner, key=lambda name: -float(self.sites[name].score.detach()))
@@ -96,5 +97,5 @@ class DepthShrinker(Search):
         )
 
     def masks(self) -> dict[str, Tensor]:
-        """The settled masks."""
+        """The final masks."""
         return {name: module.mask for name, module in self.sites.items()}

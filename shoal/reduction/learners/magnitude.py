@@ -1,4 +1,4 @@
-"""Masks by magnitude: how much of an activation the ReLU takes away, without any learning."""
+"""Masks by magnitude: ReLUs stay where they change the activations most; nothing is learned."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from shoal.reduction.masks import masked_sites, top_k
 
 
 def clamped_means(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
-    """Mean over training images of |min(x, 0)|, what a ReLU changes, at every masked site of `model` ([C, H, W]).
+    """Mean of |min(x, 0)|, the change that a ReLU makes, over `problem.batches`; float64 [C, H, W] by masked site.
 
-    The model runs in eval mode and keeps its own.
+    `model` runs in eval mode and is then set back to its own mode.
     """
     training, sites, count = model.training, masked_sites(model), 0
     sums = {name: torch.zeros(m.mask.shape, dtype=torch.float64, device=m.mask.device) for name, m in sites.items()}
@@ -35,13 +35,13 @@ def clamped_means(model: nn.Module, problem: Problem) -> dict[str, Tensor]:
 
 
 class Magnitude(Random):
-    """Budgets by sensitivity; per site the positions where the ReLU changes the teacher's activations most."""
+    """Budgets by sensitivity; at each site the ReLUs that change the teacher's activations most stay."""
 
     from_teacher = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        # The statistics are those of the all-ReLU network.
+        # The means are measured with all ReLUs in place.
         for module in masked_sites(self.model).values():
             module.set_mask(torch.ones_like(module.mask))
         means = clamped_means(self.model, problem)

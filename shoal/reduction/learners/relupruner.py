@@ -1,4 +1,4 @@
-"""ReLUPruner (AAAI-26): positions scored by a second-order Taylor expansion, pruned step by step from all sites."""
+"""ReLUPruner (AAAI-26): ReLUs scored by a second-order Taylor expansion of the loss and pruned step by step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from shoal.reduction.learners.search import CLOSING, Problem, Search
 from shoal.reduction.masks import MaskedReLU, masked_sites
 
 PRUNINGS = 24
-"""How often in a search ReLUs are pruned, at least once an epoch."""
+"""Number of prunings in a search; more in a long one, so that there is at least one an epoch."""
 
 
 class ScoredReLU(MaskedReLU):
-    """A masked ReLU that gathers what the loss says of removing each position, and the whole layer, while it trains.
+    """A masked ReLU that collects, while training, the gradients needed to score the removal of each position.
 
-    With a slope a, the output is x - a min(x, 0). `first` sums the gradient of the batch's mean loss by a, `second` the
-    squares of each image's own gradient (Fisher's form of the curvature); the `layer` pair is the same for one slope
-    for all kept positions. `batches` counts.
+    The output is x - a min(x, 0) with slope a = 1. Sums over batches: `first` [C, H, W] is the gradient of the batch's
+    mean loss by each position's a; `second` [C, H, W] the mean square of the single images' gradients, which
+    approximates the curvature (Fisher); `layer` [2] the same two for one slope shared by all kept positions. `batches`
+    is the number of batches.
     """
 
     first: Tensor
@@ -40,7 +41,7 @@ class ScoredReLU(MaskedReLU):
         return y
 
     def _gather(self, clamped: Tensor, gradient: Tensor) -> None:
-        # The batch's loss is a mean: an image's own gradient is as many times larger as there are images.
+        # The loss is a mean over N images, so the gradient of one image's own loss is N times as large.
         by_slope = -(clamped * gradient).float()
         self.first += by_slope.sum(0)
         self.second += len(by_slope) * by_slope.square().sum(0)
@@ -49,10 +50,11 @@ class ScoredReLU(MaskedReLU):
         self.batches += 1
 
     def scores(self) -> Tensor:
-        """Expected rise of the loss when a position's slope goes from 1 to 0, in float64, times the layer's score.
+        """Estimated increase of the loss when a position's slope goes from 1 to 0, times a factor of the layer.
 
-        The layer's score is the rise when all of its positions go, in relation to the sum of theirs: above 1 where they
-        stand in for one another. Positions that are gone have minus infinity.
+        float64 [C, H, W]; positions without a ReLU have minus infinity. The factor, limited to [0.1, 10], is the
+        estimated increase when all ReLUs of the layer are removed, divided by the sum of the single estimates; it is
+        above 1 where the ReLUs can replace one another.
         """
         count = self.batches.clamp_min(1).double()
         own = (-self.first.double() + 0.5 * self.second.double()) / count
@@ -62,17 +64,17 @@ class ScoredReLU(MaskedReLU):
         return torch.where(self.mask, own * ratio, -torch.inf)
 
     def prune(self, mask: Tensor) -> None:
-        """Keep these positions, and gather anew."""
+        """Set the mask, and restart the sums."""
         self.set_mask(mask)
         for gathered in (self.first, self.second, self.layer, self.batches):
             gathered.zero_()
 
 
 class ReLUPruner(Search):
-    """Positions go for good, those first whose removal raises the loss least by a second-order estimate.
+    """Prunes, for good, the ReLUs whose removal is estimated to raise the loss least.
 
-    Pruning follows an even line from all ReLUs to the budget, with PRAM in the loss. The paper's own layer score was
-    not at hand: see `ScoredReLU.scores` for the one used.
+    The number of ReLUs falls along `Problem.line`, and the loss has a PRAM term. The paper's own layer score was not
+    available; `ScoredReLU.scores` describes the one used here.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -83,7 +85,7 @@ class ReLUPruner(Search):
         self.every = max(1, problem.last_step // prunings)
 
     def on_step(self, model: nn.Module, epoch: float) -> None:
-        """Prune down to the line, at even distances and before the last step."""
+        """Prune to the number of `Problem.line` every `every` steps, and to the budget before the last step."""
         step, last = self.problem.step(epoch), self.problem.last_step
         if step == last or (0 < step < last and step % self.every == 0):
             self._prune(int(self.problem.line(step)), step == last)
@@ -94,7 +96,8 @@ class ReLUPruner(Search):
         for name, module in sites.items():
             mask = chosen[name]
             if self.problem.granularity == "channel" and not last:
-                # A channel that is to stay in part waits whole: else every pruning would leave such a one.
+                # A channel that is only partly in the mask is kept whole until the last pruning. Otherwise every
+                # pruning would leave one such channel.
                 mask = mask.reshape(len(mask), -1).any(1).view(-1, *(1,) * (mask.dim() - 1)).expand_as(mask)
             module.prune(mask & module.mask)
 
@@ -102,9 +105,9 @@ class ReLUPruner(Search):
         return {name: m for name, m in masked_sites(self.model).items() if isinstance(m, ScoredReLU)}
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """How many ReLUs are left."""
+        """The number of ReLUs left."""
         return {"relus_left": float(sum(int(m.mask.sum()) for m in masked_sites(model).values()))}
 
     def masks(self) -> dict[str, Tensor]:
-        """What pruning has left."""
+        """The masks of the positions that are left."""
         return {name: module.mask for name, module in self._sites().items()}

@@ -1,4 +1,4 @@
-"""What every learner of masks is given, and what it gives: a network for `fit`, hooks and terms, then exact masks."""
+"""The interface of learners of masks: `Problem`, which a learner is given, and `Search`, its base class."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from shoal.training.objective import Term
 from shoal.training.schedule import Schedule
 
 CLOSING = 0.75
-"""Where in the schedule masks are final; the rest of it trains on them."""
+"""Fraction of the schedule after which masks are final; the rest of the schedule trains with them."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search is given.
+    """The inputs of a search.
 
-    `model` has a plain ReLU at every site and the weights to begin with; `total` ReLUs are to stay. `steps` are the
-    optimiser's an epoch. `batches` gives normalised training images [N, C, H, W] with labels, evenly spread over the
-    set; `share` the sites' budgets for any total, to learners that want them. `score` is SENet's, `beta` and
-    `pram_form` are those of a PRAM term.
+    `model` has a plain ReLU at every site and the initial weights; `total` is the number of ReLUs to keep. `shape` is
+    the images' [C, H, W]. `steps` is the number of optimiser steps per epoch. `batches` yields normalised training
+    images [N, C, H, W] with labels [N], evenly spread over the training set. `share` gives the sites' budgets for any
+    total; None if no sensitivity was measured. `score` and `begins_learned` are options of `SENet`, `beta` and
+    `pram_form` those of a PRAM term.
     """
 
     model: nn.Module
@@ -50,12 +51,12 @@ class Problem:
 
     @property
     def everything(self) -> int:
-        """All ReLUs of the network."""
+        """The number of ReLUs of the unreduced network."""
         return sum(site.relus for site in self.sites)
 
     @property
     def all_steps(self) -> int:
-        """The optimiser's steps in the whole search."""
+        """The number of optimiser steps of the whole schedule."""
         return self.schedule.epochs * self.steps
 
     @property
@@ -64,27 +65,27 @@ class Problem:
         return int(CLOSING * self.all_steps)
 
     def step(self, epoch: float) -> int:
-        """The step, counted from 0, at a moment in epochs."""
+        """The step, counted from 0, at a time given in epochs."""
         return round(epoch * self.steps)
 
     def line(self, step: int) -> float:
-        """ReLUs at a step when they go evenly from all to `total`, which they are from `last_step` on."""
-        part = min(1.0, step / self.last_step) if self.last_step else 1.0
-        return self.everything + (self.total - self.everything) * part
+        """The number of ReLUs at a step on a straight line from all ReLUs to `total`, reached at `last_step`."""
+        fraction = min(1.0, step / self.last_step) if self.last_step else 1.0
+        return self.everything + (self.total - self.everything) * fraction
 
     def budget(self, total: int) -> Budget:
-        """The sites' budgets. Raises ShoalError where no sensitivity was measured."""
+        """The sites' budgets for `total` ReLUs. Raises ShoalError when no sensitivity was measured."""
         if self.share is None:
             raise ShoalError("found no sensitivity for a learner of masks that needs budgets; need one; run stage 1")
         return self.share(total)
 
 
 class Search(ABC):
-    """One search: `model` is what `fit` trains, with `hooks` (by default the search itself) and `terms` in the loss.
+    """Base class of the learners. `fit` trains `model` with `hooks` (by default the search itself) and loss `terms`.
 
-    `per_site` learners need a budget for each site, so a measured sensitivity; the others share the total themselves.
-    `from_teacher` learners always begin with the teacher's weights. `rest` says what positions without a ReLU do,
-    `granularities` which ones it can keep to.
+    `per_site` learners need a budget for each site, and so a measured sensitivity; the others divide the total among
+    the sites themselves. `from_teacher` learners always begin with the teacher's weights. `rest` names the function at
+    positions without a ReLU. `granularities` lists the granularities that the learner supports.
     """
 
     per_site = False
@@ -101,31 +102,31 @@ class Search(ABC):
         self.problem = problem
         self.hooks: tuple[Any, ...] = (self,)
         epochs = problem.schedule.epochs
-        # Epochs with more ReLUs than the budget, or with soft masks, are no candidates.
+        # Weights of earlier epochs may not be selected: they have more ReLUs than the budget, or soft masks.
         self.select_from = min(int(CLOSING * epochs), epochs - 1)
 
     @classmethod  # noqa: B027 - a learner may have nothing to refuse
     def check(cls, model: nn.Module, shape: tuple[int, ...]) -> None:
-        """Raise ShoalError, before any training, for a network that this learner has nothing to learn on."""
+        """Raise ShoalError for a network that this learner cannot handle; called before any training."""
 
     def install(self, modules: Mapping[str, nn.Module]) -> nn.Module:
-        """A copy of the problem's network with these modules at its sites, on its device."""
+        """A copy of the problem's network, on the same device, with these modules at its sites."""
         device = next(self.problem.model.parameters()).device
         return replace(self.problem.model, modules).to(device)
 
     @abstractmethod
     def masks(self) -> dict[str, Tensor]:
-        """Exactly `total` kept positions, bool [C, H, W] by site, once `fit` has ended."""
+        """The final masks once `fit` has ended: bool [C, H, W] by site, with exactly `total` true positions."""
 
     def finished(self) -> nn.Module:
-        """A copy of the trained network with these masks and no soft module."""
+        """A copy of the trained network with the final masks and without modules that only the search needs."""
         return add_masks(self.model, self.masks())
 
     def top(self, scores: Mapping[str, Tensor], total: int | None = None) -> dict[str, Tensor]:
-        """Masks of the highest scores, all sites together: the problem's total, or another."""
+        """Masks of the `total` (by default the problem's) highest scores of all sites together; see `global_top_k`."""
         return global_top_k(scores, self.problem.total if total is None else total, self.problem.granularity)
 
 
 def kept(masks: Mapping[str, Tensor]) -> Budget:
-    """The budget that masks amount to."""
+    """The budget with the counts of these masks."""
     return Budget({n: int(m.sum()) for n, m in masks.items()}, {n: prod(m.shape) for n, m in masks.items()})

@@ -1,4 +1,4 @@
-"""SENet (Kundu et al., ICLR'23), stage 2: masks of the positions where teacher and student differ most."""
+"""SENet (Kundu et al., ICLR'23), stage 2: ReLUs stay where the teacher's and student's activations differ most."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ SCORES = ("counterfactual", "published")
 
 
 class DifferenceLearner:
-    """SENet's mask search: per site the top-k positions of |teacher - student|, summed over an epoch.
+    """SENet's mask search: at each site the top-k positions of |teacher - student|, summed over an epoch.
 
-    The published score compares activations after the student's masked ReLU. A kept position is then close to the
-    teacher and loses its place, so that nearly all positions change in every epoch. The `counterfactual` score
-    compares the teacher's activation with what the student's would be without a ReLU, kept or not: each position is
-    judged alike, and masks settle.
+    The `published` score compares activations after the student's masked ReLU. At a kept position they are close, so
+    that position is dropped next, and nearly all positions change in every epoch. The `counterfactual` score compares
+    the teacher's activation with the student's input to the ReLU, whether the position is kept or not. Kept and removed
+    positions are then comparable, and the masks converge.
 
-    A hook of `fit`: masks found in one epoch hold in the next. `fit` evaluates and keeps the best weights before it
-    calls `on_epoch_end`, so a kept checkpoint holds the masks that it was trained and judged with.
+    A hook of `fit`: the masks found in one epoch are used in the next. `fit` evaluates and keeps the best weights
+    before it calls `on_epoch_end`, so a kept checkpoint has the masks that it was trained and evaluated with. Raises
+    ShoalError for an unknown score.
     """
 
     recordable = True
@@ -42,7 +43,7 @@ class DifferenceLearner:
         self.scratch = torch.empty(0)
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
-        """Have the sites keep their inputs, where the score needs them, and begin to sum anew."""
+        """Make the sites store their inputs, if the score needs them, and reset the sums."""
         self.modules = masked_sites(model)
         for name in self.taps:
             if name not in self.sums:
@@ -53,7 +54,7 @@ class DifferenceLearner:
             module.watched = self.score == "counterfactual"
 
     def on_batch(self, student: Outputs, teacher: Outputs | None) -> None:
-        """Add one batch's absolute differences. Raises ShoalError without a teacher."""
+        """Add the absolute differences of one batch to the sums. Raises ShoalError without a teacher."""
         if teacher is None:
             raise ShoalError("found no teacher; need an all-ReLU network to learn masks from")
         with torch.no_grad():
@@ -61,16 +62,19 @@ class DifferenceLearner:
                 module = self.modules[name]
                 own = module.seen if module.watched else student.taps[name]
                 self.sums[name].add_(batch_sum(self._difference(teacher.taps[name].float(), own.float()).abs_()))
-                module.seen = torch.empty(0)  # or it would lie in memory through the backward pass
+                module.seen = torch.empty(0)  # frees the memory before the backward pass
 
     def _difference(self, a: Tensor, b: Tensor) -> Tensor:
-        """a - b, in memory that all sites share: fresh pages would cost more than the subtraction."""
+        """a - b, in a buffer that all sites share, since allocating memory costs more than the subtraction."""
         if self.scratch.numel() < a.numel() or self.scratch.device != a.device:
             self.scratch = a.new_empty(a.numel())
         return torch.sub(a, b, out=self.scratch[: a.numel()].as_strided(a.shape, a.stride()))
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """Install the masks for the next epoch; returns `mask_change`, the normalised Hamming distance."""
+        """Set the masks for the next epoch; returns `mask_change`, their normalised Hamming distance from the old ones.
+
+        It is in [0, 1]: the number of changed positions divided by twice the budget.
+        """
         changed = 0
         for name, module in masked_sites(model).items():
             new = top_k(_reduced(self.sums[name]), self.budget.counts[name], self.granularity)
@@ -81,16 +85,16 @@ class DifferenceLearner:
         return {"mask_change": changed / (2 * self.budget.total)}
 
     def state(self) -> dict[str, Tensor]:
-        """What the middle of an epoch leaves behind besides the model; nothing at its end."""
+        """The sums, which a run resumed within an epoch needs besides the model; empty between epochs."""
         return dict(self.sums) if self.counting else {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave, within an epoch."""
+        """Restore the tensors that `state` returned, within an epoch."""
         for name, value in state.items():
             self.sums[name].copy_(value)
 
     def look(self, model: nn.Module, teacher: nn.Module, batches: Iterable[Tensor]) -> None:
-        """Install masks by one pass over normalised images, without training: where the search begins."""
+        """Set the initial masks by one pass over batches of normalised images [N, C, H, W], without training."""
         modes = model.training, teacher.training
         model.eval(), teacher.eval()
         self.on_epoch_start(model, -1)
@@ -108,7 +112,7 @@ def _reduced(tensor: Tensor) -> Tensor:
 
 
 class Random(Search):
-    """As many random positions at each site as the sensitivities give it: a control at equal budget and epochs."""
+    """Budgets by sensitivity; at each site random positions: a baseline with the same budget and epochs."""
 
     per_site = True
     from_teacher = False
@@ -122,7 +126,7 @@ class Random(Search):
         self.model = self.install({name: MaskedReLU(mask) for name, mask in start.items()})
 
     def first_total(self) -> int:
-        """ReLUs at the start."""
+        """The number of ReLUs at the start."""
         return self.problem.total
 
     def masks(self) -> dict[str, Tensor]:
@@ -132,9 +136,9 @@ class Random(Search):
 
 
 class SENet(Random):
-    """Budgets by sensitivity; per site the positions where the ReLU matters most to agreement with the teacher.
+    """Budgets by sensitivity; at each site the positions where teacher and student differ most (`DifferenceLearner`).
 
-    Without masks that the teacher gives, the first epoch runs on random ones, which must not be what is kept.
+    Unless the problem `begins_learned`, the first epoch runs with random masks and its weights may not be selected.
     """
 
     def __init__(self, problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""SNL (Cho et al., ICML'22): one slope a position under an L1 penalty, and its forms with one slope a layer."""
+"""SNL (Cho et al., ICML'22), one slope per position under an L1 penalty; and Layer Folding, one slope per layer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ USED = 0.01
 
 
 class SNL(Pressed[SlopedReLU]):
-    """One slope a position, pressed towards 0 (the identity) by an L1 penalty; the largest stay.
+    """One slope per position; an L1 penalty reduces them towards 0 (the identity), and the largest become ReLUs.
 
-    Slopes are kept in [0, 1]. The budget is exact however short the schedule: at its `CLOSING` part the largest slopes
-    become ReLUs, wherever the penalty has brought them, and the rest of it trains on those masks.
+    Slopes are kept in [0, 1]. The budget is met exactly even with a short schedule: after the fraction `CLOSING` of it
+    the positions with the largest slopes become ReLUs, whatever the slopes are, and the rest trains with those masks.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -46,7 +46,7 @@ class SNL(Pressed[SlopedReLU]):
         return self.pressure.strength * sums.sum()
 
     def on_step(self, model: nn.Module, epoch: float) -> bool:
-        """Keep slopes in [0, 1], look at how many are left, and settle in the end; returns whether it did."""
+        """Clamp slopes to [0, 1], adjust the penalty, and at the last step fix the masks; returns whether they were."""
         step = self.problem.step(epoch)
         if not all(module.soft for module in self.sites.values()):
             return False
@@ -62,25 +62,26 @@ class SNL(Pressed[SlopedReLU]):
         return False
 
     def _left(self) -> float:
-        """The sum of all slopes, a slope of a whole site as often as it has positions."""
+        """The sum of all positions' slopes; a slope shared by a site counts once for each of its positions."""
         means = torch.stack([m.slope.detach().double().mean() * m.mask.numel() for m in self.sites.values()])
         return float(means.sum())
 
     def choose(self) -> dict[str, Tensor]:
-        """The positions of the largest slopes."""
+        """Masks of the positions with the largest slopes, bool [C, H, W] by site."""
         return self.top({name: module.slope.detach() for name, module in self.sites.items()})
 
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """How many slopes count as ReLUs, as SNL counts them, and the penalty's weight."""
+        """The number of slopes above `USED`, which SNL counts as ReLUs, and the weight of the penalty."""
         masks = [m.slope.detach().expand(m.mask.shape) > USED if m.soft else m.mask for m in self.sites.values()]
         return {"slopes_left": float(sum(int(m.sum()) for m in masks)), "pressure": self.pressure.weight}
 
 
 class LayerFolding(SNL):
-    """One slope a ReLU layer, pressed towards the identity; whole layers go, the most linear first (BMVC'22).
+    """Layer Folding (BMVC'22): one slope per ReLU layer; whole layers become linear, those with the least slope first.
 
-    The paper's penalty |1 - a^2|, with a the part of the identity, has no slope at its own start a = 0; its exponent
-    is 1 here. The last layer goes in part, by the mean size of what its ReLU clamps.
+    The paper's penalty is |1 - a^2|, where a is the weight of the identity. Its gradient is 0 at the paper's initial
+    value a = 0, so the exponent is 1 here. The last layer that fits the budget keeps only some ReLUs, those with the
+    largest mean of |min(x, 0)|.
     """
 
     @staticmethod
@@ -89,7 +90,7 @@ class LayerFolding(SNL):
         return (1,) * len(site.shape)
 
     def choose(self) -> dict[str, Tensor]:
-        """Whole layers by slope; the last one that fits in part."""
+        """Masks that keep whole layers in descending order of slopes, and part of the last one."""
         order = sorted(self.sites, key=lambda name: -float(self.sites[name].slope.detach()))
         sizes = {name: self.sites[name].mask.numel() for name in order}
         means = clamped_means(self.model, self.problem)
@@ -100,7 +101,7 @@ class LayerFolding(SNL):
 
 
 def fill(order: list[str], sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """Counts that add up to `total`: names in order get all of their size, one a part, the rest nothing."""
+    """Counts that add up to `total`: names get their whole size in order until the total is used up."""
     counts: dict[str, int] = {}
     for name in order:
         counts[name] = min(sizes[name], total - sum(counts.values()))

@@ -1,4 +1,4 @@
-"""Sites whose ReLUs are being learned, and the penalty that presses their number down."""
+"""Masked ReLUs that are still being learned, and the sparsity penalty that reduces their number."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from shoal.reduction.masks import MaskedReLU, beside, passed_on, where_positive
 from shoal.training.schedule import Schedule
 
 CHECKS, GROWTH = 128, 1.1
-"""How often in a search the penalty is looked at, and the factor by which its weight then grows (SNL's)."""
+"""How often in a search the penalty is adjusted, and the factor by which its weight then grows (SNL's)."""
 PULL = 0.3
-"""A position's pull at the start, in units of the spread of its gradient from batch to batch."""
+"""Initial weight of the penalty, in units of the root mean square gradient (`gradient_spread`)."""
 SAMPLES = 16
-"""Batches over which gradients are measured at the start."""
+"""Number of batches over which gradients are measured at the start."""
 
 
 class SoftReLU(MaskedReLU):
-    """A masked ReLU that computes something learnable instead until `settle` fixes its kept positions."""
+    """A masked ReLU that computes a learnable function instead, until `settle` fixes its kept positions.
+
+    `soft` is true until then.
+    """
 
     learning: Tensor
 
@@ -39,7 +42,7 @@ class SoftReLU(MaskedReLU):
         self.refresh()
 
     def refresh(self) -> None:
-        """Derive what follows from the buffers, also after they were loaded."""
+        """Recompute the floor and `soft` from the buffers; also called after a state dict was loaded."""
         super().refresh()
         self._be("learning" in self._buffers and bool(self.learning))
 
@@ -49,20 +52,20 @@ class SoftReLU(MaskedReLU):
             parameter.requires_grad_(soft)
 
     def settle(self, mask: Tensor) -> None:
-        """Be an ordinary masked ReLU from now on."""
+        """Set the final mask (bool [C, H, W]) and compute an ordinary masked ReLU from now on."""
         self.learning.fill_(False)
         self._be(False)
         self.set_mask(mask)
 
     def to_node(self) -> Lowered:
-        """Not deployable: the search must end first."""
+        """An unknown operation, since the search of masks must end first."""
         return "unknown", {"target": f"{type(self).__name__} (end the search of masks first)"}, {}
 
 
 class SlopedReLU(SoftReLU):
     """x - a min(x, 0): the ReLU where the slope a is 1, the identity where it is 0 (SNL, section 3).
 
-    `slope` has the site's shape [C, H, W], or ones in its place for one slope for all.
+    `slope` has the site's shape [C, H, W], or [1, 1, 1] for one slope for all positions.
     """
 
     def __init__(self, shape: tuple[int, ...], slopes: tuple[int, ...]) -> None:
@@ -75,15 +78,16 @@ class SlopedReLU(SoftReLU):
 
 
 def sloped(x: Tensor, slope: Tensor) -> Tensor:
-    """x - slope min(x, 0) for x [N, ...] and slope [...]."""
+    """x - slope min(x, 0) for x [N, C, ...] and slope [C, ...], or a slope that broadcasts to it."""
     result: Tensor = _Sloped.apply(x, beside(slope, x))
     return result
 
 
 def batch_sum(values: Tensor) -> Tensor:
-    """The sum of [N, ...] over its first dimension; `values` is overwritten.
+    """The sum of `values` [N, ...] over its first dimension; `values` is overwritten.
 
-    Halves are added to halves: on a CPU several times faster than `sum(0)`, and as short a chain of roundings.
+    The upper half is added to the lower half until one row is left. This is several times faster on a CPU than
+    `sum(0)`, and rounding errors stay small.
     """
     count = len(values)
     while count > 1:
@@ -94,7 +98,7 @@ def batch_sum(values: Tensor) -> Tensor:
 
 
 class _Sloped(Function):
-    """x - slope min(x, 0), from kernels that a CPU runs in vectors; nothing saved but the arguments."""
+    """x - slope min(x, 0), in kernels that are vectorised on a CPU; only the arguments are saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
@@ -110,7 +114,10 @@ class _Sloped(Function):
 
 
 class GatedClamp(Function):
-    """ReLU at the kept positions, identity elsewhere, by the mask's clamp; a gradient for the mask, too."""
+    """ReLU at the kept positions, identity elsewhere, as max(x, floor), with a gradient for `kept` too.
+
+    `kept` [C, H, W] is an argument so that it gets a gradient; its values are not read, since `floor` has the mask.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, floor: Tensor) -> Tensor:
@@ -128,20 +135,20 @@ Site = TypeVar("Site", bound=SoftReLU)
 
 
 def soft_sites(model: nn.Module, kind: type[Site]) -> dict[str, Site]:
-    """The learning sites of `model` by name."""
+    """The modules of `model` that are of class `kind`, by site name."""
     return {name: m for name, m in unwrap(model).named_modules() if isinstance(m, kind)}
 
 
 def settle(sites: Mapping[str, SoftReLU], masks: Mapping[str, Tensor]) -> None:
-    """Fix the kept positions of every site."""
+    """Fix the kept positions of every site; masks are bool [C, H, W] by site."""
     for name, module in sites.items():
         module.settle(masks[name])
 
 
 def gradient_spread(model: nn.Module, problem: Problem, parameters: Iterable[str]) -> float:
-    """Root mean square over batches and elements of the cross-entropy's gradient by these parameters of `model`.
+    """Root mean square of the cross-entropy's gradient by these parameters, over their elements and `SAMPLES` batches.
 
-    Measured on a copy in training mode over training images; the model stays as it is.
+    Measured on a copy of `model` in training mode; at least 1e-12, so that it can be divided by.
     """
     trial = copy.deepcopy(model).train()
     chosen = [trial.get_parameter(name) for name in parameters]
@@ -149,7 +156,7 @@ def gradient_spread(model: nn.Module, problem: Problem, parameters: Iterable[str
     batches = list(islice(problem.batches(), SAMPLES))
     for x, y in batches:
         loss = F.cross_entropy(_final(trial(x)), y)
-        gradients = torch.autograd.grad(loss, chosen, allow_unused=True)  # a site may feed another classifier alone
+        gradients = torch.autograd.grad(loss, chosen, allow_unused=True)  # a site may affect only an earlier exit
         squares += sum(float(g.double().square().sum()) for g in gradients if g is not None)
     return math.sqrt(squares / (elements * len(batches))) or 1e-12
 
@@ -159,11 +166,11 @@ def _final(result: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 class Pressure:
-    """The weight of a sparsity penalty, and when it acts: while the ReLUs left are above the problem's line.
+    """The weight of a sparsity penalty, which acts while the number of ReLUs left is above `Problem.line`.
 
-    SNL multiplies the weight by 1.1 after an epoch that brings no fewer ReLUs, for up to 2000 epochs. A short schedule
-    cannot wait: here the number is looked at 128 times in a search, and the penalty rests where the line is kept.
-    `scale` is what a gradient by one slope or score is like (`gradient_spread`).
+    SNL multiplies the weight by 1.1 after each epoch without a decrease of that number, for up to 2000 epochs. Shorter
+    schedules need a faster response, so here the number is checked `CHECKS` times in a search, and the penalty is 0
+    while the number is at or below the line. `scale` is the typical gradient by one slope or score (`gradient_spread`).
     """
 
     def __init__(self, problem: Problem, scale: float) -> None:
@@ -171,20 +178,23 @@ class Pressure:
         self.weight, self.lowest, self.acts = PULL * scale, math.inf, True
         self.every = max(1, problem.last_step // CHECKS)
         self.strength = torch.full((), self.weight, device=next(problem.model.parameters()).device)
-        """The weight, or 0 while the penalty rests; one tensor, changed in place."""
+        """The weight, or 0 while the penalty does not act; a scalar tensor that is changed in place."""
 
     def multiplier(self, distance: float) -> float:
-        """The rate multiplier at which the first weight alone moves a parameter by `distance` before the last step."""
+        """The learning rate multiplier with which the initial penalty alone moves a parameter by `distance`.
+
+        The movement is that up to the problem's last step.
+        """
         schedule, steps = self.problem.schedule, max(1, self.problem.last_step)
         way = _mean_rate(schedule) / (1 - schedule.momentum) * steps
         return distance / (self.weight * way)
 
     def is_due(self, step: int) -> bool:
-        """Whether to look at the number of ReLUs before this step."""
+        """Whether the number of ReLUs is to be checked before this step."""
         return step % self.every == 0
 
     def look(self, left: float, step: int) -> None:
-        """Note the number of ReLUs left, before a step."""
+        """Adjust the penalty to the number of ReLUs left before `step`."""
         self.acts = left > self.problem.line(step)
         if self.acts and left >= self.lowest:
             self.weight *= GROWTH
@@ -192,7 +202,7 @@ class Pressure:
         self._apply()
 
     def rest(self) -> None:
-        """Press no more."""
+        """Turn the penalty off."""
         self.acts = False
         self._apply()
 
@@ -200,11 +210,11 @@ class Pressure:
         self.strength.fill_(self.weight if self.acts else 0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides the model."""
+        """The tensors that a resumed run needs besides the model."""
         return {"pressure": torch.tensor([self.weight, self.lowest, float(self.acts)], dtype=torch.float64)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
+        """Restore the tensors that `state` returned."""
         self.weight, self.lowest, acts = state["pressure"].tolist()
         self.acts = bool(acts)
         self._apply()
@@ -216,19 +226,19 @@ def _mean_rate(schedule: Schedule) -> float:
 
 
 class Pressed(Search, Generic[Site]):
-    """A search whose soft sites a penalty presses to the budget."""
+    """A search whose soft sites are reduced to the budget by a penalty."""
 
     sites: dict[str, Site]
     pressure: Pressure
 
     def masks(self) -> dict[str, Tensor]:
-        """The settled masks."""
+        """The final masks."""
         return {name: module.mask for name, module in self.sites.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides the model."""
+        """The tensors that a resumed run needs besides the model."""
         return self.pressure.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
+        """Restore the tensors that `state` returned."""
         self.pressure.load(state)
