@@ -61,7 +61,7 @@ def forward(module: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         place = MOVED[module][name]
         warnings.warn(
-            f"{module}.{name} is now {place}.{name}; the old path goes with the next release",
+            f"{module}.{name} is now {place}.{name}; the next release will not have the old path",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -46,6 +46,6 @@ class Machine:
         values = {k: v for k, v in body.items() if k in names} if isinstance(body, dict) else {}
         if values.keys() != names or not all(isinstance(v, (int, float)) and v >= 0 for v in values.values()):
             raise ShoalError(
-                f"found no machine's constants at {path}; need what shoal calibrate wrote; calibrate again"
+                f"found no constants of a machine at {path}; need what shoal calibrate wrote; run it again"
             )
         return cls(**values)

@@ -112,7 +112,7 @@ def write(body: Planned, pick: int, out: Path) -> None:
     Raises ShoalError when there is no such candidate.
     """
     if not 1 <= pick <= len(body["candidates"]):
-        raise ShoalError(f"found --pick {pick}; need 1 to {len(body['candidates'])}, the candidates that there are")
+        raise ShoalError(f"found --pick {pick}; need 1 to {len(body['candidates'])}, the number of candidates")
     body["chosen"] = pick - 1
     write_text(out, json.dumps(body, indent=1) + "\n")
 

@@ -67,7 +67,9 @@ def spu_cheetah(graph: Graph, constants: SpuConstants | None = None, fraction_bi
     total = cost(graph)
     odd = [*total.unknown, *(f"{row.name} ({row.op})" for row in total.rows if row.comparisons)]
     if odd:
-        raise ShoalError(f"found operations without a cost: {', '.join(odd)}; need known ones")
+        raise ShoalError(
+            f"found operations without a cost: {', '.join(odd)}; need those of the cost model; replace them"
+        )
     seconds, size, rounds = 0.0, 0, 0.0
     for node, row in zip(graph.nodes, total.rows, strict=True):
         s, b, r = _spu_node(graph, node, row, constants, fraction_bits)

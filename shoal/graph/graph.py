@@ -55,7 +55,7 @@ class Graph:
 
     @property
     def input(self) -> Node:
-        """The node that stands for the image."""
+        """The node of the input image."""
         return self.nodes[0]
 
     def parameters(self, node: Node | str) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def _check(sizes: Mapping[str, int], sensitivity: Mapping[str, float], total: in
         raise ShoalError(f"found a budget of {total:,} ReLUs; need 1 to {everything:,}, all that the network has")
     missing = [name for name in sizes if name not in sensitivity]
     if missing:
-        raise ShoalError(f"found no sensitivity for {', '.join(missing[:3])}; need one value a site")
+        raise ShoalError(f"found no sensitivity for {', '.join(missing[:3])}; need one value for each site")
     bad = [name for name in sizes if not 0 <= sensitivity[name] < float("inf")]
     if bad or not any(sensitivity[name] for name in sizes):
         raise ShoalError(f"found unusable sensitivities (at {bad[:3] or 'every site'}); need values >= 0, one above 0")

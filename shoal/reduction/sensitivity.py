@@ -168,5 +168,7 @@ def pruning_sensitivity(densities: Mapping[str, float], sites: Sequence[ReluSite
     """
     missing = [site.name for site in sites if site.conv not in densities]
     if missing:
-        raise ShoalError(f"found no convolution density for {missing[:3]}; need a sensitivity given by hand there")
+        raise ShoalError(
+            f"found no convolution density for {missing[:3]}; need one for each site; give the sensitivities by hand"
+        )
     return {site.name: 1.0 - densities[str(site.conv)] for site in sites}

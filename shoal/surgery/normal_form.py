@@ -87,8 +87,8 @@ def _check_result(graph: fx.Graph, name: str) -> None:
     if bad or not results:
         what = "nothing" if not bad or bad[0] is None else f"a {type(bad[0]).__name__.removeprefix('immutable_')}"
         raise ShoalError(
-            f"found that forward returns {what} at {name}; need logits, or a flat tuple of them, weak to strong; "
-            "return those tensors alone"
+            f"found that forward returns {what} at {name}; need logits, or a flat tuple of them, from weak to strong; "
+            "return only those tensors"
         )
 
 

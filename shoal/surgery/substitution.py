@@ -69,7 +69,7 @@ def substitute(model: nn.Module, choices: Mapping[str, str]) -> fx.GraphModule:
 
     changed = edit(model, change)
     if missing:
-        raise ShoalError(f"found no {min(missing)} in the model to replace; need a kind of layer that it has")
+        raise ShoalError(f"found no {min(missing)} in the model to replace; need one of the kinds that it has")
     return changed
 
 
@@ -89,8 +89,8 @@ def _average(traced: fx.GraphModule, node: fx.Node) -> nn.AvgPool2d:
         raise ShoalError(f"found a max pool with dilation or indices at {node.target}; need a plain one to replace")
     if found["ceil_mode"]:
         raise ShoalError(
-            f"found a max pool with ceil_mode at {node.target}; need whole windows: the last ones of an average "
-            "would divide by other counts; keep the max pool, which runs as it is"
+            f"found a max pool with ceil_mode at {node.target}; need whole windows, since an average pool "
+            "divides smaller windows at the edge by other counts; keep the max pool"
         )
     kernel, stride = found["kernel_size"], found["stride"] or found["kernel_size"]
     return nn.AvgPool2d(kernel, stride, found["padding"] or 0)

@@ -106,7 +106,7 @@ class _Making:
 def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
     missing = [r for r in results_of(node) if r not in names]
     if missing:
-        raise ShoalError(f"found a size returned at {missing[0]}; need logits; return tensors alone")
+        raise ShoalError(f"found a size returned at {missing[0]}; need logits; return only tensors")
     return tuple(names[r] for r in results_of(node))
 
 
