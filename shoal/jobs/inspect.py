@@ -142,7 +142,7 @@ def count_table(model: str, body: Counted) -> Grid:
     more = f", {totals['comparisons']} comparisons of max pools and ReLU6" if body["comparisons"] else ""
     head = f"{totals['relus']} ReLUs{more}, {totals['macs']} MACs, depth {totals['depth']}"
     rows = [
-        [s["name"], "x".join(map(str, s["shape"])), units.count(s["relus"]), str(s["stage"]), str(s["block"])]
+        [s["name"], "x".join(map(str, s["shape"])), units.count(s["relus"]), str(s["stage"]), str(s["block"] or "")]
         for s in body["sites"]
     ]
     merged = "\n".join(_merged(name, row) for name, row in body.get("merging", {}).items())
