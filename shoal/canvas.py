@@ -1,4 +1,4 @@
-"""Figures that can be read at arm's length, written to a file at once or not at all."""
+"""Drawing of figures in one style. A file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.storage.files import replacing
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#56616c",
 )  # fmt: skip
-"""Okabe and Ito's colours, which colour-blind people tell apart, and grey."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart, and a grey."""
 PALE, INK = "#d3dbe3", "#1b2229"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
 STYLE: Any = {
@@ -30,11 +30,11 @@ STYLE: Any = {
 
 @contextmanager
 def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **more: Any) -> Iterator[list[Any]]:
-    """The axes, row by row, of a figure of `size` (width, height in inches), which is written to `path` in the end.
+    """Yield the axes, row by row, of a new figure; at the end of the block, write it to `path`.
 
-    `more` goes to matplotlib's `subplots`. The ending of `path` says the format.
+    `size` is (width, height) in inches; `more` goes to matplotlib's `subplots`. The suffix of `path` is the format.
     """
-    from matplotlib import rc_context  # here, because it takes a while to load
+    from matplotlib import rc_context  # imported here because it loads slowly
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
@@ -49,12 +49,12 @@ def drawing(path: Path, size: tuple[float, float], rows: int = 1, columns: int =
 
 
 def plain(text: str) -> str:
-    """A name that is no formula: names of folders and stages may hold dollar signs."""
+    """`text` with dollar signs escaped, so that matplotlib does not read a name as a formula."""
     return text.replace("$", r"\$")
 
 
 def legend_below(axes: Any, columns: int = 3) -> None:
-    """A legend of what `axes` show, below the whole figure, where it covers no data."""
+    """Add the legend of `axes` below the whole figure, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -1,7 +1,7 @@
-"""Progress on standard error, so that `--json` output stays clean: bars on a terminal, short lines elsewhere.
+"""Progress on standard error, so that it does not mix with `--json` output: bars on a terminal, lines elsewhere.
 
-What is shown comes from the host alone: steps that were started, and the row of figures that an epoch ends with.
-Nothing here reads a tensor, so progress never makes a device wait.
+It shows steps that were started, and the figures at the end of each epoch, all known on the host. It never reads a
+tensor, so it never waits for the device.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from shoal.units import duration, percent, seconds, significant
 QUIET, NORMAL, VERBOSE = -1, 0, 1
 
 verbosity: ContextVar[int] = ContextVar("verbosity", default=NORMAL)
-"""How much is shown: -1 nothing, 0 bars and lines, 1 or more also a line for each epoch and step beside the bars."""
+"""How much is shown: -1 nothing; 0 bars and lines; 1 or more, in addition to bars, a line for each epoch and status."""
 
 
 def set_verbosity(level: int) -> None:
-    """Choose how much is shown from here on: -1 quiet, 0 normal, 1 or more verbose, and the log on standard error."""
+    """Set how much is shown: -1 quiet, 0 normal, 1 or more verbose, which also shows the log on standard error."""
     verbosity.set(level)
     if level >= VERBOSE:
         logging.basicConfig(level=logging.DEBUG if level > VERBOSE else logging.INFO)
 
 
 def is_quiet() -> bool:
-    """Whether nothing is to be shown: asked for, or another process of torchrun speaks for all."""
+    """Whether nothing is shown: chosen by the user, or because this is not the first process of torchrun."""
     return verbosity.get() <= QUIET or os.environ.get("RANK", "0") != "0"
 
 
 def say(text: str) -> None:
-    """A line of progress on standard error, unless quiet."""
+    """Print a line on standard error, unless quiet."""
     if not is_quiet():
         _line(Console(stderr=True), text)
 
@@ -48,10 +48,10 @@ def _line(console: Console, text: str) -> None:
 
 
 class StageBars:
-    """One bar for each training stage: epoch, loss, validation accuracy, time left. Recipes call `listen`.
+    """A bar for each training stage, with epoch, loss, validation accuracy and time left. Recipes call `listen`.
 
-    Without a terminal, a line for each epoch instead. `progress` is None where no bar is drawn, `console` None where
-    nothing is shown.
+    Without a terminal, each epoch is a line instead. `progress` is None if no bars are drawn, and `console` is None if
+    nothing is shown. `epochs` has the number of epochs by stage; any other stage has `other` epochs.
     """
 
     def __init__(
@@ -63,23 +63,23 @@ class StageBars:
 
     @property
     def listen(self) -> StageBars:
-        """What recipes call with (stage, epoch, step, steps), and whose `judged` they call after each epoch."""
+        """The listener for recipes: they call it with (stage, epoch, step, steps), and `judged` after each epoch."""
         return self
 
     def __call__(self, stage: str, epoch: int, step: int, steps: int) -> None:
-        """Move the bar of `stage` to batch `step` of `steps` in `epoch` (both from 0)."""
+        """Move the bar of `stage` to batch `step` of `steps` in `epoch`; `step` and `epoch` count from 0."""
         self.begun.setdefault(stage, (epoch, time.monotonic()))
         if self.progress is None:
             return
         done, total = epoch * steps + step + 1, self._total(stage)
-        if stage not in self.tasks:  # what was done before a resumption is no part of the speed
+        if stage not in self.tasks:  # steps before a resume do not count for the speed
             self.tasks[stage] = self.progress.add_task(
                 stage, total=total * steps, completed=done - 1, epoch=f"{epoch + 1}/{total}", figures=""
             )
         self.progress.update(self.tasks[stage], completed=done, epoch=f"{min(epoch + 1, total)}/{total}")
 
     def judged(self, stage: str, row: Mapping[str, float]) -> None:
-        """Show the row of figures that an epoch of `stage` ended with: `epoch` (from 0), `loss`, `accuracy` in %."""
+        """Show the figures at the end of an epoch of `stage`: `epoch` (from 0), `loss`, `accuracy` (in percent)."""
         if self.progress is not None and stage in self.tasks:
             self.progress.update(self.tasks[stage], figures=_figures(row, "accuracy"))
         if self.console is not None and (self.progress is None or verbosity.get() >= VERBOSE):
@@ -103,7 +103,7 @@ def _figures(row: Mapping[str, float], accuracy: str) -> str:
 
 
 def _stage_columns() -> tuple[Any, ...]:
-    """For 80 columns: on narrower terminals the bar gives way first."""
+    """Columns that fit into 80 characters; on a narrower terminal the bar shrinks first."""
     return (
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[epoch]}"),
@@ -116,7 +116,7 @@ def _stage_columns() -> tuple[Any, ...]:
 
 @contextmanager
 def bars(epochs: Mapping[str, int], other: int = 1) -> Iterator[StageBars]:
-    """Progress of training stages with the given numbers of epochs; stages that are not named have `other` epochs."""
+    """Yield progress bars for training stages with these numbers of epochs; any other stage has `other` epochs."""
     console = None if is_quiet() else Console(stderr=True)
     if console is None or not console.is_terminal:
         yield StageBars(console, None, epochs, other)
@@ -127,9 +127,9 @@ def bars(epochs: Mapping[str, int], other: int = 1) -> Iterator[StageBars]:
 
 @contextmanager
 def counter(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Progress of `total` things, named `what`; what is yielded is called with (done, total).
+    """Show progress over `total` things called `what`; yields a function to call with (done, total).
 
-    Without a terminal, one line at the end.
+    Without a terminal, it prints one line at the end.
     """
     console = None if is_quiet() else Console(stderr=True)
     if console is None or not console.is_terminal:
@@ -159,9 +159,9 @@ def _counted(console: Console | None, what: str, total: int) -> Iterator[Callabl
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done; what is yielded is called with it.
+    """Show what is being done; yields a function to call with a text for each new step.
 
-    On a terminal the next text takes its place; elsewhere, and when verbose, nothing is replaced: without a terminal
+    On a terminal, each text replaces the one before. When verbose, each text is a line of its own. Without a terminal,
     nothing is shown unless verbose.
     """
     console = Console(stderr=True)

@@ -1,7 +1,7 @@
-"""Numbers as people read them: the only place that decides digits, separators and units.
+"""Formatting of numbers for people: digits, thousands separators and units.
 
-Units stand in headings and labels, not in cells: ``seconds(6.8)`` is "6.80" below a heading "online, s". MB is 10^6
-bytes. JSON output and files hold plain numbers and do not pass through here.
+Units are in headings and labels, not in table cells: ``seconds(6.8)`` is "6.80" under the heading "online, s". 1 MB is
+10^6 bytes. JSON output and files have plain numbers, without this formatting.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` with at least `digits` significant digits, thousands separators and no exponent: "1,234", "0.0200"."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    # Rounding comes first: 9.999 is 10.0 with three digits, not 10.00.
+    # Round first: with three digits, 9.999 is 10.0, not 10.00.
     exponent = int(f"{abs(value):.{digits - 1}e}".partition("e")[2])
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def count(value: float) -> str:
-    """A number of things: "28,672"; a mean that is no whole number has one decimal."""
+    """A number of things: "28,672". A number that is not whole, such as a mean, has one decimal."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def millions(value: float) -> str:
-    """A number of things in millions, for narrow columns: "41.70" below "MACs, millions"."""
+    """A number of things in millions, for narrow columns: "41.70" under the heading "MACs, millions"."""
     return significant(value / 1e6, 4)
 
 
@@ -35,12 +35,12 @@ def seconds(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Seconds as milliseconds: "45.6" for 0.0456."""
+    """A time in seconds, shown in milliseconds: "45.6" for 0.0456."""
     return significant(1e3 * value)
 
 
 def megabytes(value: float) -> str:
-    """Bytes as MB (10^6 bytes): "9.03"."""
+    """A number of bytes, shown in MB (10^6 bytes): "9.03"."""
     return significant(value / 1e6)
 
 
@@ -50,7 +50,7 @@ def percent(value: float) -> str:
 
 
 def share(fraction: float) -> str:
-    """A fraction in percent, with its unit: "12.5 %"."""
+    """A fraction, shown in percent with its unit: "12.5 %" for 0.125."""
     return f"{100 * fraction:.1f} %"
 
 
@@ -60,18 +60,18 @@ def points(difference: float) -> str:
 
 
 def probability(value: float) -> str:
-    """A chance or an error, which may be tiny: "9.54e-07", "0.0012"."""
+    """A probability or an error, which may be tiny: "9.54e-07", "0.0012"."""
     return f"{value:.3g}"
 
 
 def spread(mean: float, deviation: float, show: Callable[[float], str]) -> str:
-    """A mean as `show` shows it and its standard deviation with as many decimals: "71.68 \u00b1 0.30"."""
+    """A mean, formatted by `show`, and its standard deviation with as many decimals: "71.68 \u00b1 0.30"."""
     shown = show(mean)
     return f"{shown} \u00b1 {deviation:,.{len(shown.partition('.')[2])}f}"
 
 
 def ratio(before: float, after: float) -> str:
-    """How much less or more a cost is than before: "11.27x less", "1.56x more", "same"; empty where one is 0."""
+    """The change of a cost as a factor: "11.27x less", "1.56x more" or "same"; empty if one of both is 0."""
     if not before or not after:
         return ""
     shown = f"{max(before, after) / min(before, after):.2f}x"
@@ -81,7 +81,7 @@ def ratio(before: float, after: float) -> str:
 
 
 def duration(value: float) -> str:
-    """A time to wait, with its unit: "8 s", "4 min 10 s", "2 h 5 min"."""
+    """A time in seconds, rounded and with units: "8 s", "4 min 10 s", "2 h 5 min"."""
     whole = round(value)
     if whole < 60:
         return f"{whole} s"

@@ -1,1 +1,1 @@
-"""The command line: how the commands are typed and shown."""
+"""The command line: the commands with their options, and the display of their results."""

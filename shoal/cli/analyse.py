@@ -1,4 +1,4 @@
-"""The command that analyses a network. `app` gives it its name."""
+"""`shoal analyse`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from shoal.jobs import analyse as job
 
 @expanded
 def analyse(request: job.Request, json: Json = False) -> None:
-    """Study a network as the self-distillation paper does; each study is a plot and a CSV file.
+    """Study a network's exits, features and gradients; each study writes a plot and a CSV file.
 
-    flat-minimum: accuracy and loss under noise on the parameters; gradients: their size by layer and exit;
-    separability and pca: features of each exit; attention: attention maps, if there are any; attribution: integrated
-    gradients; thresholds: number and accuracy of images above a confidence. CSV files count exits from 0.
+    The studies are those of the self-distillation paper. flat-minimum: accuracy and loss under noise on the parameters;
+    gradients: their size by layer and exit; separability and pca: the features of each exit; attention: the attention
+    maps, if the network has any; attribution: integrated gradients; thresholds: number and accuracy of the images above
+    each confidence. CSV files count exits from 0.
     """
     body = job.analyse(request)
     rows = [[name, units.count(row["rows"]), ", ".join(row["files"]) or row["note"]] for name, row in body.items()]

@@ -1,4 +1,4 @@
-"""The command line: the list of commands, what all of them share, and what becomes of errors."""
+"""The command line: the list of commands, the options of all of them, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ shoal removes most of the ReLUs and some of the layers of a trained network, ret
 as a two-party computation: the client never reveals its image, and the server never reveals its weights.
 """
 
-TOUR = """First steps (each command explains itself with --help):
+TOUR = """First steps (shoal COMMAND --help explains each command):
 
-  shoal demo                                   all of it on embedded data, 6 min
+  shoal demo                                   the whole pipeline, 6 min
   shoal check mynets:MyCNN --input 3x32x32     can your network run in private?
 
 Train and reduce:
@@ -35,7 +35,7 @@ Train and reduce:
   shoal reduce runs/teacher --budget 49600 --out runs/reduced
   shoal report runs/reduced
 
-Run in private, each part on its own machine:
+Run in private, with serve on one machine, prepare and query on another:
 
   shoal compile runs/reduced --out artifact
   shoal certs certs
@@ -52,7 +52,7 @@ private; 2 wrong usage; 75 stopped at a checkpoint, --resume continues.
 
 
 class Group(typer.core.TyperGroup):
-    """The group of all commands, listed by subject, with a tour that is printed as it is written."""
+    """The group of all commands. Its help lists them by subject, and ends with a tour that is not wrapped."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings | {"commands": {}})
@@ -90,14 +90,15 @@ def shoal(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """The options that are given before a command."""
 
 
 def main() -> None:
     """Run the command line.
 
-    A ShoalError is one sentence on standard error and exit status 1 (75 for a stop at a checkpoint). With ``--json``,
-    standard output then holds ``{"error": sentence, "status": number}``. A ShoalWarning is one sentence, too.
+    A ShoalError is printed as one sentence on standard error, and the exit status is 1 (75 for a stop at a checkpoint).
+    With ``--json``, ``{"error": sentence, "status": number}`` is also printed on standard output. A ShoalWarning is
+    printed as one sentence.
     """
     warnings.showwarning = _show_warning
     verbosity.set(0)
@@ -115,7 +116,7 @@ def main() -> None:
 
 
 def _continuation(words: Sequence[str]) -> str:
-    """The command line that resumes the one of these words."""
+    """The command line that resumes the command with these words."""
     return shlex.join(["shoal", *words, *([] if "--resume" in words else ["--resume"])])
 
 

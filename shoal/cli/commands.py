@@ -17,7 +17,7 @@ from shoal.progress import set_verbosity
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command is, and its line in the list of commands."""
+    """The module and function of a command, and its line in the list of commands."""
 
     module: str
     function: str
@@ -26,36 +26,36 @@ class Entry:
 
 GROUPS: dict[str, dict[str, Entry]] = {
     "Inspect": {
-        "demo": Entry("demo", "demo", "Reduce and privately run a network trained on digits."),
+        "demo": Entry("demo", "demo", "Train, reduce and privately run a network on digits."),
         "count": Entry("inspect", "count", "Count ReLUs, MACs, conv depth and parameters of a network."),
-        "check": Entry("inspect", "check", "Say what a network costs and what cannot run in private."),
-        "evaluate": Entry("inspect", "evaluate", "Test accuracy and counts of a run's network."),
-        "report": Entry("report", "report", "Compare runs in one table, as a page, CSV or plot."),
+        "check": Entry("inspect", "check", "Show a network's costs, and what cannot run in private."),
+        "evaluate": Entry("inspect", "evaluate", "Show test accuracy and counts of a run's network."),
+        "report": Entry("report", "report", "Compare runs in a table, a page, a CSV file or a plot."),
         "analyse": Entry("analyse", "analyse", "Study a network's exits, features and gradients."),
     },
     "Train and reduce": {
         "train": Entry("train", "train", "Train a network with all of its ReLUs."),
         "reduce": Entry("reduce", "reduce", "Reduce a trained network to a ReLU budget."),
-        "self-distill": Entry("self_distill", "self_distill", "Train a network whose last exit teaches the others."),
+        "self-distill": Entry("self_distill", "self_distill", "Train a network whose deeper exits teach the others."),
         "inplace": Entry("inplace", "inplace", "Train all exits or widths of a network at once."),
-        "anytime": Entry("inplace", "anytime", "Show accuracy against cost of every exit or width."),
-        "distill": Entry("distill", "distill", "Train a network by a teacher, by peers, or by neighbours."),
-        "exits": Entry("exits", "exits", "Choose thresholds at which images leave early."),
-        "export": Entry("exits", "export", "Write a network with exits as ONNX, one file a stage."),
-        "prune": Entry("prune", "prune", "Prune weights or channels, and train again."),
-        "sweep": Entry("sweep", "sweep", "Run a grid of these commands, and show mean and spread."),
+        "anytime": Entry("inplace", "anytime", "Show accuracy and cost of every exit or width."),
+        "distill": Entry("distill", "distill", "Train by a teacher, other networks or neighbouring samples."),
+        "exits": Entry("exits", "exits", "Search thresholds at which images leave early."),
+        "export": Entry("exits", "export", "Write a network with exits as ONNX files, one a stage."),
+        "prune": Entry("prune", "prune", "Prune weights, filters or channels, and train again."),
+        "sweep": Entry("sweep", "sweep", "Run a grid of these commands; show mean and spread."),
     },
     "Deploy and serve": {
         "compile": Entry("query", "compile_", "Compile a run's network for private inference."),
         "certs": Entry("query", "certs", "Make test certificates for mutual TLS."),
         "serve": Entry("serve", "serve", "Run the server, which holds the weights."),
-        "prepare": Entry("query", "prepare", "Make randomness with the server, ahead of queries."),
-        "query": Entry("query", "query", "Ask the server to classify images that it never sees."),
+        "prepare": Entry("query", "prepare", "Make random items with the server, before queries."),
+        "query": Entry("query", "query", "Classify images privately, as the server's client."),
     },
     "Measure and plan": {
         "plan": Entry("plan", "plan", "Find networks that meet a limit in seconds, bytes or ReLUs."),
         "cost": Entry("costs", "cost", "Forecast a private inference before compiling."),
-        "calibrate": Entry("costs", "calibrate", "Measure this machine's constants for forecasts."),
+        "calibrate": Entry("costs", "calibrate", "Measure the constants of this machine for forecasts."),
         "bench": Entry("costs", "bench", "Time prepared queries over a simulated LAN or WAN."),
     },
 }
@@ -64,14 +64,14 @@ GROUPS: dict[str, dict[str, Entry]] = {
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; results and errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors, no progress or notes.")]
 Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Show the log; -vv also shows where an error arose.")
+    int, typer.Option("--verbose", "-v", count=True, help="Show the log; -vv also shows the traceback of an error.")
 ]
 
 
 def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer with the options --quiet and --verbose, which all commands take."""
+    """`command` for typer, with the additional options --quiet and --verbose."""
 
     @functools.wraps(command)
     def run(*, quiet: bool, verbose: int, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""The commands that measure and forecast private inference. `app` gives them their names."""
+"""`shoal bench`, `shoal calibrate` and `shoal cost`: measure and forecast private inference."""
 
 from __future__ import annotations
 
@@ -17,22 +17,34 @@ from shoal.report.layout import Grid
 
 
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="An artifact with both halves.")],
+    artifact: Annotated[Path, typer.Argument(help="An artifact of shoal compile, with client/ and server/.")],
     link: Annotated[
-        list[str] | None, typer.Option("--link", "--network", help="none, lan or wan (repeatable); all unless given.")
+        list[str] | None,
+        typer.Option(
+            "--link", "--network", help="Simulated link: none, lan or wan (repeatable); all three if left out."
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Number of queries; the median is shown.")] = 5,
-    batch: Annotated[int, typer.Option(help="Number of items prepared together.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Number of timed queries; the result is their median.")] = 5,
+    batch: Annotated[int, typer.Option(help="Number of items that are prepared together.")] = 1,
     rehearse: Annotated[
         bool,
-        typer.Option("--rehearse", help="Prepare no items: exchange random words, which take as long; no logits."),
+        typer.Option(
+            "--rehearse",
+            help="Do not prepare items; use random words in their place. The times are the same, the logits are not.",
+        ),
     ] = False,
     run: Annotated[
-        Path | None, typer.Option(help="The run that was compiled: also write the figures into its summary.")
+        Path | None,
+        typer.Option(
+            help="Also write the figures into the summary of this run folder, from which the artifact was compiled."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Time prepared queries between two processes on this machine, over a relay that acts like a LAN or a WAN."""
+    """Time prepared queries over a simulated LAN or WAN, between two processes on this machine.
+
+    lan is 3 Gbit/s with a round trip of 0.3 ms, wan 400 Mbit/s with 40 ms, and none adds no delay.
+    """
     body = measuring.bench(artifact, link or list(LINKS), rounds, batch, rehearse)
     if run is not None:
         measuring.record(run, artifact, body)
@@ -40,8 +52,8 @@ def bench(
 
 
 def bench_table(body: measuring.Bench) -> Grid:
-    """A row for each network: median seconds with the fastest and slowest query, MB, messages, latencies."""
-    head = ["network", "online, s", "fastest, s", "slowest, s", "MB", "messages", "one-way latencies"]
+    """A table with a row for each link: median, fastest and slowest seconds, MB, messages, latencies."""
+    head = ["link", "online, s", "fastest, s", "slowest, s", "MB", "messages", "one-way latencies"]
     rows = []
     for name, row in body["networks"].items():
         times = [units.seconds(row[k]) for k in ("online_s", "fastest_s", "slowest_s")]
@@ -53,12 +65,15 @@ def bench_table(body: measuring.Bench) -> Grid:
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Where to write the constants, for shoal cost --machine.")] = Path(
-        "machine.json"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="JSON file to write the constants to, for --machine of shoal cost, plan and report.")
+    ] = Path("machine.json"),
     json: Json = False,
 ) -> None:
-    """Measure how long products, ReLUs and exchanges take on this machine, which must be idle, in 1.5 minutes."""
+    """Measure the constants of this machine for forecasts: seconds of products, ReLUs and exchanges.
+
+    It takes 1.5 minutes. Nothing else should run on the machine meanwhile.
+    """
     body = job.calibrate(out)
     show(body, json, lambda: pairs("constants of this machine", body))
 
@@ -67,8 +82,8 @@ def calibrate(
 def cost(request: job.Request, json: Json = False) -> None:
     """Forecast a private inference before compiling: direct, offline and online, on this machine, a LAN and a WAN.
 
-    Without --machine, the constants are those of two cores that both parties share. Bytes and exchanges are exact,
-    except for the width of the signs, which compile determines.
+    Without --machine, the constants are those of a machine with two cores that both parties share. The numbers of bytes
+    and exchanges are exact, except that compile may choose another number of bits for the signs.
     """
     body = job.forecast(request)
     counts = f"{units.count(body['relus'])} ReLUs, {units.count(body['macs'])} MACs, depth {body['depth']}"

@@ -15,17 +15,19 @@ from shoal.storage.summary import Summary
 def distill(
     teaching: Teaching, request: Request, neighbours: Neighbours, *, shared: Shared, json: Json = False
 ) -> None:
-    """Train a network by distillation: from its own neighbours, from a teacher, or together with other networks.
+    """Train a network by distillation: by a teacher, by other networks, or by neighbouring samples in its outputs.
 
-    The same network is also trained by cross-entropy alone, as long, from the same weights and on the same batches.
-    OUT holds the taught network without what taught it; shoal evaluate, reduce and compile take it.
+    The baseline is the same network, trained by cross-entropy alone from the same weights, on the same batches and for
+    as many epochs. OUT holds the distilled network alone, for shoal evaluate, reduce and compile.
+
+    Example: shoal distill kd resnet20 --teacher runs/teacher --out runs/kd
     """
     summary = run_distill(teaching, request, neighbours, shared)
     show(summary.as_json() | {"lost": summary.lost}, json, lambda: table(summary))
 
 
 def table(summary: Summary) -> Grid:
-    """Baseline, taught network and teacher, and every classifier that was trained."""
+    """A table of baseline, distilled network and teacher; the caption has all classifiers trained together."""
     method = str(summary.method)
     found = {"baseline": summary.baseline, method: summary.reduced, "teacher": summary.teacher}
     rows = [

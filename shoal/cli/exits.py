@@ -1,4 +1,4 @@
-"""The commands of networks with several exits. `app` gives them their names."""
+"""`shoal exits` and `shoal export`: networks with several exits."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from shoal.exits.records import Chosen, Single, Worth
 from shoal.jobs import exits as job
 from shoal.report.layout import Grid
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder whose network has several exits.")]
+RunFolder = Annotated[
+    Path, typer.Argument(help="A run folder whose network has several exits, as of self-distill or inplace.")
+]
 
 
 @expanded
 def exits(run: RunFolder, wanted: job.Wanted, request: job.Request, json: Json = False) -> None:
     """Search confidence thresholds at which images leave early, and measure what that saves.
 
-    Thresholds are searched on validation images. Accuracy, mean MACs, shares and seconds are those of test images, in
-    batches of 64 and of 1, beside the full network. RUN/thresholds.json keeps the thresholds for shoal export;
-    RUN/exits.png shows accuracy against MACs, and every exit alone.
+    An image leaves at the first exit whose confidence is above its threshold. Thresholds are searched on validation
+    images for one goal: --budget, --loss or --beta. Accuracy, mean MACs and fractions of images are those of the test
+    set; seconds are measured in batches of 64 and of 1, and compared with the full network. RUN/thresholds.json holds
+    the thresholds for shoal export; RUN/exits.png shows accuracy against MACs, with every exit alone.
     """
     body = job.exits(run, wanted, request)
     show(body, json, lambda: exits_table(str(run), body))
 
 
 def exits_table(title: str, body: Chosen) -> Grid:
-    """Every exit, the full network and dynamic inference, with thresholds and shares."""
+    """A table of each exit alone and of early exits, with thresholds and fractions of images."""
     thresholds = [f"{t:.4f}" for t in body["thresholds"]]
     rows = []
     for i, (row, share) in enumerate(zip(body["exits"], body["test"]["shares"], strict=True)):
@@ -47,7 +50,7 @@ def exits_table(title: str, body: Chosen) -> Grid:
 
 
 def _verdict(body: Chosen) -> list[str]:
-    """A sentence that early exits lost against the full network; none where they did not."""
+    """A sentence if early exits are less accurate than the full network, and otherwise nothing."""
     if not body["lost"]:
         return []
     own, full = units.percent(body["test"]["accuracy"]), units.percent(body["full"]["accuracy"])
@@ -70,10 +73,11 @@ def export(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write a run with several exits as ONNX, one file a stage, with thresholds and order in cascade.json.
+    """Write a network with several exits as ONNX files, one a stage.
 
-    Stages take any number of images, so confident images can leave between two stages. Needs RUN/thresholds.json (from
-    shoal exits) and shoal[export]. The stages' logits are compared with those of the network.
+    OUT/cascade.json has the order of the stages and the thresholds. Stages take any number of images, so images can
+    leave between two stages. The logits of the stages are compared with those of the network. Needs
+    RUN/thresholds.json (from shoal exits) and shoal[export].
     """
     body = job.export(run, out, data_dir)
     show(body, json, lambda: pairs(str(run), body))

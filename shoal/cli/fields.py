@@ -1,9 +1,10 @@
-"""Options of a command from the fields of dataclasses, so that an option is written in one place.
+"""Turns fields of dataclasses into options of a command, so that each option is defined in one place.
 
-A parameter of a command whose type is a dataclass stands for one option a field. The field gives the name, type and
-default, and the string below it the help. `metadata={"cli": ...}` changes that: text such as ``"--gate"`` gives the
-option another spelling, a tuple several, ``"argument"`` makes it an argument, and None leaves the field out. With
-`metadata={"values": ...}` the help ends with these values, or with each and its meaning if they are a mapping.
+A parameter of a command whose type is a dataclass stands for one option for each field. The field defines the option's
+name, type and default, and the string below the field is its help. `metadata={"cli": ...}` changes this: a string such
+as ``"--gate"`` is the option's spelling, a tuple has several spellings, ``"argument"`` makes it a positional argument,
+and None leaves the field out. With `metadata={"values": ...}` the help ends with a list of these values; for a mapping
+to strings, with each value and its meaning.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from shoal.errors import ShoalError
 
 @dataclass(frozen=True)
 class Form:
-    """How a type is typed: as what typer parses, what is then made of it, and how a default is written."""
+    """How a type is typed on the command line.
+
+    `typed` is the type that typer parses, `convert` makes the value from it, and `written` turns a default into it.
+    """
 
     typed: Any
     convert: Callable[[Any, str], Any] = lambda value, option: value
@@ -35,11 +39,11 @@ class Form:
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...]:
-    """Numbers between commas; none for None. Raises ShoalError for anything else."""
+    """Numbers separated by commas; empty for None. Raises ShoalError for other text."""
     try:
         return tuple(float(part) for part in text.split(",")) if text is not None else ()
     except ValueError as error:
-        raise ShoalError(f"found {option} {text!r}; need numbers with commas between them, such as 0.5,1") from error
+        raise ShoalError(f"found {option} {text!r}; need numbers separated by commas, such as 0.5,1") from error
 
 
 FORMS: dict[Any, Form] = {
@@ -48,11 +52,11 @@ FORMS: dict[Any, Form] = {
     tuple[str, ...]: Form(list[str] | None, lambda value, _: tuple(value or ()), list),
     tuple[str, ...] | None: Form(list[str] | None, lambda value, _: tuple(value) if value else None),
 }
-"""Types that typer does not parse itself."""
+"""Forms of types that typer cannot parse by itself."""
 
 
 def docs_of(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, those of its bases included, each on one line."""
+    """The string below each field of a dataclass and its bases, joined to one line."""
     found: dict[str, str] = {}
     for base in reversed([c for c in cls.__mro__ if is_dataclass(c)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
@@ -64,7 +68,7 @@ def docs_of(cls: type) -> dict[str, str]:
 
 
 def options_of(cls: type) -> Iterator[tuple[Field[Any], Parameter, Form]]:
-    """Of each field that is an option: the field, the parameter that typer reads, and the form of its type."""
+    """For each field that is an option: the field, typer's parameter for it, and the form of its type."""
     kinds, helps = typing.get_type_hints(cls), docs_of(cls)
     for field in fields(cls):
         spelt = field.metadata.get("cli", "")
@@ -106,7 +110,7 @@ def _long(name: str) -> str:
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer, each parameter whose type is a dataclass exchanged for that one's options."""
+    """`command` for typer, with each dataclass parameter replaced by the options of its fields."""
     given = inspect.signature(command, eval_str=True).parameters
     classes = {name: p.annotation for name, p in given.items() if isinstance(p.annotation, type)}
     bundles = {name: list(options_of(cls)) for name, cls in classes.items() if is_dataclass(cls)}
@@ -127,7 +131,7 @@ def _taken(values: Mapping[str, Any], rows: list[tuple[Field[Any], Parameter, Fo
 
 
 def _typed(field: Field[Any]) -> str:
-    """The option of a field as a user types it."""
+    """The spelling of a field's option, such as ``--gate-limit``."""
     spelt = field.metadata.get("cli") or _long(field.name)
     return spelt if isinstance(spelt, str) else str(spelt[0])
 

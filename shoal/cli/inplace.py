@@ -1,4 +1,4 @@
-"""`shoal inplace` and `shoal anytime`: one training for several exits or widths, and the accuracy of each."""
+"""`shoal inplace` and `shoal anytime`: train several exits or widths at once, and evaluate each."""
 
 from __future__ import annotations
 
@@ -19,33 +19,39 @@ from shoal.report.layout import Grid
 def inplace(request: job.Request, options: Options, *, shared: Shared, json: Json = False) -> None:
     """Train all exits or widths of a network at once; the stronger ones teach the weaker (IPKD-TA).
 
-    Each classifier is a run of its own in OUT/exits/1, ... or OUT/widths/0.25, ..., to evaluate and compile. OUT itself
-    is the network with all exits, or the widest one; anytime.json and anytime.png there show accuracy against
+    Each classifier has a run folder, OUT/exits/1, ... or OUT/widths/0.25, ..., for shoal evaluate and compile. OUT
+    holds the network with all exits, or the widest one; anytime.json and anytime.png there show accuracy against
     multiply-adds.
+
+    Example: shoal inplace mobilenetv1 --data cifar100 --widths 0.25,0.5,0.75,1 --out runs/widths
     """
     summary, worth = job.train(request, options, shared)
     show(summary.as_json() | {"anytime": worth["anytime"]}, json, lambda: anytime_table(worth))
 
 
 def anytime(
-    run: Annotated[Path, typer.Argument(help="A run folder of shoal inplace, or of any network of several exits.")],
+    run: Annotated[Path, typer.Argument(help="A run folder of shoal inplace, or of any network with several exits.")],
     budget: Annotated[
-        list[float] | None, typer.Option(help="Average multiply-adds for an image, such as 30e6 (repeatable).")
+        list[float] | None,
+        typer.Option(
+            help="Also show early exits with at most this many multiply-adds for an image on average, such as 30e6 "
+            "(repeatable)."
+        ),
     ] = None,
     data_dir: DataDir = None,
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Show the accuracy of every exit or width against its multiply-adds, and of early exits within a budget.
+    """Show accuracy and multiply-adds of every exit or width, and of early exits within a budget.
 
-    Confidence thresholds come from the validation split. Writes anytime.json and anytime.png into the run.
+    Confidence thresholds are chosen on the validation split. Writes anytime.json and anytime.png into the run.
     """
     body = job.anytime(run, budget or (), data_dir, device)
     show(body, json, lambda: anytime_table(body))
 
 
 def anytime_table(body: job.Anytime) -> Grid:
-    """Each classifier's accuracy and multiply-adds, and below them the results within each budget."""
+    """A table of each classifier's accuracy and multiply-adds, and below it those within each budget."""
     rows = [_cells(r["name"], r["accuracy"], r["macs"], units.millions(r["macs_in_order"])) for r in body["anytime"]]
     for row in body.get("budgets", ()):
         rows.append(_cells(f"budget of {units.millions(row['budget'])}", row["accuracy"], row["macs"], ""))

@@ -1,4 +1,4 @@
-"""The commands that look at a network. `app` gives them their names."""
+"""`shoal count`, `shoal check` and `shoal evaluate`: inspect a network."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ def count(
     named: Named,
     design: Annotated[
         str | None,
-        typer.Option(help="A DeepReDuce design of it, named by the stages that keep ReLUs: S2RT+S3-a0.5-r0.5."),
+        typer.Option(
+            help="Count this DeepReDuce design of the network, named by the stages that keep ReLUs, such as "
+            "S2RT+S3-a0.5-r0.5."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
 
-    MACs are those of convolutions, including 1x1 shortcuts; depth is the number of convolutions on the longest path.
-    With --design, also convolutions and MACs after folding, which is exact, and merged as the paper counts. S2RT is a
-    stage with every other ReLU layer; -a0.5 means half the channels, -r0.5 half the resolution, -one one block a stage.
+    MACs are the multiply-adds of convolutions, including 1x1 shortcuts; depth is the number of convolutions on the
+    longest path. A ReLU site is a layer of ReLUs.
+
+    In a --design, S3 is a stage that keeps its ReLUs, and S2RT one that keeps every other ReLU layer; -a0.5 means half
+    the channels, -r0.5 half the resolution, and -one one block a stage. It is also counted with merged linear layers:
+    by folding, which is exact, and as the paper counts.
     """
     body = job.count(named, design)
     show(body, json, lambda: job.count_table(named.model, body))
@@ -37,9 +43,9 @@ def count(
 
 @expanded
 def check(named: Named, json: Json = False) -> None:
-    """Show what a network costs, which blocks could be replaced, and what cannot run in private inference.
+    """Show a network's costs, its replaceable blocks, and what cannot run in private.
 
-    Names each layer that cannot run in private, and what to use instead. Nothing is trained or compiled. The exit
+    For each layer that cannot run in private, it shows what to use instead. Nothing is trained or compiled. The exit
     status is 1 when something cannot run in private.
     """
     body = job.check(named)
@@ -49,13 +55,17 @@ def check(named: Named, json: Json = False) -> None:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder of train, reduce or demo.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, such as one of train, reduce or demo.")],
     data_dir: DataDir = None,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="Also in fixed point, in the clear, on the whole test set.")
+        bool,
+        typer.Option(
+            "--fixed",
+            help="Also evaluate the test set in the fixed-point arithmetic of private inference, without encryption.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show test accuracy and counts of a run's network; --fixed adds private inference's arithmetic, bit for bit."""
+    """Show test accuracy and counts of a run's network."""
     body = job.evaluate(run, data_dir, fixed)
     show(body, json, lambda: pairs(str(run), body))

@@ -1,4 +1,4 @@
-"""What the command line's parts share: options, and how results are shown."""
+"""Options of several commands, and the printing of results."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from shoal.report.layout import pairs as pairs
 
 
 def dump(body: Any) -> str:
-    """JSON for `--json`."""
+    """`body` as JSON text for `--json`."""
     return json.dumps(body, indent=1, default=str)
 
 
-DataDir = Annotated[Path | None, typer.Option(help="Where the data set is, in its published layout.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the data set in its published layout; the run's own if left out.")
+]
+Device = Annotated[str, typer.Option(help="Device to compute on: cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def trains(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer, its dataclasses exchanged for their options; on SIGTERM or Ctrl-C it stops at a checkpoint.
+    """`command` for typer, as `expanded` makes it; on SIGTERM or Ctrl-C it stops at a checkpoint.
 
-    Its parameter `shared` holds the options that all commands have that train.
+    Its parameter `shared` has the options of all commands that train.
     """
 
     @functools.wraps(command)
@@ -46,7 +48,7 @@ def trains(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show(body: Any, as_json: bool, table: Callable[[], Any]) -> None:
-    """Print `body` as JSON, or what `table` makes of it; under torchrun only the first process speaks."""
+    """Print `body` as JSON, or the table that `table` returns. Under torchrun only the first process prints."""
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:

@@ -1,4 +1,4 @@
-"""The command that prunes a network. `app` gives it its name."""
+"""`shoal prune`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from shoal.jobs.inputs import Shared
 
 @trains
 def prune(request: job.Request, *, shared: Shared, json: Json = False) -> None:
-    """Prune a trained network by magnitude and train it further, by several amounts.
+    """Prune weights, filters or channels of a trained network by several amounts, and train each result further.
 
-    Compare a network with self-distillation and one without it: the paper's Fig. 6. Pruned weights and filters are
-    zeros in layers of the same size, so MACs stay the same. Channels are cut out, which reduces MACs, ReLUs and
-    parameters; such a network can be compiled, served and, without exits, reduced like any other. OUT/amount-0.5 and so
-    on are runs of their own; OUT/pruning.json and pruning.png hold accuracy against weights left.
+    Pruned weights and filters become zeros in layers of the same size, so MACs stay the same. Channels are cut out,
+    which reduces MACs, ReLUs and parameters; such a network can be compiled and served, and without exits also reduced,
+    like any other. Each amount has a run folder, such as OUT/amount-0.5. OUT/pruning.json and pruning.png show accuracy
+    against weights left. Prune a network with self-distillation and one without it to repeat Fig. 6 of the
+    self-distillation paper.
     """
     body = job.prune_by_amounts(request, shared)
     rows = [_cells(row) for row in body["rows"]]

@@ -1,4 +1,4 @@
-"""The commands around private inference: compile, certs, prepare and query. `app` gives them their names."""
+"""`shoal compile`, `shoal certs`, `shoal prepare` and `shoal query`: private inference."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Artifact = Annotated[Path, typer.Argument(help="The client/ half of an artifact 
 
 @expanded
 def compile_(
-    run: Annotated[Path, typer.Argument(help="Run folder of train, reduce or demo.")],
-    out: Annotated[Path, typer.Option(help="Folder to write the artifact to, as client/ and server/.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, such as one of train, reduce or demo.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it gets client/ and server/.")],
     chosen: Compilation,
     json: Json = False,
 ) -> None:
@@ -41,9 +41,9 @@ def certs(
     folder: Annotated[Path, typer.Argument(help="Folder for ca.pem, server.pem, server.key, client.pem, client.key.")],
     name: Annotated[
         list[str] | None,
-        typer.Option(help="Host name or address of a party (repeatable); localhost and 127.0.0.1 if left out."),
+        typer.Option(help="Host name or IP address of a party (repeatable); localhost and 127.0.0.1 if left out."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace certificates that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing certificates.")] = False,
     json: Json = False,
 ) -> None:
     """Make test certificates for mutual TLS between the two parties.
@@ -61,13 +61,13 @@ def certs(
 def prepare(
     artifact: Artifact, wanted: Preparation, connection: Connection, options: ClientOptions, json: Json = False
 ) -> None:
-    """Make correlated randomness with the server, ahead of queries (the offline phase).
+    """Make random items with the server, before queries (the offline phase).
 
-    A private query spends one prepared item for each image; both parties keep their halves of the items in pools on
-    disk. Making an item takes far longer than the query that spends it.
+    An item is correlated randomness for one inference: a private query uses up one item for each image. Each party
+    stores its half of the items in a pool on disk. Making an item takes far longer than the query that uses it.
 
     Finished items stay when this command is interrupted; run it again for the rest. With --keep, it runs as a
-    service: failures are logged and tried again, and queries from the same pool get their turn between batches.
+    service: it logs errors and tries again, and queries from the same pool run between two batches.
 
     Example: shoal prepare artifact/client --count 10 --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
     """

@@ -1,4 +1,4 @@
-"""The command that reduces a network. `app` gives it its name."""
+"""`shoal reduce`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from shoal.report import comparison_table
 def reduce(choices: shallow.Choices, request: job.Request, *, shared: Shared, json: Json = False) -> None:
     """Reduce a trained network to a ReLU budget.
 
-    --recipe shallow (the default) measures sensitivities, learns which ReLUs to keep, and fine-tunes with replaced
-    blocks and an auxiliary classifier. Instead of --budget, --plan takes a plan that shoal plan made for a limit in
-    seconds, bytes or ReLUs. Prints the baseline beside the reduced network, and the MACs of replaced blocks as they are
-    and as the paper counts them.
+    --recipe shallow (the default) has three stages: it measures the sensitivity of each ReLU layer, learns which ReLUs
+    to keep, and fine-tunes the network with replaced blocks and an auxiliary classifier. Instead of --budget, give
+    --plan a file of shoal plan, made for a limit in seconds, bytes or ReLUs. The result is shown beside the teacher;
+    MACs of replaced blocks are shown as they are and as the paper counts them.
 
-    --recipe deepreduce measures how much each stage's ReLUs matter, then trains 5 (D - 1) designs by distillation:
-    with whole stages without ReLUs, every other ReLU layer removed, half the channels, half the resolution. Each design
-    is a run in OUT/designs; OUT/front.json and front.png hold the Pareto front of ReLUs against validation accuracy.
-    OUT itself is the design with the highest validation accuracy at or below --budget. --resume continues after a
-    kill, and also trains further --designs or chooses by another --budget.
+    --recipe deepreduce measures how much the ReLUs of each stage matter, and then trains a grid of designs by
+    distillation, 5 (D - 1) for D stages: whole stages without ReLUs, every other ReLU layer removed, half the channels,
+    half the resolution. Each design is a run in OUT/designs; OUT/front.json and front.png show the Pareto front of
+    ReLUs and validation accuracy. OUT holds the design with the highest validation accuracy among those with at most
+    --budget ReLUs. --resume continues an interrupted run, and can also add --designs or change --budget.
+
+    Example: shoal reduce runs/teacher --budget 49600 --out runs/reduced
     """
     if request.recipe == "deepreduce":
         summary = grid.reduce_by_grid(request, choices, shared)

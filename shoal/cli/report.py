@@ -1,4 +1,4 @@
-"""The command that shows runs side by side. `app` gives it its name."""
+"""`shoal report`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from shoal.jobs import report as job
 
 @expanded
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with a summary.json.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with a summary.json; others are left out.")],
     asked: job.Asked,
     json: Json = False,
 ) -> None:
-    """Compare runs in one table, and draw each run's training curves into its folder.
+    """Compare runs in a table, and with --html, --csv or --png also in a page, a CSV file or a plot.
 
-    The page (--html) holds Pareto fronts, the papers' points beside ours, budgets by site, curves, and every figure as
-    a table; it loads nothing from outside. Runs that differ only by seed are one point, with their spread.
+    The page has Pareto fronts with the published results of the papers, budgets by ReLU site, training curves, and all
+    figures as tables; it works offline. Runs that differ only by seed are one point, with mean and
+    spread. Each run's training curves are also drawn to RUN/curves.png.
     """
     body = job.report(runs, asked)
     show(body, json, lambda: job.report_table(body))

@@ -1,4 +1,4 @@
-"""`shoal self-distill`: several classifiers in one network, the shallow ones taught by the deeper."""
+"""`shoal self-distill`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from shoal.storage.summary import Summary
 
 @trains
 def self_distill(request: job.Request, options: Options, *, shared: Shared, json: Json = False) -> None:
-    """Train one network with several classifiers, the shallow ones taught by the deeper (Self-Distillation).
+    """Train a network with several exits (classifiers); deeper ones teach the shallow ones (Self-Distillation).
 
-    Prints every classifier and both ensembles beside the plain network, which is trained as long. Cascaded MACs include
-    the weaker classifiers, which are asked first. OUT holds the network with all classifiers; OUT/exits/1, 2, ... are
-    runs of one of them alone, weak to strong, for shoal evaluate and compile.
+    Shows each classifier and both ensembles, and as the baseline the plain network after as many epochs. "MACs with all
+    weaker ones" are those of an image that passes all exits up to this one. OUT holds the network with all classifiers;
+    OUT/exits/1, 2, ... are runs of one classifier alone, from weak to strong, for shoal evaluate and compile.
+
+    Example: shoal self-distill resnet18 --data cifar100 --out runs/exits
     """
     summary = job.distill(request, options, shared)
     body = summary.as_json() | ({} if summary.baseline is None else {"lost": summary.lost})
@@ -25,7 +27,7 @@ def self_distill(request: job.Request, options: Options, *, shared: Shared, json
 
 
 def classifier_table(summary: Summary) -> Grid:
-    """Classifiers down, then both ensembles and the baseline; accuracy and costs across."""
+    """A table with a row for each classifier, both ensembles and the baseline."""
     names = [*(summary.after or ()), "final"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""The command of the server's side. `app` gives it its name."""
+"""`shoal serve`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shoal.private.serving.options import ADDRESS, ServerOptions
 def serve(
     artifact: Annotated[Path, typer.Argument(help="The server/ half of an artifact that shoal compile wrote.")],
     *,
-    listen: Annotated[str, typer.Option(help="host:port to listen on; port 0 takes a free one.")] = ADDRESS,
+    listen: Annotated[str, typer.Option(help="host:port to listen on; port 0 means a free port.")] = ADDRESS,
     certificates: Certificates,
     options: ServerOptions,
     operation: Operation,
 ) -> None:
-    """Run the server's side of private inference.
+    """Run the server of private inference, which holds the weights.
 
-    The server holds the network's weights. It learns how many images a client sends, but neither the images nor the
-    answers. It serves prepared queries, their preparation (shoal prepare) and direct queries; each client chooses.
+    The server learns how many images a client sends, but neither the images nor the
+    answers. It serves prepared queries, their preparation (shoal prepare) and direct queries, as each client chooses.
     Clients need a certificate signed by the authority of --ca.
 
     Example: shoal serve artifact/server --cert certs/server.pem --key certs/server.key --ca certs/ca.pem

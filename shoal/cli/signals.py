@@ -1,4 +1,4 @@
-"""Signals that ask for an end, counted, so that work stops at a checkpoint and not at any line."""
+"""Counting of the signals SIGINT and SIGTERM, so that training can stop at its next checkpoint."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from types import FrameType
 
 Asked = Callable[[], int]
-"""How often an end has been asked for."""
+"""Returns the number of signals received so far."""
 
 
 @contextmanager
 def counting(*signals: signal.Signals, said: str, impatient: bool = False) -> Iterator[Asked]:
-    """Count the signals within the block instead of ending; the first one prints `said` on standard error.
+    """Count these signals within the block, so that they do not end the program; the first prints `said` on stderr.
 
-    With `impatient`, a second Ctrl-C (SIGINT) raises KeyboardInterrupt. Only the main thread of a program can handle
-    signals: in any other thread the count stays 0 and signals keep their effect.
+    With `impatient`, a second Ctrl-C (SIGINT) raises KeyboardInterrupt. Only the main thread can handle signals; in
+    any other thread the count stays 0, and signals have their usual effect.
     """
     arrived: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
         if len(arrived) == 1:
-            os.write(2, f"shoal: {said}\n".encode())  # print is not safe where it may have been interrupted itself
+            os.write(2, f"shoal: {said}\n".encode())  # print is unsafe here: the signal may interrupt another print
         elif impatient and number == signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -42,9 +42,9 @@ def counting(*signals: signal.Signals, said: str, impatient: bool = False) -> It
 
 @contextmanager
 def until_stopped() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM, which schedulers send, or Ctrl-C has asked to stop.
+    """Yield a function that returns whether SIGTERM (sent by schedulers) or Ctrl-C has arrived.
 
-    Training asks it before each step and stops with a checkpoint. A second Ctrl-C ends at once.
+    Training calls it before each step and then stops at a checkpoint. A second Ctrl-C ends the program at once.
     """
     said = "stopping at a checkpoint; Ctrl-C again ends at once"
     with counting(signal.SIGINT, signal.SIGTERM, said=said, impatient=True) as asked:

@@ -1,4 +1,4 @@
-"""`shoal sweep`. It reads what can be swept from the definitions of the other commands."""
+"""`shoal sweep`. The options that a grid may set are read from the definitions of the other commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from shoal.sweep.table import showing
 
 
 def commands(app: Any) -> dict[str, Command]:
-    """The commands of a typer group that can be swept.
+    """The commands of a typer group that a sweep can run.
 
     These are all commands that write a run folder, stop at checkpoints and can be resumed.
     """
@@ -75,25 +75,25 @@ def executor(workers: int | None, per_gpu: int | None, address: str | None) -> E
 
 @dataclass(frozen=True)
 class Request:
-    """What `shoal sweep` is asked for."""
+    """The options of `shoal sweep`."""
 
     file: Path = field(metadata={"cli": "argument"})
-    """A YAML file with stages, their options and their grids."""
+    """The grid: a YAML file with stages, their options, and lists of values to combine; see docs/sweeps.md."""
     out: Path
-    """Folder for all runs; must be new or empty, unless --resume."""
+    """The folder for all runs. It must be new or empty, unless --resume is given."""
     set: tuple[str, ...] = ()
-    """[STAGE.]OPTION=VALUE: set an option in every stage that has it, or in one, instead of GRID (repeatable; VALUE is
-    YAML)."""
+    """OPTION=VALUE or STAGE.OPTION=VALUE: use this value instead of the file's, in all stages that have the option or
+    in one stage, such as epochs=2 (repeatable; VALUE is YAML)."""
     workers: int | None = None
-    """Number of runs at once; they share the cores. Default: the number of cores."""
+    """Number of runs at the same time, which share the cores; the number of cores if left out."""
     per_gpu: int | None = None
-    """Number of runs at once on each GPU (with `device: cuda`)."""
+    """Number of runs at the same time on each GPU, for runs with `device: cuda`."""
     ray: str | None = None
-    """Run on a Ray cluster: its host:port, or local to start one here (extra `sweep`)."""
+    """Run on a Ray cluster: its host:port, or local to start one on this machine (needs shoal[sweep])."""
     max_seconds: float | None = None
-    """Time for the whole sweep; runs stop at checkpoints before it ends, and --resume continues them."""
+    """Seconds for the whole sweep; runs stop at checkpoints before they have passed, and --resume continues them."""
     retries: int = 2
-    """How often a run is restarted after its worker was killed."""
+    """Number of times that a run is restarted after its worker was killed."""
     resume: bool = False
     """Continue the sweep in --out; finished runs are not repeated."""
 
@@ -105,7 +105,7 @@ class Request:
 
 @expanded
 def sweep(context: typer.Context, request: Request, json: Json = False) -> None:
-    """Run a grid of train and reduce commands, and print mean and spread over seeds.
+    """Run a grid of train, reduce and other commands; show mean and spread over seeds.
 
     Finished runs are not repeated. A run whose worker was killed continues from its last checkpoint. Ctrl-C stops all
     runs at a checkpoint after their current step; a second Ctrl-C kills them. The exit status is 1 when a run failed,

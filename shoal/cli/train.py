@@ -1,4 +1,4 @@
-"""The command that trains a network. `app` gives it its name."""
+"""`shoal train`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from shoal.jobs.inputs import Shared
 @trains
 def train(request: job.Request, *, shared: Shared, json: Json = False) -> None:
     """Train a network with all of its ReLUs: the teacher of a reduction, or a baseline.
+
+    Example: shoal train resnet18 --data cifar100 --data-dir DATA --out runs/teacher
 
     On several GPUs or in several processes: torchrun --nproc-per-node=N -m shoal train ...
     """

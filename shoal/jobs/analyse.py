@@ -1,4 +1,4 @@
-"""What `shoal analyse` does: studies of a run's network into a folder of plots and CSV files."""
+"""The job of `shoal analyse`: study a run's network, and write plots and CSV files."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from shoal.training.settings import Settings
 
 @dataclass(frozen=True)
 class Request:
-    """What `shoal analyse` is asked for."""
+    """The options of `shoal analyse`."""
 
     run: Path = field(metadata=ARGUMENT)
     """A run folder; its network may have one exit or several."""
     study: tuple[str, ...] = field(default=(), metadata={"values": STUDIES})
     """Make only this study (repeatable)."""
     out: Path | None = None
-    """Where files go; RUN/analysis unless given."""
+    """Folder for the plots and CSV files; RUN/analysis if left out."""
     images: int = 1000
-    """Number of images to use, evenly spread over the test set; thresholds uses the whole set."""
+    """Number of test images to use, evenly spread over the set; the study thresholds uses all of them."""
     levels: tuple[float, ...] = (0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04)
-    """flat-minimum: standard deviations of the noise, separated by commas."""
+    """For the study flat-minimum: standard deviations of the noise on the parameters, separated by commas."""
     seed: int = 0
-    """Decides the noise."""
+    """Seed of the noise."""
     data_dir: Path | None = None
-    """Where the data set is, in its published layout."""
+    """Folder with the data set in its published layout; the run's own if left out."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """Device to compute on: cpu or cuda."""
 
     def check(self) -> None:
-        """Raise ShoalError for an unknown study, no images, or noise levels that have no meaning."""
+        """Raise ShoalError for an unknown study, no images, or negative or infinite noise levels."""
         unknown = [name for name in self.study if name not in STUDIES]
         if unknown or self.images < 1:
             raise ShoalError(
@@ -51,7 +51,7 @@ class Request:
 
 
 class Studied(TypedDict, total=False):
-    """One study: the number of its rows, its files, and why it has none."""
+    """The result of one study: its number of rows, its files, or a note why there are none."""
 
     rows: int
     files: list[str]
@@ -59,9 +59,9 @@ class Studied(TypedDict, total=False):
 
 
 def analyse(request: Request) -> dict[str, Studied]:
-    """Make the studies (none named: all) of a run; files go to `out`, or RUN/analysis, and replace older ones.
+    """Make the named studies of a run, or all; writes plots and CSV files and replaces older ones.
 
-    Raises ShoalError for an unknown study, and for one asked for by name that this network cannot have.
+    Raises ShoalError for an unknown study, and for a named study that this network cannot have.
     """
     request.check()
     run, settings = Run(request.run), Settings(seed=request.seed, device=request.device)
@@ -75,7 +75,7 @@ def analyse(request: Request) -> dict[str, Studied]:
 
 
 def _study(name: str, subject: Subject, place: Path, asked: bool) -> Studied:
-    """One study; of those that nobody asked for by name, also why this network has none."""
+    """Make one study. If it is impossible, raise ShoalError when it was named, and otherwise return a note."""
     try:
         result, note = STUDIES[name](subject), "this network has none"
     except ShoalError as error:

@@ -1,4 +1,4 @@
-"""What `shoal cost` and `shoal calibrate` do: forecasts of private inference for any network, before it is compiled."""
+"""The jobs of `shoal cost` and `shoal calibrate`: forecast a private inference before the network is compiled."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from shoal.progress import say
 from shoal.storage.summary import Counts
 from shoal.surgery.tracing import trace
 
-HEAD = ["network", "phase", "seconds", "MB", "one-way latencies"]
+HEAD = ["link", "phase", "seconds", "MB", "one-way latencies"]
 
 
 @dataclass(frozen=True)
 class Request(Subject):
-    """What `shoal cost` is asked for."""
+    """The options of `shoal cost`."""
 
     machine: Path | None = None
-    """Constants from shoal calibrate."""
+    """Constants of the machines, a JSON file from shoal calibrate; those of two shared cores if left out."""
     batch: int = 1
-    """Number of items prepared together."""
+    """Number of items that are prepared together; offline figures are for each item."""
 
     def graph(self) -> Graph:
-        """The folded graph of the network."""
+        """The network's graph after folding. Raises ShoalError for a network that cannot be built or traced."""
         if self.run is not None:
             spec, model = load_network(self.run)
             return fold(trace(model, spec.shape))
@@ -46,7 +46,7 @@ class Request(Subject):
 
 
 class Spent(TypedDict):
-    """What one phase of a private inference takes; the fields of `PrivateCost`."""
+    """The cost of one phase of a private inference; the fields are those of `PrivateCost`."""
 
     seconds: float
     bytes: int
@@ -54,7 +54,7 @@ class Spent(TypedDict):
 
 
 class Forecasts(Counts):
-    """Counts of a network, and for each link the cost of each phase."""
+    """Counts of a network, and the cost of each phase over each link."""
 
     disk_bytes: int
     calibrated: bool
@@ -62,7 +62,10 @@ class Forecasts(Counts):
 
 
 def forecast(request: Request) -> Forecasts:
-    """Counts, and for each link direct, offline and online costs, and DELPHI's by its published latencies."""
+    """Count a network, and forecast direct, offline and online costs over each link, and DELPHI's as published.
+
+    Raises ShoalError for a batch below 1, and as `Request.graph` does.
+    """
     if request.batch < 1:
         raise ShoalError(f"found a batch of {request.batch}; need 1 or more items")
     graph, machine = request.graph(), machine_at(request.machine)
@@ -84,7 +87,7 @@ def forecast(request: Request) -> Forecasts:
 
 
 def table_rows(body: Forecasts) -> list[list[str]]:
-    """The rows under `HEAD`: each network's phases, then DELPHI's as published, which no network changes."""
+    """Rows under `HEAD`: the phases over each link, then DELPHI's published online phase, the same for every link."""
     rows = []
     for name, phases in body["networks"].items():
         rows += [[name, phase, *_cells(PrivateCost(**phases[phase]))] for phase in ("direct", "offline", "online")]
@@ -97,12 +100,12 @@ def _cells(spent: PrivateCost) -> list[str]:
 
 
 def machine_at(path: Path | None) -> Machine | None:
-    """The constants at `path`, or None for the defaults."""
+    """The constants in the file `path`; None, for the defaults, without a path."""
     return None if path is None else Machine.load(path)
 
 
 def calibrate(out: Path) -> dict[str, object]:
-    """Measure this machine and write its constants to `out`."""
+    """Measure the constants of this machine, write them to the JSON file `out`, and return them."""
     from shoal.measuring.calibration import calibrate as measure
 
     machine, _ = measure(say)

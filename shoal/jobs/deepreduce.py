@@ -1,4 +1,4 @@
-"""What `shoal reduce --recipe deepreduce` does: train a grid of designs, and choose one by its ReLUs."""
+"""The job of `shoal reduce --recipe deepreduce`: train a grid of designs, and choose one by a ReLU budget."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from shoal.storage.summary import DesignRow, Figures, Summary
 
 
 def reduce_by_grid(request: Request, choices: shallow.Choices, shared: Shared) -> Summary:
-    """Train the designs of a teacher's run, each in a folder of its own below the run folder, and choose one.
+    """Train the designs of a teacher's run, each in its own folder inside the run folder, and choose one.
 
-    The run's own network is the chosen one. The budget and `request.designs` may change when a run is resumed: what
-    has been trained stays, and the choice is made again. Raises ShoalError, before anything is written, for what cannot
-    be done.
+    The run folder itself holds the chosen network. Budget and `request.designs` may change when a run is resumed:
+    trained designs stay, and the choice is made again. Raises ShoalError, before anything is written, for impossible
+    options.
     """
     check_unused(request, choices)
     shared.check("reduce")
@@ -54,7 +54,7 @@ def _preset(request: Request) -> deepreduce.Preset:
 
 
 def check_unused(request: Request, choices: shallow.Choices) -> None:
-    """Raise ShoalError for an option of the shallow recipe, which would have no effect here."""
+    """Raise ShoalError for an option of the shallow recipe, because it would have no effect."""
     pairs: tuple[tuple[object, tuple[str, ...]], ...] = (
         (choices, tuple(own.name for own in fields(choices) if own.name != "budget")),
         (request, ("sensitivity", "plan", "masks_from")),
@@ -71,7 +71,7 @@ def check_unused(request: Request, choices: shallow.Choices) -> None:
 
 
 def _finish(job: Job, result: deepreduce.Result, budget: int | None) -> Summary:
-    """Make the chosen design's network the run's own, and write its summary with all designs."""
+    """Save the chosen design's network as that of the run, and write the run's summary with all designs."""
     run = job.run
     chosen = Run(run.folder / "designs" / result.chosen.name)
     save_network(run, *load_network(chosen))
@@ -85,7 +85,7 @@ def _finish(job: Job, result: deepreduce.Result, budget: int | None) -> Summary:
 
 
 def _rows(run: Run, points: tuple[Point, ...]) -> list[DesignRow]:
-    """All designs, with what merging their linear layers would save."""
+    """All designs, with their costs after merging linear layers."""
     best = {point.name for point in pareto(points)}
     merging = {p.name: Run(run.folder / "designs" / p.name).read_json("figures.json")["merging"] for p in points}
     return [
@@ -102,7 +102,7 @@ def _rows(run: Run, points: tuple[Point, ...]) -> list[DesignRow]:
 
 
 def front_table(summary: Summary) -> Grid:
-    """All designs by falling number of ReLUs; one star marks those on the front, two the chosen one."""
+    """A table of all designs, by falling ReLU count; * marks designs on the front, ** the chosen one."""
     title = f"{summary.model} on {summary.data}, seed {summary.seed}: chosen {summary.design}"
     baseline = summary.side("baseline")
     rows = [["all ReLUs", "", *_cells(baseline, baseline["accuracy"])]]

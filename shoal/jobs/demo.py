@@ -1,4 +1,4 @@
-"""What `shoal demo` does: the whole way on scikit-learn's digits."""
+"""The job of `shoal demo`: the whole pipeline on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ DEMO_WIDTH = 0.25
 
 @dataclass(frozen=True)
 class Request:
-    """What `shoal demo` is asked for."""
+    """The options of `shoal demo`."""
 
     out: Path = Path("runs/demo")
     """The run folder to write."""
     overwrite: bool = False
     """Replace an earlier run in --out."""
     images: int = 32
-    """Number of test images queried between the two processes."""
+    """Number of test images that are classified privately, between two processes on this machine."""
     seed: int = 0
-    """Decides initial weights, batches and the validation split."""
+    """Seed of initial weights, batches and the validation split."""
 
 
 def demo(request: Request) -> Summary:
-    """Train, reduce and privately run a network on scikit-learn's digits."""
+    """Train a network on scikit-learn's digits, reduce it, and classify images privately with both networks.
+
+    Raises ShoalError for no images, without the package spu, and for a folder that cannot be written.
+    """
     from shoal.measuring import two_parties as demonstration
     from shoal.private.transport.certs import make_certificates
 
     settings, out = Settings(seed=request.seed), request.out
     _check_demo(settings, request.images)
     _clean(out, request.overwrite)
-    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # keys never lie in a run folder, nor outlive the demo
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # keys are never stored in a run folder
         make_certificates(Path(folder))
         job, summary = _reduced_digits(out, settings)
         for name, which in (("baseline", "teacher"), ("reduced", "model")):
@@ -61,7 +64,7 @@ def demo(request: Request) -> Summary:
 
 
 def _check_demo(settings: Settings, images: int) -> None:
-    """Raise ShoalError, before minutes of training, where the private part could not follow."""
+    """Raise ShoalError, before minutes of training, if the private queries could not run afterwards."""
     from shoal.private.serving.spu_link import require_spu
 
     settings.check()
@@ -80,7 +83,7 @@ def _clean(out: Path, overwrite: bool) -> None:
 
 
 def _reduced_digits(out: Path, settings: Settings) -> tuple[Job, Summary]:
-    """Train the demo's teacher and reduce it: the job with both networks in its run, and the summary so far."""
+    """Train the demo's teacher and reduce it; returns the job, whose run holds both networks, and its summary."""
     data = load("digits", seed=settings.seed)
     plan = shallow.quick(teacher=20, sensitivity=3, mask=8, finetune=30)
     spec = Spec("resnet10", data.classes, data.shape, DEMO_WIDTH)

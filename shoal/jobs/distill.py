@@ -1,4 +1,4 @@
-"""What `shoal distill` does: train a network by one method of distillation, and its baseline beside it."""
+"""The job of `shoal distill`: train a network by one method of distillation, and its baseline."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ OSAKD = "osakd"
 METHODS: dict[str, str] = {OSAKD: "its own outputs' nearest neighbours (OSAKD)"} | {
     name: method.summary for name, method in comparators.METHODS.items()
 }
-"""Every method by its name, with what teaches the network."""
+"""Every method by its name, with what the network learns from."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """The method, and the networks that it needs."""
+    """The method of `shoal distill`, and the networks that it needs."""
 
     method: str = field(metadata=ARGUMENT | {"values": METHODS})
-    """What teaches the network."""
+    """The method: what the network learns from."""
     teacher: Path | None = None
-    """kd, fitnet, at, spkd, rkd, overhaul, takd: a run folder of shoal train."""
+    """For kd, fitnet, at, spkd, rkd, overhaul and takd: the trained teacher, a run folder of shoal train."""
     assistant: str | None = None
-    """takd: the network between teacher and student, with the student's --width."""
+    """For takd: the network that the teacher trains first and that then teaches the student, such as resnet56. It has
+    the student's --width."""
     branches: int = 0
-    """dml, one, ffl: the number of networks or branches; 0 for the number that the method's authors use."""
+    """For dml, one and ffl: the number of networks or branches. 0 means the authors' number."""
 
     def check(self) -> None:
         """Raise ShoalError for an unknown method."""
@@ -52,23 +53,23 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Choices of OSAKD; None is the usual value."""
+    """The options of OSAKD; None means the default value."""
 
     k: int | None = None
-    """osakd: the number of neighbours of a sample; 8 unless given."""
+    """For osakd: the number of neighbours of a sample; 8 if left out."""
     space: str | None = field(default=None, metadata={"values": SPACES})
-    """osakd: where distances are measured; logits unless given."""
+    """For osakd: the space in which distances are measured; logits if left out."""
     loss: str | None = field(default=None, metadata={"values": LOSSES})
-    """osakd: the loss towards the neighbours' labels; mse-sum unless given."""
+    """For osakd: the loss towards the neighbours' labels; mse-sum if left out."""
     balance: float | None = None
-    """osakd: lambda, the weight of the cross-entropy; the preset's unless given."""
+    """For osakd: lambda, the weight of the cross-entropy, at least 0 and below 1; the preset's if left out."""
     bank: int | None = None
-    """osakd: the number of earlier outputs that are searched together with the mini-batch; 0 unless given."""
+    """For osakd: the number of outputs of earlier batches that are searched as well; 0 if left out."""
     include_self: bool = False
-    """osakd: a sample counts as one of its own neighbours."""
+    """For osakd: count each sample among its own neighbours."""
 
     def given(self) -> dict[str, object]:
-        """The choices that differ from the usual ones, by the names that a run records."""
+        """The options that are given, by the names under which a run records them."""
         found = {own.name: getattr(self, own.name) for own in fields(self) if own.name != "include_self"}
         found |= {"exclude_self": False if self.include_self else None}
         return {name: value for name, value in found.items() if value is not None}
@@ -88,37 +89,41 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Request(NewNetwork):
-    """The student, and its data where no teacher's run has them."""
+    """The student and its training; with a teacher, data and seed are those of the teacher's run."""
 
     model: str = field(metadata=ARGUMENT)
-    """The student: a network of the zoo, or package.module:callable."""
+    """The student: a built-in network such as resnet18, or package.module:callable that returns an nn.Module."""
     data: str | None = field(default=None)  # type: ignore[assignment]  # a teacher's run has its own
-    """A data set, as for shoal train; with --teacher, that of the teacher's run."""
+    """The data set, as for shoal train. Leave it out with --teacher, whose run decides it."""
+    data_dir: Path | None = None
+    """Folder with the data set in its published layout. If left out: with --teacher that of its run, and otherwise
+    .data or /usr/share/datasets."""
     preset: str = "quick"
-    """Training schedule: quick or paper; osakd also has paper-resnet and paper-tiny-imagenet."""
+    """Preset of the training schedule: quick or paper; osakd also has paper-resnet and paper-tiny-imagenet."""
     seed: int | None = field(default=None)  # type: ignore[assignment]  # a teacher's run has its own
-    """As for shoal train, 0 unless given; with --teacher, that of the teacher's run."""
+    """Seed of initial weights, batches and the validation split; 0 if left out. Leave it out with --teacher, whose run
+    decides it."""
 
     def origin(self) -> Config:
-        """Data, limit and seed as they were asked for. Raises ShoalError without data."""
+        """Data, limit and seed of the options, for the configuration. Raises ShoalError without data."""
         if self.data is None:
             raise ShoalError("found no --data and no --teacher; need one of them; name a data set, or a teacher's run")
         return {"data": self.data, "data_dir": self.data_dir, "limit": self.limit, "seed": self.seed or 0}
 
     def check_taught(self) -> None:
-        """Raise ShoalError for an option that the teacher's run decides."""
+        """Raise ShoalError for an option that the teacher's run decides (data, limit, seed)."""
         said = [name for name in ("data", "limit", "seed") if getattr(self, name) is not None]
         if said:
             raise ShoalError(
-                f"found --{said[0]} beside --teacher; need the data, limit and seed of the teacher's run; leave it out"
+                f"found --{said[0]} with --teacher; need the data, limit and seed of the teacher's run; leave it out"
             )
 
 
 def distill(teaching: Teaching, request: Request, neighbours: Neighbours, shared: Shared) -> Summary:
-    """Train a network and its baseline into a run folder; the run's network is the taught one.
+    """Train a network by distillation, and its baseline, into a run folder; the distilled one is the run's network.
 
-    With a teacher, data, seed and limit are those of its run. Raises ShoalError, before anything is written, for what
-    cannot be trained.
+    With a teacher, data, seed and limit are those of its run. Raises ShoalError, before anything is written, for
+    impossible options or networks.
     """
     teaching.check()
     shared.check("distill")
@@ -129,7 +134,7 @@ def distill(teaching: Teaching, request: Request, neighbours: Neighbours, shared
     check_one_classifier(own_network(spec), spec.base)
     method = _osakd if teaching.method == OSAKD else _compared
     teach, schedule = method(teaching, request, neighbours, (spec, prepared.data, teacher))
-    if teaching.assistant is None:  # one that must be trained first cannot be tried
+    if teaching.assistant is None:  # building the lesson would train an assistant
         teach(Problem(spec, schedule, Stages(prepared.data, shared.settings(config["seed"]))))
     job = prepared.fingerprinted(teacher=teacher).begin()
     with job.training({}, other=schedule.epochs) as stages:
@@ -138,7 +143,7 @@ def distill(teaching: Teaching, request: Request, neighbours: Neighbours, shared
 
 
 def _teacher(teaching: Teaching, request: Request, device: str) -> tuple[nn.Module | None, Config]:
-    """The teacher, if any, and the data's configuration: that of the teacher's run, or what was asked for."""
+    """The teacher, if any, and data, limit and seed, from the teacher's run or from the options."""
     if teaching.teacher is None:
         return None, request.origin()
     request.check_taught()
@@ -151,10 +156,12 @@ Given = tuple[Spec, Dataset, nn.Module | None]
 
 
 def _osakd(teaching: Teaching, request: Request, neighbours: Neighbours, given: Given) -> tuple[Teach, Schedule]:
-    """OSAKD with its options, and its schedule. Raises ShoalError for options that it does not use."""
+    """The lesson and schedule of OSAKD. Raises ShoalError for options that it does not use."""
     for name in ("teacher", "assistant", "branches"):
         if getattr(teaching, name):
-            raise ShoalError(f"found --{name} with method osakd; need none, a network is its own teacher; leave it out")
+            raise ShoalError(
+                f"found --{name} with method osakd; need none, as the network is its own teacher; leave it out"
+            )
     preset = preset_of(request.preset, osakd.PRESETS)()
     schedule = longer(preset.schedule, request.epochs)
     options = neighbours.options()
@@ -163,7 +170,7 @@ def _osakd(teaching: Teaching, request: Request, neighbours: Neighbours, given: 
 
 
 def _compared(teaching: Teaching, request: Request, neighbours: Neighbours, given: Given) -> tuple[Teach, Schedule]:
-    """Any other method with its options, and its schedule. Raises ShoalError for options that it does not use."""
+    """The lesson and schedule of any other method. Raises ShoalError for options that it does not use."""
     spec, _, teacher = given
     if odd := neighbours.given():
         raise ShoalError(
@@ -181,7 +188,7 @@ def _compared(teaching: Teaching, request: Request, neighbours: Neighbours, give
 
 
 def _finish(job: Job, method: str, result: Result, teacher: nn.Module | None) -> Summary:
-    """Save the taught network and the baseline, and write their figures."""
+    """Save the distilled network and the baseline, and write their figures."""
     save_network(job.run, result.spec, result.model)
     save_network(job.run, result.spec, result.baseline, "baseline")
     summary = Summary(

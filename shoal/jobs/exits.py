@@ -1,4 +1,7 @@
-"""What `shoal exits` does: thresholds of a run with several exits, chosen on validation and tried on test images."""
+"""The jobs of `shoal exits` and `shoal export`: search thresholds for early exits, and write the stages as ONNX.
+
+Thresholds are searched on validation images and reported on test images.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +32,27 @@ from shoal.storage.run import Run
 from shoal.training.settings import Settings
 
 BATCHES = (64, 1)
-"""Sizes of batches whose seconds are measured."""
+"""Batch sizes for which seconds are measured."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The goal that thresholds are to reach; without budget, loss and beta, no loss of validation accuracy."""
+    """The goal of the search. If none is given, it is the fewest MACs without a loss of validation accuracy."""
 
     budget: str | None = None
-    """Highest accuracy at this fraction of the full network's MACs (0.5), or at this many seconds an image (2ms)."""
+    """Goal: the highest accuracy at no more than this fraction of the full network's MACs (such as 0.5), or this time
+    for an image (such as 2ms or 0.002s)."""
     loss: float | None = None
-    """Fewest MACs at this loss of validation accuracy, in percentage points. The default goal is a loss of 0."""
+    """Goal: the fewest MACs at a loss of validation accuracy of at most this many percentage points, such as 0.5. If no
+    goal is given, 0."""
     beta: float | None = None
-    """The paper's fitness: acceleration + beta x percentage points of accuracy gained."""
+    """Goal: the highest fitness of the self-distillation paper, acceleration + beta x percentage points of accuracy
+    gained."""
     batch: int | None = None
-    """Batch size for a budget in seconds; 64 unless given."""
+    """Batch size at which a --budget in seconds is measured; 64 if left out."""
 
     def __post_init__(self) -> None:
-        """Raise ShoalError for more than one goal, a budget that is none, and a batch without seconds."""
+        """Raise ShoalError for more than one goal, an invalid goal, or a batch without a budget in seconds."""
         given = [k for k in ("budget", "loss", "beta") if getattr(self, k) is not None]
         if len(given) > 1:
             raise ShoalError(f"found --{given[0]} and --{given[1]}; need one goal; leave one of them out")
@@ -60,16 +66,16 @@ class Wanted:
 
     @property
     def size(self) -> int:
-        """Images in the batches that seconds count for."""
+        """Batch size for a budget in seconds."""
         return 64 if self.batch is None else self.batch
 
     @property
     def in_seconds(self) -> bool:
-        """Whether the budget is seconds and no part of the multiply-adds."""
+        """Whether the budget is in seconds, and not a fraction of the multiply-adds."""
         return self.budget is not None and self.budget.endswith("s")
 
     def amount(self) -> float:
-        """The budget's number, in seconds or as a part. Raises ShoalError when it is no positive number."""
+        """The budget as a number: seconds, or a fraction. Raises ShoalError unless it is a positive number."""
         text = self.budget or ""
         unit = next((u for u in ("ms", "s") if text.endswith(u)), "")
         try:
@@ -78,20 +84,20 @@ class Wanted:
             value = 0.0
         if not 0 < value < float("inf"):
             raise ShoalError(
-                f"found --budget {text!r}; need a part of the full network's multiply-adds, such as 0.5, or seconds "
-                "an image, such as 2ms"
+                f"found --budget {text!r}; need a fraction of the full network's multiply-adds, such as 0.5, or "
+                "seconds an image, such as 2ms"
             )
         return value
 
     def described(self) -> dict[str, object]:
-        """The goal with its number, for the record."""
+        """The goal and its value, for thresholds.json."""
         given: dict[str, object] = {
             k: v for k in ("budget", "loss", "beta") if (v := getattr(self, k)) is not None
         } or {"loss": 0.0}
         return given | ({"batch": self.size} if self.in_seconds else {})
 
     def goal(self, full: float, baseline: float) -> Goal:
-        """In numbers, for a full network of this price and validation accuracy."""
+        """The goal of the search, for a full network with the price `full` and the validation accuracy `baseline`."""
         if self.budget is not None:
             return Goal(full, baseline, budget=self.amount() * (1.0 if self.in_seconds else full))
         if self.beta is not None:
@@ -101,24 +107,24 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """How thresholds are searched and measured."""
+    """How `shoal exits` searches and measures thresholds."""
 
     method: str | None = None
-    """grid (all combinations), genetic (the paper's) or evolution (differential). Unless given: grid for up to four
-    thresholds, evolution for more."""
+    """Search method: grid (all combinations), genetic (the paper's) or evolution (differential evolution). If left out:
+    grid for up to four thresholds, evolution for more."""
     ensemble: bool = False
-    """Where no exit is confident enough, answer with the mean of all exits' logits."""
+    """If no exit is confident enough, answer with the mean of the logits of all exits."""
     compiled: bool = field(default=False, metadata={"cli": "--compile"})
     """Compile each stage with torch.compile."""
     rounds: int = 5
-    """Number of timed rounds; the median is shown."""
+    """Number of timed rounds; the result is their median."""
     data_dir: Path | None = None
-    """Where the data set is, in its published layout."""
+    """Folder with the data set in its published layout; the run's own if left out."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """Device to compute on: cpu or cuda."""
 
     def check(self) -> None:
-        """Raise ShoalError for an unknown method, no rounds, or a device that this machine does not have."""
+        """Raise ShoalError for an unknown method, fewer than 1 round, or a device that this machine does not have."""
         if self.method is not None and self.method not in METHODS:
             raise ShoalError(f"found method {self.method!r}; need one of {', '.join(METHODS)}; choose one")
         if self.rounds < 1:
@@ -127,13 +133,13 @@ class Request:
 
     @property
     def settings(self) -> Settings:
-        """Settings that measure a network."""
+        """Settings to evaluate a network."""
         return Settings(device=self.device)
 
 
 @dataclass(frozen=True)
 class Searched:
-    """A network as a cascade, its full network, its data, and the outputs of its exits on both splits."""
+    """A network as a cascade of stages, its strongest classifier alone (`full`), its data, and its exits' outputs."""
 
     data: Dataset
     network: Cascade
@@ -143,9 +149,9 @@ class Searched:
 
 
 def exits(folder: Path, wanted: Wanted, request: Request) -> Chosen:
-    """Search thresholds, report and time them, and write `thresholds.json` and `exits.png` into the run.
+    """Search thresholds, evaluate and time them, and write `thresholds.json` and `exits.png` into the run.
 
-    Raises ShoalError for a run with one exit and when no thresholds reach the goal; nothing is written then.
+    Raises ShoalError for a run with one exit, and when no thresholds reach the goal; then nothing is written.
     """
     request.check()
     run, on = Run(folder), _opened(folder, request)
@@ -183,7 +189,7 @@ def exits(folder: Path, wanted: Wanted, request: Request) -> Chosen:
 
 
 def _opened(folder: Path, request: Request) -> Searched:
-    """The run's network and data, and what its exits say of the validation and test images."""
+    """The run's network and data, and the outputs of its exits for the validation and test images."""
     run, settings = Run(folder), request.settings
     spec, model = load_whole(run)
     model = model.to(request.device)
@@ -194,7 +200,7 @@ def _opened(folder: Path, request: Request) -> Searched:
 
 
 def _prices(on: Searched, wanted: Wanted, images: torch.Tensor, rounds: int) -> tuple[Sequence[float], float]:
-    """What an image costs that leaves at each exit, and in the full network, in the budget's unit."""
+    """The price of an image that leaves at each exit, and that of the full network: seconds or multiply-adds."""
     if not wanted.in_seconds:
         return on.network.macs, on.network.full_macs
     few = images[: 8 * wanted.size]
@@ -202,7 +208,7 @@ def _prices(on: Searched, wanted: Wanted, images: torch.Tensor, rounds: int) -> 
 
 
 def _singles(on: Searched) -> list[Single]:
-    """Each classifier used for all images."""
+    """Figures of each exit when it classifies all images."""
     columns = zip(on.val.accuracies, on.test.accuracies, on.network.alone, strict=True)
     return [Single(validation=v, accuracy=t, macs=m) for v, t, m in columns]
 
@@ -214,7 +220,7 @@ def _worth(outcome: Outcome) -> Worth:
 def _seconds(
     on: Searched, thresholds: Sequence[float], request: Request, images: torch.Tensor
 ) -> dict[str, dict[str, float]]:
-    """Seconds an image with and without early exits, by batch size."""
+    """Seconds for an image with and without early exits, by batch size."""
     ways: dict[str, Classify] = {
         "full": on.full,
         "dynamic": lambda x: infer(on.network, x, thresholds, ensemble=request.ensemble),
@@ -227,9 +233,9 @@ def _seconds(
 
 
 def curve(on: Searched, ensemble: bool, most: int = 40) -> list[CurveRow]:
-    """Thresholds on the front of validation accuracy and mean multiply-adds, at most `most`, with test figures.
+    """At most `most` points on the Pareto front of validation accuracy and mean multiply-adds, with test figures.
 
-    None for so many exits that a grid has fewer than four levels for each.
+    Empty for a network with so many exits that a grid has fewer than four levels for each.
     """
     count, macs = on.val.exits if ensemble else on.val.exits - 1, on.network.macs
     if 4**count > CELLS:
@@ -250,7 +256,7 @@ def _curve_row(found: Found, outcome: Outcome) -> CurveRow:
 
 
 class Exported(TypedDict):
-    """The folder, how many stages it holds, and the largest error of a logit in onnxruntime."""
+    """The folder, the number of stages in it, and the largest error of a logit in onnxruntime."""
 
     out: str
     stages: int
@@ -260,9 +266,9 @@ class Exported(TypedDict):
 def export(folder: Path, out: Path, data_dir: Path | None = None) -> Exported:
     """Write a run's stages as `stage0.onnx`, ... and then `cascade.json` into the new or empty folder `out`.
 
-    Stage 0 reads float32 images [N, C, H, W], (pixel / 255 - mean) / std; the first output of each stage is its
-    logits, the others are the inputs of the next stage in order. Every tensor has one row an image and any number
-    of them. Raises ShoalError without the extra, without thresholds, and when onnxruntime computes anything else.
+    Stage 0 reads float32 images [N, C, H, W] of values (pixel / 255 - mean) / std, for any N. The first output of each
+    stage is its logits [N, classes]; the others are the inputs of the next stage, in order. Raises ShoalError without
+    shoal[export], without thresholds, and when onnxruntime computes other logits than PyTorch.
     """
     onnx.check_installed()
     run = Run(folder)

@@ -1,4 +1,4 @@
-"""What `shoal inplace` and `shoal anytime` do: train all classifiers of a network, and measure each."""
+"""The jobs of `shoal inplace` and `shoal anytime`: train all classifiers of a network, and evaluate each."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from shoal.training.settings import Settings
 
 @dataclass(frozen=True)
 class Request(NewNetwork):
-    """What `shoal inplace` trains, on what data, and how long."""
+    """The options of `shoal inplace`: network, data and training."""
 
     preset: str = field(default="quick", metadata={"values": inplace.PRESETS})
-    """Training schedule and losses."""
+    """Preset of training schedule and loss."""
 
     def config(self, options: inplace.Options) -> Config:
         """The settings that the run records."""
         return {"command": "inplace", **asdict(self), "options": options}
 
     def schedules(self, options: inplace.Options) -> inplace.Preset:
-        """The preset with its number of epochs. Raises ShoalError for an unknown one."""
+        """The preset with the chosen number of epochs. Raises ShoalError for an unknown preset."""
         preset = preset_of(self.preset, inplace.PRESETS)(bool(options.widths))
         return replace(preset, schedule=longer(preset.schedule, self.epochs))
 
 
 class BudgetRow(TypedDict, total=False):
-    """Early exits by thresholds from the validation split; a threshold that no image reaches is None."""
+    """Early exits by thresholds from the validation split. None is a threshold that no image reaches."""
 
     budget: float
     thresholds: list[float | None]
@@ -67,7 +67,7 @@ class BudgetRow(TypedDict, total=False):
 
 
 class Anytime(TypedDict, total=False):
-    """`anytime.json`: what each classifier is worth, and early exits between them."""
+    """The content of `anytime.json`: accuracy and cost of each classifier, and of early exits."""
 
     data: str
     model: str
@@ -78,9 +78,9 @@ class Anytime(TypedDict, total=False):
 
 
 def train(request: Request, options: inplace.Options, shared: Shared) -> tuple[Summary, Anytime]:
-    """Train into a run folder, with a run for each classifier below it (`exits/1`, `widths/0.25`).
+    """Train a network into a run folder, which also gets a run folder for each classifier (`exits/1`, `widths/0.25`).
 
-    Raises ShoalError, before anything is written, for what cannot be trained.
+    Raises ShoalError, before anything is written, for impossible options or networks.
     """
     shared.check("inplace")
     preset = request.schedules(options)
@@ -94,7 +94,7 @@ def train(request: Request, options: inplace.Options, shared: Shared) -> tuple[S
 
 
 def _finish(job: Job, result: inplace.Result, method: str) -> tuple[Summary, Anytime]:
-    """Save the network and each classifier as a run, and write their figures."""
+    """Save the network, and each classifier as a run, and write their figures."""
     _save(job.run, result)
     kind = "widths" if result.spec.widths else "exits"
     found = {name: job.part(f"{kind}/{name}", *own) for name, own in result.parts.items()}
@@ -124,7 +124,8 @@ def _save(run: Run, result: inplace.Result) -> None:
 def anytime(folder: Path, budgets: Sequence[float], data_dir: Path | None, device: str) -> Anytime:
     """Evaluate every classifier of a run, and early exits; writes `anytime.json` and `anytime.png` into the run.
 
-    Raises ShoalError for a run with one classifier, and for budgets below the first one's multiply-adds.
+    `budgets` are average multiply-adds for an image. Raises ShoalError for a run with one classifier, and for budgets
+    below the multiply-adds of the first classifier.
     """
     run, settings = Run(folder), Settings(device=device)
     settings.check()
@@ -154,21 +155,21 @@ def _evaluate(
 
 
 def _family(validation: Evidence, test: Evidence, cost: Macs) -> list[BudgetRow]:
-    """Early exits for the published family of shares of images by exit."""
+    """Early exits for the published family of distributions of images over the exits."""
     shares = geometric_shares(torch.tensor(FAMILY), len(cost.in_order))
     return [_plain(row) for row in budgeted(validation, test, cost.in_order, shares)]
 
 
 def _within(budgets: Sequence[float], validation: Evidence, test: Evidence, cost: Macs) -> list[BudgetRow]:
-    """The best thresholds for each budget."""
+    """Early exits with the best thresholds for each budget."""
     rows = [(budget, within(budget, validation, test, cost.in_order)) for budget in budgets]
     return [{"budget": budget, **_plain(row)} for budget, row in rows]
 
 
 def _plain(row: Budgeted) -> BudgetRow:
-    """A row for JSON, which has no infinity: a threshold that no image reaches is None, and one that all reach 0.
+    """`row` without infinite thresholds, which JSON does not have.
 
-    The last exit, at which all leave, has none.
+    A threshold that no image reaches becomes None, and one that all images reach becomes 0. The last exit has none.
     """
     limits = [None if limit == math.inf else max(0.0, limit) for limit in row.thresholds[:-1]]
     return BudgetRow(

@@ -1,4 +1,4 @@
-"""What jobs are given: options, data sets, networks and teachers, checked."""
+"""Options that several commands share, and the loading and checking of data sets, networks and teachers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shoal.training.settings import Settings
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """(C, H, W) of text like 3x32x32. Raises ShoalError otherwise."""
+    """The shape (C, H, W) in text such as 3x32x32. Raises ShoalError for any other text."""
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
         raise ShoalError(f"found --input {text!r}; need channels x height x width, such as 3x32x32")
@@ -39,16 +39,16 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def input_shape(size: str | None, model: str) -> tuple[int, int, int]:
-    """What `size` says, or without it 3x32x32, and 3x1024x1 for a point cloud network of the zoo."""
+    """The shape (C, H, W) in `size`; without `size` 3x32x32, or 3x1024x1 for a built-in network for point clouds."""
     return parse_shape(size or ("3x1024x1" if model in CLOUDS else "3x32x32"))
 
 
 HIDDEN = {"cli": None}
-"""Metadata of a field that is no option of a command."""
+"""Metadata of a field that is not an option of a command."""
 LINK = {"cli": ("--link", "--network")}
-"""Metadata of a field for the link between two parties, which has an older name, too."""
+"""Metadata of a field for the link between two parties; the option also has an older name."""
 ARGUMENT = {"cli": "argument"}
-"""Metadata of a field that is typed without the name of an option."""
+"""Metadata of a field that is a positional argument of a command."""
 
 
 def _never() -> bool:
@@ -57,49 +57,49 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Shared:
-    """Options that all commands have that train."""
+    """Options of all commands that train."""
 
     out: Path
-    """The folder to write. It must be new or empty, unless --resume is given."""
+    """The run folder to write. It must be new or empty, unless --resume is given."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """Device to compute on: cpu or cuda."""
     precision: str = "fp32"
-    """fp32, or bf16 (autocast)."""
+    """Precision of training: fp32, or bf16 (autocast)."""
     step: str = "eager"
     """How a training step runs: eager, compiled, graph (a CUDA graph) or compiled-graph; see docs/gpu.md."""
     max_seconds: float | None = None
-    """Stop at a checkpoint before this many seconds have passed, counted over all stages."""
+    """Stop at a checkpoint before this many seconds have passed, all stages together."""
     save_seconds: float = 0.0
-    """The least seconds between two checkpoints; 0 saves after each epoch. A stop always saves one."""
+    """Least number of seconds between two checkpoints; 0 saves one after each epoch. A stop always saves one."""
     shard_mb: float | None = None
     """Write weights and optimiser state in files of at most this many MB."""
     resume: bool = False
     """Continue from the last checkpoint in --out."""
     tensorboard: bool = False
-    """Also write TensorBoard events (needs shoal[tensorboard])."""
+    """Also write TensorBoard events into --out (needs shoal[tensorboard])."""
     stop: Callable[[], bool] = field(default=_never, metadata=HIDDEN)
-    """Asked before each step: whether to stop at a checkpoint."""
+    """Called before each step; true means stop at a checkpoint."""
     begun: float = field(default_factory=time.monotonic, metadata=HIDDEN)
-    """When the command began; the time before training counts towards `max_seconds`."""
+    """When the command began (`time.monotonic`), because time before training counts towards `max_seconds`."""
 
     @property
     def shard_bytes(self) -> int | None:
-        """The limit in bytes. Raises ShoalError for one that is too small."""
+        """`shard_mb` in bytes. Raises ShoalError for too small a limit."""
         if self.shard_mb is None:
             return None
         check_limit(1e6 * self.shard_mb)
         return int(1e6 * self.shard_mb)
 
     def recorded(self, config: Config) -> Config:
-        """The configuration with the precision, where it is not fp32: of these options it alone decides the result."""
+        """`config`, with the precision if it is not fp32. The other shared options do not affect the result."""
         return config | ({"precision": self.precision} if self.precision != "fp32" else {})
 
     def run(self, config: Config) -> Run:
-        """The run at `out`, new or resumed with the same precision. Raises ShoalError as `Run.create` does."""
+        """The run in the folder `out`, new or resumed. Raises ShoalError as `Run.create` does."""
         return Run.create(self.out, self.recorded(config), self.resume, self.shard_bytes)
 
     def settings(self, seed: int) -> Settings:
-        """Settings for training that begins now. Raises ShoalError for a value that has no meaning."""
+        """Settings for training that begins now. Raises ShoalError for an invalid value."""
         limit = self.max_seconds
         if limit is not None and limit > 0:
             limit = max(0.0, limit - (time.monotonic() - self.begun))
@@ -109,9 +109,9 @@ class Shared:
         )  # fmt: skip
 
     def check(self, alone: str | None = None) -> None:
-        """Raise ShoalError for what this machine cannot do, and when `out` holds something other than a run.
+        """Raise ShoalError for options that this machine cannot satisfy, and when `out` holds anything but a run.
 
-        `alone` names a command that trains in one process, which torchrun must not start.
+        `alone` names a command that cannot run under torchrun because it trains in one process.
         """
         if alone is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ShoalError(f"found {alone} under torchrun; need one process; use torchrun for shoal train")
@@ -120,34 +120,38 @@ class Shared:
         if self.tensorboard:
             summary_writer()
         run, first = Run(self.out), os.environ.get("RANK", "0") == "0"
-        if first and not run.has("config.json"):  # the other processes of torchrun may find what the first has made
+        if first and not run.has("config.json"):  # under torchrun, the first process may already have made the folder
             run.check_free()
 
 
 @dataclass(frozen=True)
 class NewNetwork:
-    """A network to train from new weights, its data set, and for how long."""
+    """Options of a training from new weights: the network, its data set and the number of epochs."""
 
     model: str = field(metadata=ARGUMENT)
-    """A network of the zoo, such as resnet18, or package.module:callable that returns an nn.Module."""
+    """A built-in network such as resnet18, or package.module:callable that returns an nn.Module."""
     data: str = field()
-    """digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, modelnet10, modelnet40, or a folder of images."""
+    """The data set: digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, modelnet10, modelnet40, or the path
+    of a folder of images."""
     data_dir: Path | None = None
-    """Where the data set is, in its published layout."""
+    """Folder with the data set in its published layout. If left out, .data and /usr/share/datasets are searched; digits
+    needs none."""
     width: float = 1.0
-    """Multiplies the channels of a zoo network."""
+    """Factor for the numbers of channels, such as 0.5. A callable of your own must take it as `width`."""
     resolution: float = 1.0
-    """Multiplies the height and width of a zoo network's feature maps: 1, 0.5 or 0.25."""
+    """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
+    `resolution`."""
     preset: str = "quick"
-    """Training schedule and losses."""
+    """Preset of training schedule and loss."""
     epochs: int | None = None
-    """Number of epochs, instead of the preset's."""
+    """Number of epochs; the preset's if left out."""
     limit: int | None = None
-    """Use only this many training images."""
+    """Use only this many training images; all if left out."""
     replaced: tuple[str, ...] = field(default=(), metadata={"cli": "--replace"})
-    """Replace layers before training, such as relu6=relu,max_pool=avg_pool (repeatable)."""
+    """Replace all layers of a kind before training: OLD=NEW, such as relu6=relu or max_pool=avg_pool (repeatable, or
+    separated by commas)."""
     seed: int = 0
-    """Decides initial weights, batches and the validation split."""
+    """Seed of initial weights, batches and the validation split."""
 
     def spec(self, data: Dataset) -> Spec:
         """The network's spec for this data set. Raises ShoalError as `check_network` does."""
@@ -158,49 +162,54 @@ class NewNetwork:
 
 @dataclass(frozen=True)
 class Named:
-    """A network by its name, not trained."""
+    """Options that name an untrained network."""
 
     model: str = field(metadata=ARGUMENT)
-    """A network of the zoo, such as resnet18, or package.module:callable that returns an nn.Module."""
+    """A built-in network such as resnet18, or package.module:callable that returns an nn.Module."""
     input: str | None = None
-    """Input size, channels x height x width; 3x32x32 unless given, 3x1024x1 for point clouds."""
+    """Input size, channels x height x width. If left out: 3x32x32, or 3x1024x1 for a built-in network for point
+    clouds."""
     classes: int = 10
     """Number of classes."""
     width: float = 1.0
-    """Multiplies the channels of a zoo network."""
+    """Factor for the numbers of channels, such as 0.5. A callable of your own must take it as `width`."""
     resolution: float = 1.0
-    """Multiplies the height and width of a zoo network's feature maps: 1, 0.5 or 0.25."""
+    """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
+    `resolution`."""
     replaced: tuple[str, ...] = field(default=(), metadata={"cli": "--replace"})
-    """Replace layers first, such as relu6=relu,max_pool=avg_pool (repeatable)."""
+    """Replace all layers of a kind first: OLD=NEW, such as relu6=relu or max_pool=avg_pool (repeatable, or separated by
+    commas)."""
 
     def spec(self) -> Spec:
-        """The network's spec. Raises ShoalError for an impossible size."""
+        """The network's spec. Raises ShoalError for an invalid size."""
         shape = input_shape(self.input, self.model)
         return Spec(self.model, self.classes, shape, self.width, self.resolution, replaced=self.replaced)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run's network, or a network by its name."""
+    """Options that name a run's network, or an untrained network."""
 
     target: str = field(metadata=ARGUMENT)
-    """A run folder of shoal train or reduce, a network of the zoo, or package.module:callable."""
+    """A run folder of shoal train or reduce, a built-in network such as resnet18, or package.module:callable that
+    returns an nn.Module."""
     input: str = "3x32x32"
-    """Input size of a network given by name, channels x height x width."""
+    """Input size, channels x height x width; a run folder has its own."""
     classes: int = 10
-    """Number of classes of a network given by name."""
+    """Number of classes; a run folder has its own."""
     width: float = 1.0
-    """Multiplies the channels of a zoo network."""
+    """Factor for the numbers of channels, such as 0.5. A callable of your own must take it as `width`."""
     resolution: float = 1.0
-    """Multiplies the height and width of a zoo network's feature maps: 1, 0.5 or 0.25."""
+    """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
+    `resolution`."""
 
     @property
     def run(self) -> Run | None:
-        """The run, if the target is a folder."""
+        """The run, if the target is a folder; otherwise None."""
         return Run(self.target) if Path(self.target).is_dir() else None
 
     def spec(self) -> Spec:
-        """The spec of a network given by name. Raises ShoalError for an impossible size."""
+        """The spec of a network that is not a run's. Raises ShoalError for an invalid size."""
         return Spec(self.target, self.classes, parse_shape(self.input), self.width, self.resolution)
 
 
@@ -208,14 +217,14 @@ T = TypeVar("T")
 
 
 def preset_of(name: str, presets: Mapping[str, T]) -> T:
-    """The preset of this name. Raises ShoalError, with all names, when there is none."""
+    """The preset of this name. Raises ShoalError, which lists all names, for an unknown one."""
     if name not in presets:
         raise ShoalError(f"found preset {name!r}; need one of {', '.join(presets)}; choose one")
     return presets[name]
 
 
 def epochs_of(text: str, stages: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of epochs such as ``2,6,16``, one for each of `stages`. Raises ShoalError for anything else."""
+    """The numbers of epochs in text such as ``2,6,16``, one for each of `stages`. Raises ShoalError for other text."""
     parts = text.split(",")
     if len(parts) != len(stages) or not all(part.strip().isdigit() for part in parts):
         raise ShoalError(f"found --epochs {text!r}; need {len(stages)} numbers: {','.join(stages)}; correct it")
@@ -223,15 +232,16 @@ def epochs_of(text: str, stages: Sequence[str]) -> tuple[int, ...]:
 
 
 def load_data(config: Config, data_dir: Path | None, device: str = "cpu") -> Dataset:
-    """The data set of a run's configuration, under `data_dir` or where it lay."""
+    """The data set of a run's configuration, from `data_dir` or else from where the run read it."""
     there = placed(config, data_dir)
     return load(there["data"], there.get("data_dir"), seed=config["seed"], limit=config.get("limit")).to(device)
 
 
 def check_network(spec: Spec) -> None:
-    """Raise ShoalError unless the base network can be built, is the same traced, and has a logit for each class.
+    """Raise ShoalError unless the base network can be built and traced and has a logit for each class.
 
-    Networks of the zoo must be for the kind of data: convolutions over the order of points learn nothing of a cloud.
+    Point clouds need a built-in network for point clouds, or the user's own. Image networks would convolve over the
+    points in their order, which means nothing.
     """
     if is_cloud(spec.shape) and spec.base in NAMES:
         raise ShoalError(
@@ -249,7 +259,10 @@ def check_network(spec: Spec) -> None:
 
 
 def longer(schedule: Schedule, epochs: int | None) -> Schedule:
-    """The schedule over another number of epochs, its drops moved in proportion."""
+    """The schedule with another number of epochs, and drops of the learning rate moved in proportion.
+
+    None keeps the number. Raises ShoalError for fewer than 1.
+    """
     if epochs is None:
         return schedule
     if epochs < 1:
@@ -259,7 +272,7 @@ def longer(schedule: Schedule, epochs: int | None) -> Schedule:
 
 
 def teacher_of(folder: Path) -> tuple[Spec, nn.Module, Config]:
-    """The spec, network and configuration of a teacher's run. Raises ShoalError for a network reduced already."""
+    """The spec, network and configuration of a teacher's run. Raises ShoalError for a reduced network."""
     source = Run(folder)
     spec, network = load_network(source)
     check_teacher(spec)
@@ -267,12 +280,12 @@ def teacher_of(folder: Path) -> tuple[Spec, nn.Module, Config]:
 
 
 def inherited(origin: Config) -> Config:
-    """The data, limit and seed of the run that another begins with, for that one's configuration."""
+    """Data, limit and seed from `origin`, for the configuration of a run that starts from it."""
     return {name: origin.get(name) for name in ("data", "data_dir", "seed", "limit")}
 
 
 def given_sensitivity(path: Path | None) -> dict[str, float] | None:
-    """The sensitivities in a JSON file. Raises ShoalError unless they are numbers by name."""
+    """The sensitivities in a JSON file, by site. Raises ShoalError unless it maps names to numbers."""
     if path is None:
         return None
     body = read_json(path)

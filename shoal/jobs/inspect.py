@@ -1,4 +1,4 @@
-"""What `shoal check` finds: what a network costs, where it could be shallower, and what of it cannot run in private."""
+"""The jobs of `shoal count`, `check` and `evaluate`: counts, layers that cannot run in private, and accuracy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from shoal.training.settings import Settings
 
 
 class Refused(TypedDict):
-    """A node that cannot run in private: what it is, and what it would have to be."""
+    """A node of the graph that cannot run in private: what it is (`found`), and what is possible (`need`)."""
 
     node: str
     found: str
@@ -41,7 +41,7 @@ class Refused(TypedDict):
 
 
 class Examined(Counts):
-    """Counts of a network, blocks that could be replaced, and what cannot run in private."""
+    """Counts of a network, its replaceable blocks, and the nodes that cannot run in private."""
 
     blocks: list[str]
     private: bool
@@ -50,7 +50,7 @@ class Examined(Counts):
 
 
 class Site(TypedDict):
-    """One ReLU site."""
+    """A ReLU site: its name, the shape [C, H, W] or [D] of its output, and its number of ReLUs."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Site(TypedDict):
 
 
 class Counted(Counts, total=False):
-    """Counts of a network, its ReLU sites, layers whose cost is unknown, and of a design its merged layers."""
+    """Counts of a network, its ReLU sites, layers of unknown cost, and a design's costs after merging layers."""
 
     unknown: tuple[str, ...]
     sites: list[Site]
@@ -68,16 +68,17 @@ class Counted(Counts, total=False):
 
 
 def check(named: Named) -> Examined:
-    """`examine` a network by its name."""
+    """`examine` the named network. Raises ShoalError when it cannot be built, and as `examine` does."""
     spec = named.spec()
     return examine(own_network(spec), spec.shape)
 
 
 def examine(model: nn.Module, shape: tuple[int, ...]) -> Examined:
-    """Counts, replaceable blocks and refusals of `model` for images of `shape` ([C, H, W]), ready for JSON.
+    """Counts of `model`, its replaceable blocks and what cannot run in private, for images of `shape` [C, H, W].
 
-    ``online`` is what one prepared inference exchanges, with signs of 18 bits, or None where something is refused.
-    Raises ShoalError when the model cannot be traced, fails on such images, or computes something else once traced.
+    ``online`` has the bytes and latencies of one prepared inference with signs of 18 bits, or None if something cannot
+    run. Raises ShoalError when the model cannot be traced, fails on such images, or computes something else after
+    tracing.
     """
     check_trace(model, shape)
     graph = trace(model, shape)
@@ -93,7 +94,7 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> Examined:
 
 
 def summary(name: str, body: Examined) -> Group:
-    """What `examine` found, as tables: the counts, then what is refused and what to use instead."""
+    """The result of `examine` as tables: counts, then the layers that cannot run in private and what to use instead."""
     totals: Mapping[str, object] = body
     rows = [labelled(k, totals[k]) for k in ("relus", "comparisons", "macs", "linear_macs", "depth", "params")]
     rows.append(("blocks that could be one convolution", units.count(len(body["blocks"]))))
@@ -111,7 +112,10 @@ def _refused(rows: list[Refused]) -> Grid:
 
 
 def count(named: Named, design: str | None = None) -> Counted:
-    """Counts of a network by its name, or of a DeepReDuce design of it, then with its linear layers merged."""
+    """Counts of a network, or of a DeepReDuce design of it, which also has its costs after merging linear layers.
+
+    Raises ShoalError when the network cannot be built or has no such design.
+    """
     spec = named.spec()
     network, merging = own_network(spec), None
     if design is not None:
@@ -128,7 +132,7 @@ def count(named: Named, design: str | None = None) -> Counted:
 
 
 def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict[str, dict[str, int]]]:
-    """The design's network, and its convolutions and MACs by all three accountings."""
+    """The design's network, and its convolutions and MACs counted in all three ways."""
     space = DesignSpace(spec, full)
     own = space.plan(parse(design, space.stages)).spec
     network, whole = (assemble(s, space.base(s)) for s in (own, replace(own, dropped=())))
@@ -136,7 +140,7 @@ def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict
 
 
 def count_table(model: str, body: Counted) -> Grid:
-    """Every ReLU site under the totals; below, a design with its linear layers merged."""
+    """A table of all ReLU sites, with totals in the title and a design's merged layers in the caption."""
     found: Mapping[str, Any] = body
     totals = {key: units.count(found[key]) for key in ("relus", "comparisons", "macs", "depth", "params")}
     more = f", {totals['comparisons']} comparisons of max pools and ReLU6" if body["comparisons"] else ""
@@ -156,7 +160,7 @@ def _merged(name: str, row: dict[str, int]) -> str:
 
 
 class Evaluated(Figures, total=False):
-    """Figures of a run's network; accuracy in percent and agreement of fixed point with floating point."""
+    """Figures of a run's network, and in fixed point its accuracy in percent and agreement with floating point."""
 
     fixed_accuracy: float
     error_bound: float
@@ -166,7 +170,11 @@ class Evaluated(Figures, total=False):
 
 
 def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> Evaluated:
-    """Test accuracy and counts of a run's network, in float and if asked in fixed point."""
+    """Test accuracy and counts of a run's network; with `fixed` also its accuracy in fixed-point arithmetic.
+
+    Raises ShoalError for a folder without a network, missing data, and with `fixed` for layers that cannot run in
+    private.
+    """
     run = Run(folder)
     spec, network = load_network(run)
     data = load_data(run.config(), data_dir)

@@ -1,4 +1,4 @@
-"""What `shoal plan` does: from seconds, bytes or ReLUs to networks, before any training."""
+"""The job of `shoal plan`: find networks that meet a limit in seconds, bytes or ReLUs, before any training."""
 
 from __future__ import annotations
 
@@ -29,38 +29,41 @@ HEAD = ["#", "ReLUs", "MACs, millions", "depth", "s", "MB", "one-way latencies",
 
 @dataclass(frozen=True)
 class Request(Subject):
-    """What `shoal plan` is asked for."""
+    """The options of `shoal plan`."""
 
     limit: str = field(kw_only=True, metadata={"cli": "--target"})
-    """The most that one inference may take: 0.5s, 120ms, 80MB, 50krelus."""
+    """Limit of one private inference: seconds (0.5s, 120ms), bytes (80MB) or ReLUs (50krelus)."""
     link: str = field(default="none", metadata=LINK)
-    """The link: none, lan (3 Gbit/s, 0.3 ms) or wan (400 Mbit/s, 40 ms)."""
+    """Link between the two machines: none (no delay), lan (3 Gbit/s, 0.3 ms round trip) or wan (400 Mbit/s, 40 ms round
+    trip)."""
     mode: str = "online"
-    """What the limit is on: online, offline, total (both), or direct (everything inside SPU)."""
+    """Phase that --target limits: online, offline, total (both together), or direct (an inference without preparation,
+    in SPU only)."""
     machine: Path | None = None
-    """Constants from shoal calibrate."""
+    """Constants of the machines, a JSON file from shoal calibrate; those of two shared cores if left out."""
     sensitivity: Path | None = None
-    """A JSON file {site: sensitivity}, which decides how the budget is shared out."""
+    """JSON file {site: sensitivity}: sites with a higher sensitivity get more of the ReLU budget. If left out: the
+    run's own sensitivities, or else estimates from the weights."""
     reshape: bool = False
-    """Also try half the channels, half the resolution, and both."""
+    """Also try the network with half the channels, half the resolution, and both (built-in networks only)."""
     pick: int = 1
-    """The candidate that --out chooses."""
+    """Number of the candidate to write to --out, counted from 1."""
     out: Path | None = None
     """Write the plan to this file, for shoal reduce --plan."""
 
     def wanted(self) -> Target:
-        """The target. Raises ShoalError for a limit, mode or link that is none."""
+        """The target. Raises ShoalError for an invalid limit, mode or link."""
         return Target.parse(self.limit, self.mode, self.link)
 
     def base(self) -> tuple[Spec, nn.Module]:
-        """The all-ReLU network of a run (that which it was reduced from), or a network by name."""
+        """The all-ReLU network and its spec: that of a run (for a reduced run its teacher), or a new one by name."""
         if self.run is not None:
             return load_network(self.run, "teacher" if self.run.has("teacher.json") else "model")
         return self.spec(), own_network(self.spec())
 
 
 def sensitivity_of(request: Request, spec: Spec, network: nn.Module) -> tuple[dict[str, float], str]:
-    """Each site's sensitivity, and where it comes from: a file, the run's own stage 1, or the weights as they are."""
+    """Each site's sensitivity, and its origin: the given file, stage 1 of the run, or the magnitudes of the weights."""
     if (by_hand := given_sensitivity(request.sensitivity)) is not None:
         return by_hand, str(request.sensitivity)
     run = Run(request.target)
@@ -71,10 +74,13 @@ def sensitivity_of(request: Request, spec: Spec, network: nn.Module) -> tuple[di
 
 
 def plan(request: Request, say: Callable[[str], None]) -> Planned:
-    """Candidates for the target, of which the first is chosen, or `pick` in the file that is written to `out`."""
+    """Find candidates for the target; with `out`, also write a plan that chooses the candidate `pick`.
+
+    Raises ShoalError when no candidate meets the target, and for invalid options.
+    """
     target, (spec, network), machine = request.wanted(), request.base(), machine_at(request.machine)
     if request.reshape and spec.base not in NAMES:
-        raise ShoalError(f"found --reshape of {spec.base!r}; need a network of the zoo: {', '.join(NAMES)}")
+        raise ShoalError(f"found --reshape of {spec.base!r}; need a built-in network: {', '.join(NAMES)}")
     eta, origin = sensitivity_of(request, spec, network)
     reshapes = HALVES if request.reshape else ()
     original = planner.Original(spec, network, eta)
@@ -109,7 +115,7 @@ def _candidate(own: planner.Candidate) -> CandidateRow:
 
 
 def table(body: Planned) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows; width and resolution only where candidates differ in them."""
+    """Headings and rows of the table; the column of width and resolution is left out if no candidate is scaled."""
     shapes = [f"{c['width']:g}x{c['resolution']:g}" for c in body["candidates"]]
     rows = [_row(i, c) for i, c in enumerate(body["candidates"], start=1)]
     if set(shapes) <= {"1x1"}:

@@ -1,7 +1,7 @@
-"""What `shoal prune` does: prune a run's network by several amounts, train each on, draw accuracy against what is left.
+"""The job of `shoal prune`: prune a run's network by several amounts, and train each result further.
 
-Smallest weights and filters become zeros (`pruning`); channels are cut out (`channel_pruning`), so that the network is
-another one, with fewer MACs, ReLUs and parameters, and its run's `model.json` says which channels stay.
+Pruned weights and filters become zeros (`channels.magnitude`). Pruned channels are cut out (`channels.torch_pruning`):
+the network then has fewer MACs, ReLUs and parameters, and `model.json` in its run says which channels are left.
 """
 
 from __future__ import annotations
@@ -35,42 +35,44 @@ from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 
 METHODS = (*ZEROING, "channels")
-"""How to prune; the last one needs Torch-Pruning."""
+"""Names of the pruning methods; the last one needs Torch-Pruning."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `shoal prune` is asked for."""
+    """The options of `shoal prune`."""
 
     run: Path = field(metadata=ARGUMENT)
     """A run folder; its network may have one exit or several."""
     amount: tuple[float, ...] = (0.5, 0.7, 0.9)
-    """Fractions to prune, separated by commas; each makes a run of its own."""
+    """Fractions to prune, between 0 and 1, separated by commas; each gets its own run folder."""
     method: str = "weights"
-    """weights (the smallest of all layers), filters (the smallest of each convolution), or channels (the least
-    important of each group of layers, cut out by Torch-Pruning; needs shoal[prune])."""
+    """What to prune: weights (the smallest of all layers together), filters (the smallest of each convolution), or
+    channels (the least important of each group of layers; cut out by Torch-Pruning, needs shoal[prune])."""
     epochs: int = 10
     """Number of epochs of training after pruning."""
     rate: float = 0.01
-    """Initial learning rate; it falls to 0 along a cosine."""
+    """Initial learning rate; it falls to 0 by a cosine schedule."""
     data_dir: Path | None = None
-    """Where the data set is, in its published layout."""
+    """Folder with the data set in its published layout; the run's own if left out."""
 
     @property
     def schedule(self) -> Schedule:
-        """How a pruned network is trained."""
+        """The schedule of the training after pruning."""
         return Schedule(self.epochs, self.rate, kind="cosine")
 
     def config(self, origin: Config) -> Config:
-        """The settings that each amount's run records; `origin` is the pruned run's configuration."""
+        """The settings that the run of each amount records; `origin` is the configuration of the run to prune."""
         own = {"command": "prune", "source": self.run.resolve(), "method": self.method}
         return inherited(origin) | own | {"epochs": self.epochs, "rate": self.rate}
 
     def check(self) -> None:
-        """Raise ShoalError for amounts, methods and schedules that have no meaning, or without Torch-Pruning."""
+        """Raise ShoalError for invalid amounts, methods or schedules, and for channels without Torch-Pruning."""
         amounts = self.amount
         if not amounts or not all(0 < a < 1 for a in amounts) or len(set(amounts)) < len(amounts):
-            raise ShoalError(f"found amounts {list(amounts)}; need different parts between 0 and 1, such as 0.5,0.8")
+            raise ShoalError(
+                f"found amounts {list(amounts)}; need different fractions between 0 and 1, such as 0.5,0.8"
+            )
         if self.method not in METHODS:
             raise ShoalError(f"found method {self.method!r}; need one of {', '.join(METHODS)}; choose one")
         if self.epochs < 1 or not self.rate > 0:
@@ -81,7 +83,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A network to train on, its spec, and layers that Torch-Pruning could not cut."""
+    """A network to train further, its spec, and the layers that Torch-Pruning could not cut (`whole`)."""
 
     spec: Spec
     network: nn.Module
@@ -89,11 +91,10 @@ class Pruned:
 
 
 def prune_by_amounts(request: Request, shared: Shared) -> Pruning:
-    """Prune the network of a run by each amount, and train each result further as a run in OUT/amount-A.
+    """Prune the network of a run by each amount, and train each result further in a run folder OUT/amount-A.
 
-    All exits learn from the labels, with a rate that falls to 0 along a cosine. Writes `pruning.json` and
-    `pruning.png`. Raises ShoalError, before anything is written, for what has no meaning, without Torch-Pruning where
-    it is needed, and for a network whose channels cannot be cut.
+    All exits learn from the labels. Writes `pruning.json` and `pruning.png`. Raises ShoalError, before anything is
+    written, for invalid options, for channels without Torch-Pruning, and for a network whose channels cannot be cut.
     """
     request.check()
     shared.check("prune")
@@ -114,7 +115,7 @@ def prune_by_amounts(request: Request, shared: Shared) -> Pruning:
 
 
 def _train_all(job: Job, request: Request, source: Pruned, smaller: Mapping[float, Pruned]) -> list[PruneRow]:
-    """Train each pruned network in a run of its own; a row for the source and for each of them."""
+    """Train each pruned network in its own run folder; returns a row for the source and for each of them."""
     exits = len(evaluate(source.network, job.data, job.data.test.take([0]), job.settings))
     rows = [_row(0.0, source, job)]
     config = {name: value for name, value in job.config.items() if name != "amounts"}
@@ -145,12 +146,12 @@ def _train_on(smaller: Pruned, exits: int, schedule: Schedule, stages: Stages) -
 
 
 def _measuring(job: Job) -> Settings:
-    """Settings that measure a network: no time limit, nothing to resume."""
+    """Settings to evaluate a network: no time limit, nothing to resume."""
     return Settings(device=job.settings.device, precision=job.settings.precision)
 
 
 def _row(amount: float, of: Pruned, job: Job) -> PruneRow:
-    """What is left of the network and of each exit alone, and the accuracy of every exit on test images."""
+    """The size of the network and of each exit alone, and the accuracy of every exit on test images."""
     left, everything = weights_left(of.network)
     accuracy = evaluate(of.network.to(job.settings.device), job.data, job.data.test, _measuring(job))
     total = count(of.network, of.spec.shape)
@@ -168,7 +169,7 @@ def _row(amount: float, of: Pruned, job: Job) -> PruneRow:
 
 
 def _summarise(run: Run, job: Job, source: Pruned, smaller: Pruned) -> None:
-    """Write the `summary.json` of one amount, for shoal report: figures of the strongest classifier, with all exits."""
+    """Write the `summary.json` of one amount, for shoal report. Its figures are those of the strongest classifier."""
     baseline, reduced = (figures(side.network, job.data, side.spec, _measuring(job)) for side in (source, smaller))
     Summary(
         data=job.data.name, model=source.spec.base, seed=job.settings.seed, baseline=baseline, reduced=reduced

@@ -1,4 +1,4 @@
-"""The commands of private inference: compile an artifact, make certificates, prepare, and query."""
+"""The jobs of private inference: `shoal compile`, `certs`, `prepare` and `query`."""
 
 from __future__ import annotations
 
@@ -29,23 +29,27 @@ from shoal.storage.run import Run
 
 @dataclass(frozen=True)
 class Compilation:
-    """How `shoal compile` turns a run's network into an artifact."""
+    """The options of `shoal compile`."""
 
     data_dir: Path | None = None
-    """Folder of the data set in its published layout. Some training images calibrate the fixed-point numbers."""
+    """Folder with the data set in its published layout; the run's own if left out. Some training images calibrate the
+    fixed-point numbers."""
     fraction_bits: int | None = None
-    """Fraction bits of the fixed-point numbers; chosen from the calibration images if left out."""
+    """Number of fraction bits of the fixed-point numbers; chosen from the calibration images if left out."""
     teacher: bool = False
-    """Compile the network that the run started from instead of the reduced one."""
+    """Compile the run's teacher, the network before the reduction, instead of the reduced network."""
     max_failure: float = MAX_FAILURE
     """Highest probability that a local truncation fails in one inference. A lower value makes more truncations exact,
     and each of them may cost one more exchange."""
     ot_kind: str = OT_KINDS[0]
-    """Oblivious transfers that SPU uses: YACL_Ferret sends few bytes, YACL_Softspoken starts within a second."""
+    """Oblivious transfers of SPU: YACL_Ferret (sends fewer bytes) or YACL_Softspoken (starts within a second)."""
 
 
 def compile_run(folder: Path, out: Path, chosen: Compilation) -> dict[str, Any]:
-    """Compile a run's network and write its artifact to `out`; returns the artifact's figures and counts."""
+    """Compile a run's network and write the artifact to `out`; returns its figures and counts.
+
+    Raises ShoalError for a network that cannot run in private, and for missing data.
+    """
     run = Run(folder)
     _, network = load_network(run, "teacher" if chosen.teacher else "model")
     data = load_data(run.config(), chosen.data_dir)
@@ -58,14 +62,17 @@ def compile_run(folder: Path, out: Path, chosen: Compilation) -> dict[str, Any]:
 
 
 def certs(folder: Path, names: list[str], overwrite: bool) -> dict[str, Any]:
-    """Make test certificates for both parties."""
+    """Make test certificates in `folder` for parties with these host names or addresses.
+
+    Raises ShoalError when certificates are there and `overwrite` is false.
+    """
     make_certificates(folder, tuple(names), overwrite=overwrite)
     return {"ca": str(folder / "ca.pem"), "names": ", ".join(names), "folder": str(folder)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificates:
-    """The PEM files of one party, as its commands take them: all three, or none."""
+    """The PEM files of one party as options of its commands: all three, or none."""
 
     cert: Path | None = None
     """This party's certificate (PEM file). Needed with --key and --ca, unless --insecure."""
@@ -75,7 +82,7 @@ class Certificates:
     """Certificate of the authority that signed the other party's certificate (PEM file)."""
 
     def tls(self) -> TLS | None:
-        """The three files together, None without any. Raises ShoalError for only some of them."""
+        """The three files for TLS, or None if none is given. Raises ShoalError for only one or two of them."""
         if self.cert is None and self.key is None and self.ca is None:
             return None
         if self.cert is None or self.key is None or self.ca is None:
@@ -93,29 +100,32 @@ class Connection(Certificates):
     """host:port of the server."""
 
     def client(self, artifact: Path, options: ClientOptions) -> Client:
-        """A Client of `artifact`, not open yet."""
+        """A `Client` of `artifact` that is not open yet."""
         return Client(artifact, self.connect, self.tls(), options)
 
 
 def with_pool_wait(options: ClientOptions) -> ClientOptions:
-    """The same options for a command, which waits for a pool in use as long as for the server."""
+    """The options for a command: it waits for a pool that is in use as long as for the server."""
     return replace(options, pool_wait_s=options.timeout_s)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """Which items `shoal prepare` makes."""
+    """Options of `shoal prepare`: how many items it makes."""
 
     count: int = 1
-    """Prepared items to make. Each serves one image, once."""
+    """Number of prepared items to make. One item serves one query of one image."""
     batch: int = 1
-    """Items to make together. Larger batches are faster for each item and take more memory."""
+    """Number of items to make together. Larger batches take less time for each item and more memory."""
     keep: int | None = None
     """Keep running, and make items whenever fewer than this many are ready, until SIGTERM or Ctrl-C."""
 
 
 def prepare(artifact: Path, wanted: Preparation, connection: Connection, options: ClientOptions) -> dict[str, Any]:
-    """Make `wanted.count` items with the server; returns seconds and bytes by kind of product, and the pool's size."""
+    """Make `wanted.count` items with the server; returns seconds and bytes by kind of product, and the pool's size.
+
+    Raises ShoalError for less than one item, and when the server cannot be reached or fails.
+    """
     if wanted.count < 1 or wanted.batch < 1:
         raise ShoalError(f"found {wanted.count} items in batches of {wanted.batch}; need 1 or more of each")
     client = connection.client(artifact, with_pool_wait(options))
@@ -130,7 +140,7 @@ def prepare(artifact: Path, wanted: Preparation, connection: Connection, options
 
 @dataclass(frozen=True)
 class Query:
-    """What `shoal query` asks."""
+    """Options of `shoal query`: the images, and how to classify them."""
 
     images: tuple[Path, ...] = field(metadata={"cli": "argument"})
     """Image files (PNG or JPEG). Images are never resized; they must match the model's input size."""
@@ -145,7 +155,10 @@ class Query:
 
 
 def query(artifact: Path, asked: Query, connection: Connection, options: ClientOptions) -> dict[str, Any]:
-    """Classify image files privately; with `asked.top_up` make missing items first."""
+    """Classify image files privately; with `asked.top_up` make missing items first.
+
+    Raises ShoalError for unreadable or unfit images, missing items, and when the server cannot be reached or fails.
+    """
     program = Program.load(artifact)
     x = np.stack([read_image(path, program.input_shape) for path in asked.images])
     mean, std = (np.asarray(program.preprocessing[k], np.float32)[:, None, None] for k in ("mean", "std"))
@@ -182,7 +195,7 @@ def _row(path: Path, logits: np.ndarray, taken: int, names: list[str] | None) ->
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels [C, H, W] in 0..255 as float32. Raises ShoalError unless the file is an image of `shape`."""
+    """The pixels of an image file, float32 [C, H, W] in 0..255. Raises ShoalError unless its shape is `shape`."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"), np.float32)
@@ -198,7 +211,7 @@ def query_table(body: dict[str, Any]) -> Grid:
     """A table of the images with their classes, and the cost of the queries in its title."""
     spent = f"{units.seconds(body['online_s'])} s, {units.megabytes(body['bytes'])} MB"
     sent = f"{units.count(body['messages'])} messages"
-    if body["latencies"]:  # not known in direct mode
+    if body["latencies"]:  # unknown in direct mode
         sent += f", {units.count(body['latencies'])} one-way latencies"
     title = f"{body['mode']}: set-up {units.seconds(body['setup_s'])} s; all queries {spent}, {sent}"
     rows = [[row["image"], str(row["class"]), f"{max(row['logits']):.4f}"] for row in body["results"]]

@@ -1,4 +1,4 @@
-"""What `shoal reduce` does: reduce a trained network to a ReLU budget, in the three stages of the paper."""
+"""The job of `shoal reduce` with recipe shallow: reduce a trained network to a ReLU budget in three stages."""
 
 from __future__ import annotations
 
@@ -34,35 +34,38 @@ from shoal.storage.summary import Accounting, Figures, Summary
 
 @dataclass(frozen=True)
 class Request:
-    """What `shoal reduce` is asked for, besides the shallow recipe's own choices."""
+    """The options of `shoal reduce`, without those in `shallow.Choices`."""
 
     teacher: Path = field(metadata=ARGUMENT)
-    """A run folder of shoal train."""
+    """The trained network to reduce: a run folder of shoal train."""
     plan: Path | None = None
-    """A file of shoal plan, which decides budget, replaced blocks and classifier."""
+    """A plan file of shoal plan --out. It decides the budget, the blocks to replace and the classifier to deploy. Give
+    this or --budget."""
     recipe: str = "shallow"
-    """shallow: Making Models Shallow Again. deepreduce: the grid of designs of DeepReDuce."""
+    """Method: shallow (Making Models Shallow Again) or deepreduce (the grid of designs of DeepReDuce)."""
     designs: str | None = None
-    """deepreduce: train only these designs, by place in the grid or by name, such as 1-5,8,S2RT+S3-a0.5-r0.5."""
+    """With --recipe deepreduce: train only these designs, by their places in the grid, counted from 1, or by name, such
+    as 1-5,8,S2RT+S3-a0.5-r0.5; all if left out."""
     preset: str = "quick"
-    """Schedules and losses: quick, paper or reference-code; with --recipe deepreduce quick, paper or paper-cifar10."""
+    """Preset of schedules and losses: quick, paper or reference-code; with --recipe deepreduce: quick, paper or
+    paper-cifar10."""
     sensitivity: Path | None = None
-    """A JSON file {site: sensitivity}, instead of measuring it in stage 1."""
+    """JSON file {site: sensitivity} to use instead of stage 1; sites with a higher sensitivity keep more ReLUs."""
     masks_from: Path | None = None
-    """Take the masks of another run of shoal reduce with the same teacher and budget, and only fine-tune."""
+    """A run folder of shoal reduce with the same teacher and budget: use its masks, and only fine-tune."""
     data_dir: Path | None = None
-    """Where the data set is, in its published layout."""
+    """Folder with the data set in its published layout; the teacher's own if left out."""
     epochs: str | None = None
-    """Numbers of epochs instead of the preset's: sensitivity,mask,finetune; with --recipe deepreduce
-    criticality,design."""
+    """Numbers of epochs of the stages sensitivity,mask,finetune, such as 2,6,16; with --recipe deepreduce of
+    criticality,design, such as 4,8. The preset's if left out."""
 
     def config(self, origin: Config) -> Config:
-        """The settings that a run records; `origin` is the teacher's configuration."""
+        """The settings that the run records; `origin` is the configuration of the teacher's run."""
         own = {"command": "reduce", "preset": self.preset, "epochs": self.epochs, "teacher": self.teacher}
         return inherited(origin) | {f"teacher_{name}": origin.get(name) for name in ("preset", "epochs")} | own
 
     def check_sources(self, budget: int | None) -> None:
-        """Raise ShoalError unless the shallow recipe has one source for its budget, and no options of another one."""
+        """Raise ShoalError unless the recipe is shallow, with either a budget or a plan, and without designs."""
         if self.recipe != "shallow":
             raise ShoalError(f"found recipe {self.recipe!r}; need 'shallow' or 'deepreduce'; choose one")
         if (budget is None) == (self.plan is None):
@@ -73,7 +76,7 @@ class Request:
             raise ShoalError("found designs for recipe shallow; need --recipe deepreduce for them; or leave them out")
 
     def schedules(self) -> shallow.Preset:
-        """The preset with its numbers of epochs. Raises ShoalError for an unknown one, or for other numbers."""
+        """The preset with the chosen numbers of epochs. Raises ShoalError for an unknown preset or invalid numbers."""
         preset, names = preset_of(self.preset, shallow.PRESETS)(), ("sensitivity", "mask", "finetune")
         if self.epochs is None:
             return preset
@@ -87,10 +90,10 @@ class Request:
 
 
 def reduce(request: Request, choices: shallow.Choices, shared: Shared) -> Summary:
-    """Reduce the network of a teacher's run into a run folder of its own.
+    """Reduce the network of a teacher's run into a new run folder.
 
-    A plan decides some of the choices. With `masks_from`, the masks of another reduction are taken, and only the
-    fine-tuning is done. Raises ShoalError, before anything is written, for what cannot be done.
+    A plan replaces some of the choices. With `masks_from`, the masks of another reduction are used, and only
+    fine-tuning is done. Raises ShoalError, before anything is written, for impossible options.
     """
     request.check_sources(choices.budget)
     shared.check("reduce")
@@ -129,7 +132,7 @@ def _options(request: Request, choices: shallow.Choices, plan: Plan | None) -> s
 
 
 def _begin(prepared: Prepared, request: Request, epochs: int) -> Job:
-    """Begin the run, with the masks of another one where these are asked for and not here yet."""
+    """Begin the run; with `masks_from`, first copy the other run's masks unless they have been copied already."""
     shared = prepared.shared
     if request.masks_from is None or (shared.resume and has_masks(Run(shared.out))):
         return prepared.begin()
@@ -137,12 +140,12 @@ def _begin(prepared: Prepared, request: Request, epochs: int) -> Job:
     check_masks(as_json(shared.recorded(prepared.config)), earlier, epochs)
     job = prepared.begin()
     take_masks(job.run, earlier)
-    # The copied checkpoints are resumed from.
+    # Stages 1 and 2 resume from the copied checkpoints, which are complete.
     return replace(job, settings=replace(job.settings, resume=True))
 
 
 def fit_stages(job: Job, spec: Spec, teacher: nn.Module, options: shallow.Options, preset: shallow.Preset) -> Summary:
-    """Run the recipe's three stages and save the network, its figures and its plots in the job's run."""
+    """Run the recipe's three stages, and save the network, its figures and its plots in the job's run folder."""
     epochs = {name: getattr(preset, name).epochs for name in ("sensitivity", "mask", "finetune")}
     with job.training(epochs) as stages:
         result = shallow.reduce(spec, teacher, options, preset, stages)
@@ -162,7 +165,7 @@ def fit_stages(job: Job, spec: Spec, teacher: nn.Module, options: shallow.Option
 
 
 def _reduced(job: Job, result: shallow.Result, teacher: nn.Module) -> Figures:
-    """Figures of the reduced network, with its replaced blocks."""
+    """Figures of the reduced network, its replaced blocks, and their MACs by both ways of counting."""
     found = job.figures(result.model, result.spec)
     found["replaced_blocks"] = list(result.spec.branches)
     honest, paper = gated_macs(teacher, result.spec.shape, result.spec.branches)

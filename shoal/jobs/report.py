@@ -1,4 +1,4 @@
-"""What `shoal report` does: compare runs in one table, and as CSV, a page or a plot."""
+"""The job of `shoal report`: compare runs in a table, a CSV file, an HTML page or a plot."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from shoal.storage.run import Run
 
 @dataclass(frozen=True)
 class Asked:
-    """The files that a report writes, and what its forecasts are for."""
+    """The options of `shoal report`: files to write, and the link and machine of forecasts."""
 
     csv: Path | None = None
-    """Also write the rows as CSV."""
+    """Also write the figures of all runs to this CSV file."""
     html: Path | None = None
-    """Also write a self-contained page with all charts."""
+    """Also write an HTML page with all charts to this file."""
     png: Path | None = None
-    """Also draw accuracy against ReLUs, with the Pareto front."""
+    """Also draw accuracy against ReLUs, with the Pareto front, to this PNG file."""
     network: str | None = field(default=None, metadata=LINK)
-    """Forecast online seconds over none, lan or wan; the page uses none unless given."""
+    """Add forecasts of the online seconds over this link: none, lan or wan. If left out, only --html has them, over
+    none."""
     machine: Path | None = None
-    """Constants for forecasts, from shoal calibrate."""
+    """Constants for forecasts, a JSON file from shoal calibrate; those of two shared cores if left out."""
 
 
 Row = Mapping[str, Any]
@@ -44,9 +45,9 @@ Row = Mapping[str, Any]
 
 
 def report(folders: list[Path], asked: Asked) -> list[Row]:
-    """Flat rows of every run with a summary; draws each run's curves and writes what is asked for.
+    """Return a flat row for each run that has a summary; draws each run's curves and writes the chosen files.
 
-    Raises ShoalError when no folder has a summary, on foreign files, and for an unknown network or a foreign machine.
+    Raises ShoalError when no folder has a summary, for files that shoal did not write, and for an unknown link.
     """
     network = "none" if asked.network is None else asked.network
     check_network_name(network)
@@ -69,7 +70,7 @@ def report(folders: list[Path], asked: Asked) -> list[Row]:
 
 
 def _records(folders: list[Path]) -> list[Record]:
-    """The finished runs among `folders`; the others are named on standard error."""
+    """The finished runs among `folders`; prints the names of the others on standard error."""
     found = {folder: read(folder) for folder in folders}
     records = [record for record in found.values() if record is not None]
     if not records:
@@ -90,11 +91,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("reduced.online_forecast_s", "forecast online, s", units.seconds),
     ("reduced.waits", "one-way latencies", units.count),
 )
-"""(key of a flat row, or `gain`: points of accuracy over the baseline; heading; how it is shown)."""
+"""Columns as (key of a flat row, heading, formatter). `gain` is accuracy minus that of the baseline, in points."""
 
 
 def report_table(rows: list[Row]) -> Grid:
-    """Runs down, figures of the reduced networks across; figures that no run has are left out."""
+    """A table with a row for each run, and a column for each figure that at least one run has."""
     sets = {row["data"] for row in rows}
     rows = [{**row, "gain": row["reduced.accuracy"] - row["baseline.accuracy"]} for row in rows]
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]

@@ -1,4 +1,4 @@
-"""What `shoal self-distill` does: train a network with several classifiers, and save each as a run."""
+"""The job of `shoal self-distill`: train a network with several classifiers, and save each as a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ from shoal.storage.summary import Summary
 
 @dataclass(frozen=True)
 class Request(NewNetwork):
-    """What `shoal self-distill` begins with: a run, whose weights, data and seed it takes, or a new network."""
+    """The options of `shoal self-distill`, which starts from a run (its weights, data and seed) or from new weights."""
 
     model: str = field(metadata=ARGUMENT)
-    """A network of the zoo, package.module:callable, or a run folder of shoal train."""
+    """A built-in network such as resnet18, package.module:callable that returns an nn.Module, or a run folder of shoal
+    train."""
     data: str | None = field(default=None)  # type: ignore[assignment]  # a run has its own
-    """A data set, as for shoal train; a run folder has its own."""
+    """The data set, as for shoal train. Leave it out for a run folder, which has its own."""
+    data_dir: Path | None = None
+    """Folder with the data set in its published layout. If left out: for a run folder its own, and otherwise .data or
+    /usr/share/datasets."""
     preset: str = field(default="quick", metadata={"values": self_distill.PRESETS})
-    """Training schedule and loss."""
+    """Preset of training schedule and loss."""
     teacher: Path | None = None
-    """For --beside kd or at: a run of shoal train on the same data with the same seed."""
+    """For --beside kd or at: the teacher, a run folder of shoal train with the same data, limit and seed."""
 
     @property
     def is_run(self) -> bool:
@@ -41,7 +45,7 @@ class Request(NewNetwork):
         return Run(self.model).has("config.json")
 
     def config(self) -> Config:
-        """The settings that the run records. Raises ShoalError for options that do not go together."""
+        """The settings that the run records. Raises ShoalError for options that contradict each other."""
         own = {"command": "self-distill", "preset": self.preset, "epochs": self.epochs, "teacher": self.teacher}
         if self.is_run:
             self._check_run()
@@ -53,7 +57,7 @@ class Request(NewNetwork):
         }
 
     def _check_run(self) -> None:
-        """Raise ShoalError for an option that a run decides already."""
+        """Raise ShoalError for an option that the given run decides."""
         usual, names = Request(self.model), ("data", "width", "resolution", "limit", "replaced", "seed")
         odd = [name for name in names if getattr(self, name) != getattr(usual, name)]
         if odd:
@@ -61,21 +65,21 @@ class Request(NewNetwork):
             raise ShoalError(f"found --{name} with the run {self.model}; need what that run has; leave it out")
 
     def network(self, data: Dataset) -> tuple[Spec, nn.Module | None]:
-        """The plain network's spec, and the weights to begin with."""
+        """The plain network's spec, and the run's network to start from, or None for new weights."""
         return load_network(Run(self.model)) if self.is_run else (self.spec(data), None)
 
     def schedules(self) -> self_distill.Preset:
-        """The preset with its number of epochs. Raises ShoalError for an unknown one."""
+        """The preset with the chosen number of epochs. Raises ShoalError for an unknown preset."""
         preset = preset_of(self.preset, self_distill.PRESETS)()
         schedule = longer(preset.schedule, self.epochs)
         return replace(preset, schedule=schedule, release=min(preset.release, schedule.epochs - 1))
 
 
 def distill(request: Request, options: self_distill.Options, shared: Shared) -> Summary:
-    """Train a network with several classifiers, and the plain one beside it, into a run folder.
+    """Train a network with several classifiers, and the plain network as the baseline, into a run folder.
 
-    The run's own network has all classifiers; each alone is a run in `exits/1`, `exits/2`, ..., weak to strong. Raises
-    ShoalError, before anything is written, for what cannot be trained.
+    The run's network has all classifiers. Each classifier alone is a run in `exits/1`, `exits/2`, ..., from weak to
+    strong. Raises ShoalError, before anything is written, for impossible options or networks.
     """
     shared.check("self-distill")
     preset, config = request.schedules(), request.config()
@@ -95,15 +99,15 @@ def distill(request: Request, options: self_distill.Options, shared: Shared) -> 
 
 
 def _teacher(folder: Path | None, config: Config, device: str) -> nn.Module | None:
-    """The trained network in `folder`. Raises ShoalError unless it saw the same images."""
+    """The trained network in `folder`. Raises ShoalError unless it was trained on the same images."""
     if folder is None:
         return None
     _, network, origin = teacher_of(folder)
     for name in ("data", "limit", "seed"):
         if origin.get(name) != config.get(name):
             raise ShoalError(
-                f"found --{name} {config.get(name)} and a teacher of {name} {origin.get(name)}; need the same, for the "
-                "validation split to be the same; train a teacher on it"
+                f"found --{name} {config.get(name)} and a teacher of {name} {origin.get(name)}; need the same, so that "
+                "the validation split is the same; train a teacher with it"
             )
     return network.to(device)
 

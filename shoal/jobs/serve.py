@@ -1,4 +1,4 @@
-"""The commands that keep running, `serve` and `prepare --keep`: signals, logs, figures, and an orderly end."""
+"""The jobs of `shoal serve` and `shoal prepare --keep`, which run until they are stopped: signals, logs and figures."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ CONNECT_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Operation:
-    """How a server process runs and what it reports."""
+    """Options of `shoal serve`: how the process runs, and what it reports."""
 
     threads: int | None = None
-    """CPU threads for the server's own arithmetic in prepared queries; half of the cores if left out."""
+    """Number of CPU threads for the server's arithmetic in prepared queries; half of the cores if left out."""
     sessions: int | None = None
     """Stop after this many client sessions; run until stopped if left out."""
     grace_s: float = field(default=5.0, metadata={"cli": "--grace"})
     """Seconds that queries in progress may take to finish after SIGTERM or Ctrl-C. A second signal stops at once."""
     metrics: Path | None = None
-    """File to write the server's figures to, as JSON, every 5 seconds."""
+    """JSON file to which the server writes its figures every 5 seconds."""
     metrics_port: int | None = None
-    """Port for Prometheus: figures are at http://127.0.0.1:PORT/metrics. 0 takes a free port."""
+    """Port for Prometheus; the figures are at http://127.0.0.1:PORT/metrics. 0 takes a free port."""
     ready_file: Path | None = None
-    """File to write the server's host:port to once it listens."""
+    """File to which the server writes its host:port as soon as it listens."""
     json: bool = False
-    """Log as JSON, one object a line."""
+    """Write the log as JSON, one object on each line."""
 
 
 def share_cores(threads: int | None = None) -> None:
-    """Let torch compute with `threads` CPU threads in this process; half of the cores if None.
+    """Set the number of CPU threads that torch uses in this process; half of the cores if None.
 
     Threads that wait for the next product keep a core busy. With one thread for each core they would slow down other
     sessions and a client on the same machine. Raises ShoalError for less than 1.
@@ -66,10 +66,13 @@ def share_cores(threads: int | None = None) -> None:
 
 
 def serve(artifact: Path, listen: str, tls: TLS | None, options: ServerOptions, operation: Operation) -> None:
-    """Serve sessions until SIGTERM or Ctrl-C, then let queries in progress finish and stop."""
+    """Serve sessions until SIGTERM or Ctrl-C, then let queries in progress finish, and stop.
+
+    Raises ShoalError for a wrong artifact, unusable TLS files, and an address that cannot be used.
+    """
     share_cores(operation.threads)
     server = Server(artifact, listen, tls, replace(options, nice=BACKGROUND))
-    # The server ends first, so that the last figures are those of its end.
+    # The server ends before the monitor, so that the last figures include its end.
     with Monitor(server.metrics.snapshot, operation.metrics, operation.metrics_port) as monitor, server:
         log_to_standard_error(operation.json)
         with _ending(server.stop, operation.grace_s):
@@ -84,7 +87,7 @@ def serve(artifact: Path, listen: str, tls: TLS | None, options: ServerOptions, 
 
 @contextlib.contextmanager
 def _ending(stop: Callable[[float], None], grace_s: float) -> Iterator[None]:
-    """The first signal stops with grace, the second at once; a third one kills the process."""
+    """On the first signal, stop after at most `grace_s` seconds; on the second, at once; a third kills the process."""
     out, into = os.pipe()
     count = 0
 
@@ -116,10 +119,10 @@ def _ending(stop: Callable[[float], None], grace_s: float) -> Iterator[None]:
 
 
 def keep(artifact: Path, items: int, batch: int, connection: Connection, options: ClientOptions, as_json: bool) -> None:
-    """Keep `items` ready until SIGTERM or Ctrl-C: makes what is missing, `batch` at a time.
+    """Keep `items` prepared items ready until SIGTERM or Ctrl-C: make missing ones, `batch` at a time.
 
-    Between batches it releases the pool if another process waits for it. Raises ShoalError at once for faults that
-    time does not cure (a wrong artifact, unusable TLS files); later failures are logged and tried again.
+    Between batches the pool is released if another process waits for it. Raises ShoalError at once for permanent
+    errors (a wrong artifact, unusable TLS files); after later errors, which are logged, it tries again.
     """
     if not 1 <= items <= MOST_ITEMS or batch < 1:
         raise ShoalError(f"found {items} items to keep in batches of {batch}; need 1 to {MOST_ITEMS} and 1 or more")
@@ -153,7 +156,7 @@ def _top_up(client: Client, items: int, batch: int) -> None:
 
 @contextlib.contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM works like Ctrl-C: an unfinished batch is dropped, and finished items stay."""
+    """Treat SIGTERM like Ctrl-C: an unfinished batch is dropped, and finished items stay."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

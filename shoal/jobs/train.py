@@ -1,4 +1,4 @@
-"""What `shoal train` does: train a network with all of its ReLUs."""
+"""The job of `shoal train`: train a network with all of its ReLUs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from shoal.training.loop import world
 
 @dataclass(frozen=True)
 class Request(NewNetwork):
-    """What `shoal train` is asked for."""
+    """The options of `shoal train`."""
 
     preset: str = "quick"
-    """Training schedule: quick, paper or reference-code. For a teacher of --recipe deepreduce: deepreduce-paper or
-    deepreduce-paper-cifar10."""
+    """Preset of the training schedule: quick, paper or reference-code; deepreduce-paper or deepreduce-paper-cifar10 for
+    a teacher of shoal reduce --recipe deepreduce."""
 
     def config(self) -> Config:
         """The settings that the run records."""
@@ -37,7 +37,11 @@ class Trained(Figures):
 
 
 def train(request: Request, shared: Shared) -> Trained:
-    """Train an all-ReLU network into a run folder. Raises ShoalError before anything is written."""
+    """Train an all-ReLU network into a run folder.
+
+    Raises ShoalError, before anything is written, for invalid options, networks or data; StoppedError when the time is
+    up.
+    """
     shared.check()
     schedule = longer(preset_of(request.preset, _teachers())().teacher, request.epochs)
     prepared = prepare(request.config(), request.data_dir, shared)
@@ -53,6 +57,6 @@ def train(request: Request, shared: Shared) -> Trained:
 
 
 def _teachers() -> dict[str, Callable[[], shallow.Preset | deepreduce.Preset]]:
-    """The presets that have a schedule for teachers; those of deepreduce begin with ``deepreduce-``."""
+    """The presets that have a schedule for teachers; names of DeepReDuce's start with ``deepreduce-``."""
     others = {f"deepreduce-{name}": make for name, make in deepreduce.PRESETS.items() if name != "quick"}
     return {**shallow.PRESETS, **others}

@@ -1,8 +1,8 @@
 """A job that trains: one call of train, reduce, self-distill, inplace, distill or prune, which fills a run folder.
 
-All of them go the same way. `prepare` loads the data, and the job checks its network and options, before anything is
-written. `Prepared.begin` makes the run folder with config.json. `Job.training` shows progress and gives the stages that
-the recipe trains in. `Job.finish` writes summary.json and curves.png. A job's own module says what is its own: options,
+All of them have the same steps. `prepare` loads the data, and the job checks its network and options, before anything
+is written. `Prepared.begin` makes the run folder with config.json. `Job.training` shows progress and yields the stages
+in which the recipe trains. `Job.finish` writes summary.json and curves.png. The job's own module has its options,
 checks, recipe and figures.
 """
 
@@ -33,7 +33,7 @@ from shoal.training.settings import Settings
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job whose data are loaded and whose run folder does not exist yet."""
+    """A job with loaded data and no run folder yet."""
 
     config: Config
     data: Dataset
@@ -41,11 +41,11 @@ class Prepared:
     shared: Shared
 
     def fingerprinted(self, plan: Path | None = None, **networks: nn.Module | None) -> Prepared:
-        """The same with fingerprints of data, plan and networks in its configuration (see `began`)."""
+        """The same job with fingerprints of data, plan and networks in its configuration (see `began`)."""
         return replace(self, config=began(self.config, self.data, self.data_dir, plan=plan, **networks))
 
     def begin(self) -> Job:
-        """Make the run folder, or resume it; under torchrun the first process does, and the others wait for it.
+        """Make the run folder, or resume it. Under torchrun only the first process does so; the others wait for it.
 
         Raises ShoalError as `Run.create` does.
         """
@@ -59,7 +59,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that has its run folder."""
+    """A job with its run folder."""
 
     run: Run
     data: Dataset
@@ -69,16 +69,16 @@ class Job:
 
     @contextmanager
     def training(self, epochs: Mapping[str, int], other: int = 1) -> Iterator[Stages]:
-        """Stages to train in, with a progress bar each; those not named in `epochs` have `other` epochs."""
+        """Yield the stages to train in, with a progress bar each. A stage not named in `epochs` has `other` epochs."""
         with bars(dict(epochs), other) as shown:
             yield Stages(self.data, self.settings, self.run, shown.listen, self.tensorboard)
 
     def figures(self, model: nn.Module, spec: Spec) -> Figures:
-        """Test accuracy and counts of one network."""
+        """Test accuracy in percent, and counts, of one network."""
         return figures(model, self.data, spec, self.settings)
 
     def part(self, place: str, spec: Spec, model: nn.Module) -> Figures:
-        """Save a part of the network as a run of its own below this one, for shoal evaluate and compile."""
+        """Save one classifier or width of the network as a run folder `place` in this run; returns its figures."""
         save_network(self.run.below(place), spec, model)
         return self.figures(model, spec)
 
@@ -94,6 +94,9 @@ class Job:
 
 
 def prepare(config: Config, data_dir: Path | None, shared: Shared) -> Prepared:
-    """Load the data set of a configuration, from `data_dir` if it is given. Raises ShoalError; writes nothing."""
+    """Load the data set of a configuration, from `data_dir` if given; writes nothing.
+
+    Raises ShoalError for missing data and invalid settings.
+    """
     shared.settings(config["seed"])  # raises
     return Prepared(config, load_data(config, data_dir, shared.device), data_dir, shared)

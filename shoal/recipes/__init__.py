@@ -1,1 +1,1 @@
-"""One package or file a paper: the whole way from a network to a better one."""
+"""Recipes: for each paper, a file or package that runs its whole method on a network."""

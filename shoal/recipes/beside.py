@@ -1,4 +1,4 @@
-"""Self-distillation together with another teacher: a trained one (KD, AT), or a second such network (DML)."""
+"""Self-distillation with an additional teacher: a trained network (KD, AT), or a second network with exits (DML)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from shoal.training.objective import Term
 
 BESIDE = {
     "kd": "softened logits of a trained network",
-    "at": "its attention maps",
-    "dml": "a second network that learns alike",
+    "at": "attention maps of a trained network",
+    "dml": "a second network with shallow classifiers, trained at the same time",
 }
-"""What else teaches the final classifier, or the stages, of a network that teaches its shallow ones."""
+"""The additional teachers by name. `kd` and `dml` teach the final classifier, `at` teaches the ends of the stages."""
 
 Make = Callable[[], tuple[nn.Module, tuple[Term, ...]]]
-"""A network with shallow classifiers, of new weights, and the terms by which it teaches them."""
+"""Makes a network with shallow classifiers and new weights, and the loss terms of its self-distillation."""
 
 
 def check(by: str | None, teacher: nn.Module | None) -> None:
-    """Raise ShoalError for an unknown way, and for one without its teacher or with a teacher that has no use."""
+    """Raise ShoalError for an unknown name, for kd or at without a teacher, and for a teacher that is not used."""
     if by is not None and by not in BESIDE:
         raise ShoalError(f"found teacher beside {by!r}; need one of {', '.join(BESIDE)}; choose one")
     if (by in ("kd", "at")) != (teacher is not None):
@@ -41,10 +41,11 @@ def check(by: str | None, teacher: nn.Module | None) -> None:
 
 
 def lesson(by: str | None, make: Make, plain: nn.Module, teacher: nn.Module | None, shape: tuple[int, ...]) -> Lesson:
-    """What `make` gives, taught by `by` as well; constants are those of `shoal distill`.
+    """The lesson of the network and terms that `make` returns, with the additional teacher `by` (None: no other).
 
-    `plain` is the network without its shallow classifiers, whose stages end where the student's do. Raises ShoalError
-    (AT) for a teacher with another number of stages.
+    Loss weights and temperatures are those of `shoal distill`. `shape` is the shape [C, H, W] of an image. `plain` is
+    the student without its shallow classifiers; it tells where the student's stages end. Raises ShoalError when `by` is
+    "at" and the teacher has another number of stages.
     """
     model, terms = make()
     if by == "kd":
@@ -59,7 +60,7 @@ def lesson(by: str | None, make: Make, plain: nn.Module, teacher: nn.Module | No
 
 
 def _mutual(model: nn.Module, terms: tuple[Term, ...], make: Make) -> Lesson:
-    """Two networks, each taught by its own terms and, its final classifier, by the other's."""
+    """Two networks: each learns by its own terms, and its final classifier also from the other's final classifier."""
     other, others = make()
     count = count_exits(model)
     both = [_of(term, i * count, count, f"networks.{i}.") for i, own in enumerate((terms, others)) for term in own]
@@ -73,7 +74,7 @@ def _first(model: nn.Module) -> nn.Module:
 
 
 def _of(term: Term, first: int, count: int, prefix: str) -> Term:
-    """The same term for one network among peers: its classifiers from `first` on, its taps behind `prefix`."""
+    """`term` for one of several peer networks: `count` classifiers from number `first`, tap names after `prefix`."""
 
     def loss(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         taps = {name.removeprefix(prefix): value for name, value in student.taps.items() if name.startswith(prefix)}

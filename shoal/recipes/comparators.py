@@ -1,7 +1,7 @@
-"""Methods that OSAKD and self-distillation are compared with, offline and online, in one table.
+"""The methods that OSAKD and self-distillation are compared with, offline and online, in one table.
 
-Constants are those of RepDistiller and mdistiller (KD to RKD), of the overhaul's, ONE's and FFL's authors, and of DML's
-paper; docs/papers/osakd.md lists them with what differs.
+Schedules and loss weights come from RepDistiller and mdistiller (KD to RKD), from the public code of the overhaul, ONE
+and FFL, and from the DML paper; docs/papers/osakd.md lists them and the differences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ONLINE = Schedule(online.PUBLISHED, 0.1, (150, 225), batch_size=128, weight_deca
 
 @dataclass(frozen=True)
 class Method:
-    """How a method teaches, its published schedule, and what it needs: a teacher, an assistant, or branches."""
+    """A method: how to build its lesson, its published schedule, and whether it needs a teacher or an assistant."""
 
     summary: str
     lesson: Callable[[Problem, Options], Lesson]
@@ -37,36 +37,39 @@ class Method:
     teacher: bool = False
     assistant: bool = False
     branches: int = 0
-    """Networks or branches that teach each other unless told otherwise; 0 for an offline method."""
+    """Default number of networks or branches that teach each other; 0 for an offline method."""
 
 
 _offline = partial(Method, schedule=REPDISTILLER, teacher=True)
 
 METHODS: dict[str, Method] = {
-    "kd": _offline("softened logits of a teacher (Hinton et al.)", offline.hinton),
-    "fitnet": _offline("a hint layer through a regressor (FitNets)", offline.hint_layer),
-    "at": _offline("attention maps of every stage (attention transfer)", offline.attention_maps),
-    "spkd": _offline("similarities between samples (SPKD)", offline.similarities),
-    "rkd": _offline("distances and angles between embeddings (RKD)", offline.relational),
+    "kd": _offline("a teacher's softened logits (Hinton et al.)", offline.hinton),
+    "fitnet": _offline("a teacher's hint layer, through a regressor (FitNets)", offline.hint_layer),
+    "at": _offline("a teacher's attention maps at every stage (attention transfer)", offline.attention_maps),
+    "spkd": _offline("similarities between samples in a teacher's maps (SPKD)", offline.similarities),
+    "rkd": _offline("distances and angles between a teacher's embeddings (RKD)", offline.relational),
     "overhaul": Method(
-        "maps before the ReLUs, with margins (overhaul)", offline.before_relu, OVERHAUL, teacher=True
+        "a teacher's maps before the ReLUs, with margins (overhaul)", offline.before_relu, OVERHAUL, teacher=True
     ),
-    "takd": _offline("a teacher assistant between teacher and student (TAKD)", offline.assistant, assistant=True),
-    "dml": Method("networks side by side (deep mutual learning)", online.mutual, DML, branches=2),
-    "one": Method("branches and their gated ensemble (ONE)", online.gated_branches, ONLINE, branches=3),
-    "ffl": Method("branches and their fused features (FFL-S)", online.fused_branches, ONLINE, branches=2),
+    "takd": _offline("an assistant that a teacher has trained (TAKD)", offline.assistant, assistant=True),
+    "dml": Method("other networks, trained at the same time (deep mutual learning)", online.mutual, DML, branches=2),
+    "one": Method("the gated ensemble of several branches (ONE)", online.gated_branches, ONLINE, branches=3),
+    "ffl": Method("the fused features of several branches (FFL-S)", online.fused_branches, ONLINE, branches=2),
 }  # fmt: skip
 
 
 def method(name: str) -> Method:
-    """The method by its name. Raises ShoalError for an unknown one."""
+    """The method of this name. Raises ShoalError for an unknown name."""
     if name not in METHODS:
         raise ShoalError(f"found method {name!r}; need one of {', '.join(METHODS)}; choose one")
     return METHODS[name]
 
 
 def teach(name: str, options: Options) -> Teach:
-    """The method's lesson with these options. Raises ShoalError as `method` and `check_options` do."""
+    """A function that builds the lesson of the method `name` with these options.
+
+    Raises ShoalError for an unknown name; the function raises ShoalError as `check_options` does.
+    """
     found = method(name)
 
     def lesson(problem: Problem) -> Lesson:
@@ -78,7 +81,7 @@ def teach(name: str, options: Options) -> Teach:
 
 
 def check_options(name: str, options: Options, spec: Spec) -> None:
-    """Raise ShoalError for options that the method lacks or that it has no use for, and for an unfit teacher."""
+    """Raise ShoalError for missing or unused options, and for a teacher or assistant for other data."""
     found = method(name)
     for what in ("teacher", "assistant"):
         has, needs = getattr(options, what) is not None, getattr(found, what)

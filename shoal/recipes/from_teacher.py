@@ -1,6 +1,6 @@
-"""Lessons of offline distillation: a trained teacher's logits, maps or embeddings, and a teacher's assistant.
+"""Lessons of offline distillation: from a trained teacher's logits, feature maps or embeddings, or by an assistant.
 
-Weights and layers are those that RepDistiller and mdistiller agree on, and the overhaul's authors'.
+Loss weights and layers are those on which RepDistiller and mdistiller agree; for the overhaul, those of its authors.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from shoal.training.objective import Objective, Term, cross_entropy
 
 @dataclass(frozen=True)
 class Options:
-    """A trained teacher (offline methods), the assistant between (TAKD), or the number of branches (online ones).
+    """A trained teacher (offline methods), the assistant's spec (TAKD), and the number of branches (online methods).
 
-    0 branches are as many as the method's authors have.
+    With `branches` 0, a method uses the number that its authors use.
     """
 
     teacher: nn.Module | None = None
@@ -54,17 +54,20 @@ def _traced(problem: Problem, student: nn.Module, teacher: nn.Module) -> tuple[T
 
 
 def logits_of(network: nn.Module, teacher: nn.Module) -> Lesson:
-    """Cross-entropy and the divergence from the teacher's softened logits."""
+    """Cross-entropy (weight 0.1) and the divergence from the teacher's softened logits (weight 0.9, temperature 4)."""
     return Lesson(network, (cross_entropy(0.1), kd(0.9, 4.0)), teacher)
 
 
 def hinton(problem: Problem, options: Options) -> Lesson:
-    """The teacher's logits at temperature 4, weight 0.9 (Hinton et al.)."""
+    """Distillation from the teacher's logits at temperature 4 with weight 0.9 (Hinton et al.)."""
     return logits_of(problem.network(), _teacher(options))
 
 
 def assistant(problem: Problem, options: Options) -> Lesson:
-    """The student first, so that it begins as the baseline does; then its assistant, taught by the teacher."""
+    """TAKD: train the assistant with the teacher (stage ``assistant``); it then teaches the student.
+
+    The student's weights are drawn first, so that it starts from the same weights as the baseline.
+    """
     student, teacher = problem.network(), _teacher(options)
     assert options.assistant is not None
     own = replace(problem, spec=options.assistant, base=None)
@@ -75,45 +78,48 @@ def assistant(problem: Problem, options: Options) -> Lesson:
 
 Adapter = tuple[Feature, nn.Module]
 Pair = tuple[Adapter, Adapter]
-"""An adapter of the student and one of the teacher, for one loss."""
+"""The student's and the teacher's adapter whose outputs one loss compares."""
 
 
 def hinted(
     student: nn.Module, teacher: nn.Module, shape: tuple[int, ...], pairs: Sequence[Pair], terms: tuple[Term, ...]
 ) -> Lesson:
-    """A lesson whose terms read what pairs of adapters give; these are named by their place, see `hint_taps`."""
+    """A lesson whose `terms` compare the outputs of pairs of adapters; `hint_taps` gives the outputs' names.
+
+    `shape` is the shape [C, H, W] of an image.
+    """
     mine, theirs = ({f"{i}": pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
     return Lesson(attach(student, shape, mine), terms, attach(teacher, shape, theirs), cut=drop_unread)
 
 
 def _with_hints(problem: Problem, student: nn.Module, teacher: nn.Module, pairs: Sequence[Pair], term: Term) -> Lesson:
-    """Cross-entropy and a feature loss."""
+    """Cross-entropy and one feature loss."""
     return hinted(student, teacher, problem.spec.shape, pairs, (cross_entropy(), term))
 
 
 def as_it_is(site: str) -> Adapter:
-    """A site's result, not adapted."""
+    """The output of `site`, unchanged."""
     return Feature(site), nn.Identity()
 
 
 def hint_taps(count: int) -> tuple[str, ...]:
-    """The taps of so many pairs of adapters."""
+    """The tap names of `count` pairs of adapters: ``hints.0``, ``hints.1``, ..."""
     return tuple(f"hints.{i}" for i in range(count))
 
 
 def matched_ends(student: Traced, teacher: Traced) -> list[tuple[str, str]]:
-    """The last sites of the stages, student's and teacher's. Raises ShoalError for different numbers of stages."""
+    """For each stage, the last site of student and teacher. Raises ShoalError if the numbers of stages differ."""
     mine, theirs = (stage_ends(traced) for traced in (student, teacher))
     if len(mine) != len(theirs):
         raise ShoalError(
-            f"found {len(mine)} stages in the student and {len(theirs)} in the teacher; need as many; take networks of "
-            "one family, or a method that compares logits or embeddings (kd, takd, spkd, rkd)"
+            f"found {len(mine)} stages in the student and {len(theirs)} in the teacher; need the same number; take "
+            "networks of one family, or a method that compares logits or embeddings (kd, takd, spkd, rkd)"
         )
     return list(zip(mine, theirs, strict=True))
 
 
 def hint_layer(problem: Problem, options: Options) -> Lesson:
-    """The hint is the second stage's result, or that of the only one."""
+    """FitNets: the hint is the output of the second stage, or of the only one."""
     student, teacher = problem.network(), _teacher(options)
     traced = _traced(problem, student, teacher)
     ends = matched_ends(*traced)[:2][-1]
@@ -124,7 +130,7 @@ def hint_layer(problem: Problem, options: Options) -> Lesson:
 
 
 def attention_maps(problem: Problem, options: Options) -> Lesson:
-    """Attention maps at the end of every stage."""
+    """Attention transfer: attention maps at the end of every stage."""
     student, teacher = problem.network(), _teacher(options)
     ends = matched_ends(*_traced(problem, student, teacher))
     pairs = [(as_it_is(a), as_it_is(b)) for a, b in ends]
@@ -132,14 +138,14 @@ def attention_maps(problem: Problem, options: Options) -> Lesson:
 
 
 def similarities(problem: Problem, options: Options) -> Lesson:
-    """Similarities between samples in the last map."""
+    """SPKD: similarities between samples in the last feature map."""
     student, teacher = problem.network(), _teacher(options)
     mine, theirs = (as_it_is(stage_ends(side)[-1]) for side in _traced(problem, student, teacher))
     return _with_hints(problem, student, teacher, [(mine, theirs)], similarity("hints.0"))
 
 
 def relational(problem: Problem, options: Options) -> Lesson:
-    """Relations between samples in what the classifier reads."""
+    """RKD: distances and angles between samples, in the features that the classifier reads."""
     student, teacher = problem.network(), _teacher(options)
     read = [embedding(side) for side in _traced(problem, student, teacher)]
     pair = ((read[0], nn.Identity()), (read[1], nn.Identity()))
@@ -147,7 +153,7 @@ def relational(problem: Problem, options: Options) -> Lesson:
 
 
 def before_relu(problem: Problem, options: Options) -> Lesson:
-    """What the last ReLU of every stage receives, through connectors and margins (the feature overhaul)."""
+    """Feature overhaul: the input of the last ReLU of every stage, through connectors and margins."""
     student, teacher = problem.network(), _teacher(options)
     traced, pairs = _traced(problem, student, teacher), []
     for a, b in matched_ends(*traced):

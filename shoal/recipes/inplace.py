@@ -1,7 +1,8 @@
-"""*Inplace knowledge distillation with teacher assistant*: one training for a network of several classifiers or widths.
+"""*Inplace knowledge distillation with teacher assistant*: train all exits or widths of a network at once.
 
-Ozerov and Duong. The strongest classifier learns from the labels; each weaker one from them and from stronger ones of
-the same network: from the strongest (IPKD, eq. 5), the next (IPKD-TA-1, eq. 6) or all of them (IPKD-TA-M, eq. 7).
+Ozerov and Duong. The strongest classifier learns from the labels. Each weaker one learns from the labels and from
+stronger ones of the same network: the strongest (IPKD, eq. 5), the next stronger (IPKD-TA-1, eq. 6) or all stronger
+ones (IPKD-TA-M, eq. 7).
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 
 METHODS: dict[str, str | None] = {"conventional": None, "ipkd": "deepest", "ta-1": "transitive", "ta-m": "dense"}
-"""Method -> the path (`distillation.paths`) by which classifiers teach; conventional training (eq. 4) has none."""
-
+"""Method -> its path (`distillation.paths`): which classifiers teach which. Conventional training (eq. 4) has none."""
 
 TEACHERS = {
-    "conventional": "none, all learn from the labels",
+    "conventional": "none; all learn from the labels",
     "ipkd": "the strongest",
     "ta-1": "the next stronger one",
     "ta-m": "all stronger ones",
@@ -42,32 +42,32 @@ TEACHERS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to train: a network that has several classifiers, or gets them by `exits` or `widths`."""
+    """What to train. The network must have several classifiers already, or get them by `exits` or `widths`."""
 
     method: str = field(default="ta-m", metadata={"values": TEACHERS})
     """Which classifiers teach a weaker one."""
     widths: tuple[float, ...] = ()
-    """Make the network slimmable to these fractions of its channels: 0.25,0.5,0.75,1."""
+    """Make the network slimmable to these fractions of its channels, such as 0.25,0.5,0.75,1."""
     exits: tuple[str, ...] = field(default=(), metadata={"cli": "--exit"})
-    """Add a classifier after this ReLU site, as shoal count lists it (repeatable)."""
+    """Add a classifier after this ReLU site, named as shoal count lists it, such as layer2.0.relu2 (repeatable)."""
     shared_affine: bool = False
-    """Widths share the batch norms' scales and shifts, but not their statistics."""
+    """Let all widths share the scales and shifts of the batch norms; each width keeps its own statistics."""
     drawn: int = field(default=0, metadata={"cli": "--sandwich"})
-    """In each step train the narrowest, the widest and this many random widths between (US-Nets draw 2). Implies
-    --shared-affine."""
+    """In each step train only the narrowest width, the widest, and this many random widths between them (US-Nets: 2).
+    Implies --shared-affine. 0 trains all widths in each step."""
     direction: str = "forward"
-    """Direction of the KL divergence: forward (teacher || student), or reverse, as the paper writes it."""
+    """Direction of the KL divergence: forward, KL(teacher || student), or reverse, which the paper writes."""
 
     def spec(self, base: Spec) -> Spec:
-        """The spec of the network to train."""
+        """The spec of the network to train: `base` with these exits or widths."""
         return replace(base, widths=self.widths, exits=self.exits, shared_affine=self.shared_affine or self.drawn > 0)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The schedule, and the divergence's part (lambda) and temperature (tau) in the loss of weaker classifiers.
+    """A schedule, and the weight (lambda) and temperature (tau) of the divergence in the loss of weaker classifiers.
 
-    With `decay_all` false, batch norms and depthwise convolutions have no weight decay.
+    With `decay_all` false, batch norms and depthwise convolutions get no weight decay.
     """
 
     schedule: Schedule
@@ -84,8 +84,8 @@ def quick(widths: bool, epochs: int = 12, batch: int = 64) -> Preset:
 def paper(widths: bool) -> Preset:
     """Section IV: lambda 0.8; multi-exit networks tau 5 and 300 epochs, slimmable ones tau 1 and 200 epochs.
 
-    What it leaves open is as in the code that it builds on: MSDNet's for several exits, and for widths that of the
-    CIFAR networks whose strides it takes (see docs/papers/inplace.md).
+    What the paper does not state is taken from the code that it builds on: for exits MSDNet's, for widths that of the
+    CIFAR networks whose strides it uses (see docs/papers/inplace.md).
     """
     if widths:
         return Preset(Schedule(200, 0.1, (60, 120, 160), gamma=0.2, warmup=1.0), temperature=1.0)
@@ -93,10 +93,10 @@ def paper(widths: bool) -> Preset:
 
 
 def slimmable_code(widths: bool) -> Preset:
-    """The public slimmable networks' loss: narrower widths learn from the soft target alone (lambda 1).
+    """Training as in the public code of slimmable networks: narrower widths learn from soft targets only (lambda 1).
 
-    Also its Nesterov momentum and its weight decay of 1e-4 on dense convolutions and linear layers. Raises ShoalError
-    for a network without widths.
+    It also has Nesterov momentum, and a weight decay of 1e-4 on dense convolutions and linear layers only. Raises
+    ShoalError for a network without widths.
     """
     if not widths:
         raise ShoalError("found preset 'slimmable-code' without widths; need a slimmable network; add widths, 0.5,1")
@@ -111,9 +111,9 @@ PRESETS: dict[str, Callable[[bool], Preset]] = {"quick": quick, "paper": paper, 
 
 @dataclass
 class Result:
-    """The trained network with all of its classifiers, weak to strong, and each of them as a network of its own.
+    """The trained network, with its classifiers from weak to strong, and each classifier as a separate network.
 
-    `parts` are named by their width (``0.25``) or by the exit's number from 1.
+    The names of `parts` are widths (``0.25``) or exit numbers from 1.
     """
 
     spec: Spec
@@ -123,7 +123,7 @@ class Result:
 
 
 def train(spec: Spec, options: Options, preset: Preset, stages: Stages, base: nn.Module | None = None) -> Result:
-    """Train all classifiers of the network of `spec` (or `base`) at once, after `options` has added exits or widths.
+    """Add the exits or widths of `options` to the network of `spec` (or to `base`), and train all classifiers at once.
 
     Keeps the epoch with the highest validation accuracy, averaged over the classifiers. Raises ShoalError for options
     that do not fit the network, and StoppedError when the time is up.
@@ -136,7 +136,7 @@ def train(spec: Spec, options: Options, preset: Preset, stages: Stages, base: nn
     hooks = _draw(model, options.drawn, stages, preset.schedule.batch_size)
     if not preset.decay_all:
         _without_decay(model)
-    # A drawn pass has the two ends and what is between them.
+    # With drawn widths, a training step has the narrowest, the widest and the drawn ones.
     trained = options.drawn + 2 if options.drawn else len(names(spec, model))
     loss = objective(options.method, trained, preset.weight, preset.temperature, options.direction)
     history = stages.fit("inplace", model, loss, preset.schedule, hooks=hooks)
@@ -146,11 +146,11 @@ def train(spec: Spec, options: Options, preset: Preset, stages: Stages, base: nn
 def objective(
     method: str, count: int, weight: float, temperature: float = 1.0, direction: str = "forward"
 ) -> Objective:
-    """Eq. 4 to 7 for `count` classifiers: cross-entropy, and `weight` (lambda) of the divergence for weaker ones.
+    """The loss of eq. 4 to 7 for `count` classifiers. `weight` (lambda) is that of the divergence of weaker ones.
 
-    Slimmable networks' cross-entropy with soft targets, which the paper takes for them, differs from the divergence by
-    the teacher's entropy alone and has the same gradient. Raises ShoalError for an unknown method, and where one
-    classifier is to teach itself.
+    For slimmable networks the paper has the cross-entropy with soft targets instead of the divergence. The two differ
+    only by the teacher's entropy, so their gradients are equal. Raises ShoalError for an unknown method, and for fewer
+    than two classifiers when one has to teach.
     """
     if method not in METHODS:
         raise ShoalError(f"found method {method!r}; need one of {', '.join(METHODS)}; choose one")
@@ -164,12 +164,12 @@ def objective(
 
 
 def _draw(model: nn.Module, drawn: int, stages: Stages, batch: int) -> tuple[Calibration, ...]:
-    """Have `model` draw widths, and its statistics taken from five batches, as US-Nets do, before it is judged."""
+    """Let `model` draw widths; returns the hook that measures its statistics on 5 batches, as in US-Nets."""
     if not drawn:
         return ()
     assert isinstance(model, Slimmable)
     model.sandwich(drawn)
-    # Whole batches: the mean over batches gives each the same weight.
+    # Only whole batches, because the mean over batches gives each batch the same weight.
     size = min(batch, len(stages.data.train))
     most = min(5, len(stages.data.train) // size) * size
     return (Calibration(lambda: (x for x, _ in stages.some_batches(most, size))),)
@@ -183,14 +183,14 @@ def _without_decay(model: nn.Module) -> None:
 
 
 def names(spec: Spec, model: nn.Module) -> tuple[str, ...]:
-    """What the classifiers of `model` are called, weak to strong: widths, or exits from 1."""
+    """Names of the classifiers of `model`, weak to strong: widths (``0.25``), or exit numbers from 1."""
     if isinstance(model, Slimmable):
         return tuple(f"{part:g}" for part in model.widths)
     return tuple(str(number) for number in range(1, len(trace(model, spec.shape).outputs) + 1))
 
 
 def parts(spec: Spec, model: nn.Module) -> dict[str, tuple[Spec, nn.Module]]:
-    """Each classifier of the network of `spec` as a network of its own, in eval mode, with its spec."""
+    """Each classifier of the network of `spec` as a separate network in eval mode, with its spec."""
     cut: Callable[[int], nn.Module] = partial(keep_exit, model)
     if isinstance(model, Slimmable):
         cut = partial(narrowed, model, shape=spec.shape)
@@ -215,7 +215,7 @@ def _check_logits(model: nn.Module, spec: Spec) -> None:
 
 
 def check_options(options: Options, spec: Spec, base: nn.Module | None = None) -> None:
-    """Raise ShoalError for options without an effect or a meaning, and for a network that they do not fit."""
+    """Raise ShoalError for options that are invalid or have no effect, and for a network that they do not fit."""
     if options.widths and options.exits:
         raise ShoalError("found widths and exits; need one kind of classifiers; leave one out")
     if (options.shared_affine or options.drawn) and not options.widths:

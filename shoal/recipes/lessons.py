@@ -1,4 +1,4 @@
-"""A network trained with all that teaches it, beside the same network trained by cross-entropy alone, equally long."""
+"""Training by distillation, and of the same network by cross-entropy alone for the same number of epochs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _as_it_is(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one `fit` gets: the module to train, what it learns from, and how the plain network is cut out of it.
+    """The arguments of one `fit`: the module to train, its loss terms, teacher and hooks.
 
-    `exit` is the classifier that is deployed, whose validation accuracy chooses the best epoch; None for the mean of
-    all.
+    `cut` takes the trained module and returns the network to deploy. The validation accuracy of classifier `exit`
+    chooses the best epoch; with None it is the mean over all classifiers.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Problem:
-    """The network to train, its schedule and stages; `base` is the user's own module, whose weights are drawn anew."""
+    """The network to train, its schedule and stages. `base` is a module in memory; its weights are drawn again."""
 
     spec: Spec
     schedule: Schedule
@@ -48,13 +48,13 @@ class Problem:
     base: nn.Module | None = None
 
     def network(self) -> nn.Module:
-        """The network with weights of its own, from PyTorch's global generator."""
+        """The network with new random weights from PyTorch's global generator."""
         return assemble(self.spec, None if self.base is None else fresh(self.base))
 
 
 @dataclass
 class Result:
-    """The taught network alone, the baseline, and the module that was trained, with all its classifiers."""
+    """The distilled network, the baseline, and `whole`: the module that was trained, with all its classifiers."""
 
     spec: Spec
     model: nn.Module
@@ -64,7 +64,7 @@ class Result:
 
 
 Teach = Callable[[Problem], Lesson]
-"""Builds a method's lesson; what must be trained before, it trains in stages of its own."""
+"""Builds a method's lesson. If another network must be trained first, it does that in an additional stage."""
 
 
 def learn(problem: Problem, teach: Teach) -> Result:

@@ -1,4 +1,4 @@
-"""*Online Self-Acquired Knowledge Distillation* (Tzelepi and Tefas): a network teaches itself by its neighbours."""
+"""*Online Self-Acquired Knowledge Distillation* (Tzelepi and Tefas): soft labels from each sample's neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shoal.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Preset:
-    """A schedule, and the part lambda that the cross-entropy has in eq. 5."""
+    """A schedule, and lambda (`balance`): the weight of the cross-entropy in eq. 5."""
 
     schedule: Schedule
     balance: float = 0.9
@@ -27,7 +27,7 @@ def quick(epochs: int = 12, batch: int = 64) -> Preset:
 
 
 def paper() -> Preset:
-    """Section IV.B, for the paper's CNNs. It states no weight decay; this has none."""
+    """Section IV.B, for the paper's CNNs. The paper states no weight decay, so there is none here."""
     return Preset(Schedule(100, 1e-3, batch_size=64, weight_decay=0.0))
 
 
@@ -51,7 +51,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """Where neighbours are looked for, the loss towards their labels (of `LOSSES`), and lambda if not the preset's."""
+    """How neighbours are searched, the loss towards their labels (one of `LOSSES`), and lambda (None: the preset's)."""
 
     where: Neighbourhood = field(default_factory=Neighbourhood)
     loss: str = "mse-sum"
@@ -59,7 +59,7 @@ class Options:
 
 
 def check_options(options: Options, data: Dataset, schedule: Schedule) -> None:
-    """Raise ShoalError, before any training, for an unknown loss, a lambda out of range, and a k above the batch's."""
+    """Raise ShoalError, before any training, for an unknown loss, lambda out of range, or k too large for a batch."""
     if options.loss not in LOSSES:
         raise ShoalError(f"found loss {options.loss!r}; need one of {', '.join(LOSSES)}; choose one")
     if options.balance is not None and not 0 <= options.balance < 1:
@@ -70,7 +70,7 @@ def check_options(options: Options, data: Dataset, schedule: Schedule) -> None:
 
 
 def teach(options: Options, preset: Preset) -> Teach:
-    """The lesson of eq. 5: lambda times the cross-entropy, and the rest of 1 times the loss towards soft labels."""
+    """The lesson of eq. 5: lambda x cross-entropy + (1 - lambda) x loss towards the soft labels."""
     balance = preset.balance if options.balance is None else options.balance
 
     def lesson(problem: Problem) -> Lesson:

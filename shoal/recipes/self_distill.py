@@ -28,12 +28,13 @@ from shoal.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Preset:
-    """One schedule for the network and its baseline, and the loss (section 3.1, eq. 3 to 5).
+    """The schedule of the network and its baseline, and the loss (section 3.1, eq. 3 to 5).
 
-    `alpha` weighs the divergence against the cross-entropy of a shallow classifier, `feature_weight` is the paper's
-    lambda; both are 0 in the last `release` epochs. `mean` divides the loss by the number of classifiers. `squared`
-    multiplies divergences by the temperature squared. `adapters` shows teachers the students' features through a linear
-    layer each, and `skipped` shallow classifiers, counted back from the final one, learn no features.
+    For a shallow classifier, `alpha` is the weight of the divergence and 1 - `alpha` that of the cross-entropy;
+    `feature_weight` is the paper's lambda. Both are 0 in the last `release` epochs. `mean` divides the loss by the
+    number of classifiers. `squared` multiplies divergences by the temperature squared. With `adapters`, each student's
+    features pass a linear layer before they are compared. `skipped` are shallow classifiers, counted back from the
+    final one, that learn no features.
     """
 
     schedule: Schedule
@@ -52,21 +53,22 @@ class Preset:
 
 
 def quick(epochs: int = 16, batch: int = 64) -> Preset:
-    """A short cosine schedule for small data, with the set's own augmentation and the public code's weights.
+    """A short cosine schedule for small data, with the data set's augmentation and the public code's loss weights.
 
-    In few epochs the paper's divergence (times the temperature squared) outweighs the labels: see docs/results.md.
+    With so few epochs, the paper's divergence (times the temperature squared) would outweigh the labels: see
+    docs/results.md.
     """
     schedule = Schedule(epochs, 0.1, kind="cosine", warmup=0.5, batch_size=batch)
     return Preset(schedule, alpha=0.3, squared=False, release=max(1, epochs // 16))
 
 
 def paper() -> Preset:
-    """Section 4.1 for CIFAR-100. The temperature is not given there; it is the public code's."""
+    """Section 4.1 for CIFAR-100. The paper gives no temperature; this one is the public code's."""
     return Preset(Schedule(300, 0.1, (90, 180, 270)), augment="crop-flip-autoaugment")
 
 
 def paper_modelnet() -> Preset:
-    """Section 4.1 for ModelNet: point clouds have no AutoAugment, so the set's own augmentation."""
+    """Section 4.1 for ModelNet. AutoAugment is for images, so clouds get the data set's augmentation."""
     return Preset(Schedule(100, 0.1, (30, 60, 90), batch_size=256))
 
 
@@ -96,40 +98,44 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 
 
 AUTO = "auto"
-"""The scheme, or the kind of exits, that suits the network's inputs."""
+"""Value of `scheme` and `kind` that chooses by the network's inputs, images or point clouds."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where classifiers go and what they are, and what of the preset's loss to change (None: nothing)."""
+    """Where to add classifiers, of which kind, and values that replace the preset's (None: the preset's)."""
 
     scheme: str = field(default=AUTO, metadata={"values": (*FIXED, *CHOSEN)})
-    """Where classifiers go; auto is downsample, and for point clouds two classifiers at equal distances."""
+    """Where to add classifiers. downsample: before each change of resolution; every-block and every-layer: after each;
+    uniform, shallow and deep: --count of them, after equal numbers of blocks, after the first blocks or after the last
+    ones. auto means downsample, and for point clouds uniform with two classifiers."""
     count: int | None = None
-    """Number of shallow classifiers for the schemes uniform, shallow and deep; 3 unless given."""
+    """Number of shallow classifiers for the schemes uniform, shallow and deep; 3 if left out."""
     after: tuple[str, ...] = ()
-    """A submodule to put a classifier after (repeatable), instead of --scheme."""
+    """Add a classifier after this submodule, such as layer2 (repeatable). Replaces --scheme."""
     kind: str = AUTO
-    """Kind of shallow classifier: attention (most accurate, not for private inference), aligned (also in private),
-    plain (one layer) or pooled; auto is attention, and pooled for point clouds."""
+    """Kind of shallow classifier: attention (the most accurate; cannot run in private), aligned (the same without the
+    attention module; can run in private), plain (one layer) or pooled (pooled features and an MLP). auto means
+    attention, or pooled for point clouds."""
     path: str | None = field(default=None, metadata={"values": PATHS})
-    """Which classifiers teach which; the preset's unless given."""
+    """Which classifiers teach a shallow one: the final one (deepest), the mean of all (ensemble), the next deeper one
+    (transitive), or all deeper ones, as mean (dense) or sum (dense-sum); the preset's if left out."""
     alpha: float | None = None
-    """Weight of the divergence from the teaching classifier, 0 to 1; the preset's unless given."""
+    """Weight of the divergence from the teaching classifier, 0 to 1; the preset's if left out."""
     feature_weight: float | None = None
-    """Weight of the distance between features (lambda); the preset's unless given."""
+    """Weight of the distance between features (lambda), 0 or more; the preset's if left out."""
     augment: str | None = field(default=None, metadata={"values": (*POLICIES, *CLOUD_POLICIES[1:])})
-    """Augmentation of training images; the preset's unless given."""
+    """Augmentation of training images; the preset's if left out."""
     beside: str | None = field(default=None, metadata={"values": beside.BESIDE})
-    """What else to learn from."""
+    """Learn from an additional teacher."""
     baseline: bool = True
-    """Also train the plain network with the same schedule."""
+    """Also train the network without shallow classifiers, with the same schedule, to compare."""
 
     def settled(self, shape: tuple[int, ...]) -> Options:
-        """What ``auto`` stands for with inputs of `shape`.
+        """The options with each ``auto`` replaced by its meaning for inputs of `shape` [C, H, W].
 
-        For images, attention before each change of resolution. Point clouds have no resolutions: pooled exits, and two
-        of them after equal numbers of layers unless their number is given, for the three classifiers of Table 4.
+        Images: attention exits before each change of resolution. Point clouds have no resolutions: pooled exits after
+        equal numbers of blocks, two of them if no number is given, so that there are Table 4's three classifiers.
         """
         cloud = is_cloud(shape)
         kind = ("pooled" if cloud else "attention") if self.kind == AUTO else self.kind
@@ -138,14 +144,14 @@ class Options:
         return replace(self, kind=kind, scheme=scheme, count=2 if two else self.count)
 
     def applied(self, preset: Preset) -> Preset:
-        """The preset with what is changed of it."""
+        """`preset` with the values that these options replace."""
         names = ("path", "alpha", "feature_weight", "augment")
         return replace(preset, **{name: v for name in names if (v := getattr(self, name)) is not None})
 
 
 @dataclass
 class Result:
-    """The network with all its classifiers, weak to strong, its spec, and the plain one trained as long."""
+    """The trained network with its classifiers from weak to strong, its spec, and the baseline (None: not trained)."""
 
     spec: Spec
     model: nn.Module
@@ -161,10 +167,10 @@ def distill(
     base: nn.Module | None = None,
     teacher: nn.Module | None = None,
 ) -> Result:
-    """Train the plain network of `spec` with shallow classifiers that learn from its deeper ones.
+    """Add shallow classifiers to the plain network of `spec`, and train them by its deeper ones.
 
-    It starts from the weights of `base`, or from new ones; so does the baseline. `teacher` is the trained network of
-    `options.beside`. Raises ShoalError for impossible options, and StoppedError when the time is up.
+    The network and the baseline start from the weights of `base`, or from new ones. `teacher` is the trained network
+    that `options.beside` needs (kd, at). Raises ShoalError for impossible options, StoppedError when the time is up.
     """
     preset, options = options.applied(preset), options.settled(spec.shape)
     grown = check_options(options, preset, spec, base, teacher)
@@ -183,7 +189,7 @@ def check_options(
     base: nn.Module | None = None,
     teacher: nn.Module | None = None,
 ) -> Spec:
-    """The spec with its exits. Raises ShoalError, before any training, for what cannot be trained."""
+    """The spec with its exits. Raises ShoalError, before any training, for impossible options or networks."""
     options = options.settled(spec.shape)
     check_teacher(spec)
     beside.check(options.beside, teacher)
@@ -225,13 +231,13 @@ def _check_loss(preset: Preset, options: Options) -> None:
         )
     if (preset.alpha or preset.feature_weight) and preset.release >= preset.schedule.epochs:
         raise ShoalError(
-            f"found {preset.schedule.epochs} epochs, of which the last {preset.release} have no distillation; need "
+            f"found {preset.schedule.epochs} epochs, the last {preset.release} of them without distillation; need "
             "more; train longer, or set alpha and the feature weight to 0"
         )
 
 
 def _baseline(stages: Stages, spec: Spec, base: nn.Module | None, preset: Preset) -> nn.Module:
-    """The plain network after its training."""
+    """Train the plain network and return it."""
     torch.manual_seed(stages.settings.seed)
     model = assemble(spec, base)
     stages.fit("baseline", model, Objective((cross_entropy(),)), preset.schedule)
@@ -239,7 +245,7 @@ def _baseline(stages: Stages, spec: Spec, base: nn.Module | None, preset: Preset
 
 
 def _taught(stages: Stages, lesson: Lesson, schedule: Schedule) -> nn.Module:
-    """The lesson's network after its training, without the parts that only its losses use."""
+    """Train the lesson's network and return it without the parts that only the losses use."""
     stages.fit(
         "self-distillation", lesson.model, Objective(lesson.terms), schedule, teacher=lesson.teacher,
         settings={"exit": lesson.exit},
@@ -248,7 +254,7 @@ def _taught(stages: Stages, lesson: Lesson, schedule: Schedule) -> nn.Module:
 
 
 def _made(spec: Spec, base: nn.Module | None, preset: Preset) -> tuple[nn.Module, tuple[Term, ...]]:
-    """A network with its shallow classifiers, and the terms that train it."""
+    """A network with its shallow classifiers, and its loss terms."""
     model, adapted = assemble(spec, base), dict[int, str]()
     if preset.adapters and preset.feature_weight:
         model, adapted = _adapted(model, preset)
@@ -256,7 +262,7 @@ def _made(spec: Spec, base: nn.Module | None, preset: Preset) -> tuple[nn.Module
 
 
 def _adapted(model: nn.Module, preset: Preset) -> tuple[nn.Module, dict[int, str]]:
-    """The model with a linear layer for each student of features, and their names by exit."""
+    """The model with a linear layer for each classifier that learns features, and the layers' names by exit."""
     taps = feature_taps(model)
     taught = [i for i in range(len(taps) - 1) if i not in _skipped(preset, len(taps))]
     model, names = add_adapters(model, [taps[i] for i in taught])
@@ -268,9 +274,10 @@ def _skipped(preset: Preset, count: int) -> tuple[int, ...]:
 
 
 def objective_terms(model: nn.Module, preset: Preset, adapted: Mapping[int, str] | None = None) -> tuple[Term, ...]:
-    """Eq. 3 to 5 for a network with exits; students in `adapted` show their features through that submodule.
+    """The loss terms of eq. 3 to 5 for a network with exits.
 
-    Raises ShoalError when the preset's students learn no features at all.
+    `adapted` maps an exit to the submodule that its features pass before they are compared. Raises ShoalError when the
+    preset has a feature weight but skips all shallow classifiers.
     """
     count = count_exits(model)
     share, last = 1 / count if preset.mean else 1.0, preset.schedule.epochs - preset.release

@@ -1,4 +1,4 @@
-"""What the training stages of a recipe share (data, settings, clock and run folder), and the teacher's training."""
+"""What the training stages of a recipe share (data, settings, clock, run folder), and the training of a teacher."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 
 Listener = Callable[[str, int, int, int], None]
-"""Called with (stage, epoch, step, steps). If it has a method `judged`, that gets (stage, row) after each epoch."""
+"""Called with (stage, epoch, step, steps). Its method `judged`, if it has one, is called after each epoch with
+(stage, row)."""
 
 
 class _Relabelled:
-    """A listener that hears of all stages as `label`."""
+    """Calls `listen` with `label` in place of the stage's name."""
 
     def __init__(self, listen: Listener, label: str) -> None:
         self.listen, self.label = listen, label
@@ -47,8 +48,9 @@ def _tell(listen: Listener | None, stage: str, row: dict[str, float]) -> None:
 class Stages:
     """What all training stages of one recipe share: data, settings, clock and, optionally, a run folder.
 
-    With `run`, stages write checkpoints and logs there, and `settings.resume` goes on from them. `listen` is called
-    after each step; `tensorboard` also writes events. `clock` counts from now unless it is given.
+    With `run`, stages write checkpoints and logs there, and `settings.resume` continues from the last checkpoint.
+    `listen` is called after each step; with `tensorboard`, TensorBoard events are written as well. Without `clock`, the
+    time limit counts from now.
     """
 
     def __init__(
@@ -65,12 +67,12 @@ class Stages:
         self.histories: dict[str, History] = {}
 
     def at(self, run: Run, label: str) -> Stages:
-        """The same with another run folder and the same clock; `listen` is called with `label` for its stages."""
+        """The same with the run folder `run`, and with `label` as the name of its stages in calls of `listen`."""
         heard = _Relabelled(self.listen, label) if self.listen else None
         return Stages(self.data, self.settings, run, heard, self.tensorboard, self.clock)
 
     def changed(self, **settings: Any) -> Stages:
-        """The same with some of its settings changed, the same clock, and no stage finished yet."""
+        """The same with some settings changed and no histories yet; the clock stays the same."""
         own = replace(self.settings, **settings)
         return Stages(self.data, own, self.run, self.listen, self.tensorboard, self.clock)
 
@@ -82,9 +84,10 @@ class Stages:
         return self.run
 
     def fit(self, stage: str, model: nn.Module, objective: Objective, schedule: Schedule, **more: Any) -> History:
-        """`fit` one stage with its checkpoint, log and progress; a finished stage is loaded, not repeated.
+        """Run `training.fit` for one stage, with a checkpoint, a log and progress; a finished stage is only loaded.
 
-        Raises StoppedError when the time is up.
+        `more` are further arguments of that function; `settings` among them is a dict of settings to change. Raises
+        StoppedError when the time is up.
         """
         settings = replace(self.settings, **more.pop("settings", {}))
         run, listen = self.run, self.listen
@@ -109,7 +112,7 @@ class Stages:
         return history
 
     def _report(self, stage: str) -> Callable[[dict[str, float]], None]:
-        """What `fit` calls with each epoch's row: the run's log, and whoever listens."""
+        """The function that `fit` calls with each epoch's row; it writes the log and calls the listener."""
         record = self.run.recorder(stage, self.tensorboard) if self.run else None
 
         def report(row: dict[str, float]) -> None:
@@ -120,7 +123,10 @@ class Stages:
         return report
 
     def some_batches(self, most: int = 10_000, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised training images with labels in batches, evenly spread over the set."""
+        """At most `most` training images, evenly spread over the set, in batches with labels.
+
+        Images are normalised float32 [N, C, H, W], labels int64 [N], with N at most `batch`.
+        """
         split, device = self.data.train, self.settings.device
         chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).long().to(split.images.device).split(batch)
         return ((self.data.normalise(split.images[c].to(device)), split.labels[c].to(device)) for c in chosen)
@@ -129,9 +135,9 @@ class Stages:
 def train_teacher(
     spec: Spec, schedule: Schedule, stages: Stages, base: nn.Module | None = None
 ) -> tuple[nn.Module, History]:
-    """Train the all-ReLU network of `spec`, or of `base`, by cross-entropy, and return it with its history.
+    """Train the all-ReLU network of `spec`, or `base`, by cross-entropy; returns the network and its history.
 
-    Raises ShoalError when `base` does not compute the same after tracing, and StoppedError when the time is up.
+    Raises ShoalError when `base` computes something else after tracing, and StoppedError when the time is up.
     """
     if base is not None:
         check_trace(base, spec.shape)
@@ -142,7 +148,7 @@ def train_teacher(
 
 
 def check_teacher(spec: Spec) -> None:
-    """Raise ShoalError unless `spec` is that of an all-ReLU network, on which no surgery has been done."""
+    """Raise ShoalError unless `spec` describes an all-ReLU network: not reduced, no exits added."""
     if spec.is_reduced:
         raise ShoalError(
             "found a network that has been reduced already, or given exits; need the all-ReLU network that it came "
@@ -151,7 +157,7 @@ def check_teacher(spec: Spec) -> None:
 
 
 def fresh(model: nn.Module) -> nn.Module:
-    """A copy of `model` with its parameters drawn again by each layer's own rule."""
+    """A copy of `model`, in training mode, with new random parameters from each layer's `reset_parameters`."""
     drawn = copy.deepcopy(model).train()
     for module in drawn.modules():
         if hasattr(module, "reset_parameters"):

@@ -1,4 +1,4 @@
-"""Lessons of online distillation: networks or branches that are trained together, of which the first is deployed."""
+"""Lessons of online distillation: several networks or branches are trained together, and the first is deployed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.recipes.lessons import Lesson, Problem
 from shoal.training.objective import Weight
 
 PUBLISHED = 300
-"""Epochs of ONE and FFL, in the first 80 of which the divergences' weight rises."""
+"""Epochs of ONE and FFL. The weight of the divergences rises during the first 80 of them."""
 
 
 def _networks(problem: Problem, count: int) -> list[nn.Module]:
@@ -29,19 +29,19 @@ def _first_peer(model: nn.Module) -> nn.Module:
 
 
 def mutual(problem: Problem, options: Options) -> Lesson:
-    """Networks side by side, each taught by the others' softmax at temperature 1 (DML)."""
+    """DML: separate networks; each learns from the softmax of all others at temperature 1."""
     count = options.branches
     terms = (*cross_entropies(count), lessons_of(each_other(count)))
     return Lesson(Peers(_networks(problem, count)), terms, exit=0, cut=_first_peer)
 
 
 def _ramp(problem: Problem) -> Weight:
-    """80 of the published 300 epochs, and the same part of any other number."""
+    """The rising weight: over 80 of the published 300 epochs, and over the same fraction of any other number."""
     return sigmoid_ramp(problem.schedule.epochs * 80 / PUBLISHED)
 
 
 def gated_branches(problem: Problem, options: Options) -> Lesson:
-    """Branches and their gated ensemble, which teaches them at temperature 3 (ONE)."""
+    """ONE: branches; their gated ensemble teaches each branch at temperature 3."""
     count = options.branches
     terms = (*cross_entropies(count + 1), lessons_of(below(count), 3.0, _ramp(problem)))
     model = gated(_networks(problem, count), problem.spec.shape)
@@ -49,7 +49,7 @@ def gated_branches(problem: Problem, options: Options) -> Lesson:
 
 
 def fused_branches(problem: Problem, options: Options) -> Lesson:
-    """Branches, taught by the classifier of their fused features, which the mean of their logits teaches (FFL)."""
+    """FFL: a classifier on fused features teaches the branches; the mean of the branches' logits teaches it."""
     count, ramp = options.branches, _ramp(problem)
     learned = (lessons_of(below(count), 3.0, ramp), from_mean(count, range(count), 3.0, ramp))
     terms = (*cross_entropies(count + 1), *learned)

@@ -99,7 +99,7 @@ def test_the_command_and_its_resume(tmp_path: Path) -> None:
         assert len(row["accuracy"]) == 3
     assert (out / "pruning.png").read_bytes()[:4] == b"\x89PNG"
     for more, pattern in (
-        (("--amount", "0.5,1.5"), "need different parts"),
+        (("--amount", "0.5,1.5"), "need different fractions"),
         (("--method", "layers"), "method 'layers'"),
         (("--epochs", "0"), "found 0 epochs"),
     ):

@@ -158,5 +158,5 @@ def test_two_dataclasses_may_not_share_an_option() -> None:
 
 
 def test_text_that_is_no_list_of_numbers_gets_one_sentence() -> None:
-    with pytest.raises(ShoalError, match=r"found --heats '80;90'; need numbers with commas"):
+    with pytest.raises(ShoalError, match=r"found --heats '80;90'; need numbers separated by commas"):
         brew("--heats", "80;90", "a.txt")

@@ -104,8 +104,8 @@ def test_refusals_before_anything_is_written(words: list[str], message: str, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["kd", *SMALL, "--data", "digits"], "found --data beside --teacher"),
-        (["kd", *SMALL, "--seed", "0"], "found --seed beside --teacher"),
+        (["kd", *SMALL, "--data", "digits"], "found --data with --teacher"),
+        (["kd", *SMALL, "--seed", "0"], "found --seed with --teacher"),
         (["dml", *SMALL], "found one teacher for method 'dml'; need none"),
         (["osakd", *SMALL], "found --teacher with method osakd"),
         (["kd", *SMALL, "--assistant", "resnet32"], "found one assistant for method 'kd'"),

@@ -255,7 +255,7 @@ BAD: list[tuple[Options, Preset, str]] = [
     (Options(augment="mixup"), PLAN, "found augmentation 'mixup'"),
     (Options("nowhere"), PLAN, "found scheme 'nowhere'"),
     (Options(after=("layer9",)), PLAN, "found no site \\['layer9'\\] for an exit"),
-    (Options(), replace(PLAN, release=3), "found 3 epochs, of which the last 3 have no distillation"),
+    (Options(), replace(PLAN, release=3), "found 3 epochs, the last 3 of them without distillation"),
     (Options(), replace(PLAN, distance="cosine"), "found distance 'cosine'"),
     (Options("shallow", 1), replace(PLAN, skipped=(1,)), "found no student of features among 2 classifiers"),
 ]

@@ -1,4 +1,4 @@
-"""*DeepReDuce* (ICML'21): a grid of designs, each trained as a run of its own."""
+"""*DeepReDuce* (ICML'21): a grid of designs, each trained in a run folder of its own."""
 
 from shoal.recipes.deepreduce.recipe import (
     PRESETS,

@@ -1,7 +1,7 @@
-"""DeepReDuce's networks (Jha et al., ICML'21, section 3): culling, thinning, reshaping, criticality, and the grid.
+"""DeepReDuce's designs (Jha et al., ICML'21, section 3): culling, thinning, reshaping, criticality, and the grid.
 
-Culling drops whole stages' ReLUs, the stem's with the first; thinning drops every other ReLU of what is left;
-reshaping scales channels and feature maps.
+Culling drops all ReLUs of a stage; the stem's go with those of the first stage. Thinning drops every other ReLU layer
+of a stage that is left. Reshaping scales the numbers of channels and the resolution of the feature maps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shoal.reduction.dropping import culled, drop_blocks, drop_relus, spare_bloc
 from shoal.surgery.sites import ReluSite, relu_sites
 
 WEIGHT = 0.07
-"""Equation 1's w."""
+"""w of equation 1."""
 
 RESHAPES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 """(alpha, rho) of the grid's reshaped designs, in the paper's order: 2, 4 and 8 times fewer ReLUs."""
@@ -30,9 +30,10 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class Design:
-    """One network: stages without ReLUs, stages with every other one, reshaping, one block a stage that has ReLUs.
+    """One network of the grid: the numbers of its culled and thinned stages, and its reshaping.
 
-    `width` is the paper's alpha, `resolution` its rho; both belong to how the base network is built.
+    `width` is the paper's alpha and `resolution` its rho, both above 0 and at most 1; the base network is built with
+    them. With `one_block`, each stage that has ReLUs keeps only its first block.
     """
 
     culled: tuple[int, ...] = ()
@@ -42,9 +43,10 @@ class Design:
     one_block: bool = False
 
     def name(self, stages: Collection[int]) -> str:
-        """The design of a network with these stages as the paper writes it: ``S2RT+S3-a0.5-r0.5``.
+        """The design's name in the paper's style, for a network with these stages: ``S2RT+S3-a0.5-r0.5``.
 
-        Only stages that keep ReLUs are named. ``-one`` ends the paper's designs with stars: one block a stage.
+        It names the stages that keep ReLUs; ``RT`` marks a thinned stage. ``-one`` means one block a stage; the paper
+        marks these designs with a star.
         """
         kept = "+".join(f"S{k}RT" if k in self.thinned else f"S{k}" for k in sorted(set(stages) - {0, *self.culled}))
         width = f"-a{self.width:g}" if self.width != 1 else ""
@@ -55,7 +57,7 @@ class Design:
 def parse(name: str, stages: Collection[int]) -> Design:
     """The design that `Design.name` writes as `name`.
 
-    Raises ShoalError for another form, for stages that the network does not have, and for scales outside 0 to 1.
+    Raises ShoalError for text of another form, stages that the network does not have, and scales outside (0, 1].
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -80,7 +82,7 @@ def _scale(text: str | None, name: str) -> float:
 
 
 def drops(design: Design, model: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the blocks and of the ReLU sites that `design` drops from `model`.
+    """Names of the blocks and of the ReLU sites that `design` drops from `model`, for images of `shape` [C, H, W].
 
     Raises ShoalError for a stage that `model` does not have, and when no stage has a second block to drop.
     """
@@ -93,7 +95,10 @@ def drops(design: Design, model: nn.Module, shape: tuple[int, ...]) -> tuple[tup
 
 
 def apply(design: Design, model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """`model`, built at the design's width and resolution, without the ReLUs and blocks that the design drops."""
+    """A copy of `model` without the ReLUs and blocks that `design` drops.
+
+    `model` must already have the design's width and resolution. Raises ShoalError as `drops` does.
+    """
     blocks, relus = drops(design, model, shape)
     return drop_relus(drop_blocks(model, shape, blocks) if blocks else model, relus)
 
@@ -101,7 +106,8 @@ def apply(design: Design, model: nn.Module, shape: tuple[int, ...]) -> nn.Module
 def design_spec(spec: Spec, design: Design, model: nn.Module) -> Spec:
     """The spec of `design` on the base network of `spec`; `model` is that network at full size.
 
-    The full network says what a stage is: in a narrow or small one two stages may have maps of one shape.
+    Stages are found in the full network, because in a narrower or smaller one two stages may have maps of equal shape.
+    Raises ShoalError as `drops` does.
     """
     blocks, relus = drops(design, model, spec.shape)
     width, resolution = spec.width * design.width, spec.resolution * design.resolution
@@ -109,10 +115,11 @@ def design_spec(spec: Spec, design: Design, model: nn.Module) -> Spec:
 
 
 def criticality(accuracy: Mapping[int, float], sites: Sequence[ReluSite], weight: float = WEIGHT) -> dict[int, float]:
-    """Equation 1 for each stage: (Acc[S_k] - min Acc) / (thousands of ReLUs of S_k)^w, in percent.
+    """Criticality of each stage by equation 1: (Acc[S_k] - min Acc) / (thousands of ReLUs of S_k)^w.
 
-    `accuracy` holds the accuracies, in percent, of networks with the ReLUs of one stage only, trained by distillation.
-    The paper's Table 3 counts ReLUs in thousands. Raises ShoalError for a stage without ReLUs.
+    `accuracy` holds, for each stage, the accuracy in percent of the network that has the ReLUs of this stage only and
+    was trained by distillation. ReLUs count in thousands, as in the paper's Table 3. Raises ShoalError for a stage
+    without ReLUs.
     """
     relus = {stage: sum(s.relus for s in sites if s.stage == stage) for stage in accuracy}
     empty = [stage for stage, count in relus.items() if not count]
@@ -123,14 +130,16 @@ def criticality(accuracy: Mapping[int, float], sites: Sequence[ReluSite], weight
 
 
 def only(stage: int, stages: Collection[int]) -> Design:
-    """The design that keeps the ReLUs of one stage: what its criticality is measured on."""
+    """The design that keeps the ReLUs of `stage` only. It is trained to measure the stage's criticality."""
     return Design(tuple(sorted(set(stages) - {0, stage})))
 
 
 def grid(critical: Mapping[int, float]) -> tuple[Design, ...]:
-    """The 5 (D - 1) designs of section 3.5: stages culled one more each time, the least critical first, never the last.
+    """The 5 (D - 1) designs of section 3.5, for D stages with these criticalities.
 
-    Each as it is, thinned, and thinned with half the channels, half the resolution, and both.
+    Stages are culled one after another, the least critical first; the most critical one stays. For each number of
+    culled stages there are five designs: without thinning, thinned, and thinned with half the channels, with half the
+    resolution, and with both.
     """
     order, designs = sorted(critical, key=lambda stage: critical[stage]), list[Design]()
     for count in range(1, len(order)):
@@ -141,9 +150,9 @@ def grid(critical: Mapping[int, float]) -> tuple[Design, ...]:
 
 
 def positions(text: str, count: int) -> tuple[int, ...]:
-    """Places in the grid of `count` designs that ``3`` or ``2-5`` names, counted from 0; none for another text.
+    """Indices, from 0, of the designs that ``3`` or ``2-5`` means in a grid of `count`; empty for any other text.
 
-    Raises ShoalError for places that the grid does not have.
+    The text counts from 1. Raises ShoalError for places outside the grid.
     """
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if match is None:

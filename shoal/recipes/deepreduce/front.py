@@ -1,4 +1,4 @@
-"""The Pareto front of ReLUs against validation accuracy: which networks it holds, which a budget chooses, its plot."""
+"""The Pareto front of ReLUs against validation accuracy, the choice of a design by a ReLU budget, and a plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shoal.pareto import front
 
 @dataclass(frozen=True)
 class Point:
-    """A trained network: ReLUs, accuracy in percent on the validation split and on the test set."""
+    """A trained network: its ReLU count, and its accuracy in percent on the validation split and the test set."""
 
     name: str
     relus: int
@@ -22,16 +22,16 @@ class Point:
 
 
 def pareto(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points that no other one beats, by rising ReLU count: all with fewer ReLUs validate worse.
+    """The Pareto front, by rising ReLU count: no other point has as few ReLUs and as high an accuracy.
 
-    Of points with equal ReLUs and equal validation accuracy, the first by name.
+    Accuracy is that on the validation split. Of points that are equal in both, the first by name is kept.
     """
     named = sorted(points, key=lambda p: p.name)
     return tuple(named[i] for i in front([(p.relus, -p.validation) for p in named]))
 
 
 def check_budget(budget: int | None, relus: Collection[int]) -> None:
-    """Raise ShoalError unless one of the ReLU counts is at or below `budget`; None is no limit."""
+    """Raise ShoalError unless at least one of the ReLU counts is at most `budget`; None means no limit."""
     if budget is not None and budget < min(relus):
         raise ShoalError(
             f"found a budget of {budget:,} ReLUs; need {min(relus):,} or more, the least of these designs; "
@@ -40,23 +40,23 @@ def check_budget(budget: int | None, relus: Collection[int]) -> None:
 
 
 def choose(points: Sequence[Point], budget: int | None) -> Point:
-    """The point on the front with most validation accuracy at or below `budget` ReLUs.
+    """The point on the front with the highest validation accuracy and at most `budget` ReLUs (None: any number).
 
-    Raises ShoalError, with the least count, when there is none.
+    Raises ShoalError, with the least ReLU count, when there is none.
     """
     check_budget(budget, [p.relus for p in points])
     return max((p for p in pareto(points) if budget is None or p.relus <= budget), key=lambda p: p.validation)
 
 
 def plot_front(points: Sequence[Point], baseline: Point, path: Path) -> None:
-    """Validation accuracy over ReLUs (logarithmic): all points, the front as a line with names, and the baseline."""
+    """Draw validation accuracy against ReLUs (log scale) to `path`: all points, the front with names, the baseline."""
     best = pareto(points)
     rest = [p for p in points if p not in best]
     with drawing(path, (9.0, 6.0)) as (axes,):
         axes.scatter(*_places(rest), color=SKY, label="other designs")
         axes.plot(*_places(best), "o-", color=BLUE, label="designs on the front")
         axes.scatter(*_places([baseline]), marker="s", s=60, color=ORANGE, label="all ReLUs")
-        for point in best:  # above and left of the front there is no other point
+        for point in best:  # names go above and to the left, where there are no points
             place = (point.relus, point.validation)
             axes.annotate(point.name, place, xytext=(-7, 5), textcoords="offset points", ha="right", fontsize=9)
         axes.set_xscale("log")

@@ -1,8 +1,9 @@
-"""What merging linear runs of convolutions costs by DeepReDuce's own accounting (ICML'21, Tables 7 and 8).
+"""The cost of a network whose linear runs of convolutions are merged, as DeepReDuce counts it (ICML'21, Tables 7, 8).
 
-The paper merges "the linear layers/Blocks" at inference and counts a merged run as one 3x3 convolution. Two padded 3x3
-convolutions are one 5x5 inside the image and no convolution at its border, so this is the cost of a network that
-would have to be trained. `fold` merges what is exact and cheaper; what that costs, `cost` says.
+A run is a sequence of convolutions without a ReLU between them. The paper merges "the linear layers/Blocks" at
+inference and counts a merged run as one 3x3 convolution. But two padded 3x3 convolutions equal one 5x5 convolution
+inside the image and no convolution at its border. So the paper's count is that of a network that would have to be
+trained. `fold` merges only where the result is exact and cheaper, and `cost` counts that.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from shoal.surgery.tracing import trace
 
 
 def accountings(spec: Spec, network: nn.Module, full: nn.Module) -> dict[str, dict[str, int]]:
-    """Convolutions on the main path and multiply-adds of `network`, the network of `spec`.
+    """Convolutions (``convs``) and multiply-adds (``macs``) of `network`, the network of `spec`, counted in three ways.
 
-    `full` has the ReLUs that `spec` drops. ``unmerged``: as trained. ``folded``: after `fold`, which merges what is
-    exact and cheaper; `linear_macs` are those of linear layers. ``paper``: merged as DeepReDuce counts, convolutions
-    by the rule of its Table 7, multiply-adds by that of its Table 8.
+    ``unmerged``: as trained. ``folded``: after `fold`; ``linear_macs`` are those of linear layers. ``paper``: merged as
+    DeepReDuce counts, convolutions by the rule of its Table 7, multiply-adds by that of its Table 8. `full` is the same
+    network with the ReLUs that `spec` drops.
     """
     plain, blocks, table_8 = (merged_cost(full, spec.shape, spec.dropped, m) for m in (UNMERGED, BLOCKS, TABLE_8))
     folded = cost(fold(trace(network, spec.shape)))
@@ -41,9 +42,10 @@ def accountings(spec: Spec, network: nn.Module, full: nn.Module) -> dict[str, di
 
 @dataclass(frozen=True)
 class Merging:
-    """Which runs count as merged: how many convolutions a culled stage leaves (None: all), and thinned blocks to one.
+    """Which runs count as merged. A run never spans two stages, and the stem is never merged.
 
-    Runs never reach over two stages, and the stem stays.
+    `stage_convs` is the number of convolutions that a culled stage becomes; None means all of its own. With `thinned`,
+    the convolutions between two ReLUs of a thinned stage become one.
     """
 
     stage_convs: int | None = 1
@@ -51,18 +53,18 @@ class Merging:
 
 
 UNMERGED = Merging(None, thinned=False)
-"""Table 7's 17: every convolution of the network."""
+"""Table 7, 17 convolutions: nothing is merged."""
 STAGES = Merging(1, thinned=False)
-"""Table 7's 11: a culled stage is one convolution."""
+"""Table 7, 11 convolutions: each culled stage becomes one convolution."""
 BLOCKS = Merging(1)
-"""Table 7's 8 and 7: a thinned block is one convolution, too."""
+"""Table 7, 8 and 7 convolutions: each thinned block becomes one convolution, too."""
 TABLE_8 = Merging(2)
-"""Table 8's multiply-adds, where a culled stage keeps two convolutions."""
+"""Table 8, multiply-adds: each culled stage becomes two convolutions."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Convolutions on the main path (the paper's #Conv, without shortcuts) and multiply-adds of all convolutions."""
+    """Convolutions on the main path (the paper's #Conv, without shortcuts), and multiply-adds of all convolutions."""
 
     convs: int
     macs: int
@@ -71,9 +73,10 @@ class Merged:
 def merged_cost(model: nn.Module, shape: tuple[int, ...], dropped: Collection[str], merging: Merging) -> Merged:
     """The cost of `model` without the ReLU sites `dropped`, counted as `merging` says.
 
-    `model` still has those ReLUs: each convolution of the main path is known by the ReLU that it feeds. A run counts
-    as merged only where that is fewer multiply-adds, which it is not for depthwise convolutions; projections beside
-    a merged run vanish in it. Raises ShoalError for a name that is no ReLU site.
+    `shape` is the shape [C, H, W] of an image. `model` must still have the dropped ReLUs, because a convolution of the
+    main path is found by the ReLU that reads it. A run is merged only where that takes fewer multiply-adds, which rules
+    out depthwise convolutions. Projection shortcuts beside a merged run are merged into it. Raises ShoalError for a
+    name in `dropped` that is not a ReLU site.
     """
     sites = [site for site in relu_sites(model, shape) if site.conv is not None]
     missing = set(dropped) - {site.name for site in sites}
@@ -91,12 +94,12 @@ def merged_cost(model: nn.Module, shape: tuple[int, ...], dropped: Collection[st
 
 
 def _unique(sites: Iterable[ReluSite]) -> list[ReluSite]:
-    """The sites, one a convolution: a linear layer's ReLU would name the last convolution again."""
+    """The first site of each convolution. The ReLU of a linear layer would name the last convolution again."""
     return list({site.conv: site for site in reversed(list(sites))}.values())[::-1]
 
 
 def _runs(stage: Sequence[ReluSite], dropped: set[str], merging: Merging) -> list[tuple[list[ReluSite], int]]:
-    """The stage's runs of convolutions without a ReLU between them, and how many convolutions each leaves."""
+    """The stage's runs, each with the number of convolutions that it becomes when merged."""
     if stage[0].stage and all(site.name in dropped for site in stage):
         return [(list(stage), len(stage) if merging.stage_convs is None else merging.stage_convs)]
     if not merging.thinned:
@@ -128,16 +131,19 @@ class _Count:
         return None
 
     def plain(self, run: Sequence[ReluSite]) -> int:
-        """Of the run's own convolutions."""
+        """Multiply-adds of the convolutions of `run`, not merged."""
         return sum(self.macs[str(site.conv)] for site in run)
 
     def projections(self, run: Sequence[ReluSite]) -> int:
-        """Of the projections whose sums lie within the run."""
+        """Multiply-adds of the projection shortcuts that are added within `run`."""
         names = {site.name for site in run}
         return sum(macs for name, macs in self.beside.items() if self.behind[name] in names)
 
     def merged(self, run: Sequence[ReluSite], left: int) -> int:
-        """Of `left` convolutions for the run: the first takes the run's input, all have its result's shape."""
+        """Multiply-adds of `left` convolutions in place of `run`.
+
+        The first one reads the run's input; all have the shape of the run's output.
+        """
         first, last = self.graph[str(run[0].conv)], self.graph[str(run[-1].conv)]
         kernel = max(prod(self._weight(site).shape[2:]) for site in run)
         channels = self._weight(run[0]).shape[1] * first.attrs["groups"]

@@ -1,4 +1,4 @@
-"""DeepReDuce (Jha et al., ICML'21): criticality, the grid of designs trained by distillation, their Pareto front."""
+"""DeepReDuce (Jha et al., ICML'21): measure criticality, train the grid by distillation, choose on the Pareto front."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shoal.training.schedule import Schedule
 
 
 def quick(teacher: int = 12, criticality: int = 4, design: int = 8, batch: int = 64) -> Preset:
-    """Short cosine schedules for small data; networks as wide as the teacher begin with its weights."""
+    """Short cosine schedules for small data. Networks with the teacher's width start from its weights."""
 
     def cosine(epochs: int, lr: float) -> Schedule:
         return Schedule(epochs, lr, kind="cosine", warmup=0.5, batch_size=batch)
@@ -29,13 +29,13 @@ def quick(teacher: int = 12, criticality: int = 4, design: int = 8, batch: int =
 
 
 def paper() -> Preset:
-    """Section 4 for CIFAR-100 and TinyImageNet: every network from scratch for 120 epochs."""
+    """Section 4 for CIFAR-100 and TinyImageNet: every network is trained from scratch for 120 epochs."""
     step = Schedule(120, 0.1, (30, 60, 90), weight_decay=4e-4)
     return Preset(step, step, step)
 
 
 def paper_cifar10() -> Preset:
-    """Section 4 for CIFAR-10: 150 epochs by a cosine."""
+    """Section 4 for CIFAR-10: 150 epochs with a cosine schedule."""
     cosine = Schedule(150, 0.1, kind="cosine", weight_decay=4e-4)
     return Preset(cosine, cosine, cosine)
 
@@ -45,9 +45,10 @@ PRESETS: dict[str, Callable[[], Preset]] = {"quick": quick, "paper": paper, "pap
 
 @dataclass(frozen=True)
 class Options:
-    """The ReLUs that the chosen network may have, and the designs to train: all of the grid when none is named.
+    """The most ReLUs of the chosen design (None: any number), and the designs to train (empty: the whole grid).
 
-    A design is a place in the grid (``3``, ``2-5``, from 1) or a name such as ``S2RT+S3-a0.5`` (`Design.name`).
+    A design is given by its place in the grid (``3``, ``2-5``, counted from 1) or by a name such as ``S2RT+S3-a0.5``
+    (`Design.name`).
     """
 
     budget: int | None = None
@@ -56,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """All trained designs, the baseline trained as long, and the design that the budget chooses."""
+    """All trained designs, the baseline with the same number of epochs, and the design chosen by the budget."""
 
     points: tuple[Point, ...]
     baseline: Point
@@ -64,10 +65,10 @@ class Result:
 
 
 def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, stages: Stages) -> Result:
-    """Train designs of `teacher` (the trained network of `spec`), each in a run of its own below the stages' run.
+    """Train designs of `teacher` (the trained network of `spec`), each in its own run folder inside the stages' run.
 
-    Writes `criticality.json`, `front.json` and `front.png`; networks that are finished are read back, not trained
-    again. The front holds all designs in the run, those of earlier calls too. Raises ShoalError for impossible options
+    Writes `criticality.json`, `front.json` and `front.png`. Finished networks are loaded, not trained again. The front
+    is that of all designs in the run, including those of earlier calls. Raises ShoalError for impossible options
     or without a run folder, and StoppedError when the time is up.
     """
     check_options(options, spec, teacher)
@@ -84,13 +85,13 @@ def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, sta
 
 
 def check_options(options: Options, spec: Spec, teacher: nn.Module) -> None:
-    """Raise ShoalError, before any training, for a reduced teacher, impossible designs and a budget below all."""
+    """Raise ShoalError, before any training, for a reduced teacher, impossible designs, or too small a budget."""
     check_teacher(spec)
     DesignSpace(spec, teacher).check(options.designs, options.budget)
 
 
 def trained_points(run: Run) -> tuple[Point, ...]:
-    """The designs that have been trained below `run`, by name."""
+    """The designs that have been trained in `run`, by name. Raises ShoalError for a damaged figures.json."""
     folders = sorted(path.parent for path in (run.folder / "designs").glob("*/figures.json"))
     return tuple(_point(folder.name, Run(folder).read_json("figures.json")) for folder in folders)
 

@@ -1,4 +1,4 @@
-"""Which designs a trained network has: names and places in the grid become networks that can be built and counted."""
+"""The designs of a trained network: turns names and places in the grid into specs and ReLU counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shoal.surgery.sites import relu_sites
 
 @dataclass(frozen=True)
 class Planned:
-    """A design as a network that can be built, with its ReLU count."""
+    """A design's name, the spec of its network, and its ReLU count."""
 
     name: str
     spec: Spec
@@ -27,7 +27,7 @@ class Planned:
 
 
 class DesignSpace:
-    """The designs of `teacher`, the all-ReLU network of `spec`. `stages` are those with ReLUs, without the stem."""
+    """The designs of `teacher`, the all-ReLU network of `spec`. `stages` are numbers of stages with ReLUs, from 1."""
 
     def __init__(self, spec: Spec, teacher: nn.Module) -> None:
         self.spec, self.teacher = spec, teacher
@@ -36,9 +36,9 @@ class DesignSpace:
         self.size = 5 * (len(self.stages) - 1)
 
     def base(self, spec: Spec) -> nn.Module:
-        """The freshly initialised all-ReLU network that `spec` is cut from.
+        """The all-ReLU network of `spec`, with new random weights.
 
-        Raises ShoalError for a network made in memory, which has one size only, at another one.
+        Raises ShoalError for a network given in memory when `spec` has another width or resolution.
         """
         if spec.base != GIVEN:
             return own_network(spec)
@@ -50,21 +50,21 @@ class DesignSpace:
         return fresh(self.teacher)
 
     def plan(self, design: Design) -> Planned:
-        """The design's network, built once to see that it can be, and counted."""
+        """Build the network of `design` to check and count it. Raises ShoalError for a design that cannot be built."""
         spec = design_spec(self.spec, design, self.teacher)
         network = assemble(spec, self.base(spec))
         return Planned(design.name(self.stages), spec, sum(site.relus for site in relu_sites(network, spec.shape)))
 
     def alone(self, stage: int) -> Spec:
-        """The spec of the network with the ReLUs of one stage only."""
+        """The spec of the network that keeps the ReLUs of `stage` only."""
         return design_spec(self.spec, only(stage, self.stages), self.teacher)
 
     def needs_grid(self, designs: Sequence[str]) -> bool:
-        """Whether `designs` (all of the grid when empty) has places in the grid, whose order criticality decides."""
+        """Whether `designs` names places in the grid, or is empty (the whole grid). Only then criticality is needed."""
         return not designs or any(positions(text, self.size) for text in designs)
 
     def check(self, designs: Sequence[str], budget: int | None) -> None:
-        """Raise ShoalError, before any training, for designs that cannot be, and a budget below all of them."""
+        """Raise ShoalError, before any training, for impossible designs, or a budget below the ReLUs of each."""
         named = [self.plan(parse(text, self.stages)) for text in designs if not positions(text, self.size)]
         if self.needs_grid(designs):
             if not self.size:
@@ -74,13 +74,13 @@ class DesignSpace:
         check_budget(budget, [planned.relus for planned in named])
 
     def _possible(self, places: Collection[int]) -> list[Design]:
-        """What may stand at these places of the grid; criticality, which decides, is not known yet."""
+        """All designs that can be at these places of the grid. Criticality, not known yet, decides which one is."""
         orders = permutations(self.stages)
         grids = [grid({stage: float(rank) for rank, stage in enumerate(order)}) for order in orders]
         return list(dict.fromkeys(whole[i] for whole in grids for i in sorted(places)))
 
     def wanted(self, designs: Sequence[str], critical: Callable[[], Mapping[int, float]]) -> list[Planned]:
-        """The designs to train, each once, in the given order; `critical` is called when the grid is needed."""
+        """The designs to train, without duplicates, in the given order. `critical` is called only for the grid."""
         whole = grid(critical()) if self.needs_grid(designs) else ()
         chosen = [] if designs else list(whole)
         for text in designs:

@@ -1,4 +1,4 @@
-"""DeepReDuce's networks, trained one after another: stages alone for their criticality, the baseline, designs."""
+"""Training of DeepReDuce's networks: one per stage to measure criticality, the baseline, and the designs."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from shoal.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Preset:
-    """Schedules and loss weights. The baseline beside the designs is trained by `design`, too, without distillation."""
+    """Schedules and loss weights. The baseline has the schedule `design`, too, but no distillation."""
 
     teacher: Schedule
     criticality: Schedule
     design: Schedule
     kd_weight: float = 0.9
-    """Share of distillation in the loss, the rest being cross-entropy."""
+    """Weight of distillation in the loss; that of cross-entropy is 1 minus it."""
     temperature: float = 4.0
     student_from_teacher: bool = False
-    """Begin with the teacher's weights where all shapes agree (in all but narrower networks), not with random ones."""
+    """Start from the teacher's weights, not random ones. Networks with other tensor shapes (narrower ones) cannot."""
 
 
 class Trainer:
-    """Trains networks of `space` in the run of `stages`, and in runs of their own below it.
+    """Trains networks of `space` in the run folder of `stages`, and in run folders inside it.
 
     Raises ShoalError when `stages` has no run.
     """
@@ -49,7 +49,7 @@ class Trainer:
         self.distilled = Objective((cross_entropy(1 - weight), kd(weight, preset.temperature)))
 
     def criticality(self) -> dict[int, float]:
-        """Equation 1 of every stage, on validation accuracy; also written to `criticality.json`."""
+        """Criticality of every stage, from validation accuracy; kept in `criticality.json`."""
         if self.run.has("criticality.json"):
             return {row["stage"]: row["criticality"] for row in self.run.read_json("criticality.json")}
         sites, stages = self.space.sites, self.space.stages
@@ -66,7 +66,7 @@ class Trainer:
         return self.stages.fit(name, model, self.distilled, self.preset.criticality, teacher=self.space.teacher).best
 
     def network(self, spec: Spec) -> nn.Module:
-        """The network of `spec` before training; the same whatever has been trained before it."""
+        """The network of `spec` before training. Its weights do not depend on what has been trained before."""
         torch.manual_seed(self.stages.settings.seed)
         model = assemble(spec, self.space.base(spec))
         if self.preset.student_from_teacher:
@@ -74,11 +74,11 @@ class Trainer:
         return model
 
     def baseline(self) -> Figures:
-        """Figures of the all-ReLU network trained as long as a design, by cross-entropy."""
+        """Figures of the all-ReLU network, trained by cross-entropy for as many epochs as a design."""
         return self._trained("baseline", self.space.spec, Objective((cross_entropy(),)), None)
 
     def design(self, planned: Planned) -> Figures:
-        """Figures of one design trained by distillation; its run has a summary with the baseline beside it."""
+        """Train one design by distillation; returns its figures. Its run's summary also holds the baseline."""
         name = f"designs/{planned.name}"
         reduced = self._trained(name, planned.spec, self.distilled, self.space.teacher)
         settings = self.stages.settings
@@ -95,7 +95,7 @@ class Trainer:
         return reduced
 
     def _trained(self, name: str, spec: Spec, objective: Objective, teacher: nn.Module | None) -> Figures:
-        """Figures of a network trained in the run `name`; read from there when it is finished."""
+        """Figures of the network trained in the run folder `name`; a finished one is read, not trained again."""
         own = self.run.below(name, self._config(name))
         if own.has("figures.json"):
             read: Figures = own.read_json("figures.json")
@@ -118,9 +118,9 @@ class Trainer:
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> bool:
-    """Give `student` the teacher's weights, in place, if the teacher has all of its tensors in the same shapes.
+    """Copy the teacher's weights into `student` if the teacher has all of its tensors in the same shapes.
 
-    Returns whether it has.
+    Returns whether they were copied.
     """
     own, given = student.state_dict(), teacher.state_dict()
     fits = all(name in given and given[name].shape == value.shape for name, value in own.items())

@@ -1,6 +1,7 @@
-"""Masks that an earlier reduction found, for one that differs from it in fine-tuning alone.
+"""Reuse of the masks of an earlier reduction for one that differs only in fine-tuning.
 
-With and without gated branches, with this or that classifier: stages 1 and 2 are the same, and two thirds of the time.
+Reductions with and without gated branches, or with different classifiers, have the same stages 1 and 2, which take two
+thirds of the time.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from shoal.storage.run import Run
 STAGES = ("sensitivity", "mask")
 SETTINGS = ("seed", "limit", "preset", "precision")
 OPTIONS = ("budget", "masks", "granularity", "density", "sensitivity")
-"""Settings of a run, and options of a reduction, that decide which masks are found; beside them epochs and teacher."""
+"""Settings of a run and options of a reduction that decide its masks. Epochs, teacher and data do so, too."""
 
 
 def check_masks(config: Mapping[str, Any], earlier: Run, epochs: int) -> None:
-    """Raise ShoalError unless the run `earlier` has searched, for `epochs`, as a run of this configuration would."""
+    """Raise ShoalError unless `earlier` has finished the mask search of `config`, with `epochs` epochs."""
     odd = difference(config, earlier.config())
     if odd:
         raise ShoalError(
@@ -35,7 +36,7 @@ def check_masks(config: Mapping[str, Any], earlier: Run, epochs: int) -> None:
 
 
 def take_masks(run: Run, earlier: Run) -> None:
-    """Copy stages 1 and 2 of `earlier` into `run`, which goes on from there."""
+    """Copy the results and checkpoints of stages 1 and 2 of `earlier` into `run`, which then continues with stage 3."""
     if earlier.has("sensitivity.json"):
         run.write_json("sensitivity.json", earlier.read_json("sensitivity.json"))
     for stage in STAGES:
@@ -43,12 +44,12 @@ def take_masks(run: Run, earlier: Run) -> None:
 
 
 def has_masks(run: Run) -> bool:
-    """Whether `run` has masks already, so that it needs no other run's: they are what is copied last."""
+    """Whether `run` has masks already. They are copied last, so it then has everything from the earlier run."""
     return run.checkpoint(STAGES[-1]).has_last
 
 
 def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first setting that decides which masks are found and differs between two reductions' configurations."""
+    """The first setting that differs between two reductions and decides their masks; None if there is no such one."""
     a, b = (_decisive(config) for config in (own, other))
     return next((name for name in a if a[name] != b[name]), None)
 
@@ -56,6 +57,6 @@ def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 def _decisive(config: Mapping[str, Any]) -> dict[str, object]:
     options = config.get("options") or {}
     found = {name: config.get(name) for name in SETTINGS} | {name: options.get(name) for name in OPTIONS}
-    # Fine-tuning's number, the third, decides no mask.
+    # The third number, for fine-tuning, does not affect the masks.
     found["epochs"] = str(config.get("epochs") or "").split(",")[:2]
     return found | {name: fingerprints(config).get(name) for name in ("teacher", "data")}

@@ -1,4 +1,4 @@
-"""What a reduction by *Making Models Shallow Again* is asked for, and whether a network can have it."""
+"""Options of a reduction by *Making Models Shallow Again*, and their check against a network."""
 
 from __future__ import annotations
 
@@ -22,56 +22,62 @@ from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.traced import Traced
 
 HIDDEN = {"cli": None}
-"""Metadata of a field that is no option of `shoal reduce`."""
+"""Metadata of a field that is not an option of `shoal reduce`."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user chooses of a reduction; without a budget, a plan gives it."""
+    """The options of a reduction that a user chooses. Without a budget, a plan of `shoal plan` gives it."""
 
     budget: int | None = None
-    """ReLUs to keep in the whole network. With --recipe deepreduce, choose the best design with at most this many."""
+    """Number of ReLUs to keep in the whole network, such as 50000. With --recipe deepreduce: choose the most accurate
+    design with at most this many ReLUs."""
     d_th: float = 0.05
-    """Replace blocks that keep less than this fraction of their ReLUs by one convolution each."""
+    """Replace each block by one convolution if it keeps less than this fraction of its ReLUs (0.05 = 5 %)."""
     gates: bool = True
-    """Replace blocks that keep few ReLUs by one convolution each."""
+    """Replace blocks that keep few ReLUs by one convolution each; see --d-th, --gate and --gate-limit."""
     gated: tuple[str, ...] | None = field(default=None, metadata={"cli": "--gate"})
-    """A block to replace, named by its inner ReLU site (repeatable). Takes the place of --d-th."""
+    """Replace this block, named by its inner ReLU site, such as layer1.0.relu1 (repeatable). Replaces the rule of
+    --d-th."""
     gate_limit: float | None = None
-    """Replace blocks until the price is this fraction of the original (0.6 = 60 %), choosing those that cost least
-    accuracy."""
+    """Replace blocks until the price (see --gate-price) is at most this fraction of the original (0.6 = 60 %); those
+    come first whose replacement costs the least accuracy. Replaces the rule of --d-th."""
     gate_price: str = "macs"
-    """The price that --gate-limit limits: macs, or forecast seconds of private inference: online, offline or direct."""
+    """The price for --gate-limit: macs, or the forecast seconds of private inference: online, offline or direct."""
     ramp: str = "linear"
-    """How a replacing convolution is blended in during fine-tuning: linear or cosine."""
+    """How replaced blocks are blended over into their convolutions during fine-tuning: linear or cosine."""
     exit: bool = True
     """Train an auxiliary classifier in the middle of the network (AKD)."""
     keep: str = "final"
     """The classifier to deploy: final or auxiliary."""
     masks: str = field(default="senet", metadata={"values": SUMMARIES})
-    """How to choose which ReLUs stay."""
+    """The method that chooses which ReLUs to keep."""
     granularity: str = "pixel"
-    """Keep or remove ReLUs by pixel or by channel."""
+    """Unit that keeps or loses its ReLUs: pixel (one activation) or channel (a whole channel of a map)."""
     density: float = field(default=0.1, metadata=HIDDEN)
-    """Weights that the sparse training of stage 1 keeps, as a fraction."""
+    """Fraction of the weights that the sparse training of stage 1 keeps."""
     keep_skip: bool = field(default=True, metadata=HIDDEN)
     """Whether a replaced block keeps its shortcut."""
     widths: tuple[float, ...] = ()
-    """SENet++: train one network for several fractions of its channels, such as 0.5,1; each is a run in OUT/widths."""
+    """Train one network that also works with fractions of its channels, such as 0.5,1 (SENet++). Each narrower one is a
+    run folder in OUT/widths."""
 
 
 @dataclass(frozen=True)
 class Options(Choices):
-    """What to reduce to, and which variant of each stage."""
+    """All options of a reduction; here `budget` is required."""
 
     budget: int = field()
-    """ReLUs to keep in the whole network."""
+    """Number of ReLUs to keep in the whole network."""
     sensitivity: dict[str, float] | None = field(default=None)
-    """Sensitivity of each ReLU site, instead of what stage 1 would measure."""
+    """Sensitivity of each ReLU site by name; None to measure it in stage 1."""
 
 
 def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError, before any training, for an impossible budget or schedule, or unknown variants or blocks."""
+    """Raise ShoalError, before any training, for an impossible budget or schedule, or an unknown value or block.
+
+    `shape` is the shape [C, H, W] of an image.
+    """
     sites = relu_sites(teacher, shape)
     named_blocks(find_blocks(teacher, shape), options.gated or ())
     known = {
@@ -90,7 +96,7 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
         raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
     if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
         raise ShoalError(
-            f"found {preset.mask.epochs} epochs of mask search; need 2 or more, of which the first runs on random masks"
+            f"found {preset.mask.epochs} epochs of mask search; need 2 or more, as the first has random masks"
         )
     LEARNERS[options.masks].check(teacher, shape)
     _check_widths(options, teacher, shape)
@@ -108,7 +114,7 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
 
 
 def _check_widths(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError for widths that this network, or another option, does not go with."""
+    """Raise ShoalError for widths that do not fit the network or the other options."""
     if not options.widths:
         return
     if options.gates or options.exit or LEARNERS[options.masks].rest != "identity":
@@ -120,7 +126,7 @@ def _check_widths(options: Options, teacher: nn.Module, shape: tuple[int, ...]) 
 
 
 def _check_used(options: Options) -> None:
-    """Raise ShoalError for an option that would have no effect beside the others."""
+    """Raise ShoalError for an option that has no effect with the other options."""
     method = LEARNERS[options.masks]
     unused = {
         "sensitivities": options.sensitivity is not None and not method.per_site,
@@ -132,21 +138,22 @@ def _check_used(options: Options) -> None:
         if is_unused:
             raise ShoalError(
                 f"found {what} with masks {options.masks!r}, gates {options.gates} and gate_limit "
-                f"{options.gate_limit}, where it has no effect; need one that has; leave it out, or change those"
+                f"{options.gate_limit}, where it has no effect; need options that fit together; leave it out, or "
+                "change the others"
             )
 
 
 def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError for a limit that gating cannot keep, or one beside named blocks.
+    """Raise ShoalError for a limit that replacing blocks cannot reach, or a limit together with named blocks.
 
-    Prices are those of the teacher with as many ReLUs as are asked for, at random places.
+    Prices are those of the teacher with the budget's number of ReLUs at random places.
     """
     if options.gate_limit is None:
         return
     if not 0 < options.gate_limit <= 1 or options.gated is not None or not options.gates:
         raise ShoalError(
-            f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a part of "
-            "the price in (0, 1], gates on and no named blocks; leave one of them out"
+            f"found a gate limit of {options.gate_limit} with gates {options.gated or options.gates}; need a "
+            "fraction of the price in (0, 1], gates on and no named blocks; leave one of them out"
         )
     if LEARNERS[options.masks].rest != "identity" and options.gate_price in ("online", "offline"):
         raise ShoalError(
@@ -163,22 +170,22 @@ def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ..
 
 
 def conv_macs(graph: Graph) -> float:
-    """Multiply-adds of the convolutions."""
+    """Multiply-adds of the convolutions of a graph."""
     return float(cost(graph).macs)
 
 
 def online_seconds(graph: Graph) -> float:
-    """The forecast of a prepared inference's online phase without a network (`prepared_cost`)."""
+    """Forecast seconds of the online phase of a prepared inference, without link delays (`prepared_cost`)."""
     return prepared_cost(layout_of(graph)).online.seconds
 
 
 def offline_seconds(graph: Graph) -> float:
-    """The forecast of what preparing an inference takes."""
+    """Forecast seconds of the offline phase of a prepared inference, without link delays."""
     return prepared_cost(layout_of(graph)).offline.seconds
 
 
 def direct_seconds(graph: Graph) -> float:
-    """The forecast of an inference all inside SPU."""
+    """Forecast seconds of a direct inference, which runs in SPU only, without link delays."""
     return direct_cost(graph).seconds
 
 
@@ -188,4 +195,4 @@ PRICES: dict[str, Price] = {
     "offline": offline_seconds,
     "direct": direct_seconds,
 }
-"""What `Options.gate_limit` may be a part of."""
+"""Prices by the names that `Choices.gate_price` takes."""

@@ -1,4 +1,4 @@
-"""Schedules and loss weights of *Making Models Shallow Again*, under names."""
+"""Presets of *Making Models Shallow Again*: schedules and loss weights by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Preset:
-    """Schedules and loss weights of the three stages."""
+    """Schedules of the teacher and of the three stages, and loss weights."""
 
     teacher: Schedule
     sensitivity: Schedule
@@ -27,16 +27,16 @@ class Preset:
     student_from_teacher: bool = True
     mask_score: str = "counterfactual"
     rewirings: int = 0
-    """Rewirings in stage 1 at least; an epoch has one or as many as that takes."""
+    """Least number of rewirings in stage 1. Each epoch has one, or more if this number needs it."""
 
     @property
     def begins_learned(self) -> bool:
-        """Whether the mask search begins with masks that the teacher gives, and not with random ones."""
+        """Whether the mask search starts with masks computed from the teacher. Otherwise they are random."""
         return self.student_from_teacher and self.mask_score == "counterfactual"
 
 
 def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int = 16, batch: int = 64) -> Preset:
-    """Short cosine schedules for small data; masks search from the teacher's weights."""
+    """Short cosine schedules for small data; the mask search starts from the teacher's weights."""
 
     def cosine(epochs: int, lr: float, drop: tuple[int, ...] = ()) -> Schedule:
         return Schedule(epochs, lr, drop, kind="cosine", warmup=0.5, batch_size=batch)
@@ -52,7 +52,7 @@ def quick(teacher: int = 12, sensitivity: int = 2, mask: int = 6, finetune: int 
 
 
 def paper() -> Preset:
-    """shallow section 5.1, with SENet's stages 1 and 2 as its authors' follow-up code has them."""
+    """Section 5.1, with stages 1 and 2 (SENet) as in the follow-up code of SENet's authors."""
     decay = (150, 180, 210)
     return Preset(
         Schedule(240, 0.05, decay),
@@ -65,9 +65,9 @@ def paper() -> Preset:
 
 
 def reference_code() -> Preset:
-    """What the SENet group's public code does where it differs from the papers (see docs/papers/shallow.md).
+    """`paper` with the differences of the SENet group's public code (see docs/papers/shallow.md).
 
-    Attention-transfer PRAM over the four stage outputs, 240 fine-tuning epochs, and the test set for selection.
+    PRAM by attention transfer at the four stage outputs, 240 fine-tuning epochs, and selection on the test set.
     """
     return replace(
         paper(),

@@ -1,4 +1,7 @@
-"""*Making Models Shallow Again*: budgets, learned masks, gated branches, an auxiliary classifier, one page."""
+"""The three stages of *Making Models Shallow Again*: sensitivities, learned masks, and fine-tuning.
+
+Fine-tuning also has gated branches, an auxiliary classifier or several widths.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,9 @@ from shoal.training.schedule import ramp
 
 @dataclass
 class Result:
-    """The reduced network, ready to trace, and how it came about.
+    """The reduced network, its spec, its ReLU budget by site, and the sensitivities and training histories.
 
-    `narrower` are the same at fewer of their channels, by the part that they have.
+    `narrower` has the same network with fewer channels, by the fraction of channels (`Options.widths`).
     """
 
     spec: Spec
@@ -51,8 +54,8 @@ class Result:
 def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, stages: Stages) -> Result:
     """Reduce `teacher` (the trained network of `spec`) to `options.budget` ReLUs by the paper's three stages.
 
-    Returns a network with one classifier and no wrapper but masks. Raises ShoalError for an impossible budget or
-    options, and StoppedError when the time is up.
+    The result has one classifier, and no gated branches: only masks are left. Raises ShoalError for an impossible
+    budget or options, and StoppedError when the time is up.
     """
     check_teacher(spec)
     check_options(options, preset, teacher, spec.shape)
@@ -75,7 +78,7 @@ def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, sta
 
 @dataclass(frozen=True)
 class _Reduction:
-    """What every stage of one reduction works on."""
+    """The inputs that all stages of one reduction share."""
 
     spec: Spec
     teacher: nn.Module
@@ -94,7 +97,7 @@ class _Reduction:
 
 
 def _sensitivity(job: _Reduction) -> dict[str, float]:
-    """Stage 1: train sparsely from scratch and read the densities (eq. 1)."""
+    """Stage 1: train a sparse network from scratch; its densities give the sensitivities (eq. 1)."""
     run, preset = job.stages.run, job.preset
     if run and run.has("sensitivity.json"):
         return dict(run.read_json("sensitivity.json"))
@@ -117,7 +120,7 @@ class _Masked:
 
 
 def _search_masks(job: _Reduction, eta: dict[str, float]) -> _Masked:
-    """Stage 2: learn which ReLUs to keep, by cross-entropy, distillation and the learner's own terms."""
+    """Stage 2: learn which ReLUs to keep, by cross-entropy, distillation and the mask learner's own terms."""
     method, preset = LEARNERS[job.options.masks], job.preset
     search = method(_mask_problem(job, eta))
     objective = Objective((cross_entropy(preset.mask_ce), kd(preset.mask_kd, preset.temperature), *search.terms))
@@ -130,7 +133,7 @@ def _search_masks(job: _Reduction, eta: dict[str, float]) -> _Masked:
 
 
 def _mask_problem(job: _Reduction, eta: dict[str, float]) -> Problem:
-    """What the learner of masks is given."""
+    """The input of the mask learner."""
     method, preset, stages = LEARNERS[job.options.masks], job.preset, job.stages
     torch.manual_seed(job.seed + 2)
     start = job.teacher if preset.student_from_teacher or method.from_teacher else fresh(job.teacher)
@@ -154,7 +157,7 @@ def _mask_problem(job: _Reduction, eta: dict[str, float]) -> Problem:
 
 
 class _GateRamp:
-    """Hook: opens every gate by the ramp, to 1 at the first drop of the learning rate."""
+    """Hook that raises every gate along the ramp; it is 1 from epoch `until` on."""
 
     taps: tuple[str, ...] = ()
     recordable = True
@@ -163,12 +166,12 @@ class _GateRamp:
         self.until, self.kind = until, kind
 
     def on_epoch_start(self, model: nn.Module, epoch: int) -> None:
-        """Set the gate for this epoch: epoch / until, as the paper does."""
+        """Set the gates for this epoch: `epoch` / `until` for the linear ramp of the paper."""
         set_gate(model, ramp(epoch, self.until, self.kind))
 
 
 def _finetune(job: _Reduction, masked: _Masked, budget: Budget) -> tuple[Spec, nn.Module]:
-    """Stage 3: frozen masks, gated branches, auxiliary classifier or widths, KL + CE + PRAM.
+    """Stage 3: fine-tune with frozen masks by KL + CE + PRAM; with gated branches, an auxiliary classifier or widths.
 
     Returns the spec of the network to deploy, and the whole trained network.
     """
@@ -196,7 +199,7 @@ def _finetuned_spec(masked: _Masked, blocks: tuple[Block, ...], options: Options
 
 
 def _gated(job: _Reduction, masked: _Masked, budget: Budget) -> tuple[Block, ...]:
-    """The blocks that get a gated branch, chosen as the options say."""
+    """The blocks that get a gated branch by the options."""
     options = job.options
     if not options.gates:
         return ()
@@ -209,7 +212,7 @@ def _gated(job: _Reduction, masked: _Masked, budget: Budget) -> tuple[Block, ...
 
 
 def _least_loss(job: _Reduction, traced: Traced, part: float) -> tuple[str, ...]:
-    """The blocks whose replacement reduces the price to `part` and costs least validation accuracy, block by block."""
+    """Names of blocks whose replacement lowers the price to the fraction `part` and costs least validation accuracy."""
     data, settings = job.stages.data, job.stages.settings
     split = data.val if len(data.val) else data.train
     importance = importances(traced, lambda m: evaluate(m, data, split, settings)[-1])
@@ -219,7 +222,7 @@ def _least_loss(job: _Reduction, traced: Traced, part: float) -> tuple[str, ...]
 
 
 def _grow(spec: Spec, masked: _Masked) -> nn.Module:
-    """The stage-3 network on the stage-2 weights and masks."""
+    """The network of stage 3 with the weights and masks of stage 2."""
     return assemble(replace(spec, masked=()), masked.model)
 
 
@@ -231,13 +234,16 @@ def _cut(spec: Spec, model: nn.Module) -> nn.Module:
 
 
 def _narrower(spec: Spec, model: nn.Module) -> dict[float, tuple[Spec, nn.Module]]:
-    """The networks of all widths but the whole one."""
+    """The networks of all widths but the full one."""
     specs = {part: replace(spec, kept_width=index) for index, part in enumerate(spec.widths[:-1])}
     return {part: (own, _cut(own, model).eval()) for part, own in specs.items()}
 
 
 def finetune_terms(preset: Preset, sites: tuple[ReluSite, ...], spec: Spec) -> tuple[Term, ...]:
-    """Eq. 2 for the final classifier; the same CE and KL for the auxiliary one (AKD), or for each narrower width."""
+    """Loss terms of eq. 2: CE, KL and PRAM for the final classifier.
+
+    The auxiliary classifier (AKD), or each narrower width, has the same CE and KL.
+    """
     # A gated block's inner activation means nothing once its branch has taken over.
     pairs = [site for site in sites if site.name not in spec.branches]
     if preset.pram_sites == "stages":
