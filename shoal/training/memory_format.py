@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -22,6 +24,18 @@ def suit(settings: Settings, network: nn.Module) -> Settings:
     on_cpu = torch.device(settings.device).type == "cpu"
     broken = settings.channels_last and on_cpu and _has_few_inputs(network)
     return replace(settings, channels_last=False) if broken else settings
+
+
+@contextmanager
+def compiled_layout(settings: Settings) -> Iterator[None]:
+    """While a step is compiled: the compiler may choose channels_last only where the settings allow it."""
+    if settings.channels_last:
+        yield
+        return
+    from torch._inductor import config  # takes a second to import
+
+    with config.patch(layout_optimization=False):
+        yield
 
 
 def _has_few_inputs(network: nn.Module) -> bool:

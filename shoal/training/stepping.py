@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from shoal.errors import ShoalError, ShoalWarning, first_line
 from shoal.outputs import Outputs, Tapped, unwrap
+from shoal.training.memory_format import compiled_layout
 from shoal.training.settings import Settings
 
 ObjectiveLike = Callable[[Outputs, Outputs | None, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -112,9 +113,10 @@ class Compiled:
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """See `Work`. If compiling fails, a warning says so and all steps run eagerly."""
-        if not self.tried:
-            self._try(x, y)
-        self.work(x, y)
+        with compiled_layout(self.work.settings):
+            if not self.tried:
+                self._try(x, y)
+            self.work(x, y)
 
     def _try(self, x: Tensor, y: Tensor) -> None:
         """Compile both passes without changing the network's state or the random numbers."""

@@ -56,7 +56,7 @@ def test_a_run_for_every_classifier(runs: dict[str, tuple[Path, dict[str, Any]]]
     assert whole["accuracy"] == pytest.approx(body["anytime"][-1]["accuracy"])
     record = read(out)
     assert record is not None
-    assert record.summary["baseline"]["macs"] > record.summary["reduced"]["macs"]
+    assert record.summary.baseline["macs"] > record.summary.reduced["macs"]
     assert all((out / name).stat().st_size > 1000 for name in ("curves.png", "anytime.png"))
 
 

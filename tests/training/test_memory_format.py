@@ -12,7 +12,7 @@ from torch import nn
 from shoal.channels.slimmable import slimmable
 from shoal.models import build
 from shoal.training.loop import fit
-from shoal.training.memory_format import suit
+from shoal.training.memory_format import compiled_layout, suit
 from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
@@ -59,3 +59,14 @@ def test_a_network_of_few_channels_trains_as_in_contiguous_memory() -> None:
         fit(network, blobs(64), Objective((cross_entropy(),)), Schedule(1, 0.1, batch_size=16), settings=settings)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_the_compiler_chooses_no_channels_last_where_the_settings_have_it_off() -> None:
+    from torch._inductor import config
+
+    usual = config.layout_optimization
+    with compiled_layout(Settings(channels_last=False)):
+        assert not config.layout_optimization
+    with compiled_layout(Settings()):
+        assert config.layout_optimization == usual
+    assert config.layout_optimization == usual
