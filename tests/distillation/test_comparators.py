@@ -152,6 +152,7 @@ def test_a_users_own_network_is_drawn_anew() -> None:
     assert not torch.equal(networks["branches.1.c2.weight"], networks["branches.2.c2.weight"])
 
 
+@pytest.mark.slow
 def test_adapters_are_the_published_ones() -> None:
     """FitNet: one 1x1 regressor at stage 2; overhaul: a connector and margins for each stage."""
     problem = Problem(SPEC, PLAN, Stages(DATA, Settings()))

@@ -25,7 +25,10 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", ["resnet10", "osakd-cnn1", "mobilenetv2", "msdnet-5"])
+MODELS = ("resnet10", "osakd-cnn1", "mobilenetv2", pytest.param("msdnet-5", marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_it_finds_what_the_functions_find(name: str) -> None:
     model = build(name, 10, width=0.25)
     traced, graph = Traced(model, SHAPE), trace(model, SHAPE)

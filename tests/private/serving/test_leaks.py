@@ -64,8 +64,9 @@ def live(pipe: Connection, folder: Path, tls: TLS, address: str, image: np.ndarr
         pipe.recv()
 
 
+@pytest.mark.slow
 @pytest.mark.private
-@pytest.mark.parametrize("make", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [0, 1])
 def test_a_client_holds_no_weight_and_a_server_no_image(
     small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None, make: int
 ) -> None:

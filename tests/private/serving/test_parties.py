@@ -67,6 +67,7 @@ def test_server_goes_on_when_a_client_is_killed_mid_inference(
     assert process.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_queries_and_batches_give_the_networks_logits(
     small: Case, certs: dict[str, TLS], served: tuple[BaseProcess, str]
