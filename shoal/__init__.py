@@ -6,8 +6,10 @@ process that only serves never loads the training code.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 from shoal import moved
@@ -71,6 +73,20 @@ _HOME = {name: module for module, names in PLACES.items() for name in names}
 
 __all__ = ["ShoalError", "ShoalWarning", "StoppedError", "__version__", *sorted(_HOME)]
 
+
+class _Contents(ModuleType):
+    """The module `shoal`, in which no submodule replaces a public name.
+
+    Importing a submodule makes it an attribute of its package. The old modules ``shoal.cost`` and ``shoal.fold`` have
+    the names of public functions, which must stay what they are.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Contents
 moved.install()
 
 

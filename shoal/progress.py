@@ -29,7 +29,8 @@ def set_verbosity(level: int) -> None:
     """Set how much is shown: -1 quiet, 0 normal, 1 or more verbose, which also shows the log on standard error."""
     verbosity.set(level)
     if level >= VERBOSE:
-        logging.basicConfig(level=logging.DEBUG if level > VERBOSE else logging.INFO)
+        logging.basicConfig()
+        logging.getLogger().setLevel(logging.DEBUG if level > VERBOSE else logging.INFO)
 
 
 def is_quiet() -> bool:

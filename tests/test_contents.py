@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -45,6 +47,14 @@ def test_an_old_path_gives_the_same_object_and_says_where_it_is_now(module: str,
     with pytest.warns(DeprecationWarning, match=f"{module}.{name} is now {place}.{name}"):
         found = getattr(old, name)
     assert found is getattr(importlib.import_module(place), name)
+
+
+@pytest.mark.parametrize(("module", "name"), [pair for pair in OLD if pair[0] == f"shoal.{pair[1]}"])
+def test_a_function_stays_public_when_its_old_module_of_the_same_name_is_imported(module: str, name: str) -> None:
+    assert name in shoal.__all__
+    code = f"import shoal, {module} as old; print(shoal.{name}.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == MOVED[module][name]
 
 
 def test_names_that_never_were_are_not_found_at_old_paths() -> None:

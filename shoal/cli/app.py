@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -108,16 +109,19 @@ def main() -> None:
         if verbosity.get() > 1:
             traceback.print_exc()
         _say(str(error))
-        if isinstance(error, StoppedError):
-            _say(f"to continue: {_continuation(sys.argv[1:])}")
-        if "--json" in sys.argv:
+        first = os.environ.get("RANK", "0") == "0"  # under torchrun the other processes only name their error
+        if isinstance(error, StoppedError) and first:
+            _say(f"to continue: {continuation(sys.argv[1:])}")
+        if "--json" in sys.argv and first:
             sys.stdout.write(json.dumps({"error": str(error), "status": error.status}) + "\n")
         sys.exit(error.status)
 
 
-def _continuation(words: Sequence[str]) -> str:
-    """The command line that resumes the command with these words."""
-    return shlex.join(["shoal", *words, *([] if "--resume" in words else ["--resume"])])
+def continuation(words: Sequence[str]) -> str:
+    """The command line that resumes the command with these words; after ``--`` all words are arguments."""
+    end = words.index("--") if "--" in words else len(words)
+    more = [] if "--resume" in words[:end] else ["--resume"]
+    return shlex.join(["shoal", *words[:end], *more, *words[end:]])
 
 
 def _show_warning(

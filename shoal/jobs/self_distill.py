@@ -52,9 +52,14 @@ class Request(NewNetwork):
             return own | inherited(Run(self.model).config()) | {"source": self.model}
         if self.data is None:
             raise ShoalError(f"found no data for {self.model!r}; need a data set, or a run that has one; use --data")
-        return own | {
-            name: getattr(self, name) for name in ("data", "data_dir", "seed", "limit", "model", "width", "resolution")
-        }
+        return (
+            own
+            | {
+                name: getattr(self, name)
+                for name in ("data", "data_dir", "seed", "limit", "model", "width", "resolution")
+            }
+            | ({"replaced": list(self.replaced)} if self.replaced else {})
+        )
 
     def _check_run(self) -> None:
         """Raise ShoalError for an option that the given run decides."""

@@ -27,6 +27,7 @@ from shoal.private.serving.refill import POLL_SECONDS, Backoff
 from shoal.private.serving.server import Server
 from shoal.private.serving.spu_link import BACKGROUND
 from shoal.private.transport.certs import TLS
+from shoal.progress import VERBOSE, verbosity
 from shoal.storage.files import write_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -174,7 +175,11 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_standard_error(as_json: bool) -> None:
-    """Log messages of level INFO and above to standard error, as text or as JSON lines."""
+    """Log messages of level INFO and above to standard error, as text or as JSON lines.
+
+    This replaces the log of ``--verbose`` but keeps its level, so that -vv also shows debug messages.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    level, ours = min(logging.INFO, logging.getLogger().level), verbosity.get() >= VERBOSE
+    logging.basicConfig(level=level, handlers=[handler], force=ours)

@@ -156,9 +156,10 @@ class _Loop:
         self.spent, self.saved, self.position = 0.0, time.monotonic(), (0, 0)
 
     def _place(self, network: nn.Module) -> nn.Module:
+        # A stage before may have left the network in the other format, and convolutions follow that of their weights.
+        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         network.to(self.settings.device)
-        if self.settings.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=layout)  # type: ignore[call-overload]
         return network
 
     def run(self, report: Callable[[dict[str, float]], None], progress: Callable[[int, int, int], None]) -> History:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from shoal import __version__
-from shoal.cli.app import TOUR, app, main
+from shoal.cli.app import TOUR, app, continuation, main
 from shoal.cli.commands import ENTRIES, GROUPS, Commands
 from shoal.progress import verbosity
 
@@ -103,3 +104,26 @@ def test_verbosity_is_set_before_or_after_the_command(
     own = ["count", "osakd-cnn1"]
     assert status(monkeypatch, *((words + own) if first else (own + words))) == 0
     assert seen == [level]
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("train resnet10 --out x", "train resnet10 --out x --resume"),
+        ("train --resume resnet10 --out x", "train --resume resnet10 --out x"),
+        ("train --out x -- resnet10", "train --out x --resume -- resnet10"),
+    ],
+)
+def test_a_stopped_command_says_how_it_continues(words: str, more: str) -> None:
+    assert continuation(words.split()) == f"shoal {more}"
+
+
+@pytest.mark.parametrize(("level", "said"), [(0, ["INFO"]), (1, ["INFO"]), (2, ["DEBUG", "INFO"])])
+def test_a_log_as_json_is_json_when_verbose_too(level: int, said: list[str]) -> None:
+    code = (
+        "import logging; from shoal.jobs.serve import log_to_standard_error as log; "
+        f"from shoal.progress import set_verbosity; set_verbosity({level}); log(True); "
+        "logging.debug('less'); logging.info('more')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["level"] for line in done.stderr.splitlines()] == said

@@ -11,6 +11,7 @@ from shoal.jobs.inputs import Shared, epochs_of, preset_of
 from shoal.jobs.training import prepare
 from shoal.networks.spec import Spec
 from shoal.recipes.stages import Stages
+from shoal.storage.origins import difference
 from shoal.storage.run import Run
 from shoal.training.settings import Settings
 from tests.cli.test_commands import call
@@ -76,6 +77,13 @@ def test_stages_with_other_settings_share_the_clock(tmp_path: Path) -> None:
     assert other.folder.folder == tmp_path
     with pytest.raises(ShoalError, match="found no run folder"):
         _ = Stages(blobs(8), Settings()).folder
+
+
+def test_a_run_records_which_layers_self_distillation_replaced() -> None:
+    from shoal.jobs.self_distill import Request
+
+    plain, other = Request("resnet10", "digits"), Request("resnet10", "digits", replaced=("relu=relu6",))
+    assert difference(plain.config(), other.config()) == "replaced"  # so that --resume refuses to change it
 
 
 def test_a_spec_is_that_of_the_data() -> None:

@@ -70,3 +70,12 @@ def test_the_compiler_chooses_no_channels_last_where_the_settings_have_it_off() 
     with compiled_layout(Settings()):
         assert config.layout_optimization == usual
     assert config.layout_optimization == usual
+
+
+def test_a_network_from_a_stage_in_channels_last_trains_in_contiguous_memory_too() -> None:
+    """As a slimmable network does whose narrowest width alone has few channels: the stage before had them all."""
+    before = build("resnet10", 4, channels=1, width=0.25).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = slimmable(before, (1, 8, 8), (0.5, 1.0))
+    assert not all(value.is_contiguous() for value in network.parameters())
+    fit(network, blobs(8), Objective((cross_entropy(),)), Schedule(1, 0.1, batch_size=8))
+    assert all(value.is_contiguous() for value in network.parameters())
