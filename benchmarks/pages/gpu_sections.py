@@ -42,7 +42,7 @@ def _missing(body: dict[str, Any]) -> str:
 def paper() -> str:
     body = result("paper_small")
     rows = [(_name(row), *_figures(row)) for row in body["networks"]]
-    head = ("", "test accuracy (%)", "in fixed point (%)", "argmax equal", "ReLUs", "MACs", "depth")
+    head = ("", "test accuracy (%)", "in fixed point (%)", "same class in both", "ReLUs", "MACs", "depth")
     return f"""```
 {_command(body)}
 python -m benchmarks.training.paper_scale runs/small --out benchmarks/results/paper_small.json

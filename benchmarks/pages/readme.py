@@ -40,15 +40,15 @@ DEMO = {
     "params": "parameters",
     "private.setup_s": "direct mode: session set-up (s)",
     "private.online_s": "direct mode: time per image (s)",
-    "private.relu_s": "direct mode: of which ReLU (s)",
-    "private.linear_s": "direct mode: of which linear layers (s)",
+    "private.relu_s": "direct mode: time in ReLUs per image (s)",
+    "private.linear_s": "direct mode: time in linear layers per image (s)",
     "private.bytes": "direct mode: traffic per image (MB)",
     "private.messages": "direct mode: messages per image",
     "prepared.offline_s": "prepared mode: offline phase per image (s)",
     "prepared.online_s": "prepared mode: online phase per image (s)",
     "prepared.bytes": "prepared mode: online traffic per image (MB)",
     "prepared.messages": "prepared mode: online messages per image",
-    "private.max_abs_logit_error": "direct mode: largest logit error",
+    "private.max_abs_logit_error": "direct mode: largest error of a logit",
 }
 """The rows of the demo's table, by their path in a summary, in words for a reader who is new to shoal."""
 
@@ -60,12 +60,12 @@ def demo() -> str:
     whole = f"{clear['argmax_equal']} of {clear['images']} images (the whole test set)"
     paths = {label: path for path, label, _ in ROWS}
     rows = [(DEMO[paths[label]], *figures) for label, *figures in comparison(Summary.of(summary, Path("demo.json")))]
-    return f"""{table(("", "original network", "reduced network", "reduced beside original"), rows)}
+    return f"""{table(("", "original network", "reduced network", "change"), rows)}
 
 The private result was compared with the plaintext result of the reduced network. The predicted class (argmax) is the
 same for {seen["argmax_equal"]} of {seen["images"]} images between two processes, and for {whole}
-in the clear executor, which does the same integer arithmetic in one process. The largest logit error is {error:.5f};
-the program states a bound of {seen["error_bound"]:.5f}.
+in the clear executor, which does the same integer arithmetic in one process without encryption. The largest error of a
+logit is {error:.5f}; the compiled program states an upper bound of {seen["error_bound"]:.5f}.
 
 Made by `shoal demo --out runs/demo` with seed {summary["seed"]} on a shared machine
 ({machine["processor"]}, {machine["cores"]} cores). Times are medians of five queries of one image each, between
@@ -80,8 +80,8 @@ def direct() -> str:
     faster, share = ratios["total_baseline_over_reduced"], ratios["relu_seconds_reduced_over_baseline"]
     rows = [
         ("time per query (s)", f"{full['seconds']:.1f}", f"{less['seconds']:.1f} ({faster:.2f}x faster)"),
-        ("of which ReLU (s)", f"{full['relu_s']:.2f}", f"{less['relu_s']:.2f} ({share:.1%})"),
-        ("of which linear layers (s)", f"{full['linear_s']:.1f}", f"{less['linear_s']:.1f}"),
+        ("time in ReLUs (s)", f"{full['relu_s']:.2f}", f"{less['relu_s']:.2f} ({share:.1%} of it)"),
+        ("time in linear layers (s)", f"{full['linear_s']:.1f}", f"{less['linear_s']:.1f}"),
         ("traffic (bytes)", f"{full['bytes']:,.0f}", f"{less['bytes']:,.0f}"),
         ("messages", f"{full['messages']:,.0f}", f"{less['messages']:,.0f}"),
         ("peak memory of one party (GiB)", f"{peaks[0]:.2f}", f"{peaks[1]:.2f}"),
@@ -97,8 +97,7 @@ loopback, means of {settings["rounds"]} queries that alternate between the two n
 
 If the server alone owns the weights, the homomorphic products take {shared:.2f}x the time that they take with weights
 shared between the parties (measured on ResNet18 x {settings["small_width"]}). In a masked ReLU layer only the kept
-values go through the protocol. Each party picks them from its own share, and puts the results back into its own
-share."""
+ReLUs go through the protocol. Each party picks their values from its own share, and puts the results back into it."""
 
 
 def phases() -> str:
@@ -131,13 +130,13 @@ loopback, medians of {rounds} queries):
 
 {table(head, rows)}
 
-"Direct" is the unreduced network entirely in SPU: {direct_s:.1f} s in the same run. The floor is the time of the
-same messages without any computation, plus the time of the float convolutions."""
+"Direct" is the unreduced network (all ReLUs) entirely in SPU: {direct_s:.1f} s in the same run. The floor is the time
+of the same messages without any computation, plus the time of the float convolutions."""
 
 
 def others() -> str:
     body = result("private_others")
-    head = ("ReLUs", "shoal online (s)", "shoal offline (s)", "CrypTen (s)", "of which triples (s)")
+    head = ("ReLUs", "shoal online (s)", "shoal offline (s)", "CrypTen (s)", "CrypTen: of which triples (s)")
     head += ("shoal online traffic (MB)", "CrypTen traffic (MB)", "DELPHI, nearest CIFAR-100 point")
     head += ("DELPHI, nearest TinyImageNet point", "DELPHI, fitted line (s)")
     rows = []
@@ -159,8 +158,9 @@ def others() -> str:
         )
     error = max(row["crypten"]["logit_error"] for row in body["networks"].values())
     line, settings = body["published_fit"], body["settings"]
-    return f"""**Other systems**: the same networks in CrypTen 0.4.1, and DELPHI's published online latencies by ReLU
-count: `python -m benchmarks.private.others --out benchmarks/results/private_others.json`
+    return f"""**Other systems**: the same networks in the library CrypTen 0.4.1, and the published online latencies of
+DELPHI, another protocol, by ReLU count: `python -m benchmarks.private.others --out
+benchmarks/results/private_others.json`
 
 {table(head, rows)}
 
@@ -169,7 +169,8 @@ The columns were not measured under equal conditions:
 - *shoal*: the networks of the prepared-mode table above. TLS is on. The offline phase has its own column.
 - *CrypTen*: the same kind of machine at another time, two processes with {settings["threads"]} thread each, no TLS,
   medians of {settings["rounds"]}, largest logit error {error:.4f}. Its first party is trusted: **insecure, for
-  comparison only**. The server makes the triples in the clear, within the seconds shown, and could see the image.
+  comparison only**. The server makes the triples (random data that
+  multiplications use up) in the clear, within the seconds shown, and could see the image.
   To make them securely, as shoal's offline phase does, would cost more.
 - *DELPHI*: published figures (DeepReDuce, Tables 4 and 5), with garbled circuits, other ResNet18 networks, the
   authors' machine, and the online phase only. The fitted line is {line["intercept_s"]:.3f} s +
@@ -197,9 +198,9 @@ benchmarks/results/private_networks.json`
 
 {table(head, rows)}
 
-The relay was tested before the measurement and achieved {rates["lan"]} (LAN), {rates["wan"]} (WAN). Direct mode was
-not measured over these links. For the unreduced network in direct mode the cost model forecasts {forecast} s (loopback,
-LAN, WAN)."""
+The relay was tested before the measurement and achieved {rates["lan"]} (LAN), {rates["wan"]} (WAN). "Auxiliary exit"
+is the unreduced network with the auxiliary classifier before its last stage. Direct mode was not measured over these
+links. For the unreduced network in direct mode the cost model forecasts {forecast} s (loopback, LAN, WAN)."""
 
 
 def cost_model() -> str:
@@ -247,8 +248,8 @@ The threshold {body["threshold"]} was chosen on the validation split, so that at
 
 {table(head, rows)}
 
-The program states an error bound of {body["to the end"]["error_bound"]:.5f}. On the whole test set, in the clear
-executor, the argmax is equal for {clear["argmax_equal"]} of {clear["images"]} images and the largest error is
+The compiled program states an error bound of {body["to the end"]["error_bound"]:.5f}. On the whole test set, in the
+clear executor, the argmax is equal for {clear["argmax_equal"]} of {clear["images"]} images and the largest error is
 {clear["max_abs_logit_error"]:.5f}. The exits alone have accuracies of {alone} %; with early exit the accuracy is
 {whole["leaving_accuracy"]:.2f} %."""
 

@@ -23,7 +23,7 @@ def training() -> str:
     for name, row in speed["flexible_step_over_bare_passes"].items():
         rows.append((f"a whole step that trains all exits or widths at once: {name}", base, f"{row['ratio']:.3f}x"))
     return f"""**Training overhead**: `python -m benchmarks.training.training_overhead` (unless the row says otherwise:
-ResNet18 x 0.5, batch 32; one thread, both sides alternate)
+ResNet18 x 0.5, batch 32; one thread; both are timed alternately)
 
 {table(("time of", "compared with", "ratio"), rows)}
 

@@ -30,7 +30,8 @@ def bench(
         bool,
         typer.Option(
             "--rehearse",
-            help="Do not prepare items; use random words in their place. The times are the same, the logits are not.",
+            help="Do not prepare items; use random numbers in their place. "
+            "The times stay the same, but the logits are wrong.",
         ),
     ] = False,
     run: Annotated[
@@ -66,11 +67,11 @@ def bench_table(body: measuring.Bench) -> Grid:
 
 def calibrate(
     out: Annotated[
-        Path, typer.Option(help="JSON file to write the constants to, for --machine of shoal cost, plan and report.")
+        Path, typer.Option(help="JSON file to write the results to, for --machine of shoal cost, plan and report.")
     ] = Path("machine.json"),
     json: Json = False,
 ) -> None:
-    """Measure the constants of this machine for forecasts: seconds of products, ReLUs and exchanges.
+    """Measure the speed of this machine for forecasts: seconds of products, ReLUs and exchanges.
 
     It takes 1.5 minutes. Nothing else should run on the machine meanwhile.
     """
@@ -82,8 +83,9 @@ def calibrate(
 def cost(request: job.Request, json: Json = False) -> None:
     """Forecast a private inference before compiling: direct, offline and online, on this machine, a LAN and a WAN.
 
-    Without --machine, the constants are those of a machine with two cores that both parties share. The numbers of bytes
-    and exchanges are exact, except that compile may choose another number of bits for the signs.
+    Offline and online are the two phases of a prepared query; direct is a query without preparation. Without --machine,
+    the forecast is for a machine with two cores that both parties share. The numbers of bytes and exchanges are exact,
+    except that compile may choose another number of bits for the signs in ReLUs.
     """
     body = job.forecast(request)
     counts = f"{units.count(body['relus'])} ReLUs, {units.count(body['macs'])} MACs, depth {body['depth']}"

@@ -15,10 +15,10 @@ from shoal.storage.summary import Summary
 def distill(
     teaching: Teaching, request: Request, neighbours: Neighbours, *, shared: Shared, json: Json = False
 ) -> None:
-    """Train a network by distillation: by a teacher, by other networks, or by neighbouring samples in its outputs.
+    """Train a network by distillation: from a teacher, from other networks, or from samples with similar outputs.
 
-    The baseline is the same network, trained by cross-entropy alone from the same weights, on the same batches and for
-    as many epochs. OUT holds the distilled network alone, for shoal evaluate, reduce and compile.
+    A baseline is trained as well: the same network by cross-entropy alone, from the same weights, on the same batches
+    and for as many epochs. OUT holds the distilled network alone, for shoal evaluate, reduce and compile.
 
     Example: shoal distill kd resnet20 --teacher runs/teacher --out runs/kd
     """

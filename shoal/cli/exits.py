@@ -15,7 +15,7 @@ from shoal.jobs import exits as job
 from shoal.report.layout import Grid
 
 RunFolder = Annotated[
-    Path, typer.Argument(help="A run folder whose network has several exits, as of self-distill or inplace.")
+    Path, typer.Argument(help="A run folder whose network has several exits, such as one of self-distill or inplace.")
 ]
 
 
@@ -23,10 +23,11 @@ RunFolder = Annotated[
 def exits(run: RunFolder, wanted: job.Wanted, request: job.Request, json: Json = False) -> None:
     """Search confidence thresholds at which images leave early, and measure what that saves.
 
-    An image leaves at the first exit whose confidence is above its threshold. Thresholds are searched on validation
-    images for one goal: --budget, --loss or --beta. Accuracy, mean MACs and fractions of images are those of the test
-    set; seconds are measured in batches of 64 and of 1, and compared with the full network. RUN/thresholds.json holds
-    the thresholds for shoal export; RUN/exits.png shows accuracy against MACs, with every exit alone.
+    Exits are classifiers at several depths. An image leaves the network at the first exit whose confidence is above its
+    threshold. Thresholds are searched on validation images for one goal: --budget, --loss or --beta. Accuracy, mean
+    MACs and fractions of images are those of the test set; seconds are measured in batches of 64 and of 1, and compared
+    with the full network. RUN/thresholds.json holds the thresholds for shoal export; RUN/exits.png shows accuracy
+    against MACs, with each exit alone for comparison.
     """
     body = job.exits(run, wanted, request)
     show(body, json, lambda: exits_table(str(run), body))
@@ -40,7 +41,7 @@ def exits_table(title: str, body: Chosen) -> Grid:
         threshold = thresholds[i] if i < len(thresholds) else "none"
         rows.append([f"exit {i + 1} alone", *_worth(row), threshold, units.share(share).removesuffix(" %")])
     rows.append(["all exits, by thresholds", *_worth(body["test"]), "", ""])
-    head = ["", "test accuracy, %", "MACs an image, millions", "threshold", "images that leave here, %"]
+    head = ["", "test accuracy, %", "MACs per image, millions", "threshold", "images that leave here, %"]
     table = grid(title, head, rows)
     times = [_timing(batch, row) for batch, row in body["seconds"].items()]
     kinds = dict.fromkeys(name.partition(" (")[2].partition(" of ")[0].rstrip(")") for name in body["uncounted"])
@@ -64,7 +65,7 @@ def _worth(row: Worth | Single) -> list[str]:
 def _timing(batch: str, row: dict[str, float]) -> str:
     dynamic, full = units.milliseconds(row["dynamic"]), units.milliseconds(row["full"])
     faster = f"{units.ratio(row['full'], row['dynamic'])} time"
-    return f"batches of {batch}: {dynamic} ms an image; the full network {full} ms ({faster})"
+    return f"batches of {batch}: {dynamic} ms per image; the full network {full} ms ({faster})"
 
 
 def export(
@@ -73,7 +74,7 @@ def export(
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write a network with several exits as ONNX files, one a stage.
+    """Write a network with several exits as ONNX files, one per stage.
 
     OUT/cascade.json has the order of the stages and the thresholds. Stages take any number of images, so images can
     leave between two stages. The logits of the stages are compared with those of the network. Needs

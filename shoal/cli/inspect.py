@@ -32,8 +32,8 @@ def count(
     longest path. A ReLU site is a layer of ReLUs.
 
     In a --design, S3 is a stage that keeps its ReLUs, and S2RT one that keeps every other ReLU layer; -a0.5 means half
-    the channels, -r0.5 half the resolution, and -one one block a stage. It is also counted with merged linear layers:
-    by folding, which is exact, and as the paper counts.
+    the channels, -r0.5 half the resolution, and -one one block per stage. It is also counted with merged linear layers:
+    by folding, which is exact, and as in the paper.
     """
     body = job.count(named, design)
     show(body, json, lambda: job.count_table(named.model, body))

@@ -27,7 +27,8 @@ def dump(body: Any) -> str:
 
 
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder with the data set in its published layout; the run's own if left out.")
+    Path | None,
+    typer.Option(help="Folder with the files of the data set, laid out as published; the run's own if left out."),
 ]
 Device = Annotated[str, typer.Option(help="Device to compute on: cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

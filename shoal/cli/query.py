@@ -27,9 +27,9 @@ def compile_(
 ) -> None:
     """Compile a run's network for private inference.
 
-    Folds batch normalisation into the layers, calibrates fixed-point numbers on training images, and writes an
-    artifact of two halves: client/ describes the network and holds no weights, server/ also holds the weights. Give
-    each party its half. Operations that have no private form are refused by name.
+    It merges batch norms into the layers, chooses the fixed-point numbers with training images, and writes an artifact
+    of two halves: client/ describes the network and holds no weights, server/ also holds the weights. Give each party
+    its half. A network with an operation that cannot run in private is refused, with the name of the operation.
 
     Example: shoal compile runs/reduced --out artifact
     """
@@ -63,8 +63,9 @@ def prepare(
 ) -> None:
     """Make random items with the server, before queries (the offline phase).
 
-    An item is correlated randomness for one inference: a private query uses up one item for each image. Each party
-    stores its half of the items in a pool on disk. Making an item takes far longer than the query that uses it.
+    An item is random data for one inference, made so that the two parties' halves fit together. A query uses up one
+    item for each image. Each party stores its half of the items in a pool on disk. Making an item takes far longer than
+    the query that uses it.
 
     Finished items stay when this command is interrupted; run it again for the rest. With --keep, it runs as a
     service: it logs errors and tries again, and queries from the same pool run between two batches.
@@ -87,9 +88,9 @@ def prepare(
 def query(artifact: Artifact, asked: Query, connection: Connection, options: ClientOptions, json: Json = False) -> None:
     """Classify images privately: the client's side of an inference (the online phase).
 
-    The server computes on secret shares of the images and learns neither the images nor the answers; this client
-    learns the classes and logits but not the weights. Prepare one item for each image first (shoal prepare), or give
-    --top-up.
+    The server computes on secret shares of the images (each share alone is random) and learns neither the images nor
+    the answers. The client learns the classes and logits but not the weights. Prepare one item for each image first
+    (shoal prepare), or give --top-up.
 
     Example: shoal query artifact/client IMAGE.png --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
     """

@@ -16,14 +16,15 @@ def reduce(choices: shallow.Choices, request: job.Request, *, shared: Shared, js
 
     --recipe shallow (the default) has three stages: it measures the sensitivity of each ReLU layer, learns which ReLUs
     to keep, and fine-tunes the network with replaced blocks and an auxiliary classifier. Instead of --budget, give
-    --plan a file of shoal plan, made for a limit in seconds, bytes or ReLUs. The result is shown beside the teacher;
-    MACs of replaced blocks are shown as they are and as the paper counts them.
+    --plan a file of shoal plan, made for a limit in seconds, bytes or ReLUs. The result is shown next to the teacher.
+    The MACs of replaced blocks are counted in two ways: as they are, and as in the paper.
 
-    --recipe deepreduce measures how much the ReLUs of each stage matter, and then trains a grid of designs by
-    distillation, 5 (D - 1) for D stages: whole stages without ReLUs, every other ReLU layer removed, half the channels,
-    half the resolution. Each design is a run in OUT/designs; OUT/front.json and front.png show the Pareto front of
-    ReLUs and validation accuracy. OUT holds the design with the highest validation accuracy among those with at most
-    --budget ReLUs. --resume continues an interrupted run, and can also add --designs or change --budget.
+    --recipe deepreduce measures how much the ReLUs of each stage of the network matter, and then trains a grid of
+    designs (variants of the network) by distillation, 5 (D - 1) for D stages: whole stages without ReLUs, every other
+    ReLU layer removed, half the channels, half the resolution. Each design is a run in OUT/designs; OUT/front.json and
+    front.png show the Pareto front of ReLUs and validation accuracy. OUT holds the design with the highest validation
+    accuracy among those with at most --budget ReLUs. --resume continues an interrupted run, and can also add --designs
+    or change --budget.
 
     Example: shoal reduce runs/teacher --budget 49600 --out runs/reduced
     """

@@ -20,9 +20,9 @@ def report(
 ) -> None:
     """Compare runs in a table, and with --html, --csv or --png also in a page, a CSV file or a plot.
 
-    The page has Pareto fronts with the published results of the papers, budgets by ReLU site, training curves, and all
-    figures as tables; it works offline. Runs that differ only by seed are one point, with mean and
-    spread. Each run's training curves are also drawn to RUN/curves.png.
+    The page has Pareto fronts with the published results of the papers, the number of ReLUs kept in each ReLU layer,
+    training curves, and all figures as tables; it works offline. Runs that differ only by seed are one point, with mean
+    and spread. Each run's training curves are also drawn to RUN/curves.png.
     """
     body = job.report(runs, asked)
     show(body, json, lambda: job.report_table(body))

@@ -82,8 +82,8 @@ class Request:
     out: Path
     """The folder for all runs. It must be new or empty, unless --resume is given."""
     set: tuple[str, ...] = ()
-    """OPTION=VALUE or STAGE.OPTION=VALUE: use this value instead of the file's, in all stages that have the option or
-    in one stage, such as epochs=2 (repeatable; VALUE is YAML)."""
+    """Use this value instead of the file's: OPTION=VALUE in all stages that have the option, or STAGE.OPTION=VALUE in
+    one stage, such as epochs=2 (repeatable; VALUE is YAML)."""
     workers: int | None = None
     """Number of runs at the same time, which share the cores; the number of cores if left out."""
     per_gpu: int | None = None
@@ -91,7 +91,7 @@ class Request:
     ray: str | None = None
     """Run on a Ray cluster: its host:port, or local to start one on this machine (needs shoal[sweep])."""
     max_seconds: float | None = None
-    """Seconds for the whole sweep; runs stop at checkpoints before they have passed, and --resume continues them."""
+    """Time limit of the whole sweep in seconds; runs stop at checkpoints before it, and --resume continues them."""
     retries: int = 2
     """Number of times that a run is restarted after its worker was killed."""
     resume: bool = False

@@ -32,9 +32,10 @@ class Request(Subject):
     """The options of `shoal cost`."""
 
     machine: Path | None = None
-    """Constants of the machines, a JSON file from shoal calibrate; those of two shared cores if left out."""
+    """JSON file from shoal calibrate with the measured speed of a machine. If left out: the speed of two cores that
+    both parties share."""
     batch: int = 1
-    """Number of items that are prepared together; offline figures are for each item."""
+    """Number of items that are prepared together; offline figures are per item."""
 
     def graph(self) -> Graph:
         """The network's graph after folding. Raises ShoalError for a network that cannot be built or traced."""

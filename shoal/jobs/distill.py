@@ -60,11 +60,12 @@ class Neighbours:
     space: str | None = field(default=None, metadata={"values": SPACES})
     """For osakd: the space in which distances are measured; logits if left out."""
     loss: str | None = field(default=None, metadata={"values": LOSSES})
-    """For osakd: the loss towards the neighbours' labels; mse-sum if left out."""
+    """For osakd: the loss between the network's outputs and the labels of the neighbours; mse-sum if left out."""
     balance: float | None = None
-    """For osakd: lambda, the weight of the cross-entropy, at least 0 and below 1; the preset's if left out."""
+    """For osakd: the weight of the cross-entropy (the paper's lambda), at least 0 and below 1; the preset's if left
+    out."""
     bank: int | None = None
-    """For osakd: the number of outputs of earlier batches that are searched as well; 0 if left out."""
+    """For osakd: how many outputs of earlier batches are searched for neighbours as well; 0 if left out."""
     include_self: bool = False
     """For osakd: count each sample among its own neighbours."""
 
@@ -96,8 +97,8 @@ class Request(NewNetwork):
     data: str | None = field(default=None)  # type: ignore[assignment]  # a teacher's run has its own
     """The data set, as for shoal train. Leave it out with --teacher, whose run decides it."""
     data_dir: Path | None = None
-    """Folder with the data set in its published layout. If left out: with --teacher that of its run, and otherwise
-    .data or /usr/share/datasets."""
+    """Folder with the files of the data set, laid out as published. If left out: the folder of the teacher's run with
+    --teacher, otherwise .data or /usr/share/datasets."""
     preset: str = "quick"
     """Preset of the training schedule: quick or paper; osakd also has paper-resnet and paper-tiny-imagenet."""
     seed: int | None = field(default=None)  # type: ignore[assignment]  # a teacher's run has its own

@@ -41,12 +41,12 @@ class Wanted:
 
     budget: str | None = None
     """Goal: the highest accuracy at no more than this fraction of the full network's MACs (such as 0.5), or this time
-    for an image (such as 2ms or 0.002s)."""
+    per image (such as 2ms or 0.002s)."""
     loss: float | None = None
-    """Goal: the fewest MACs at a loss of validation accuracy of at most this many percentage points, such as 0.5. If no
-    goal is given, 0."""
+    """Goal: the fewest MACs that lose at most this many percentage points of validation accuracy, such as 0.5. Without
+    any goal, 0."""
     beta: float | None = None
-    """Goal: the highest fitness of the self-distillation paper, acceleration + beta x percentage points of accuracy
+    """Goal: the highest fitness as in the self-distillation paper: speed-up + beta x percentage points of accuracy
     gained."""
     batch: int | None = None
     """Batch size at which a --budget in seconds is measured; 64 if left out."""
@@ -119,7 +119,7 @@ class Request:
     rounds: int = 5
     """Number of timed rounds; the result is their median."""
     data_dir: Path | None = None
-    """Folder with the data set in its published layout; the run's own if left out."""
+    """Folder with the files of the data set, laid out as published; the run's own if left out."""
     device: str = "cpu"
     """Device to compute on: cpu or cuda."""
 

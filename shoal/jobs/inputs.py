@@ -70,7 +70,8 @@ class Shared:
     max_seconds: float | None = None
     """Stop at a checkpoint before this many seconds have passed, all stages together."""
     save_seconds: float = 0.0
-    """Least number of seconds between two checkpoints; 0 saves one after each epoch. A stop always saves one."""
+    """Save checkpoints at least this many seconds apart; 0 saves one after each epoch. One is always saved when
+    training stops."""
     shard_mb: float | None = None
     """Write weights and optimiser state in files of at most this many MB."""
     resume: bool = False
@@ -134,10 +135,10 @@ class NewNetwork:
     """The data set: digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, modelnet10, modelnet40, or the path
     of a folder of images."""
     data_dir: Path | None = None
-    """Folder with the data set in its published layout. If left out, .data and /usr/share/datasets are searched; digits
-    needs none."""
+    """Folder with the files of the data set, laid out as published. If left out, .data and /usr/share/datasets are
+    searched; digits needs none."""
     width: float = 1.0
-    """Factor for the numbers of channels, such as 0.5. A callable of your own must take it as `width`."""
+    """Factor for the number of channels of every layer, such as 0.5. A callable of your own must take it as `width`."""
     resolution: float = 1.0
     """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
     `resolution`."""
@@ -172,7 +173,7 @@ class Named:
     classes: int = 10
     """Number of classes."""
     width: float = 1.0
-    """Factor for the numbers of channels, such as 0.5. A callable of your own must take it as `width`."""
+    """Factor for the number of channels of every layer, such as 0.5. A callable of your own must take it as `width`."""
     resolution: float = 1.0
     """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
     `resolution`."""
@@ -198,7 +199,7 @@ class Subject:
     classes: int = 10
     """Number of classes; a run folder has its own."""
     width: float = 1.0
-    """Factor for the numbers of channels, such as 0.5. A callable of your own must take it as `width`."""
+    """Factor for the number of channels of every layer, such as 0.5. A callable of your own must take it as `width`."""
     resolution: float = 1.0
     """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
     `resolution`."""

@@ -37,17 +37,18 @@ class Request(Subject):
     """Link between the two machines: none (no delay), lan (3 Gbit/s, 0.3 ms round trip) or wan (400 Mbit/s, 40 ms round
     trip)."""
     mode: str = "online"
-    """Phase that --target limits: online, offline, total (both together), or direct (an inference without preparation,
-    in SPU only)."""
+    """What --target limits: the online phase (the query), the offline phase (its preparation), total (both together),
+    or direct (an inference without preparation, in SPU only)."""
     machine: Path | None = None
-    """Constants of the machines, a JSON file from shoal calibrate; those of two shared cores if left out."""
+    """JSON file from shoal calibrate with the measured speed of a machine. If left out: the speed of two cores that
+    both parties share."""
     sensitivity: Path | None = None
-    """JSON file {site: sensitivity}: sites with a higher sensitivity get more of the ReLU budget. If left out: the
-    run's own sensitivities, or else estimates from the weights."""
+    """JSON file {site: sensitivity}: ReLU layers (sites) with a higher sensitivity get more of the ReLU budget. If left
+    out: the run's own sensitivities, or else estimates from the weights."""
     reshape: bool = False
     """Also try the network with half the channels, half the resolution, and both (built-in networks only)."""
     pick: int = 1
-    """Number of the candidate to write to --out, counted from 1."""
+    """Which candidate to write to --out, by its number in the table."""
     out: Path | None = None
     """Write the plan to this file, for shoal reduce --plan."""
 

@@ -32,17 +32,19 @@ class Compilation:
     """The options of `shoal compile`."""
 
     data_dir: Path | None = None
-    """Folder with the data set in its published layout; the run's own if left out. Some training images calibrate the
-    fixed-point numbers."""
+    """Folder with the files of the data set, laid out as published; the run's own if left out. Some training images are
+    used to choose the range of the fixed-point numbers."""
     fraction_bits: int | None = None
-    """Number of fraction bits of the fixed-point numbers; chosen from the calibration images if left out."""
+    """Number of bits after the point of the fixed-point numbers; chosen with training images if left out."""
     teacher: bool = False
     """Compile the run's teacher, the network before the reduction, instead of the reduced network."""
     max_failure: float = MAX_FAILURE
-    """Highest probability that a local truncation fails in one inference. A lower value makes more truncations exact,
-    and each of them may cost one more exchange."""
+    """Highest allowed probability that a local truncation (rounding by each party alone) fails in one inference and
+    gives an arbitrary value. A lower value makes more truncations exact, and each of them may cost one more exchange of
+    messages."""
     ot_kind: str = OT_KINDS[0]
-    """Oblivious transfers of SPU: YACL_Ferret (sends fewer bytes) or YACL_Softspoken (starts within a second)."""
+    """Which oblivious transfer, a building block of its protocol, SPU uses: YACL_Ferret (sends fewer bytes) or
+    YACL_Softspoken (starts within a second)."""
 
 
 def compile_run(folder: Path, out: Path, chosen: Compilation) -> dict[str, Any]:
@@ -114,9 +116,9 @@ class Preparation:
     """Options of `shoal prepare`: how many items it makes."""
 
     count: int = 1
-    """Number of prepared items to make. One item serves one query of one image."""
+    """Number of items to make. One item serves one query of one image."""
     batch: int = 1
-    """Number of items to make together. Larger batches take less time for each item and more memory."""
+    """Number of items to make together. Larger batches take less time per item and more memory."""
     keep: int | None = None
     """Keep running, and make items whenever fewer than this many are ready, until SIGTERM or Ctrl-C."""
 

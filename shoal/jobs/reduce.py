@@ -44,20 +44,22 @@ class Request:
     recipe: str = "shallow"
     """Method: shallow (Making Models Shallow Again) or deepreduce (the grid of designs of DeepReDuce)."""
     designs: str | None = None
-    """With --recipe deepreduce: train only these designs, by their places in the grid, counted from 1, or by name, such
-    as 1-5,8,S2RT+S3-a0.5-r0.5; all if left out."""
+    """With --recipe deepreduce: train only these designs, by their numbers in the grid, counted from 1, or by name (see
+    shoal count -h), such as 1-5,8,S2RT+S3-a0.5-r0.5; all if left out."""
     preset: str = "quick"
     """Preset of schedules and losses: quick, paper or reference-code; with --recipe deepreduce: quick, paper or
     paper-cifar10."""
     sensitivity: Path | None = None
-    """JSON file {site: sensitivity} to use instead of stage 1; sites with a higher sensitivity keep more ReLUs."""
+    """JSON file {site: sensitivity} to use instead of the first stage; ReLU layers (sites) with a higher sensitivity
+    keep more ReLUs."""
     masks_from: Path | None = None
     """A run folder of shoal reduce with the same teacher and budget: use its masks, and only fine-tune."""
     data_dir: Path | None = None
-    """Folder with the data set in its published layout; the teacher's own if left out."""
+    """Folder with the files of the data set, laid out as published; the teacher's own if left out."""
     epochs: str | None = None
-    """Numbers of epochs of the stages sensitivity,mask,finetune, such as 2,6,16; with --recipe deepreduce of
-    criticality,design, such as 4,8. The preset's if left out."""
+    """Numbers of epochs of the three stages (sensitivity, mask search, fine-tuning), such as 2,6,16; with --recipe
+    deepreduce of criticality (how much each stage matters) and of each design, such as 4,8. The preset's if left
+    out."""
 
     def config(self, origin: Config) -> Config:
         """The settings that the run records; `origin` is the configuration of the teacher's run."""

@@ -34,10 +34,11 @@ class Asked:
     png: Path | None = None
     """Also draw accuracy against ReLUs, with the Pareto front, to this PNG file."""
     network: str | None = field(default=None, metadata=LINK)
-    """Add forecasts of the online seconds over this link: none, lan or wan. If left out, only --html has them, over
-    none."""
+    """Add forecasts of the online seconds over this link: none, lan or wan. If left out, only --html has them, without
+    link delays."""
     machine: Path | None = None
-    """Constants for forecasts, a JSON file from shoal calibrate; those of two shared cores if left out."""
+    """For forecasts: JSON file from shoal calibrate with the measured speed of a machine. If left out: the speed of two
+    cores that both parties share."""
 
 
 Row = Mapping[str, Any]

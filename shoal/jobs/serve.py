@@ -46,9 +46,9 @@ class Operation:
     grace_s: float = field(default=5.0, metadata={"cli": "--grace"})
     """Seconds that queries in progress may take to finish after SIGTERM or Ctrl-C. A second signal stops at once."""
     metrics: Path | None = None
-    """JSON file to which the server writes its figures every 5 seconds."""
+    """JSON file to which the server writes its metrics every 5 seconds."""
     metrics_port: int | None = None
-    """Port for Prometheus; the figures are at http://127.0.0.1:PORT/metrics. 0 takes a free port."""
+    """Port at which Prometheus can read the metrics, at http://127.0.0.1:PORT/metrics; 0 means a free port."""
     ready_file: Path | None = None
     """File to which the server writes its host:port as soon as it listens."""
     json: bool = False

@@ -91,7 +91,7 @@ def test_seconds_and_the_papers_fitness(multi: Path) -> None:
 def test_the_table(multi: Path) -> None:
     text = call("exits", str(multi), "--rounds", "1")
     assert "exit 3 alone" in text
-    assert "ms an image; the full network" in " ".join(text.split())
+    assert "ms per image; the full network" in " ".join(text.split())
 
 
 @pytest.mark.slow

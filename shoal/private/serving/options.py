@@ -40,12 +40,12 @@ class PartyOptions:
     """What both parties choose, each for itself. Raises ShoalError for values that cannot work."""
 
     insecure: bool = False
-    """Use plain TCP instead of TLS. Allowed on loopback (127.0.0.1) only, for trials."""
+    """For trials: use plain TCP instead of TLS. Allowed on loopback (127.0.0.1) only."""
     timeout_s: float = field(default=120.0, metadata={"cli": "--timeout"})
     """Seconds to wait for the other party in any one step. A server also ends sessions that stay silent for this long
     between two queries."""
     pool: Path | None = None
-    """Folder of the prepared items; `pool` beside the artifact if left out."""
+    """Folder of the prepared items; the folder `pool` next to the artifact if left out."""
     spu_threads: int | None = field(default=None, metadata={"cli": None})
     """Threads of an SPU process, at most 8; one for each core if None. The smaller number of both parties counts."""
 
@@ -61,13 +61,15 @@ class ServerOptions(PartyOptions):
     """What a `Server` does beside answering. Raises ShoalError for values that cannot work."""
 
     pool_gib: float = 4.0
-    """Most GiB of prepared items that the server keeps for each pool of a client."""
+    """Maximum size in GiB of the prepared items that the server keeps for each pool of a client."""
     max_pools: int = 64
-    """Most pools that the server keeps for each client certificate."""
+    """Maximum number of pools (sets of prepared items) that the server keeps for each client certificate."""
     max_clients: int = 8
-    """Most sessions (client connections) at once; more are refused. A client that also makes items takes two."""
+    """Maximum number of sessions (client connections) at once; more are refused. A client that also makes items takes
+    two."""
     engines: int = 1
-    """Most SPU processes at once. Direct queries and preparation need one each; clients wait for a free one."""
+    """Maximum number of SPU processes at once. Each direct query and each preparation needs one; clients wait for a
+    free one."""
     early_exit: bool = False
     """Let clients stop an inference at an early exit. The server then learns which exit was taken."""
     link_port: int | None = None

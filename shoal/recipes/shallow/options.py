@@ -37,30 +37,30 @@ class Choices:
     gates: bool = True
     """Replace blocks that keep few ReLUs by one convolution each; see --d-th, --gate and --gate-limit."""
     gated: tuple[str, ...] | None = field(default=None, metadata={"cli": "--gate"})
-    """Replace this block, named by its inner ReLU site, such as layer1.0.relu1 (repeatable). Replaces the rule of
-    --d-th."""
+    """Replace this block; its name is that of the ReLU layer inside it, such as layer1.0.relu1 (repeatable). --d-th is
+    then not used."""
     gate_limit: float | None = None
-    """Replace blocks until the price (see --gate-price) is at most this fraction of the original (0.6 = 60 %); those
-    come first whose replacement costs the least accuracy. Replaces the rule of --d-th."""
+    """Replace blocks until the price (see --gate-price) is at most this fraction of the original (0.6 = 60 %), and
+    choose those whose replacement costs the least accuracy. --d-th is then not used."""
     gate_price: str = "macs"
     """The price for --gate-limit: macs, or the forecast seconds of private inference: online, offline or direct."""
     ramp: str = "linear"
-    """How replaced blocks are blended over into their convolutions during fine-tuning: linear or cosine."""
+    """How fine-tuning fades from each replaced block to its convolution: linear or cosine."""
     exit: bool = True
-    """Train an auxiliary classifier in the middle of the network (AKD)."""
+    """Also train an auxiliary classifier before the last stage of the network (AKD in the paper)."""
     keep: str = "final"
     """The classifier to deploy: final or auxiliary."""
     masks: str = field(default="senet", metadata={"values": SUMMARIES})
-    """The method that chooses which ReLUs to keep."""
+    """The method that chooses which ReLUs to keep; a site is a layer of ReLUs, a position one activation."""
     granularity: str = "pixel"
-    """Unit that keeps or loses its ReLUs: pixel (one activation) or channel (a whole channel of a map)."""
+    """What keeps or loses its ReLUs as a unit: pixel (one activation) or channel (a whole channel of a feature map)."""
     density: float = field(default=0.1, metadata=HIDDEN)
     """Fraction of the weights that the sparse training of stage 1 keeps."""
     keep_skip: bool = field(default=True, metadata=HIDDEN)
     """Whether a replaced block keeps its shortcut."""
     widths: tuple[float, ...] = ()
-    """Train one network that also works with fractions of its channels, such as 0.5,1 (SENet++). Each narrower one is a
-    run folder in OUT/widths."""
+    """Train one network that also works with fractions of its channels, such as 0.5,1 (SENet++). Each narrower network
+    is saved as a run folder in OUT/widths."""
 
 
 @dataclass(frozen=True)

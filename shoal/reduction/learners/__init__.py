@@ -26,16 +26,16 @@ LEARNERS: dict[str, type[Search]] = {
 """The methods, by the name that `Options.masks` and ``--masks`` accept."""
 
 SUMMARIES = {
-    "senet": "per site, where teacher and student differ most",
-    "random": "per site at random, an ablation",
-    "magnitude": "per site, where the ReLU changes most",
-    "snl": "slopes under an L1 penalty",
-    "relupruner": "second-order loss estimates, pruned step by step",
-    "autorep": "learned scores, quadratics elsewhere",
-    "autorep-linear": "learned scores, identity elsewhere",
-    "coordinate-descent": "greedy drops of random blocks of ReLUs",
-    "layer-folding": "whole layers by one slope each",
-    "depthshrinker": "whole blocks' inner ReLUs by one score each",
+    "senet": "in each site, the positions where teacher and student differ most",
+    "random": "random positions in each site, to compare with",
+    "magnitude": "in each site, the positions whose values the ReLU changes most",
+    "snl": "learns a slope for each position under an L1 penalty, and keeps the largest",
+    "relupruner": "removes step by step the ReLUs that the loss needs least, by a second-order estimate",
+    "autorep": "learns a score for each position, and makes the rest quadratic functions, which cannot run in private",
+    "autorep-linear": "like autorep, but makes the rest the identity, which can run in private",
+    "coordinate-descent": "again and again removes, of several random groups of ReLUs, the one that hurts least",
+    "layer-folding": "learns a slope for each layer, and removes the ReLUs of whole layers",
+    "depthshrinker": "learns a score for each block, and removes the inner ReLUs of whole blocks",
 }
 """One line of help for each method."""
 
