@@ -242,21 +242,6 @@ def test_a_compiled_step_learns_the_same(traced: None) -> None:
 
 @COMPILES
 @pytest.mark.slow
-@pytest.mark.parametrize("masks", ["snl", "autorep", "depthshrinker", "relupruner", "senet"])
-def test_nothing_is_compiled_while_a_step_is_recorded(
-    traced: None, monkeypatch: pytest.MonkeyPatch, masks: str
-) -> None:
-    """The compiler asks CUDA's generators, which a recording forbids."""
-    again, begun = Again(), compilations()
-    monkeypatch.setattr("shoal.training.stepping.recorder_for", lambda device: again)
-    reduced("compiled-graph", masks)
-    assert compilations() > begun
-    assert again.recorded > 0
-    assert again.compiled == 0
-
-
-@COMPILES
-@pytest.mark.slow
 def test_the_tenth_network_of_a_process_is_compiled_too(traced: None) -> None:
     for _ in range(10):
         before = compilations()
@@ -267,8 +252,14 @@ def test_the_tenth_network_of_a_process_is_compiled_too(traced: None) -> None:
 @COMPILES
 @pytest.mark.slow
 @pytest.mark.parametrize("masks", LEARNERS)
-def test_every_learner_compiles_and_learns_the_same(traced: None, masks: str) -> None:
-    assert close(eagerly_reduced(masks), without_a_warning("compiled", masks))
+def test_every_learner_compiles_and_learns_the_same(traced: None, monkeypatch: pytest.MonkeyPatch, masks: str) -> None:
+    """And nothing is compiled while a step is recorded: the compiler asks CUDA's generators, which that forbids."""
+    again, begun = Again(), compilations()
+    monkeypatch.setattr("shoal.training.stepping.recorder_for", lambda device: again)
+    assert close(eagerly_reduced(masks), without_a_warning("compiled-graph", masks))
+    assert compilations() > begun
+    assert again.recorded > 0
+    assert again.compiled == 0
 
 
 @COMPILES
