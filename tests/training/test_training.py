@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -13,21 +17,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.data.loading import load
 from shoal.distillation.losses import kd, kl_divergence, pram
 from shoal.errors import ShoalError
+from shoal.networks.stored import load_network
 from shoal.outputs import Outputs, forward
 from shoal.reduction.budget import allocate
 from shoal.reduction.learners.senet import DifferenceLearner
 from shoal.reduction.masks import add_masks, check_budget, masked_sites
 from shoal.reduction.sensitivity import DynamicRewiring, pruning_sensitivity
+from shoal.storage.run import Run
 from shoal.surgery.sites import ReluSite, relu_sites
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import fit
 from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule, ramp
 from shoal.training.settings import Settings
-from tests.support.fits import DATA, OBJECTIVE, PLAN, SHAPE, full, masked, network, same, weights_after
+from tests.support.fits import DATA, OBJECTIVE, PLAN, ROOT, SHAPE, full, masked, network, same, weights_after
 from tests.support.forked import forked, heard
+from tests.support.waiting import HANG
 
 ETA = (
     "0.0572 0.1854 0.2129 0.2506 0.2758 0.3549 0.4884 0.5102 0.5568 0.6739 0.8143 0.8277 0.8623 0.9410 0.9902 0.9986 1"
@@ -235,6 +243,25 @@ def test_two_gloo_processes_train_one_model(tmp_path: Path) -> None:
     assert [line[0] for line in lines] == [0, 1]
     assert lines[0][1] == pytest.approx(lines[1][1], abs=1e-9)
     assert lines[0][2] > 80
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run_with_the_command(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "shoal"]
+    network = ["train", "resnet10", "--data", "digits", "--width", "0.125", "--limit", "300", "--epochs", "2"]
+    done = subprocess.run(
+        [*torchrun, *network, "--out", str(tmp_path / "run"), "--json"],
+        capture_output=True, text=True, timeout=HANG, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    body = json.loads(done.stdout)  # of the first process alone
+    run = Run(tmp_path / "run")
+    assert [row["epoch"] for row in run.metrics()] == [0, 1]
+    spec, model = load_network(run)
+    data = load("digits", limit=300)
+    assert body["accuracy"] == pytest.approx(evaluate(model, data, data.test)[-1])
+    assert body["params"] == sum(p.numel() for p in model.parameters())
+    assert spec.base == "resnet10"
 
 
 def test_timing_is_recorded() -> None:
