@@ -71,13 +71,13 @@ def spread(mean: float, deviation: float, show: Callable[[float], str]) -> str:
 
 
 def ratio(before: float, after: float) -> str:
-    """The change of a cost as a factor: "11.27x less", "1.56x more" or "same"; empty if one of both is 0."""
+    """The change of a cost as a factor: "11.27x lower", "1.56x higher" or "same"; empty if one of both is 0."""
     if not before or not after:
         return ""
     shown = f"{max(before, after) / min(before, after):.2f}x"
     if shown == "1.00x":
         return "same"
-    return f"{shown} {'less' if after < before else 'more'}"
+    return f"{shown} {'lower' if after < before else 'higher'}"
 
 
 def duration(value: float) -> str:

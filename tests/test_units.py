@@ -38,8 +38,8 @@ def test_numbers_are_shown_one_way(show: object, value: float, shown: str) -> No
 
 
 def test_a_ratio_says_less_or_more() -> None:
-    assert units.ratio(22.53, 1) == "22.53x less"
-    assert units.ratio(1, 1.56) == "1.56x more"
+    assert units.ratio(22.53, 1) == "22.53x lower"
+    assert units.ratio(1, 1.56) == "1.56x higher"
     assert units.ratio(5, 5) == "same"
     assert units.ratio(5, 0) == ""
 

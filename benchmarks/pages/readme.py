@@ -137,8 +137,8 @@ of the same messages without any computation, plus the time of the float convolu
 def others() -> str:
     body = result("private_others")
     head = ("ReLUs", "shoal online (s)", "shoal offline (s)", "CrypTen (s)", "CrypTen: of which triples (s)")
-    head += ("shoal online traffic (MB)", "CrypTen traffic (MB)", "DELPHI, nearest CIFAR-100 point")
-    head += ("DELPHI, nearest TinyImageNet point", "DELPHI, fitted line (s)")
+    head += ("shoal online traffic (MB)", "CrypTen traffic (MB)", "DELPHI, published, CIFAR-100, nearest ReLU count")
+    head += ("DELPHI, published, Tiny-ImageNet, nearest ReLU count", "DELPHI, fitted line (s)")
     rows = []
     for row in body["networks"].values():
         ours, crypten, delphi = row["shoal"], row["crypten"], row["delphi"]

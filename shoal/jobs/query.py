@@ -40,8 +40,8 @@ class Compilation:
     """Compile the run's teacher, the network before the reduction, instead of the reduced network."""
     max_failure: float = MAX_FAILURE
     """Highest allowed probability that a local truncation (rounding by each party alone) fails in one inference and
-    gives an arbitrary value. A lower value makes more truncations exact, and each of them may cost one more exchange of
-    messages."""
+    gives an arbitrary value. The default is 2^-20, about one in a million. A lower value makes more truncations exact,
+    and each of them may cost one more exchange of messages."""
     ot_kind: str = OT_KINDS[0]
     """Which oblivious transfer, a building block of its protocol, SPU uses: YACL_Ferret (sends fewer bytes) or
     YACL_Softspoken (starts within a second)."""

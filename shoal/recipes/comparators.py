@@ -44,7 +44,7 @@ _offline = partial(Method, schedule=REPDISTILLER, teacher=True)
 
 METHODS: dict[str, Method] = {
     "kd": _offline("a teacher's softened logits (Hinton et al.)", offline.hinton),
-    "fitnet": _offline("a teacher's hint layer, through a regressor (FitNets)", offline.hint_layer),
+    "fitnet": _offline("a teacher's features in a middle layer, through a regressor (FitNets)", offline.hint_layer),
     "at": _offline("a teacher's attention maps at every stage (attention transfer)", offline.attention_maps),
     "spkd": _offline("similarities between samples in a teacher's maps (SPKD)", offline.similarities),
     "rkd": _offline("distances and angles between a teacher's embeddings (RKD)", offline.relational),
@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
     "takd": _offline("an assistant that a teacher has trained (TAKD)", offline.assistant, assistant=True),
     "dml": Method("other networks, trained at the same time (deep mutual learning)", online.mutual, DML, branches=2),
     "one": Method("the gated ensemble of several branches (ONE)", online.gated_branches, ONLINE, branches=3),
-    "ffl": Method("the fused features of several branches (FFL-S)", online.fused_branches, ONLINE, branches=2),
+    "ffl": Method("fused features of branches (feature fusion, FFL-S)", online.fused_branches, ONLINE, branches=2),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from shoal.units import count, percent, ratio
 PAPER_MARKERS = "D^vPX"
 PAPER_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
 NO_COSTS = ("accuracy", "private.max_abs_logit_error", "private.setup_s")
+SPEED = {"lower": "faster", "higher": "slower"}
 """Rows of the comparison that are not costs of an inference."""
 
 
@@ -65,9 +66,10 @@ class _Cost:
 
     @property
     def verdict(self) -> str:
-        """The ratio in words, such as "2.10x less" or "1.56x slower"."""
+        """The ratio in words, such as "2.10x lower" or "1.56x slower"."""
         said = ratio(self.old, self.new) or "none left"
-        return said.replace("more", "slower").replace("less", "faster") if self.label.endswith(", s") else said
+        factor, _, word = said.partition(" ")
+        return f"{factor} {SPEED[word]}" if self.label.endswith(", s") and word in SPEED else said
 
     @property
     def queries(self) -> str:
@@ -89,7 +91,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
         axes.axvline(100, color=INK, linewidth=1.5)
         axes.set_yticks(range(len(costs)), [cost.label for cost in costs])
         axes.set_xlim(0, max(110.0, *(105 * _reach(cost) for cost in costs)))
-        axes.set_xlabel("reduced network, in % of the baseline (line at 100 %; less is better)")
+        axes.set_xlabel("reduced network, in % of the baseline (line at 100 %; lower is better)")
         start, end = (percent(summary.side(side)["accuracy"]) for side in ("baseline", "reduced"))
         axes.set_title(f"{plain(summary.data)}: costs after reduction; test accuracy {start} % before, {end} % after")
         axes.grid(visible=False, axis="y")
@@ -126,9 +128,9 @@ def _draw_cost(axes: Any, place: int, cost: _Cost) -> None:
 
 
 def _explain(axes: Any, costs: Sequence[_Cost]) -> None:
-    axes.barh(0, 0, color=BLUE, label="less than before")
+    axes.barh(0, 0, color=BLUE, label="lower than before")
     if any(cost.is_worse for cost in costs):
-        axes.barh(0, 0, color=ORANGE, label="more, or slower, than before")
+        axes.barh(0, 0, color=ORANGE, label="higher, or slower, than before")
     if any(s is not None for cost in costs for s in cost.samples):
         axes.plot([], [], "|-", color=INK, label="fastest to slowest query, reduced")
         axes.plot([], [], "|-", color=GREY, label="the same, baseline")

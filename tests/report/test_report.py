@@ -253,13 +253,13 @@ def test_page_holds_sites_curves_and_comparison(stored: Path) -> None:
     assert [s["name"] for s in run["sites"] if s["replaced"]] == ["layer1.0.relu1"]
     assert [(stage, len(rows)) for stage, rows in run["curves"]] == [("sensitivity", 2), ("mask", 3), ("finetune", 5)]
     assert [row[0] for _, rows in run["curves"] for row in rows] == list(range(1, 11))
-    assert ["ReLUs", "11,264", "500", "22.53x less"] in run["comparison"]
+    assert ["ReLUs", "11,264", "500", "22.53x lower"] in run["comparison"]
 
 
 def test_tables_are_there_without_the_script(stored: Path) -> None:
     page = rendered(stored)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
-    assert {str(stored), "11,264", "500", "22.53x less", "-2.00", "0.0200", "measured"} <= set(cells)
+    assert {str(stored), "11,264", "500", "22.53x lower", "-2.00", "0.0200", "measured"} <= set(cells)
     assert cells.count("DeepReDuce") == sum(row.system == "DeepReDuce" for row in published())
 
 
