@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from shoal.surgery.sites import Block, find_blocks
-from shoal.surgery.tracing import count
+from shoal.graph.counting import cost
+from shoal.surgery.sites import Block
+from shoal.surgery.traced import Traced
 
 
 def gated_macs(model: nn.Module, shape: tuple[int, ...], blocks: Sequence[str]) -> tuple[int, int]:
@@ -17,14 +18,15 @@ def gated_macs(model: nn.Module, shape: tuple[int, ...], blocks: Sequence[str]) 
     Actual: a replaced block costs one strided k x k convolution, and its shortcut stays. Paper: the block keeps the
     cost of its second convolution, and a projection shortcut is not counted (relu_reduction.md 6.4).
     """
-    total = count(model, shape)
+    traced = Traced(model, shape)
+    total = cost(traced.graph)
     macs = {row.name: row.macs for row in total.rows}
-    chosen = [b for b in find_blocks(model, shape) if b.name in blocks]
+    chosen = [b for b in traced.blocks if b.name in blocks]
     honest = paper = total.macs
     for block in chosen:
         first, second = (macs[name] for name in block.convs)
         honest += _shallow_macs(total.rows, block) - first - second
-        paper -= first + _shortcut_macs(model, shape, macs, block)
+        paper -= first + _shortcut_macs(traced, macs, block)
     return honest, paper
 
 
@@ -33,17 +35,13 @@ def _shallow_macs(rows: Sequence[Any], block: Block) -> int:
     return block.channels[0] * block.kernel**2 * shape[0] * shape[1] * shape[2]
 
 
-def _shortcut_macs(model: nn.Module, shape: tuple[int, ...], macs: Mapping[str, int], block: Block) -> int:
-    from shoal.surgery.normal_form import module_calls
-    from shoal.surgery.tracing import shapes
-
-    traced = shapes(model, shape)
-    calls = {node.name: node for node in traced.graph.nodes}
+def _shortcut_macs(traced: Traced, macs: Mapping[str, int], block: Block) -> int:
+    calls = {node.name: node for node in traced.normal.graph.nodes}
     if block.add is None:
         return 0
     others = [n for n in calls[block.add].all_input_nodes if n.name != block.result]
     node = others[0] if others else None
-    names = {n: name for name, n in module_calls(traced).items()}
+    names = {n: name for name, n in traced.calls.items()}
     while node is not None and node.name != block.source and len(node.all_input_nodes) == 1:
         if macs.get(names.get(node, ""), 0):
             return macs[names[node]]

@@ -20,7 +20,8 @@ from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
 from shoal.networks.spec import Spec
-from shoal.surgery.sites import ReluSite, relu_sites
+from shoal.surgery.sites import ReluSite
+from shoal.surgery.traced import Traced
 from shoal.surgery.tracing import trace
 
 
@@ -78,11 +79,12 @@ def merged_cost(model: nn.Module, shape: tuple[int, ...], dropped: Collection[st
     out depthwise convolutions. Projection shortcuts beside a merged run are merged into it. Raises ShoalError for a
     name in `dropped` that is not a ReLU site.
     """
-    sites = [site for site in relu_sites(model, shape) if site.conv is not None]
+    traced = Traced(model, shape)
+    sites = [site for site in traced.sites if site.conv is not None]
     missing = set(dropped) - {site.name for site in sites}
     if missing:
         raise ShoalError(f"found no ReLU {min(missing)!r} behind a convolution; need names that relu_sites gives")
-    count = _Count(trace(model, shape), sites)
+    count = _Count(traced.graph, sites)
     convs, macs = 0, sum(count.beside.values())
     for _, stage in groupby(_unique(sites), key=lambda site: site.stage):
         for run, left in _runs(list(stage), set(dropped), merging):

@@ -18,7 +18,6 @@ from shoal.reduction.depth import Price, choose_blocks, gated_graph
 from shoal.reduction.gates import named_blocks
 from shoal.reduction.learners import LEARNERS, SUMMARIES
 from shoal.reduction.masks import add_masks, random_masks
-from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.traced import Traced
 
 HIDDEN = {"cli": None}
@@ -78,8 +77,9 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
 
     `shape` is the shape [C, H, W] of an image.
     """
-    sites = relu_sites(teacher, shape)
-    named_blocks(find_blocks(teacher, shape), options.gated or ())
+    traced = Traced(teacher, shape)
+    sites = traced.sites
+    named_blocks(traced.blocks, options.gated or ())
     known = {
         "keep": ("final", "auxiliary"),
         "masks": tuple(LEARNERS),
@@ -91,7 +91,7 @@ def check_options(options: Options, preset: Preset, teacher: nn.Module, shape: t
         if getattr(options, name) not in values:
             raise ShoalError(f"found {name} {getattr(options, name)!r}; need one of {', '.join(values)}")
     _check_used(options)
-    _check_gate_limit(options, teacher, shape)
+    _check_gate_limit(options, traced)
     if options.keep == "auxiliary" and not options.exit:
         raise ShoalError("found keep 'auxiliary' without an exit; need the auxiliary classifier trained; use --exit")
     if options.masks == "senet" and not preset.begins_learned and preset.mask.epochs < 2:
@@ -143,7 +143,7 @@ def _check_used(options: Options) -> None:
             )
 
 
-def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ...]) -> None:
+def _check_gate_limit(options: Options, teacher: Traced) -> None:
     """Raise ShoalError for a limit that replacing blocks cannot reach, or a limit together with named blocks.
 
     Prices are those of the teacher with the budget's number of ReLUs at random places.
@@ -160,10 +160,9 @@ def _check_gate_limit(options: Options, teacher: nn.Module, shape: tuple[int, ..
             f"found masks {options.masks!r} with gate_price {options.gate_price!r}; need masks without squares, which "
             "prepared inference does not have; use autorep-linear, or another price"
         )
-    sites = relu_sites(teacher, shape)
-    budget = allocate(sites, {site.name: 1.0 for site in sites}, options.budget)
-    masked = add_masks(teacher, random_masks(budget, sites, torch.Generator().manual_seed(0)))
-    traced, price = Traced(masked, shape), PRICES[options.gate_price]
+    budget = allocate(teacher.sites, {site.name: 1.0 for site in teacher.sites}, options.budget)
+    masked = add_masks(teacher.module, random_masks(budget, teacher.sites, torch.Generator().manual_seed(0)))
+    traced, price = Traced(masked, teacher.shape), PRICES[options.gate_price]
     equal = {block.name: 1.0 for block in traced.blocks}
     limit = options.gate_limit * price(gated_graph(traced, ()))
     choose_blocks(traced, price, limit, equal, keep_skip=options.keep_skip)
