@@ -27,7 +27,7 @@ from benchmarks.private.phases import process, tls_of
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.graph.graph import Graph
-from shoal.measuring.bench import bench
+from shoal.measuring.bench import Request, bench
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.program.program import Program, Weights
@@ -79,7 +79,7 @@ def _total(made: Offline, unit: str) -> float:
 
 
 def online(folder: Path, certs: Path, items: int) -> dict[str, float]:
-    found = bench(folder, ["none"], 8 * items, 1, rehearse=True)["networks"]["none"]
+    found = bench(folder, Request(("none",), 8 * items, rehearse=True))["networks"]["none"]
     return {"online_s": found["online_s"], "online_bytes": found["bytes"]}
 
 

@@ -26,7 +26,7 @@ from shoal.exits.classifiers import add_exits, keep_exit
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
-from shoal.measuring.bench import bench
+from shoal.measuring.bench import Request, bench
 from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
@@ -62,7 +62,7 @@ def measure(graph: Graph, folder: Path, rounds: int, machine: Machine) -> dict[s
     save_artifact(folder, program, weights)
     total, layout = cost(graph), Layout(program)
     row: dict[str, Any] = {k: getattr(total, k) for k in ("relus", "macs", "depth", "relu_layers")}
-    row["networks"] = bench(folder, list(LINKS), rounds, 1, rehearse=True)["networks"]
+    row["networks"] = bench(folder, Request(rounds=rounds, rehearse=True))["networks"]
     for name, network in LINKS.items():
         row["networks"][name]["forecast_s"] = prepared_cost(layout, machine, network).online.seconds
         row["networks"][name]["direct_forecast_s"] = direct_cost(graph, machine, network).seconds

@@ -10,30 +10,15 @@ import typer
 from shoal import units
 from shoal.cli.fields import expanded
 from shoal.cli.options import Json, grid, pairs, show
-from shoal.costs.links import LINKS
 from shoal.jobs import costs as job
 from shoal.measuring import bench as measuring
 from shoal.report.layout import Grid
 
 
+@expanded
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact of shoal compile, with client/ and server/.")],
-    link: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--link", "--network", help="Simulated link: none, lan or wan (repeatable); all three if left out."
-        ),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Number of timed queries; the result is their median.")] = 5,
-    batch: Annotated[int, typer.Option(help="Number of items that are prepared together.")] = 1,
-    rehearse: Annotated[
-        bool,
-        typer.Option(
-            "--rehearse",
-            help="Do not prepare items; use random numbers in their place. "
-            "The times stay the same, but the logits are wrong.",
-        ),
-    ] = False,
+    request: measuring.Request,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +31,7 @@ def bench(
 
     lan is 3 Gbit/s with a round trip of 0.3 ms, wan 400 Mbit/s with 40 ms, and none adds no delay.
     """
-    body = measuring.bench(artifact, link or list(LINKS), rounds, batch, rehearse)
+    body = measuring.bench(artifact, request)
     if run is not None:
         measuring.record(run, artifact, body)
     show(body, json, lambda: bench_table(body))
@@ -65,17 +50,13 @@ def bench_table(body: measuring.Bench) -> Grid:
     return grid(f"prepared queries, medians of {body['rounds']}; {made}", head, rows)
 
 
-def calibrate(
-    out: Annotated[
-        Path, typer.Option(help="JSON file to write the results to, for --machine of shoal cost, plan and report.")
-    ] = Path("machine.json"),
-    json: Json = False,
-) -> None:
+@expanded
+def calibrate(wanted: job.Calibration, json: Json = False) -> None:
     """Measure the speed of this machine for forecasts: seconds of products, ReLUs and exchanges.
 
     It takes 1.5 minutes. Nothing else should run on the machine meanwhile.
     """
-    body = job.calibrate(out)
+    body = job.calibrate(wanted)
     show(body, json, lambda: pairs("constants of this machine", body))
 
 

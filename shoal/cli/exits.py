@@ -9,18 +9,22 @@ import typer
 
 from shoal import units
 from shoal.cli.fields import expanded
-from shoal.cli.options import DataDir, Json, grid, pairs, show
+from shoal.cli.options import Json, grid, pairs, show
 from shoal.exits.records import Chosen, Single, Worth
 from shoal.jobs import exits as job
 from shoal.report.layout import Grid
 
-RunFolder = Annotated[
-    Path, typer.Argument(help="A run folder whose network has several exits, such as one of self-distill or inplace.")
-]
-
 
 @expanded
-def exits(run: RunFolder, wanted: job.Wanted, request: job.Request, json: Json = False) -> None:
+def exits(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run folder whose network has several exits, such as one of self-distill or inplace."),
+    ],
+    wanted: job.Wanted,
+    request: job.Request,
+    json: Json = False,
+) -> None:
     """Search confidence thresholds at which images leave early, and measure what that saves.
 
     Exits are classifiers at several depths. An image leaves the network at the first exit whose confidence is above its
@@ -68,17 +72,13 @@ def _timing(batch: str, row: dict[str, float]) -> str:
     return f"batches of {batch}: {dynamic} ms per image; the full network {full} ms ({faster})"
 
 
-def export(
-    run: RunFolder,
-    out: Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")],
-    data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
+@expanded
+def export(wanted: job.Export, json: Json = False) -> None:
     """Write a network with several exits as ONNX files, one per stage.
 
     OUT/cascade.json has the order of the stages and the thresholds. Stages take any number of images, so images can
     leave between two stages. The logits of the stages are compared with those of the network. Needs
     RUN/thresholds.json (from shoal exits) and shoal[export].
     """
-    body = job.export(run, out, data_dir)
-    show(body, json, lambda: pairs(str(run), body))
+    body = job.export(wanted)
+    show(body, json, lambda: pairs(str(wanted.run), body))

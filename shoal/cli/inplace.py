@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from shoal import units
-from shoal.cli.options import DataDir, Device, Json, grid, show, trains
+from shoal.cli.fields import expanded
+from shoal.cli.options import Json, grid, show, trains
 from shoal.jobs import inplace as job
 from shoal.jobs.inputs import Shared
 from shoal.recipes.inplace import Options
@@ -29,24 +25,13 @@ def inplace(request: job.Request, options: Options, *, shared: Shared, json: Jso
     show(summary.as_json() | {"anytime": worth["anytime"]}, json, lambda: anytime_table(worth))
 
 
-def anytime(
-    run: Annotated[Path, typer.Argument(help="A run folder of shoal inplace, or of any network with several exits.")],
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Also show early exits with at most this many multiply-adds for an image on average, such as 30e6 "
-            "(repeatable)."
-        ),
-    ] = None,
-    data_dir: DataDir = None,
-    device: Device = "cpu",
-    json: Json = False,
-) -> None:
+@expanded
+def anytime(wanted: job.Evaluation, json: Json = False) -> None:
     """Show accuracy and multiply-adds of every exit or width, and of early exits within a budget.
 
     Confidence thresholds are chosen on the validation split. Writes anytime.json and anytime.png into the run.
     """
-    body = job.anytime(run, budget or (), data_dir, device)
+    body = job.anytime(wanted)
     show(body, json, lambda: anytime_table(body))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from shoal.cli.fields import expanded
-from shoal.cli.options import DataDir, Json, pairs, show
+from shoal.cli.options import Json, pairs, show
 from shoal.jobs import inspect as job
 from shoal.jobs.inputs import Named
 
@@ -54,18 +53,8 @@ def check(named: Named, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, such as one of train, reduce or demo.")],
-    data_dir: DataDir = None,
-    fixed: Annotated[
-        bool,
-        typer.Option(
-            "--fixed",
-            help="Also evaluate the test set in the fixed-point arithmetic of private inference, without encryption.",
-        ),
-    ] = False,
-    json: Json = False,
-) -> None:
+@expanded
+def evaluate(wanted: job.Evaluation, json: Json = False) -> None:
     """Show test accuracy and counts of a run's network."""
-    body = job.evaluate(run, data_dir, fixed)
-    show(body, json, lambda: pairs(str(run), body))
+    body = job.evaluate(wanted)
+    show(body, json, lambda: pairs(str(wanted.run), body))

@@ -105,10 +105,18 @@ def machine_at(path: Path | None) -> Machine | None:
     return None if path is None else Machine.load(path)
 
 
-def calibrate(out: Path) -> dict[str, object]:
-    """Measure the constants of this machine, write them to the JSON file `out`, and return them."""
+@dataclass(frozen=True)
+class Calibration:
+    """The options of `shoal calibrate`."""
+
+    out: Path = Path("machine.json")
+    """JSON file to write the results to, for --machine of shoal cost, plan and report."""
+
+
+def calibrate(wanted: Calibration) -> dict[str, object]:
+    """Measure the constants of this machine, write them to a JSON file, and return them."""
     from shoal.measuring.calibration import calibrate as measure
 
     machine, _ = measure(say)
-    machine.save(out)
-    return asdict(machine) | {"file": str(out)}
+    machine.save(wanted.out)
+    return asdict(machine) | {"file": str(wanted.out)}

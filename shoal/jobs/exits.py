@@ -263,20 +263,32 @@ class Exported(TypedDict):
     max_abs_logit_error: float
 
 
-def export(folder: Path, out: Path, data_dir: Path | None = None) -> Exported:
-    """Write a run's stages as `stage0.onnx`, ... and then `cascade.json` into the new or empty folder `out`.
+@dataclass(frozen=True)
+class Export:
+    """The options of `shoal export`."""
+
+    run: Path = field(metadata={"cli": "argument"})
+    """A run folder whose network has several exits, such as one of self-distill or inplace."""
+    out: Path
+    """The folder to write; it must be new or empty."""
+    data_dir: Path | None = None
+    """Folder with the files of the data set, laid out as published; the run's own if left out."""
+
+
+def export(wanted: Export) -> Exported:
+    """Write a run's stages as `stage0.onnx`, ... and then `cascade.json` into the new or empty folder `wanted.out`.
 
     Stage 0 reads float32 images [N, C, H, W] of values (pixel / 255 - mean) / std, for any N. The first output of each
     stage is its logits [N, classes]; the others are the inputs of the next stage, in order. Raises ShoalError without
     shoal[export], without thresholds, and when onnxruntime computes other logits than PyTorch.
     """
     onnx.check_installed()
-    run = Run(folder)
+    run, out = Run(wanted.run), wanted.out
     spec, model = load_whole(run)
     network = cascade(model, spec.shape)
     thresholds, ensemble = read_thresholds(run, len(network))
     Run(out).check_free()
-    data = load_data(run.config(), data_dir)
+    data = load_data(run.config(), wanted.data_dir)
     out.mkdir(parents=True, exist_ok=True)
     images = data.normalise(data.test.images[:16])
     body = {

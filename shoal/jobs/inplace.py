@@ -121,16 +121,30 @@ def _save(run: Run, result: inplace.Result) -> None:
     save_network(run, *list(result.parts.values())[-1])
 
 
-def anytime(folder: Path, budgets: Sequence[float], data_dir: Path | None, device: str) -> Anytime:
+@dataclass(frozen=True)
+class Evaluation:
+    """The options of `shoal anytime`."""
+
+    run: Path = field(metadata={"cli": "argument"})
+    """A run folder of shoal inplace, or of any network with several exits."""
+    budget: tuple[float, ...] = ()
+    """Also show early exits with at most this many multiply-adds for an image on average, such as 30e6,60e6."""
+    data_dir: Path | None = None
+    """Folder with the files of the data set, laid out as published; the run's own if left out."""
+    device: str = "cpu"
+    """Device to compute on: cpu or cuda."""
+
+
+def anytime(wanted: Evaluation) -> Anytime:
     """Evaluate every classifier of a run, and early exits; writes `anytime.json` and `anytime.png` into the run.
 
-    `budgets` are average multiply-adds for an image. Raises ShoalError for a run with one classifier, and for budgets
-    below the multiply-adds of the first classifier.
+    Raises ShoalError for a run with one classifier, and for budgets below the multiply-adds of the first classifier.
     """
-    run, settings = Run(folder), Settings(device=device)
+    run, settings = Run(wanted.run), Settings(device=wanted.device)
     settings.check()
     spec, model = load_whole(run)
-    return _evaluate(run, spec, model, (load_data(run.config(), data_dir, device), settings), budgets)
+    data = load_data(run.config(), wanted.data_dir, wanted.device)
+    return _evaluate(run, spec, model, (data, settings), wanted.budget)
 
 
 def _evaluate(

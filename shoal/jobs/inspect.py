@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -169,17 +169,29 @@ class Evaluated(Figures, total=False):
     max_abs_logit_error: float
 
 
-def evaluate(folder: Path, data_dir: Path | None, fixed: bool) -> Evaluated:
+@dataclass(frozen=True)
+class Evaluation:
+    """The options of `shoal evaluate`."""
+
+    run: Path = field(metadata={"cli": "argument"})
+    """A run folder, such as one of train, reduce or demo."""
+    data_dir: Path | None = None
+    """Folder with the files of the data set, laid out as published; the run's own if left out."""
+    fixed: bool = False
+    """Also evaluate the test set in the fixed-point arithmetic of private inference, without encryption."""
+
+
+def evaluate(wanted: Evaluation) -> Evaluated:
     """Test accuracy and counts of a run's network; with `fixed` also its accuracy in fixed-point arithmetic.
 
     Raises ShoalError for a folder without a network, missing data, and with `fixed` for layers that cannot run in
     private.
     """
-    run = Run(folder)
+    run = Run(wanted.run)
     spec, network = load_network(run)
-    data = load_data(run.config(), data_dir)
+    data = load_data(run.config(), wanted.data_dir)
     body = Evaluated(**figures(network, data, spec, Settings()))
-    if fixed:
+    if wanted.fixed:
         from shoal.private.compiler.deployment import clear_agreement, deploy
 
         graph, program, weights = deploy(network, data)

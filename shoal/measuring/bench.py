@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -54,13 +54,28 @@ class Bench(TypedDict):
     networks: dict[str, Timed]
 
 
-def bench(artifact: Path, links: list[str], rounds: int, batch: int, rehearse: bool = False) -> Bench:
-    """Medians of `rounds` queries of one image over each of `links`, after one query that is not counted.
+@dataclass(frozen=True)
+class Request:
+    """How `shoal bench` measures."""
 
-    Items are made beforehand, `batch` at a time, without a simulated link; with `rehearse`, random words replace them.
-    The artifact's own pools are not used. Returns JSON data; times are in seconds. Raises ShoalError for an unknown
-    link or fewer than one round, and when the machine is too busy for the relay to simulate the link.
+    link: tuple[str, ...] = field(default=(), metadata={"cli": ("--link", "--network")})
+    """Simulated link: none, lan or wan (repeatable); all three if left out."""
+    rounds: int = 5
+    """Number of timed queries; the result is their median."""
+    batch: int = 1
+    """Number of items that are prepared together."""
+    rehearse: bool = False
+    """Do not prepare items; use random numbers in their place. The times stay the same, but the logits are wrong."""
+
+
+def bench(artifact: Path, request: Request) -> Bench:
+    """Medians of queries of one image over each link, after one query that is not counted.
+
+    Items are made beforehand, without a simulated link. The artifact's own pools are not used. Returns JSON data;
+    times are in seconds. Raises ShoalError for an unknown link or fewer than one round, and when the machine is too
+    busy for the relay to simulate the link.
     """
+    links, rounds = request.link or tuple(LINKS), request.rounds
     unknown = [name for name in links if name not in LINKS]
     if unknown or rounds < 1:
         raise ShoalError(
@@ -69,12 +84,12 @@ def bench(artifact: Path, links: list[str], rounds: int, batch: int, rehearse: b
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-")))
         make_certificates(folder / "certs")
-        sessions, count = len(links) + (not rehearse), len(links) * (rounds + 1)
-        if rehearse:
+        sessions, count = len(links) + (not request.rehearse), len(links) * (rounds + 1)
+        if request.rehearse:
             layout = Layout(Program.load(artifact / "client"))
             stock(layout, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
-        offline = None if rehearse else _prepare(artifact, address, folder, count, batch)
+        offline = None if request.rehearse else _prepare(artifact, address, folder, count, request.batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in links}
     return Bench(rounds=rounds, offline_s=offline, networks=rows)
 

@@ -73,7 +73,7 @@ def test_budgets_from_the_command_line(runs: dict[str, tuple[Path, dict[str, Any
     out, body = runs[kind]
     costs = [row["macs_in_order"] for row in body["anytime"]]
     budget = (costs[0] + costs[1]) / 2
-    again = json.loads(call("anytime", str(out), "--budget", str(costs[0]), "--budget", str(budget), "--json"))
+    again = json.loads(call("anytime", str(out), "--budget", f"{costs[0]},{budget}", "--json"))
     assert again["anytime"] == body["anytime"]
     assert json.loads((out / "anytime.json").read_text()) == again
     first, second = again["budgets"]

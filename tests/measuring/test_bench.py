@@ -11,9 +11,9 @@ from tests.support.parties import Case
 @pytest.mark.slow
 @pytest.mark.private
 def test_a_wan_costs_its_latencies_and_the_relay_sees_the_bytes(small: Case, spu: None) -> None:
-    from shoal.measuring.bench import bench
+    from shoal.measuring.bench import Request, bench
 
-    body = bench(small.folder, ["none", "wan"], 2, 6)
+    body = bench(small.folder, Request(("none", "wan"), rounds=2, batch=6))
     none, wan = body["networks"]["none"], body["networks"]["wan"]
     assert {k: none[k] for k in ("bytes", "messages", "latencies")} == {
         k: wan[k] for k in ("bytes", "messages", "latencies")
@@ -27,7 +27,7 @@ def test_a_wan_costs_its_latencies_and_the_relay_sees_the_bytes(small: Case, spu
 
 
 def test_an_unknown_network_is_refused(small: Case) -> None:
-    from shoal.measuring.bench import bench
+    from shoal.measuring.bench import Request, bench
 
     with pytest.raises(ShoalError, match=r"found links .'moon'.*need some of none, lan, wan"):
-        bench(small.folder, ["moon"], 1, 1)
+        bench(small.folder, Request(("moon",)))
