@@ -203,6 +203,7 @@ def test_integrated_gradients_of_a_linear_network_are_its_products() -> None:
     assert torch.allclose(found, truth, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_add_up_to_the_difference_of_logits() -> None:
     model, (x, y) = three_exits(), some(4)
     baseline = torch.full(SHAPE, -1.0)

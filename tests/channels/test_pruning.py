@@ -82,6 +82,7 @@ def test_refused(amount: float, method: str) -> None:
         pruned(three_exits(), amount, method)
 
 
+@pytest.mark.slow
 def test_the_command_and_its_resume(tmp_path: Path) -> None:
     run, out = trained(tmp_path / "run"), tmp_path / "pruned"
     words = ("prune", str(run), "--amount", "0.5,0.9", "--epochs", "1", "--json")

@@ -14,6 +14,7 @@ from shoal import __version__
 from shoal.cli.app import TOUR, app, continuation, main
 from shoal.cli.commands import ENTRIES, GROUPS, Commands
 from shoal.progress import verbosity
+from tests.support.tables import fast_first
 
 RUN = CliRunner()
 
@@ -118,7 +119,7 @@ def test_a_stopped_command_says_how_it_continues(words: str, more: str) -> None:
     assert continuation(words.split()) == f"shoal {more}"
 
 
-@pytest.mark.parametrize(("level", "said"), [(0, ["INFO"]), (1, ["INFO"]), (2, ["DEBUG", "INFO"])])
+@pytest.mark.parametrize(("level", "said"), fast_first([(0, ["INFO"]), (1, ["INFO"]), (2, ["DEBUG", "INFO"])]))
 def test_a_log_as_json_is_json_when_verbose_too(level: int, said: list[str]) -> None:
     code = (
         "import logging; from shoal.jobs.serve import log_to_standard_error as log; "

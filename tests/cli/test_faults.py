@@ -143,6 +143,7 @@ def test_altered_weights_are_refused(here: Path, fails: Fails) -> None:
     assert not (here / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_console_script_finds_a_module_in_the_current_folder(here: Path) -> None:
     script = Path(sys.executable).parent / "shoal"
     if not script.exists():

@@ -39,6 +39,7 @@ def exported(multi: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_onnxruntime_agrees_on_mixed_batches(multi: Path, exported: Path) -> None:
     spec, model = load_network(Run(multi))
     data, found = load("digits", seed=0), load_exported(exported)

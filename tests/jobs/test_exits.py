@@ -53,6 +53,7 @@ def exits(run: Path, *more: str) -> dict[str, object]:
     return json.loads(call("exits", str(run), "--rounds", "1", *more, "--json"))
 
 
+@pytest.mark.slow
 def test_no_loss_on_validation_is_the_usual_goal(multi: Path) -> None:
     body = exits(multi)
     assert body["validation"]["accuracy"] >= body["full"]["validation"]

@@ -219,6 +219,7 @@ def shoal(*words: Any) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_the_command_trains_saves_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "POINTS", 32)
     root, out = write_meshes(tmp_path, train=10, test=4), tmp_path / "run"

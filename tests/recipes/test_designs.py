@@ -132,6 +132,7 @@ def test_a_design_is_no_teacher_and_shallow_takes_no_designs(runs: Path, tmp_pat
         call("reduce", str(runs / "teacher"), "--budget", "9", "--designs", "1", "--out", str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_count_takes_a_design() -> None:
     body = json.loads(call("count", "resnet18", "--classes", "100", "--design", "S2RT+S3RT-a0.5", "--json"))
     assert (body["relus"], body["merging"]["unmerged"]["convs"], body["merging"]["paper"]["convs"]) == (49_152, 17, 7)

@@ -32,6 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [(), pytest.param(("--shard-mb", "0.1"), marks=pytest.mark.slow)])
 def test_taken_masks_are_fine_tuned_to_the_same_bits(made: Path, tmp_path: Path, shards: tuple[str, ...]) -> None:
     call("reduce", made / "teacher", *GATED, "--masks-from", made / "plain", *shards, "--out", tmp_path / "own")

@@ -218,6 +218,7 @@ def test_adapters_train_and_are_cut_away() -> None:
     assert weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     plan = replace(PLAN, adapters=True, skipped=(1,), release=1)
     options = Options(after=("relu", "act_2"), baseline=False)

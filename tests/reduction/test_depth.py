@@ -59,6 +59,7 @@ def test_choose_is_as_good_as_brute_force(rows: list[tuple[int, int, bool]], sav
     assert (sum(b.importance for b in picked), sum(b.saving for b in picked)) == best
 
 
+@pytest.mark.slow
 def test_a_limit_on_macs_is_kept_at_the_least_loss() -> None:
     traced = Traced(build("resnet10", 10, width=0.125, channels=1), (1, 16, 16))
     whole = macs(gated_graph(traced, ()))

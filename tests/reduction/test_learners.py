@@ -98,7 +98,7 @@ def trained(search: Search) -> Search:
     return search
 
 
-@pytest.mark.parametrize("masks", fast_where(lambda masks: masks in ("senet", "autorep", "depthshrinker"), LEARNERS))
+@pytest.mark.parametrize("masks", fast_where(lambda masks: masks == "senet", LEARNERS))
 def test_exact_budget_plain_modules_and_the_same_again_from_checkpoints(
     masks: str, teacher: nn.Module, tmp_path: Path
 ) -> None:

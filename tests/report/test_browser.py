@@ -78,6 +78,7 @@ def kept(page: Any) -> list[str]:
     return [str(text) for text in page.locator("#sites-table td:nth-child(3)").all_text_contents()]
 
 
+@pytest.mark.slow
 def test_slider_by_keyboard_shows_the_best_run_within_the_budget(page: Any) -> None:
     page.locator("#budget").focus()
     page.keyboard.press("Home")
@@ -230,6 +231,7 @@ def test_print_leaves_controls_out_and_is_on_white(page: Any) -> None:
     assert page.locator("#runs-table").is_visible()
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text_and_injected_scripts_do_not_run(browser: Any, tmp_path: Path) -> None:
     run = finished(tmp_path / HOSTILE.replace("/", ""), 500, 90.0, data=HOSTILE)
     report([run], Asked(html=tmp_path / "report.html"))

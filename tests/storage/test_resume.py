@@ -117,6 +117,7 @@ def train_at(folder: Path, progress: Any) -> None:
     fit(network(), DATA, OBJECTIVE, PLAN, checkpoint=Checkpoint(folder), progress=progress)
 
 
+@pytest.mark.slow
 def test_kill_dash_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
     kill_in_the_middle(train_at, tmp_path)
     assert (tmp_path / "model.last.safetensors").exists()

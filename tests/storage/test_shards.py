@@ -247,6 +247,7 @@ def train_at(folder: Path, progress: Any) -> None:
     trained(folder, LIMIT, progress=progress)
 
 
+@pytest.mark.slow
 def test_kill_dash_nine_then_resume_from_shards_is_bit_identical(tmp_path: Path) -> None:
     kill_in_the_middle(train_at, tmp_path)
     assert (tmp_path / "model.last.index.json").exists()
@@ -277,6 +278,7 @@ def test_commands_that_train_take_a_limit(name: str) -> None:
     assert "--shard-mb" in call(name, "--help")
 
 
+@pytest.mark.slow
 def test_a_command_line_of_any_limit_goes_on_with_one_run(tmp_path: Path) -> None:
     words = ("train", "resnet10", "--data", "digits", "--limit", "100", "--epochs", "2", "--width", "0.5", "--json")
     out = ("--out", str(tmp_path / "out"))

@@ -45,18 +45,23 @@ class Secrets:
             for w, where in zip(words, good, strict=True):
                 self.quick[array.itemsize][_kind(w[where].astype(f"<u{array.itemsize}"))] = True
 
-    def within(self, data: bytes, step: int = 1) -> set[str]:
-        """Names of those that have a run in `data` at an offset that is a multiple of `step`."""
+    def within(self, data: bytes, step: int = 1, every: int = 1) -> set[str]:
+        """Names of those that have a run in `data` at an offset that is a multiple of `step`.
+
+        Looks at one word in `every`, which finds whatever has `every` runs one after the other.
+        """
         names: set[str] = set()
         for size in (4, 8):
             for offset in range(0, size, step):
-                few = self._candidates(np.frombuffer(data, f"<u{size}", max(0, len(data) - offset) // size, offset))
+                few = self._candidates(
+                    np.frombuffer(data, f"<u{size}", max(0, len(data) - offset) // size, offset), every
+                )
                 names |= {n for (n, s), known in self.known.items() if s == size and np.isin(few, known).any()}
         return names
 
-    def _candidates(self, words: np.ndarray) -> np.ndarray:
+    def _candidates(self, words: np.ndarray, every: int) -> np.ndarray:
         """Hashes of the runs that begin with the first word of a known run, or with one of its kind; few do."""
-        starts = np.flatnonzero(self.quick[words.itemsize][_kind(words)])
+        starts = every * np.flatnonzero(self.quick[words.itemsize][_kind(words[::every])])
         starts = starts[starts <= len(words) - RUN]
         runs = words[starts[:, None] + np.arange(RUN)].astype(np.uint64)
         return (runs * FACTORS).sum(1, dtype=np.uint64)
@@ -65,7 +70,7 @@ class Secrets:
         """Names of those that have a run in its writable memory. Skips the test where the kernel lets nobody look."""
         found, seen = set[str](), 0
         for piece in _memory(pid):
-            found |= self.within(_touched(piece), 8)
+            found |= self.within(_touched(piece), 8, RUN)
             seen += len(piece)
         assert seen > 1 << 23, "hardly any memory was read"
         return found

@@ -26,8 +26,9 @@ from shoal.sweep.engine import Record, Sweep
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import Planned
 from shoal.sweep.processes import Attempt, Executor
+from tests.support.attempts import Forked
 from tests.sweep.test_engine import planned
-from tests.sweep.test_sweep import PAIR, epochs_of, local
+from tests.sweep.test_sweep import PAIR, epochs_of
 from tests.sweep.test_sweep import planned as planned_grid
 
 TICK = 0.5
@@ -247,10 +248,10 @@ def test_a_sweep_cut_into_boxes_ends_as_an_uninterrupted_one(tmp_path: Path) -> 
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole_runs, runs = planned_grid(tmp_path / "whole", GRID), planned_grid(tmp_path / "cut", GRID)
-    whole, spent = sweep_once(tmp_path / "whole", whole_runs, local(), Box()), [0.0] * 2
+    whole, spent = sweep_once(tmp_path / "whole", whole_runs, Forked(), Box()), [0.0] * 2
     for grants in CUTS:
         begun = time.monotonic()
-        cut = sweep_once(tmp_path / "cut", runs, local(), Short(grants))
+        cut = sweep_once(tmp_path / "cut", runs, Forked(), Short(grants))
         took = time.monotonic() - begun
         assert {record.state for record in cut} <= {"finished", "stopped", "waiting"}
         now = [record.seconds for record in cut]
@@ -287,6 +288,7 @@ def test_the_command_keeps_to_its_box_and_goes_on_in_the_next(tmp_path: Path, mo
             return 0
 
     monkeypatch.setattr(sys.modules["shoal.cli.sweep"], "Box", Brief)
+    monkeypatch.setattr(sys.modules["shoal.cli.sweep"], "executor", lambda *_: Forked())
     runs = planned_grid(tmp_path, PAIR.replace("epochs: 12", "epochs: 3000"))
     words = ("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "sweep", "--workers", "2", "--max-seconds", "28")
     before = ["", ""]

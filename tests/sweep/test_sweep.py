@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from shoal.sweep.cluster import RayExecutor
 from shoal.sweep.engine import Record, Sweep
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import Planned, read_grid
-from shoal.sweep.processes import Executor, LocalExecutor, cores
+from shoal.sweep.processes import Attempt, Executor, LocalExecutor, Process
 from tests.cli.test_commands import call
+from tests.support.attempts import Forked
 from tests.support.processes import gone, shoal
 from tests.support.waiting import HANG, eventually
 
@@ -82,13 +82,13 @@ def sweep(folder: Path, runs: tuple[Planned, ...], place: Executor, asked: Asked
         return Sweep(home, runs, place).run(asked=asked)
 
 
-def kill_after_an_epoch(run: Planned, killed: list[int]) -> threading.Thread:
+def kill_after_an_epoch(run: Planned, killed: list[int], place: Executor) -> threading.Thread:
     """SIGKILL for the run's process as soon as it has ended one more epoch."""
     before = epochs_of(run)
 
     def wait_and_kill() -> None:
         if eventually(lambda: epochs_of(run) > before):
-            for pid in pids(run.folder):
+            for pid in [place.pids[run.name]] if isinstance(place, Forked) else pids(run.folder):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
@@ -97,27 +97,9 @@ def kill_after_an_epoch(run: Planned, killed: list[int]) -> threading.Thread:
     return thread
 
 
-def local() -> Executor:
-    return LocalExecutor(max(2, cores()))  # so each run has one thread, as the one to compare with
-
-
-def on_ray() -> Executor:
-    pytest.importorskip("ray")
-    return RayExecutor("local", cores(), None)
-
-
-@pytest.fixture(params=["local", "ray"])
-def place(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with closing(local() if request.param == "local" else on_ray()) as found:
-        yield found
-
-
 @pytest.mark.slow
-@RAYS_OWN_WARNINGS
-def test_six_runs_stopped_killed_failed_and_resumed(place: Executor, tmp_path: Path) -> None:
-    """On Ray three: what differs there is how a process is started, watched and lost."""
-    text = GRID.replace("[0, 1]", "[0]") if isinstance(place, RayExecutor) else GRID
-    runs = planned(tmp_path, text)
+def test_six_runs_stopped_killed_failed_and_resumed(tmp_path: Path) -> None:
+    runs, place = planned(tmp_path), Forked()
     first = next(run for run in runs if run.name == FIRST)
     stopped = sweep(tmp_path, runs, place, lambda: int(epochs_of(first) > 0))
     assert stopped[0].state == "stopped"
@@ -126,7 +108,7 @@ def test_six_runs_stopped_killed_failed_and_resumed(place: Executor, tmp_path: P
     assert "time is up" in Folder(tmp_path / "sweep").log(first).read_text()
 
     killed: list[int] = []
-    thread = kill_after_an_epoch(first, killed)
+    thread = kill_after_an_epoch(first, killed, place)
     records = {record.run.name: record for record in sweep(tmp_path, runs, place)}
     thread.join()
     assert len(killed) == 1
@@ -144,8 +126,8 @@ def test_six_runs_stopped_killed_failed_and_resumed(place: Executor, tmp_path: P
     assert {k: result[k] for k in whole if k != "out"} == {k: whole[k] for k in whole if k != "out"}
     assert records["reduced-seed=0-budget=900"].result["reduced"]["relus"] <= 900
 
-    again = sweep(tmp_path, planned(tmp_path, text.replace(", 99999999", "")), _Refusing())
-    assert [r.state for r in again] == ["finished"] * (2 * len(runs) // 3)
+    again = sweep(tmp_path, planned(tmp_path, GRID.replace(", 99999999", "")), _Refusing())
+    assert [r.state for r in again] == ["finished"] * 4
     assert all(r.result == records[r.run.name].result for r in again)
 
 
@@ -175,12 +157,31 @@ def wait_for_epochs(runs: tuple[Planned, ...], count: int) -> None:
     assert eventually(lambda: all(epochs_of(run) >= count for run in runs))
 
 
+def test_a_process_is_stopped_killed_and_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (program, end, status) in enumerate(
+        [
+            ("import sys; sys.exit(len(sys.argv))", None, 3),
+            ("import time; print(flush=True); time.sleep(999)", Process.stop, -signal.SIGTERM),
+            ("import time; print(flush=True); time.sleep(999)", Process.kill, -signal.SIGKILL),
+        ]
+    ):
+        monkeypatch.setattr("shoal.sweep.processes.START", program)
+        attempt = Attempt(("a", "b"), tmp_path / f"{number}.log", tmp_path / f"{number}.json")
+        process = LocalExecutor(2).start(attempt, 0)
+        if end is not None:
+            assert eventually(lambda at=attempt.result: at.read_text() == "\n")
+            assert process.poll() is None
+            end(process)
+        assert eventually(lambda run=process: run.poll() is not None)
+        assert process.poll() == status
+
+
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_where_it_was(tmp_path: Path) -> None:
-    runs = planned(tmp_path, PAIR)[:1]
+    runs, place = planned(tmp_path, PAIR)[:1], Forked()
     killed: list[int] = []
-    thread = kill_after_an_epoch(runs[0], killed)
-    (record,) = sweep(tmp_path, runs, local())
+    thread = kill_after_an_epoch(runs[0], killed, place)
+    (record,) = sweep(tmp_path, runs, place)
     thread.join()
     assert (len(killed), record.state, record.attempts) == (1, "finished", 2)
     # An epoch is logged after its checkpoint: a kill between the two leaves it out, and none is there twice.
@@ -190,7 +191,9 @@ def test_a_killed_worker_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: Path) -> None:
+def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = planned(tmp_path, PAIR)
     words = ("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "sweep", "--workers", "2")
     with shoal(*words) as process:
@@ -207,9 +210,8 @@ def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: P
         assert process.returncode == TRY_AGAIN
     assert "stopping all runs at checkpoints" in said
     assert f"stopped {runs[0].name}" in said
-    with shoal(*words, "--resume") as process:
-        said = process.communicate(timeout=HANG)[1]
-        assert process.returncode == 0, said
+    monkeypatch.setattr(sys.modules["shoal.cli.sweep"], "executor", lambda *_: Forked())
+    call(*words, "--resume")
     body = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert body["unfinished"] == []
     assert body["groups"][0]["seeds"] == [0, 1]
@@ -220,12 +222,13 @@ def test_no_worker_outlives_a_killed_sweep_and_ctrl_c_stops_them_all(tmp_path: P
 def test_sigterm_stops_a_lone_command_at_a_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("train", "resnet10", "--data", "digits", "--width", "0.125", "--limit", "300", "--epochs", "200")
-    with shoal(*words, "--out", out) as process:
-        assert eventually(lambda: bool(Run(out).metrics()))
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=HANG)[1]
-    assert process.returncode == TRY_AGAIN
-    assert "stopping at a checkpoint" in said
+    attempt = Attempt((*words, "--out", str(out)), tmp_path / "log", tmp_path / "json")
+    process = Forked().start(attempt, 0)
+    assert eventually(lambda: bool(Run(out).metrics()))
+    process.stop()
+    assert eventually(lambda: process.poll() is not None)
+    assert process.poll() == TRY_AGAIN
+    assert "stopping at a checkpoint" in attempt.log.read_text()
     assert Run(out).checkpoint("teacher").has_last
     assert len(Run(out).metrics()) < 200
 
@@ -236,25 +239,50 @@ def test_ray_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.Monkey
         RayExecutor("local", 1, None)
 
 
+class _TwoCores:
+    """Ray with a cluster of two CPUs that is not there."""
+
+    connected = False
+
+    def init(self, **options: Any) -> None:
+        self.connected = True
+
+    def shutdown(self) -> None:
+        self.connected = False
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+
+def test_more_workers_than_the_cluster_has_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = _TwoCores()
+    monkeypatch.setattr("shoal.sweep.cluster.load_ray", lambda: ray)
+    with pytest.raises(ShoalError, match="found 3 workers for 2 CPUs"):
+        RayExecutor("local", 3, None)
+    assert not ray.connected
+
+
 @pytest.mark.slow
 @RAYS_OWN_WARNINGS
-def test_ray_refuses_more_workers_than_it_has_cpus_and_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
+def test_a_run_on_ray_is_stopped_killed_and_loses_its_actor(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    with pytest.raises(ShoalError, match="workers for"):
-        RayExecutor("local", cores() + 1, None)
-    assert not ray.is_initialized()
-    runs = planned(tmp_path, PAIR)[:1]
+    (run, *_), killed = planned(tmp_path, PAIR), []
     with closing(RayExecutor("local", 1, None)) as place:
-        killed: list[int] = []
+        (record,) = sweep(tmp_path, (run,), place, lambda: int(epochs_of(run) > 0))
+        assert (record.state, record.attempts) == ("stopped", 1)
+        assert "time is up" in Folder(tmp_path / "sweep").log(run).read_text()
 
-        def lose_the_actor() -> None:
-            if eventually(lambda: epochs_of(runs[0]) > 0):
-                killed.extend(pids(runs[0].folder))
-                ray.kill(place._actors[0])
+        def lose() -> None:
+            for loss in (lambda pid: os.kill(pid, signal.SIGKILL), lambda pid: ray.kill(place._actors[0])):
+                before = epochs_of(run)
+                if eventually(lambda n=before: epochs_of(run) > n):
+                    killed.extend(pids(run.folder))
+                    loss(killed[-1])
+                    assert gone(killed[-1])
 
-        thread = threading.Thread(target=lose_the_actor)
+        thread = threading.Thread(target=lose)
         thread.start()
-        (record,) = sweep(tmp_path, runs, place)
+        (record,) = sweep(tmp_path, (run,), place)
         thread.join()
-    assert (record.state, record.attempts) == ("finished", 2)
+    assert (len(set(killed)), record.state, record.attempts) == (2, "finished", 4)
     assert all(gone(pid) for pid in killed)

@@ -38,6 +38,7 @@ PLANS = replace(
 )
 
 
+COMPILE = torch.compile
 COMPILES = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor")
 """PyTorch's compiler warns of PyTorch's own ways."""
 
@@ -189,6 +190,7 @@ def test_what_remembers_steps_in_python_runs_eagerly_and_says_so(tapes: Tapes, s
     assert not tapes.recorded
 
 
+@pytest.mark.slow
 @COMPILES
 @pytest.mark.parametrize("step", ["graph", "compiled-graph"])
 def test_a_cpu_has_no_graphs_and_a_warning_says_so(step: str, traced: None) -> None:
@@ -254,6 +256,8 @@ def test_the_tenth_network_of_a_process_is_compiled_too(traced: None) -> None:
 @pytest.mark.parametrize("masks", LEARNERS)
 def test_every_learner_compiles_and_learns_the_same(traced: None, monkeypatch: pytest.MonkeyPatch, masks: str) -> None:
     """And nothing is compiled while a step is recorded: the compiler asks CUDA's generators, which that forbids."""
+    if masks not in ("senet", "autorep"):  # for the others, the pass over the backward pass would only take time
+        monkeypatch.setattr(torch, "compile", partial(COMPILE, backend="eager"))
     again, begun = Again(), compilations()
     monkeypatch.setattr("shoal.training.stepping.recorder_for", lambda device: again)
     assert close(eagerly_reduced(masks), without_a_warning("compiled-graph", masks))
@@ -262,6 +266,7 @@ def test_every_learner_compiles_and_learns_the_same(traced: None, monkeypatch: p
     assert again.compiled == 0
 
 
+@pytest.mark.slow
 @COMPILES
 def test_a_compiled_step_is_recorded(traced: None, tapes: Tapes) -> None:
     """Under this stand-in the compiler leaves the step as it is; see `Again` for one under which it does not."""

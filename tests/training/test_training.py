@@ -237,6 +237,7 @@ def train_as(pipe: Connection, rank: int, meeting: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_train_one_model(tmp_path: Path) -> None:
     with forked(train_as, 0, tmp_path / "meeting") as (_, one), forked(train_as, 1, tmp_path / "meeting") as (_, two):
         lines = [heard(pipe) for pipe in (one, two)]

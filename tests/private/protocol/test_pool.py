@@ -225,6 +225,7 @@ def hold(pipe: Connection, artifact: Path, folder: Path) -> None:
     pipe.send("mine")
 
 
+@pytest.mark.slow
 def test_one_process_holds_a_pool(small: Case, tmp_path: Path) -> None:
     pool = Pool(tmp_path, Layout(small.program), True)
     assert not pool.wanted()

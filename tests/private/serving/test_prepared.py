@@ -41,6 +41,7 @@ def right(net: Case, logits: np.ndarray) -> bool:
     return bool(np.abs(logits - net.truth(len(logits))).max() <= UNITS * net.unit)
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_items_are_made_and_spent_and_nothing_held_or_heard_has_a_weight(
     net: Case, certs: dict[str, TLS], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
