@@ -23,11 +23,15 @@ except PackageNotFoundError:  # a checkout that is not installed
 PLACES: dict[str, tuple[str, ...]] = {
     # data
     "shoal.data.dataset": ("Dataset", "Split"),
+    "shoal.data.images": ("read_image",),
     "shoal.data.loading": ("load",),
+    "shoal.data.arrays": ("from_arrays", "from_loader"),
+    "shoal.data.normalisation": ("normalised",),
     # networks, as they are trained and as they are deployed
     "shoal.models": ("build",),
     "shoal.outputs": ("Outputs", "forward"),
     "shoal.networks.spec": ("Spec",),
+    "shoal.networks.adoption": ("adopt",),
     "shoal.networks.assembly": ("assemble",),
     "shoal.networks.stored": ("load_network", "save_network"),
     "shoal.storage.run": ("Run",),

@@ -1,8 +1,12 @@
 """The public names for type checkers; `shoal.PLACES` is the same list at run time."""
 
+from shoal.data.arrays import from_arrays as from_arrays
+from shoal.data.arrays import from_loader as from_loader
 from shoal.data.dataset import Dataset as Dataset
 from shoal.data.dataset import Split as Split
+from shoal.data.images import read_image as read_image
 from shoal.data.loading import load as load
+from shoal.data.normalisation import normalised as normalised
 from shoal.errors import ShoalError as ShoalError
 from shoal.errors import ShoalWarning as ShoalWarning
 from shoal.errors import StoppedError as StoppedError
@@ -18,6 +22,7 @@ from shoal.graph.folding import fold as fold
 from shoal.graph.graph import Graph as Graph
 from shoal.graph.ops import Node as Node
 from shoal.models import build as build
+from shoal.networks.adoption import adopt as adopt
 from shoal.networks.assembly import assemble as assemble
 from shoal.networks.spec import Spec as Spec
 from shoal.networks.stored import load_network as load_network

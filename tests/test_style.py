@@ -12,7 +12,10 @@ MOST_LINES, MOST_BODY, MOST_PARAMETERS, MOST_FILES = 350, 40, 6, 15
 LARGE = {"shoal/cli": "a file a command", "shoal/jobs": "a file a command"}
 """Folders of more than `MOST_FILES` modules, each with its reason."""
 
-WIDE = {("shoal/training/loop.py", "fit"): "public, and each of its options is given by keyword"}
+WIDE = {
+    ("shoal/training/loop.py", "fit"): "public, and each of its options is given by keyword",
+    ("shoal/data/loading.py", "load"): "public, and each of its options is given by keyword",
+}
 """Functions of more than six parameters outside of `cli`, each with its reason."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.pages.gpu_sections import paper, steps
 from benchmarks.pages.result_tables import ROOT, result, table, wrapped
 from benchmarks.pages.training_sections import (
+    adopted,
     architectures,
     dynamic,
     learners,
@@ -264,6 +265,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "private_images": images,
     "training": training,
     "architectures": architectures,
+    "adopted": adopted,
     "fashion_mnist": reducers("fashion_mnist"),
     "cifar100": reducers("cifar100"),
     "sweep": sweep,

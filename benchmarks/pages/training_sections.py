@@ -184,3 +184,12 @@ def architectures() -> str:
     head = ("network", "ReLUs", "comparisons", "MACs", "depth", "blocks", "one-way latencies", "runs in private")
     size = "x".join(map(str, body["shape"]))
     return f"`python -m benchmarks.training.architectures`, images of {size}:\n\n{table(head, rows)}"
+
+
+def adopted() -> str:
+    body, rows = result("adopted"), []
+    for name, row in body["networks"].items():
+        stated, measured = f"{100 - row['stated_error']:.2f}", f"{row['accuracy']:.2f}"
+        rows.append((f"`{name}`", stated, f"{row['claimed']:.2f}", measured, f"{row['relus']:,}", f"{row['macs']:,}"))
+    head = ("file", "its README, %", "the file itself, %", "shoal adopt, %", "ReLUs", "MACs")
+    return f"`{body['command']}`, test accuracy on CIFAR-10:\n\n{table(head, rows)}"

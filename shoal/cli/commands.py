@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
         "analyse": Entry("analyse", "analyse", "Study a network's exits, features and gradients."),
     },
     "Train and reduce": {
+        "adopt": Entry("adopt", "adopt", "Make a run of a network that is trained already."),
         "train": Entry("train", "train", "Train a network with all of its ReLUs."),
         "reduce": Entry("reduce", "reduce", "Reduce a trained network to a ReLU budget."),
         "self-distill": Entry("self_distill", "self_distill", "Train a network whose deeper exits teach the others."),

@@ -68,9 +68,12 @@ def docs_of(cls: type) -> dict[str, str]:
 
 
 def options_of(cls: type) -> Iterator[tuple[Field[Any], Parameter, Form]]:
-    """For each field that is an option: the field, typer's parameter for it, and the form of its type."""
+    """For each field that is an option: the field, typer's parameter for it, and the form of its type.
+
+    The order is that of the dataclass's own parameters: fields that are given by keyword only come last.
+    """
     kinds, helps = typing.get_type_hints(cls), docs_of(cls)
-    for field in fields(cls):
+    for field in sorted(fields(cls), key=lambda field: field.kw_only is True):
         spelt = field.metadata.get("cli", "")
         if spelt is None:
             continue

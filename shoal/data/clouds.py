@@ -133,7 +133,7 @@ def read_points(path: Path, count: int) -> np.ndarray:
     Raises ShoalError when the file has fewer points or is not in this layout.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             rows = [line.split(",") for line in islice(file, count)]
         values = np.array([[float(cell) for cell in row] for row in rows])
     except (OSError, ValueError) as error:  # ValueError: text that is not UTF-8, or rows of different lengths
@@ -145,8 +145,8 @@ def read_points(path: Path, count: int) -> np.ndarray:
     return unit_sphere(values[:, :3], str(path))
 
 
-def read_meshes(folder: Path, count: int) -> tuple[Arrays, Arrays, int]:
-    """Training and test arrays and the number of classes of `folder`/<class>/{train,test}/*.off.
+def read_meshes(folder: Path, count: int) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """Training and test arrays and the names of the classes of `folder`/<class>/{train,test}/*.off.
 
     Labels are positions in the sorted class names. Raises ShoalError when files are missing or damaged.
     """
@@ -156,11 +156,11 @@ def read_meshes(folder: Path, count: int) -> tuple[Arrays, Arrays, int]:
         files = [(p, i) for i, name in enumerate(names) for p in sorted((folder / name / split).glob("*.off"))]
         return _read(files, read_mesh, count, f"{folder}/*/{split}")
 
-    return part("train"), part("test"), len(names)
+    return part("train"), part("test"), tuple(names)
 
 
-def read_resampled(folder: Path, name: str, count: int) -> tuple[Arrays, Arrays, int]:
-    """Training and test arrays and the number of classes of the text layout.
+def read_resampled(folder: Path, name: str, count: int) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """Training and test arrays and the names of the classes of the text layout.
 
     The files `name`_shape_names.txt, `name`_train.txt and `name`_test.txt in `folder` list the classes and shapes;
     labels are positions in the first list. Raises ShoalError when files are missing or damaged.
@@ -173,7 +173,7 @@ def read_resampled(folder: Path, name: str, count: int) -> tuple[Arrays, Arrays,
         files = [_listed(folder, shape, classes, path) for shape in read_text(path).split()]
         return _read(files, read_points, count, str(path))
 
-    return part("train"), part("test"), len(classes)
+    return part("train"), part("test"), tuple(classes)
 
 
 def _listed(folder: Path, shape: str, classes: dict[str, int], where: Path) -> tuple[Path, int]:

@@ -7,9 +7,11 @@ use the same classes: P points are a float32 "image" [3, P, 1].
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,11 +47,15 @@ class Split:
         return Split(self.images[where], self.labels[where])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A data set with labels 0..classes-1; `mean` and `std` are per channel, in units of pixel / 255.
 
-    `augment` names the policy of `augment_batch` to train with.
+    `augment` names the policy of `augment_batch` to train with. `class_names` has a name for each label, or nothing.
+    `fit` is the rule by which image files of another size were brought to `shape` (see `shoal.data.images.FITS`), or
+    None if that was not asked for.
+    Raises ShoalError for other images than uint8 [N, C, H, W] (or clouds float32 [N, 3, P, 1]), other labels than int64
+    [N] in 0..classes-1, splits that do not fit together, and an unfit mean or standard deviation.
     """
 
     name: str
@@ -60,6 +66,37 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: str
+    class_names: tuple[str, ...] = ()
+    fit: str | None = None
+
+    def __post_init__(self) -> None:
+        check_dataset(self)
+
+    def __repr__(self) -> str:
+        shape, sizes = "x".join(map(str, self.shape)), (len(self.train), len(self.val), len(self.test))
+        parts = "{:,} train, {:,} validation, {:,} test".format(*sizes)
+        return f"Dataset({self.name!r}: {shape}, {self.classes} classes; {parts})"
+
+    @classmethod
+    def from_arrays(cls, images: Any, labels: Any, **more: Any) -> Dataset:
+        """A set of images and labels in memory, split at random; see `shoal.data.arrays.from_arrays`."""
+        from shoal.data.arrays import from_arrays
+
+        return from_arrays(images, labels, **more)
+
+    @classmethod
+    def from_loader(cls, loader: Iterable[Any], **more: Any) -> Dataset:
+        """All batches of a PyTorch DataLoader as one set; see `shoal.data.arrays.from_loader`."""
+        from shoal.data.arrays import from_loader
+
+        return from_loader(loader, **more)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **more: Any) -> Dataset:
+        """A folder of images by class; `more` are arguments of `shoal.load`."""
+        from shoal.data.loading import load
+
+        return load(str(Path(folder).absolute()), **more)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,6 +133,55 @@ class Dataset:
             hasher.update(split.labels.cpu().numpy().astype("<i8").tobytes())
             hasher.update(exact.contiguous().numpy().tobytes())
         return hasher.hexdigest()
+
+
+def check_dataset(data: Dataset) -> None:
+    """Raise ShoalError, with one sentence, for the first thing that is wrong with a `Dataset`."""
+    if not len(data.train):
+        raise ShoalError(f"found no training image in data set {data.name!r}; need at least one; add images")
+    shape = tuple(data.train.images.shape[1:])
+    for part in ("train", "val", "test"):
+        split: Split = getattr(data, part)
+        _check_images(split.images, shape, f"{part} of data set {data.name!r}")
+        _check_labels(split, data.classes, f"{part} of data set {data.name!r}")
+    widths = {len(data.mean), len(data.std)}
+    if widths != {shape[0]} or not min(data.std, default=0) > 0:
+        raise ShoalError(
+            f"found mean {data.mean} and standard deviation {data.std} for {shape[0]} channels; need one number above "
+            "0 for each channel, in units of pixel / 255; compute them from the training images"
+        )
+    if data.class_names and len(data.class_names) != data.classes:
+        raise ShoalError(
+            f"found {len(data.class_names)} class names for {data.classes} classes; need one for each; or leave "
+            "them out"
+        )
+
+
+def _check_images(images: Tensor, shape: tuple[int, ...], where: str) -> None:
+    clouds = images.dtype == torch.float32 and images.ndim == 4 and images.shape[1] == 3 and images.shape[3] == 1
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or clouds):
+        raise ShoalError(
+            f"found images {images.dtype} {list(images.shape)} in {where}; need uint8 [N, C, H, W] with pixels 0 to "
+            "255, which the data set normalises itself; give the pixels (Dataset.from_arrays converts usual arrays)"
+        )
+    if tuple(images.shape[1:]) != shape and len(images):
+        raise ShoalError(
+            f"found images of shape {list(images.shape[1:])} in {where}; need {list(shape)} as in train; resize them"
+        )
+
+
+def _check_labels(split: Split, classes: int, where: str) -> None:
+    labels, count = split.labels, len(split.images)
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ShoalError(
+            f"found labels {labels.dtype} {list(labels.shape)} for {count} images in {where}; need int64 [{count}], "
+            "one for each image; convert them (labels.flatten().long())"
+        )
+    if count and not labels.is_meta and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ShoalError(
+            f"found labels {int(labels.min())} to {int(labels.max())} in {where}; need 0 to {classes - 1}; subtract "
+            "the smallest label, or give the right number of classes"
+        )
 
 
 @lru_cache(maxsize=64)

@@ -2,75 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from shoal.data.dicom import DICOM_SUFFIXES, is_unnamed_dicom
+from shoal.data.images import Frame, image_suffixes
 from shoal.data.readers import Arrays, arrays, read_text
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, ShoalWarning
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+Listing = list[tuple[Path, int]]
+"""Image files with their labels."""
+VALIDATION = ("val", "valid", "validation")
+"""Names of a folder with the validation split."""
+
+# Not hidden, but made by archive programs, file servers and operating systems.
+_FOREIGN = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
 # ---- images in folders
 
 
-def _decode(path: Path, size: int | None) -> np.ndarray:
-    from PIL import Image  # imported here, because the other sets do not need Pillow
-
-    try:
-        with Image.open(path) as image:
-            colour = image.convert("RGB")
-            if size is not None and colour.size != (size, size):
-                colour = colour.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(colour).transpose(2, 0, 1)
-    except Exception as error:  # Pillow raises a dozen types for damaged files
-        raise ShoalError(
-            f"found no readable image at {path} ({error}); need PNG or JPEG; replace or remove the file"
-        ) from error
-
-
-def read_images(paths: Sequence[Path], size: int | None) -> np.ndarray:
-    """Decode to uint8 RGB [N, 3, H, W], resized to size x size if `size` is given (the aspect ratio is not kept).
+def read_images(paths: Sequence[Path], frame: Frame) -> np.ndarray:
+    """Decode to uint8 [N, C, H, W], in the channels and size of `frame`.
 
     Raises ShoalError, naming the first file that is unreadable or differs in size from the first image.
     """
-    shape = _decode(paths[0], size).shape
+    shape = frame.read(paths[0]).shape
     images = np.empty((len(paths), *shape), dtype=np.uint8)
     # Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor() as pool:
-        for index, image in enumerate(pool.map(lambda path: _decode(path, size), paths)):
+        for index, image in enumerate(pool.map(frame.read, paths)):
             if image.shape != shape:
                 raise ShoalError(
                     f"found an image of {image.shape[2]}x{image.shape[1]} at {paths[index]}; need "
-                    f"{shape[2]}x{shape[1]} like {paths[0].name}; resize it, or give size="
+                    f"{shape[2]}x{shape[1]} like {paths[0].name}; resize it, or give --size (size=) to resize all"
                 )
             images[index] = image
     return images
 
 
 def list_images(folder: Path) -> list[Path]:
-    """PNG and JPEG files directly in `folder`, sorted by name. Raises ShoalError when there are none."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    """Image files directly in `folder`, sorted by name; hidden files and other files are left out.
+
+    Raises ShoalError when there are none.
+    """
+    suffixes = {*image_suffixes(), *DICOM_SUFFIXES}
+    found = sorted(p for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+    files = [p for p in found if p.suffix.lower() in suffixes or is_unnamed_dicom(p)]
     if not files:
-        raise ShoalError(f"found no image at {folder}; need at least one PNG or JPEG file; add images there")
+        raise ShoalError(f"found no image at {folder}; need at least one, such as a PNG or JPEG file; add images there")
     return files
 
 
 def list_classes(folder: Path) -> list[str]:
     """Sorted names of the class folders in `folder`; a class's label is its position.
 
-    Raises ShoalError when there are none.
+    Hidden folders are left out, and so are those that programs leave behind, such as ``__MACOSX``, with a
+    ShoalWarning. Raises ShoalError when there are no others.
     """
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
+    names = _class_folders(folder)
     if not names:
         raise ShoalError(f"found no class folder at {folder}; need one folder of images per class; add them there")
+    if foreign := [name for name in _FOREIGN if (folder / name).is_dir()]:
+        _warn(f"found {', '.join(foreign)} at {folder}; need only class folders there; left out")
     return names
 
 
-Listing = list[tuple[Path, int]]  # image files with their labels
+def _class_folders(folder: Path) -> list[str]:
+    """Sorted names of the folders in `folder` that may be classes; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in _FOREIGN)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, ShoalWarning, stacklevel=3)
 
 
 def list_labelled(folder: Path, labels: Mapping[str, int], inner: str = "") -> Listing:
@@ -81,35 +91,66 @@ def list_labelled(folder: Path, labels: Mapping[str, int], inner: str = "") -> L
     return [(path, label) for name, label in labels.items() for path in list_images(folder / name / inner)]
 
 
-def read_listings(train: Listing, test: Listing, classes: int, size: int | None, where: str) -> tuple[Arrays, Arrays]:
-    """Decode both splits together, because all images must have the same size.
+def read_listings(listings: Sequence[Listing], classes: int, frame: Frame, where: str) -> list[Arrays]:
+    """Decode the images of all splits together, because all must have the same size.
 
     Raises ShoalError when an image is unreadable or differs in size.
     """
-    images = read_images([path for path, _ in (*train, *test)], size)
-    labels = np.array([label for _, label in (*train, *test)])
-    cut = len(train)
-    return arrays(images[:cut], labels[:cut], classes, where), arrays(images[cut:], labels[cut:], classes, where)
+    images = read_images([path for files in listings for path, _ in files], frame)
+    ends = np.cumsum([len(files) for files in listings])
+    parts = zip(np.split(images, ends[:-1]), listings, strict=True)
+    return [arrays(own, np.array([label for _, label in files]), classes, where) for own, files in parts]
 
 
-def read_folder(root: Path, size: int | None) -> tuple[Arrays, Arrays | None, int]:
-    """Training arrays, test arrays and the number of classes; labels are positions in the sorted class names.
+# ---- folders of images by class
 
-    Classes are folders in root/train and root/test, or directly in `root`; then the test arrays are None. Raises
-    ShoalError when a class has no images, or a test class is not a training class.
+
+def read_folder(root: Path, frame: Frame) -> tuple[dict[str, Arrays], tuple[str, ...]]:
+    """Arrays of the splits ``train``, ``test`` and ``val``, as far as `root` has them, and the sorted names of classes.
+
+    Labels are positions in these names. `split_folders` says which folder is which split; the class folders of a set
+    without splits are the split ``train``. Warns of a single class. Raises ShoalError when a class has no images, or a
+    class of another split is not a training class.
     """
-    if not any(path.is_dir() for part in ("train", "test") for path in (root / part).glob("*")):
-        labels = {name: i for i, name in enumerate(list_classes(root))}
-        files = list_labelled(root, labels)
-        images = read_images([path for path, _ in files], size)
-        return arrays(images, np.array([label for _, label in files]), len(labels), str(root)), None, len(labels)
-    labels = {name: i for i, name in enumerate(list_classes(root / "train"))}
-    present = list_classes(root / "test")
+    folders = split_folders(root)
+    labels = {name: i for i, name in enumerate(list_classes(folders["train"]))}
+    if len(labels) == 1:
+        _warn(f"found one class ({next(iter(labels))}) at {folders['train']}; need two or more to tell classes apart")
+    listings = [list_labelled(folders["train"], labels)]
+    listings += [_list_split(folder, labels) for part, folder in folders.items() if part != "train"]
+    return dict(zip(folders, read_listings(listings, len(labels), frame, str(root)), strict=True)), tuple(labels)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split in `root`.
+
+    - ``train`` and ``test``: these two.
+    - ``train``, ``test``, and one of ``val``, ``valid`` and ``validation``: all three.
+    - ``train`` and a validation folder only: the validation folder is the split ``test``, as in ImageNet.
+    - Neither ``train`` nor ``test`` with class folders: `root` itself is the split ``train``.
+
+    Raises ShoalError for several validation folders.
+    """
+    train, test = root / "train", root / "test"
+    if not _class_folders(train) and not _class_folders(test):
+        return {"train": root}
+    validation = [root / name for name in VALIDATION if _class_folders(root / name)]
+    if len(validation) > 1:
+        names = " and ".join(path.name for path in validation)
+        raise ShoalError(f"found the folders {names} at {root}; need one validation folder; move the others")
+    if validation and _class_folders(test):
+        return {"train": train, "test": test, "val": validation[0]}
+    if validation and test.exists():
+        _warn(f"found no class folder at {test}; need one per class; the test split is {validation[0].name}/ instead")
+    return {"train": train, "test": validation[0] if validation else test}
+
+
+def _list_split(folder: Path, labels: Mapping[str, int]) -> Listing:
+    """Image files, with labels, of the classes in `folder`. Raises ShoalError for a class that is not in `labels`."""
+    present = list_classes(folder)
     for name in sorted(set(present) - labels.keys()):
-        raise ShoalError(f"found class {name} at {root / 'test'}; need only classes of train/; move that folder")
-    held_out = list_labelled(root / "test", {name: labels[name] for name in present})
-    both = read_listings(list_labelled(root / "train", labels), held_out, len(labels), size, str(root))
-    return (*both, len(labels))
+        raise ShoalError(f"found class {name} at {folder}; need only classes of train/; move that folder")
+    return list_labelled(folder, {name: labels[name] for name in present})
 
 
 # ---- Tiny-ImageNet
@@ -127,8 +168,8 @@ def _annotated(path: Path, labels: Mapping[str, int]) -> Listing:
     return files
 
 
-def read_tiny_imagenet(folder: Path, size: int | None) -> tuple[Arrays, Arrays, int]:
-    """Training and validation arrays and the number of classes.
+def read_tiny_imagenet(folder: Path, frame: Frame) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """Training and validation arrays and the names of the classes, from words.txt if it is there.
 
     Labels are positions in the sorted lines of wnids.txt. Raises ShoalError when files are missing or damaged.
     """
@@ -138,4 +179,12 @@ def read_tiny_imagenet(folder: Path, size: int | None) -> tuple[Arrays, Arrays, 
     if not held_out:
         raise ShoalError(f"found no image of the {len(labels)} classes at {annotations}; need some; fetch it again")
     train = list_labelled(folder / "train", labels, "images")
-    return (*read_listings(train, held_out, len(labels), size, str(folder)), len(labels))
+    both = read_listings([train, held_out], len(labels), frame, str(folder))
+    return both[0], both[1], _words(folder / "words.txt", labels)
+
+
+def _words(path: Path, wnids: Iterable[str]) -> tuple[str, ...]:
+    """The first word of each class in words.txt; without the file, the classes' own names such as n01443537."""
+    lines = read_text(path).splitlines() if path.exists() else []
+    words = {wnid: text.split(",")[0] for wnid, _, text in (line.partition("\t") for line in lines) if text}
+    return tuple(words.get(wnid, wnid) for wnid in wnids)

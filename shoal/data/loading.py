@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from shoal.data import clouds as point_clouds
 from shoal.data import readers
 from shoal.data.cifar import Cifar, read_cifar
+from shoal.data.class_names import CLASS_NAMES
 from shoal.data.dataset import CLOUDS, NAMES, Dataset, Split
 from shoal.data.folders import read_folder, read_tiny_imagenet
+from shoal.data.images import STRETCH, Frame, check_frame
 from shoal.data.readers import Arrays
 from shoal.data.splits import Moments, divide, hold_out, moments
 from shoal.errors import ShoalError
@@ -30,6 +33,8 @@ _PUBLISHED: dict[str, Moments] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+_FILES = ("folder", "tiny-imagenet")
+"""Sets of image files."""
 _CIFAR = {
     "cifar10": Cifar(
         folder="cifar-10-batches-py",
@@ -63,6 +68,10 @@ _SOURCES = {
 }
 
 
+Size = int | tuple[int, int]
+"""Size of images in pixels: that of both sides, or (height, width). For clouds, the number of points."""
+
+
 def load(
     name: str,
     root: str | Path | None = None,
@@ -70,32 +79,65 @@ def load(
     val: float = 0.1,
     seed: int = 0,
     limit: int | None = None,
-    size: int | None = None,
+    size: Size | None = None,
+    fit: str | None = None,
+    channels: int | None = None,
 ) -> Dataset:
     """Load the set `name`: one of NAMES or CLOUDS, or the path of a directory of images by class.
 
-    `root` is the set's published folder, or the directory that holds this folder or the archive; without it,
-    DEFAULT_ROOTS are searched. `val` is the fraction of the training images that is held out, stratified and chosen by
-    `seed`. `limit` is the largest number of training images to keep, stratified. `size` resizes images to size x size
-    pixels; without it, digits are 16x16 and fashion-mnist is zero-padded to 32x32. For clouds, `size` is the number of
-    points, by default POINTS.
+    A path that equals one of these names is written ``./digits``, or in full. `root` is the set's published folder, or
+    the directory that holds this folder or the archive; without it, DEFAULT_ROOTS are searched.
 
-    Raises ShoalError for an unknown name, an argument out of range, and missing or damaged data.
+    `val` is the fraction of the training images that is held out, stratified and chosen by `seed`. `limit` is the
+    largest number of training images to keep, stratified. A directory with ``train``, ``test`` and ``val`` (or
+    ``valid``, ``validation``) has all three splits, and nothing is held out. With ``train`` and ``val`` only, ``val``
+    is the test split, as in ImageNet. With class folders only, 20 % of the images are the test split.
+
+    `size` resizes images; without it, digits are 16x16, fashion-mnist is zero-padded to 32x32, and other sets stay as
+    they are. For clouds, `size` is the number of points, by default POINTS. Image files (a directory, tiny-imagenet)
+    are read by the rules of `shoal.data.images.read_image`: `fit` is the rule for images of another size (default
+    ``stretch``), `channels` is 3 (default) or 1 for grey.
+
+    Raises ShoalError for an unknown name, an argument out of range, and missing or damaged data. Warns of a directory
+    with a single class, and of folders in it that are left out.
     """
-    _check_arguments(val, limit, size)
     kind, root = _kind(name, root)
-    train, test, classes = _read(kind, root, size, seed)
-    kept, held = hold_out(Split(*train), val, limit, seed)
+    _check_arguments(val, limit, size)
+    frame = _frame(kind, size, fit, channels)
+    read = _read(kind, root, frame, seed)
+    kept, held = hold_out(Split(*read.train), 0.0 if read.val else val, limit, seed)
+    held = Split(*read.val) if read.val else held
     mean, std = _PUBLISHED.get(kind) or moments(kept.images)
-    return Dataset(name, kept, held, Split(*test), classes, mean, std, _AUGMENT.get(kind, "none"))
+    applied = frame.fit if frame.size and kind in _FILES else None
+    return Dataset(
+        name, kept, held, Split(*read.test), len(read.names), mean, std, _AUGMENT.get(kind, "none"), read.names, applied
+    )
 
 
-def _check_arguments(val: float, limit: int | None, size: int | None) -> None:
+def _check_arguments(val: float, limit: int | None, size: Size | None) -> None:
     if not 0 <= val < 1:
         raise ShoalError(f"found {val} at val; need a fraction in [0, 1); give 0.1, say, or 0 for none")
-    for name, value in (("limit", limit), ("size", size)):
+    smallest = min(size) if isinstance(size, tuple) else size
+    for name, value in (("limit", limit), ("size", smallest)):
         if value is not None and value < 1:
             raise ShoalError(f"found {value} at {name}; need 1 or more; leave it out for the whole set as it is")
+
+
+def _frame(kind: str, size: Size | None, fit: str | None, channels: int | None) -> Frame:
+    """Size, rule and channels of the images of a set. Raises ShoalError for what the set cannot have."""
+    for option, value in (("fit", fit), ("channels", channels)):
+        if value is not None and kind not in _FILES:
+            raise ShoalError(
+                f"found {option} {value} for {kind}; need a set of image files ({' or '.join(_FILES)}) for it; leave "
+                f"out --{option} ({option}=)"
+            )
+    if fit is not None and size is None:
+        raise ShoalError(f"found fit {fit} without a size; need the size to fit to; give --size (size=), too")
+    if isinstance(size, tuple) and kind in CLOUDS:
+        raise ShoalError(f"found size {size[0]}x{size[1]} for {kind}; need one number of points; give {POINTS}, say")
+    both = (size, size) if isinstance(size, int) else size
+    check_frame(3 if channels is None else channels, both, fit or STRETCH)
+    return Frame(3 if channels is None else channels, both, fit or STRETCH)
 
 
 def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
@@ -112,23 +154,33 @@ def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
 # ---- finding and reading each set
 
 
-def _read(kind: str, root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
-    """Training and test arrays and the number of classes, in the size that `load` documents."""
+class _Read(NamedTuple):
+    """The splits of a set, and the names of its classes; `val` is None if the set has no validation split."""
+
+    train: Arrays
+    test: Arrays
+    names: tuple[str, ...]
+    val: Arrays | None = None
+
+
+def _read(kind: str, root: Path | None, frame: Frame, seed: int) -> _Read:
+    """The set as it is published, in the size that `load` documents."""
+    size = frame.size
     if kind == "folder":
-        return _read_folder(root, size, seed)
+        return _read_folder(root, frame, seed)
     if kind in CLOUDS:
-        return _read_clouds(kind, root, size or POINTS)
+        return _Read(*_read_clouds(kind, root, size[0] if size else POINTS))
     if kind == "tiny-imagenet":
         wnids = _find(kind, root, ("tiny-imagenet-200/wnids.txt", "wnids.txt"))
-        return read_tiny_imagenet(wnids.parent, size)
+        return _Read(*read_tiny_imagenet(wnids.parent, frame))
     if kind == "digits":
         train, test = _read_digits()
-        size = size or 16
+        size = size or (16, 16)
     elif kind in _CIFAR:
         train, test = _read_cifar(kind, root)
     else:
         train, test = _read_fashion(root) if kind == "fashion-mnist" else _read_svhn(root)
-    return _resize(train, size), _resize(test, size), _CIFAR[kind].classes if kind in _CIFAR else 10
+    return _Read(_resize(train, size), _resize(test, size), CLASS_NAMES[kind])
 
 
 def _find(kind: str, root: Path | None, places: Sequence[str]) -> Path:
@@ -177,14 +229,16 @@ def _read_svhn(root: Path | None) -> tuple[Arrays, Arrays]:
     return readers.read_svhn(train), readers.read_svhn(train.with_name("test_32x32.mat"))
 
 
-def _read_folder(root: Path | None, size: int | None, seed: int) -> tuple[Arrays, Arrays, int]:
+def _read_folder(root: Path | None, frame: Frame, seed: int) -> _Read:
     if root is None:
         raise ShoalError("found no data set folder; need a directory of images by class; give --data-dir (root=)")
-    train, test, classes = read_folder(root, size)
-    return (*(divide(train[0], train[1], 0.2, seed) if test is None else (train, test)), classes)
+    parts, names = read_folder(root, frame)
+    if "test" not in parts:
+        return _Read(*divide(*parts["train"], 0.2, seed), names)
+    return _Read(parts["train"], parts["test"], names, parts.get("val"))
 
 
-def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arrays, int]:
+def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arrays, tuple[str, ...]]:
     """Read meshes if `root` holds them; otherwise text if there is some, else meshes.
 
     The text files of both sets are published in one folder.
@@ -199,13 +253,13 @@ def _read_clouds(kind: str, root: Path | None, points: int) -> tuple[Arrays, Arr
     return point_clouds.read_meshes(found, points)
 
 
-def _resize(pair: Arrays, size: int | None) -> Arrays:
-    """Resize bilinearly to size x size, in pieces: the whole set as float32 would take four times its memory."""
+def _resize(pair: Arrays, size: tuple[int, int] | None) -> Arrays:
+    """Resize bilinearly to (height, width), in pieces: the whole set as float32 would take four times its memory."""
     images, labels = pair
-    if size is None or images.shape[2:] == (size, size):
+    if size is None or images.shape[2:] == size:
         return pair
     pieces = [
-        F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
+        F.interpolate(piece.float(), size, mode="bilinear", antialias=True).round().to(torch.uint8)
         for piece in images.split(1024)
     ]
     return torch.cat(pieces), labels

@@ -56,9 +56,12 @@ def arrays(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> 
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file. Raises ShoalError when it is missing or not text."""
+    """The text of a small UTF-8 file, with or without a byte order mark; all line ends become ``\\n``.
+
+    Raises ShoalError when it is missing or not text.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ShoalError(f"found no text file at {path} ({error}); need it as published; fetch it again") from error
 

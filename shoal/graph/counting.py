@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+from shoal.errors import ShoalError
 from shoal.graph.graph import Graph
 from shoal.graph.max_pool import comparisons
 from shoal.graph.ops import Node
@@ -117,7 +118,12 @@ BUFFERS = ("mean", "var", "mask", "scale", "shift")
 
 
 def cost(graph: Graph) -> Cost:
-    """The exact counts of `graph` for one image."""
+    """The exact counts of `graph` for one image. Raises ShoalError for a module that is not traced."""
+    if not isinstance(graph, Graph):
+        raise ShoalError(
+            f"found a {type(graph).__name__} to count; need a shoal.Graph; use shoal.count(model, shape), "
+            "which traces it"
+        )
     rows, unknown = [], []
     for node in graph.nodes:
         if node.op in COUNTERS:

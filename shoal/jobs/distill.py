@@ -11,7 +11,7 @@ from shoal.data.dataset import Dataset
 from shoal.distillation.neighbours import LOSSES, SPACES, Neighbourhood
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import check_one_classifier
-from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, check_network, inherited, longer, preset_of, teacher_of
+from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, check_network, longer, preset_of, teacher_of
 from shoal.jobs.training import Job, prepare
 from shoal.networks.assembly import own_network
 from shoal.networks.spec import Spec
@@ -19,7 +19,7 @@ from shoal.networks.stored import save_network
 from shoal.recipes import comparators, osakd
 from shoal.recipes.lessons import Problem, Result, Teach, learn
 from shoal.recipes.stages import Stages
-from shoal.storage.origins import Config
+from shoal.storage.origins import SIZING, Config, inherited
 from shoal.storage.summary import Summary
 from shoal.training.evaluation import evaluate
 from shoal.training.schedule import Schedule
@@ -112,12 +112,11 @@ class Request(NewNetwork):
         return {"data": self.data, "data_dir": self.data_dir, "limit": self.limit, "seed": self.seed or 0}
 
     def check_taught(self) -> None:
-        """Raise ShoalError for an option that the teacher's run decides (data, limit, seed)."""
-        said = [name for name in ("data", "limit", "seed") if getattr(self, name) is not None]
+        """Raise ShoalError for an option that the teacher's run decides (data, limit, seed and image options)."""
+        said = [name for name in ("data", "limit", "seed", *SIZING) if getattr(self, name) is not None]
         if said:
-            raise ShoalError(
-                f"found --{said[0]} with --teacher; need the data, limit and seed of the teacher's run; leave it out"
-            )
+            what = "images" if said[0] in SIZING else "data, limit and seed"
+            raise ShoalError(f"found --{said[0]} with --teacher; need the {what} of the teacher's run; leave it out")
 
 
 def distill(teaching: Teaching, request: Request, neighbours: Neighbours, shared: Shared) -> Summary:
@@ -129,7 +128,7 @@ def distill(teaching: Teaching, request: Request, neighbours: Neighbours, shared
     teaching.check()
     shared.check("distill")
     teacher, origin = _teacher(teaching, request, shared.device)
-    config = {"command": "distill"} | vars(request) | vars(teaching) | {"neighbours": neighbours.given()} | origin
+    config = {"command": "distill"} | request.recorded() | vars(teaching) | {"neighbours": neighbours.given()} | origin
     prepared = prepare(config, request.data_dir, shared)
     spec = request.spec(prepared.data)
     check_one_classifier(own_network(spec), spec.base)

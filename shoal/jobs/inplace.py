@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -46,7 +46,7 @@ class Request(NewNetwork):
 
     def config(self, options: inplace.Options) -> Config:
         """The settings that the run records."""
-        return {"command": "inplace", **asdict(self), "options": options}
+        return {"command": "inplace", **self.recorded(), "options": options}
 
     def schedules(self, options: inplace.Options) -> inplace.Preset:
         """The preset with the chosen number of epochs. Raises ShoalError for an unknown preset."""

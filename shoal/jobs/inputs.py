@@ -13,18 +13,20 @@ from torch import nn
 
 from shoal.data.clouds import is_cloud
 from shoal.data.dataset import Dataset
+from shoal.data.images import FITS
 from shoal.data.loading import load
+from shoal.data.normalisation import normalised
 from shoal.errors import ShoalError
 from shoal.models import CLOUDS, NAMES
-from shoal.networks.assembly import own_network
+from shoal.networks.adoption import check_logits
+from shoal.networks.assembly import located, own_network
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
 from shoal.recipes.stages import check_teacher
 from shoal.storage.files import read_json
-from shoal.storage.origins import Config, placed
+from shoal.storage.origins import SIZING, Config, fingerprints, placed
 from shoal.storage.run import Run, summary_writer
 from shoal.storage.shards import check_limit
-from shoal.surgery.tracing import check_trace, trace
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 
@@ -41,6 +43,18 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 def input_shape(size: str | None, model: str) -> tuple[int, int, int]:
     """The shape (C, H, W) in `size`; without `size` 3x32x32, or 3x1024x1 for a built-in network for point clouds."""
     return parse_shape(size or ("3x1024x1" if model in CLOUDS else "3x32x32"))
+
+
+def parse_size(text: str) -> int | list[int]:
+    """The size of images in text such as 224 or 224x160 (height x width); one number if both sides are equal.
+
+    Raises ShoalError for any other text.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise ShoalError(f"found --size {text!r}; need pixels such as 224, or height x width such as 224x160")
+    sides = [int(p) for p in parts]
+    return sides if len({*sides}) > 1 else sides[0]
 
 
 HIDDEN = {"cli": None}
@@ -125,8 +139,32 @@ class Shared:
             run.check_free()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How image files become the images of a data set."""
+
+    size: str | None = None
+    """Size in pixels to which all images are resized: one number for both sides, or height x width, such as 224x160. A
+    folder of images of different sizes needs it. For point clouds: the number of points."""
+    fit: str | None = field(default=None, metadata={"values": FITS})
+    """How images in files are brought to --size; stretch if left out."""
+    channels: int | None = None
+    """Channels of images in files: 3 (colour; also if left out) or 1 (grey)."""
+
+    def image_settings(self) -> Config:
+        """Those of these options that were given, for the configuration. Raises ShoalError for an invalid size."""
+        size = None if self.size is None else parse_size(self.size)
+        given = {"size": size, "fit": self.fit, "channels": self.channels}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def recorded(self) -> Config:
+        """All options for the configuration; image options only if they were given."""
+        others = {name: value for name, value in vars(self).items() if name not in SIZING}
+        return others | self.image_settings()
+
+
 @dataclass(frozen=True)
-class NewNetwork:
+class NewNetwork(ImageOptions):
     """Options of a training from new weights: the network, its data set and the number of epochs."""
 
     model: str = field(metadata=ARGUMENT)
@@ -156,7 +194,8 @@ class NewNetwork:
 
     def spec(self, data: Dataset) -> Spec:
         """The network's spec for this data set. Raises ShoalError as `check_network` does."""
-        spec = Spec(self.model, data.classes, data.shape, self.width, self.resolution, replaced=self.replaced)
+        base, folder = located(self.model)
+        spec = Spec(base, data.classes, data.shape, self.width, self.resolution, replaced=self.replaced, folder=folder)
         check_network(spec)
         return spec
 
@@ -184,7 +223,8 @@ class Named:
     def spec(self) -> Spec:
         """The network's spec. Raises ShoalError for an invalid size."""
         shape = input_shape(self.input, self.model)
-        return Spec(self.model, self.classes, shape, self.width, self.resolution, replaced=self.replaced)
+        base, folder = located(self.model)
+        return Spec(base, self.classes, shape, self.width, self.resolution, replaced=self.replaced, folder=folder)
 
 
 @dataclass(frozen=True)
@@ -211,7 +251,8 @@ class Subject:
 
     def spec(self) -> Spec:
         """The spec of a network that is not a run's. Raises ShoalError for an invalid size."""
-        return Spec(self.target, self.classes, parse_shape(self.input), self.width, self.resolution)
+        base, folder = located(self.target)
+        return Spec(base, self.classes, parse_shape(self.input), self.width, self.resolution, folder=folder)
 
 
 T = TypeVar("T")
@@ -232,10 +273,32 @@ def epochs_of(text: str, stages: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def load_data(config: Config, data_dir: Path | None, device: str = "cpu") -> Dataset:
-    """The data set of a run's configuration, from `data_dir` or else from where the run read it."""
-    there = placed(config, data_dir)
-    return load(there["data"], there.get("data_dir"), seed=config["seed"], limit=config.get("limit")).to(device)
+def load_data(config: Config, data_dir: Path | None, device: str = "cpu", other: bool = False) -> Dataset:
+    """The data set of a run's configuration, from `data_dir` or else from where the run read it.
+
+    Raises ShoalError, unless `other`, when the data are not those that the configuration has a fingerprint of: if an
+    image was added or removed, the splits would be drawn anew, and training images could be tested.
+    """
+    there, size = placed(config, data_dir), config.get("size")
+    data = load(
+        there["data"],
+        there.get("data_dir"),
+        seed=config["seed"],
+        limit=config.get("limit"),
+        size=size if size is None or isinstance(size, int) else tuple(size),
+        fit=config.get("fit"),
+        channels=config.get("channels"),
+    )
+    if config.get("mean"):
+        data = normalised(data, config["mean"], config["std"])
+    known = fingerprints(config).get("data")
+    if known is not None and not other and known != data.fingerprint():
+        raise ShoalError(
+            f"found other data at {there.get('data_dir') or there['data']} than the run began with (images or labels "
+            "changed, came or went); need the same, because the splits depend on them; restore them, give --data-dir "
+            "the folder that holds them, or train anew"
+        )
+    return data.to(device)
 
 
 def check_network(spec: Spec) -> None:
@@ -248,15 +311,7 @@ def check_network(spec: Spec) -> None:
         raise ShoalError(
             f"found {spec.base} for point clouds; need one of {', '.join(CLOUDS)}, or your own; choose one"
         )
-    network = own_network(spec)
-    check_trace(network, spec.shape)
-    graph = trace(network, spec.shape)
-    logits = graph[graph.outputs[-1]].shape
-    if len(logits) != 1 or logits[0] < spec.classes:
-        raise ShoalError(
-            f"found a result of shape {logits} an image from {spec.base!r}; need {spec.classes} logits, one a class; "
-            "change its last layer"
-        )
+    check_logits(own_network(spec), spec)
 
 
 def longer(schedule: Schedule, epochs: int | None) -> Schedule:
@@ -278,11 +333,6 @@ def teacher_of(folder: Path) -> tuple[Spec, nn.Module, Config]:
     spec, network = load_network(source)
     check_teacher(spec)
     return spec, network, source.config()
-
-
-def inherited(origin: Config) -> Config:
-    """Data, limit and seed from `origin`, for the configuration of a run that starts from it."""
-    return {name: origin.get(name) for name in ("data", "data_dir", "seed", "limit")}
 
 
 def given_sensitivity(path: Path | None) -> dict[str, float] | None:

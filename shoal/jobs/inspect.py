@@ -179,6 +179,8 @@ class Evaluation:
     """Folder with the files of the data set, laid out as published; the run's own if left out."""
     fixed: bool = False
     """Also evaluate the test set in the fixed-point arithmetic of private inference, without encryption."""
+    other_data: bool = False
+    """Go on although the data are not those that the run began with, such as a newer test set."""
 
 
 def evaluate(wanted: Evaluation) -> Evaluated:
@@ -189,7 +191,7 @@ def evaluate(wanted: Evaluation) -> Evaluated:
     """
     run = Run(wanted.run)
     spec, network = load_network(run)
-    data = load_data(run.config(), wanted.data_dir)
+    data = load_data(run.config(), wanted.data_dir, other=wanted.other_data)
     body = Evaluated(**figures(network, data, spec, Settings()))
     if wanted.fixed:
         from shoal.private.compiler.deployment import clear_agreement, deploy

@@ -19,13 +19,13 @@ from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.plots import plot_pruning
 from shoal.exits.records import PruneRow, Pruning
-from shoal.jobs.inputs import ARGUMENT, Shared, inherited
+from shoal.jobs.inputs import ARGUMENT, Shared
 from shoal.jobs.training import Job, prepare
 from shoal.networks.figures import figures
 from shoal.networks.spec import Spec, pruned_spec
 from shoal.networks.stored import load_whole, save_network
 from shoal.recipes.stages import Stages
-from shoal.storage.origins import Config
+from shoal.storage.origins import Config, inherited
 from shoal.storage.run import Run
 from shoal.storage.summary import Summary
 from shoal.surgery.tracing import count

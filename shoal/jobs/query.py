@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from shoal import units
+from shoal.data.images import STRETCH, read_image
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.jobs.inputs import load_data
@@ -20,11 +20,15 @@ from shoal.private.compiler.truncation import MAX_FAILURE
 from shoal.private.program.artifact import OT_KINDS, save_artifact
 from shoal.private.program.program import Program
 from shoal.private.serving.client import Client
+from shoal.private.serving.direct import Result
 from shoal.private.serving.options import ADDRESS, MODES, ClientOptions
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.progress import counter
 from shoal.report.layout import Grid
 from shoal.storage.run import Run
+
+TOP = 5
+"""Number of classes that a query shows for each image."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Query:
     """Options of `shoal query`: the images, and how to classify them."""
 
     images: tuple[Path, ...] = field(metadata={"cli": "argument"})
-    """Image files (PNG or JPEG). Images are never resized; they must match the model's input size."""
+    """Image files. They must have the model's input size, unless the model was trained with --size: then other images
+    are brought to that size by the same rule (--fit)."""
     mode: str = MODES[0]
     """"prepared" is fast and spends one item of `shoal prepare` for each image; "direct" needs no preparation and
     takes much longer."""
@@ -162,28 +167,35 @@ def query(artifact: Path, asked: Query, connection: Connection, options: ClientO
     Raises ShoalError for unreadable or unfit images, missing items, and when the server cannot be reached or fails.
     """
     program = Program.load(artifact)
-    x = np.stack([read_image(path, program.input_shape) for path in asked.images])
+    x = np.stack([pixels_of(path, program) for path in asked.images])
     mean, std = (np.asarray(program.preprocessing[k], np.float32)[:, None, None] for k in ("mean", "std"))
-    client = connection.client(artifact, replace(with_pool_wait(options), mode=asked.mode))
-    missing = len(x) - client.ready if client.pool is not None else 0
-    if missing > 0:
-        _top_up(client, missing, asked.top_up)
-    with client, counter("images", len(x)) as progress:
-        results = []
-        for i, image in enumerate(((x / np.float32(255)) - mean) / std):
-            results.append(client.query(image[None], exit_above=asked.exit_above))
-            progress(i + 1, len(x))
+    with connection.client(artifact, replace(with_pool_wait(options), mode=asked.mode)) as client:
+        # The session is open: errors of the server or the certificates come before those of the pool.
+        missing = len(x) - client.ready if client.pool is not None else 0
+        if missing > 0:
+            _top_up(client, missing, asked.top_up)
+        results = _classify(client, ((x / np.float32(255)) - mean) / std, asked.exit_above)
         facts = {"mode": asked.mode, "setup_s": client.setup_s, "online_s": sum(r.seconds for r in results)}
-    facts |= {k: sum(getattr(r, k) for r in results) for k in ("bytes", "messages", "latencies")}
+        left = {"items_left": client.ready} if client.pool is not None else {}
+    facts |= {k: sum(getattr(r, k) for r in results) for k in ("bytes", "messages", "latencies")} | left
     names = program.preprocessing.get("class_names")
     return facts | {
         "results": [_row(path, r.logits[0], r.taken[0], names) for path, r in zip(asked.images, results, strict=True)]
     }
 
 
+def _classify(client: Client, images: np.ndarray, exit_above: float | None) -> list[Result]:
+    """The result of each of the normalised images [N, C, H, W], asked one after the other."""
+    results = []
+    with counter("images", len(images)) as progress:
+        for i, image in enumerate(images):
+            results.append(client.query(image[None], exit_above=exit_above))
+            progress(i + 1, len(images))
+    return results
+
+
 def _top_up(client: Client, missing: int, allowed: bool) -> None:
     if not allowed:
-        client.close()
         raise ShoalError(
             f"found {missing} prepared items too few; need one for each image; run shoal prepare, or give --top-up"
         )
@@ -192,21 +204,29 @@ def _top_up(client: Client, missing: int, allowed: bool) -> None:
 
 
 def _row(path: Path, logits: np.ndarray, taken: int, names: list[str] | None) -> dict[str, Any]:
-    best = int(logits.argmax())
-    return {"image": str(path), "class": names[best] if names else best, "exit": taken, "logits": logits.tolist()}
+    """One image's answer: its class, the softmax probability of that, and the same of the five likeliest classes."""
+    chances = np.exp(logits.astype(np.float64) - logits.max())
+    chances /= chances.sum()
+    order = [int(i) for i in np.argsort(-logits, kind="stable")[:TOP]]
+    top = [{"class": names[i] if names else i, "probability": float(chances[i])} for i in order]
+    return {"image": str(path)} | top[0] | {"exit": taken, "logits": logits.tolist(), "top": top}
 
 
-def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels of an image file, float32 [C, H, W] in 0..255. Raises ShoalError unless its shape is `shape`."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"), np.float32)
-    except (OSError, ValueError) as error:
-        raise ShoalError(f"found no readable image at {path} ({error}); need a PNG or JPEG file") from error
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if pixels.shape != tuple(shape):
-        raise ShoalError(f"found an image of shape {pixels.shape} at {path}; need {tuple(shape)}; resize it first")
-    return pixels
+def pixels_of(path: Path, program: Program) -> np.ndarray:
+    """The pixels of an image file, float32 [C, H, W] in 0..255, as in training (see `read_image`).
+
+    An image of another size than the program's input is fitted by the rule of the training, if there is one. Raises
+    ShoalError for an unreadable image, and for another size without a rule.
+    """
+    channels, height, width = program.input_shape
+    fit = program.preprocessing.get("fit")
+    pixels = read_image(path, channels, size=None if fit is None else (height, width), fit=fit or STRETCH)
+    if pixels.shape != program.input_shape:
+        raise ShoalError(
+            f"found an image of {pixels.shape[2]}x{pixels.shape[1]} (width x height) at {path}; need {width}x{height}; "
+            "resize it first"
+        )
+    return pixels.astype(np.float32)
 
 
 def query_table(body: dict[str, Any]) -> Grid:
@@ -216,5 +236,15 @@ def query_table(body: dict[str, Any]) -> Grid:
     if body["latencies"]:  # unknown in direct mode
         sent += f", {units.count(body['latencies'])} one-way latencies"
     title = f"{body['mode']}: set-up {units.seconds(body['setup_s'])} s; all queries {spent}, {sent}"
-    rows = [[row["image"], str(row["class"]), f"{max(row['logits']):.4f}"] for row in body["results"]]
-    return Grid(title, ["image", "class", "largest logit"], rows, texts=(0, 1), shorten=True)
+    rows = [[row["image"], str(row["class"]), _percent(row), _others(row["top"])] for row in body["results"]]
+    left = f"prepared items left: {units.count(body['items_left'])}" if "items_left" in body else ""
+    head = ["image", "class", "probability, %", "next likeliest, %"]
+    return Grid(title, head, rows, texts=(0, 1, 3), shorten=True, caption=left)
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return units.percent(100 * row["probability"])
+
+
+def _others(top: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{row['class']} {_percent(row)}" for row in top[1:])

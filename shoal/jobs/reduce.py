@@ -15,7 +15,6 @@ from shoal.jobs.inputs import (
     Shared,
     epochs_of,
     given_sensitivity,
-    inherited,
     longer,
     preset_of,
     teacher_of,
@@ -27,7 +26,7 @@ from shoal.recipes import shallow
 from shoal.recipes.shallow.masks_from import check_masks, has_masks, take_masks
 from shoal.reduction.learners import LEARNERS
 from shoal.report import gated_macs, plot_budget
-from shoal.storage.origins import Config
+from shoal.storage.origins import Config, inherited
 from shoal.storage.run import Run, as_json
 from shoal.storage.summary import Accounting, Figures, Summary
 

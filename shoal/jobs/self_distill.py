@@ -12,12 +12,12 @@ from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.figures import exit_figures
-from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, inherited, longer, preset_of, teacher_of
+from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, longer, preset_of, teacher_of
 from shoal.jobs.training import Job, prepare
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
 from shoal.recipes import self_distill
-from shoal.storage.origins import Config
+from shoal.storage.origins import SIZING, Config, inherited
 from shoal.storage.run import Run
 from shoal.storage.summary import Summary
 
@@ -59,11 +59,12 @@ class Request(NewNetwork):
                 for name in ("data", "data_dir", "seed", "limit", "model", "width", "resolution")
             }
             | ({"replaced": list(self.replaced)} if self.replaced else {})
+            | self.image_settings()
         )
 
     def _check_run(self) -> None:
         """Raise ShoalError for an option that the given run decides."""
-        usual, names = Request(self.model), ("data", "width", "resolution", "limit", "replaced", "seed")
+        usual, names = Request(self.model), ("data", "width", "resolution", "limit", "replaced", "seed", *SIZING)
         odd = [name for name in names if getattr(self, name) != getattr(usual, name)]
         if odd:
             name = {"replaced": "replace"}.get(odd[0], odd[0])
@@ -108,7 +109,7 @@ def _teacher(folder: Path | None, config: Config, device: str) -> nn.Module | No
     if folder is None:
         return None
     _, network, origin = teacher_of(folder)
-    for name in ("data", "limit", "seed"):
+    for name in ("data", "limit", "seed", *SIZING):
         if origin.get(name) != config.get(name):
             raise ShoalError(
                 f"found --{name} {config.get(name)} and a teacher of {name} {origin.get(name)}; need the same, so that "

@@ -27,7 +27,7 @@ class Request(NewNetwork):
         """The settings that the run records."""
         names = ("data", "data_dir", "seed", "limit", "preset", "epochs", "model", "width", "resolution")
         replaced = {"replaced": list(self.replaced)} if self.replaced else {}
-        return {"command": "train"} | {name: getattr(self, name) for name in names} | replaced
+        return {"command": "train"} | {name: getattr(self, name) for name in names} | replaced | self.image_settings()
 
 
 class Trained(Figures):

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,12 @@ from shoal.surgery.substitution import parse, substitute
 
 
 def own_network(spec: Spec) -> nn.Module:
-    """The base network of `spec`; a user's own module is also searched for in the current folder.
+    """The base network of `spec`; a user's own module is searched for in `spec.folder` and in the current folder.
 
     Raises ShoalError when it cannot be found or built, also when the user's code raises another exception.
     """
     try:
-        with _current_folder_first():
+        with _searched_first(spec.folder):
             return base_model(spec)
     except ShoalError:
         raise
@@ -49,14 +50,46 @@ def own_network(spec: Spec) -> nn.Module:
 
 
 @contextmanager
-def _current_folder_first() -> Iterator[None]:
-    """Put the current folder first in the import path, as `python -m` does and a console script does not."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
+def _searched_first(folder: str) -> Iterator[None]:
+    """Put `folder`, if it exists, and the current folder first in the import path.
+
+    `python -m` puts the current folder there, and a console script does not.
+    """
+    places = [place for place in (folder, os.getcwd()) if place and os.path.isdir(place)]
+    sys.path[:0] = places
     try:
         yield
     finally:
-        sys.path.remove(here)
+        for place in places:
+            sys.path.remove(place)
+
+
+def located(reference: str) -> tuple[str, str]:
+    """The `base` and `folder` of a `Spec` for a network as a user names it.
+
+    That is a built-in name, ``package.module:callable``, or ``folder/file.py:callable``. The folder is that of the
+    file, or the current one if the module is there; it is empty for built-in networks and installed packages. Raises
+    ShoalError for a file or module without a callable.
+    """
+    module, colon, name = reference.rpartition(":")
+    if not colon:
+        return _checked_name(reference), ""
+    if module.endswith(".py"):
+        path = Path(module).absolute()
+        return f"{path.stem}:{name}", str(path.parent)
+    top = Path(module.partition(".")[0])
+    here = top.name != "" and (top.with_suffix(".py").exists() or top.is_dir())
+    return reference, str(Path.cwd()) if here else ""
+
+
+def _checked_name(reference: str) -> str:
+    file = Path(reference if reference.endswith(".py") else f"{reference}.py")
+    if reference not in KNOWN and file.exists():
+        raise ShoalError(
+            f"found {reference!r}, a file without the name of a network; need {reference}:NAME, with the class or the "
+            "function that returns the network; add its name"
+        )
+    return reference
 
 
 def base_model(spec: Spec) -> nn.Module:

@@ -29,12 +29,13 @@ EXIT_KINDS = ("plain", "aligned", "attention", "pooled")
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spec:
     """A base network and the changes to it, which `assemble` makes in the order below.
 
     - `base` is a zoo name, ``package.module:callable`` or ``given``; `classes`, `width` and `resolution` are its
-      arguments. `shape` is the images' [C, H, W], which cannot change once there are masks.
+      arguments. A module of the user's own is imported from `folder`, or from the current folder if `folder` is empty
+      or is no longer there. `shape` is the images' [C, H, W], which cannot change once there are masks.
     - `replaced`: kinds of layers to replace, such as ``relu6=relu``. `base_channels`: the output channels that layers
       keep, such as ``conv1=0-3,5/16`` (see `shoal.channels.cut.written`). Neither is applied to a module that is passed
       to `assemble`.
@@ -71,6 +72,12 @@ class Spec:
     shared_affine: bool = False
     base_channels: tuple[str, ...] = ()
     kept_channels: tuple[str, ...] = ()
+    folder: str = ""
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{f.name}={values[f.name]!r}" for f in fields(self) if values[f.name] != f.default]
+        return f"Spec({', '.join(shown)})"
 
     @property
     def is_reduced(self) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError, StoppedError
+from shoal.networks.adoption import check_logits
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec
 from shoal.storage.run import Run
-from shoal.surgery.tracing import check_trace
 from shoal.training.clock import Clock
 from shoal.training.loop import History, fit
 from shoal.training.objective import Objective, cross_entropy
@@ -62,6 +62,7 @@ class Stages:
         tensorboard: bool = False,
         clock: Clock | None = None,
     ) -> None:
+        _check_kinds(data, settings)
         self.data, self.settings, self.run, self.listen = data, settings, run, listen
         self.tensorboard, self.clock = tensorboard, clock or Clock(settings.max_seconds)
         self.histories: dict[str, History] = {}
@@ -132,15 +133,26 @@ class Stages:
         return ((self.data.normalise(split.images[c].to(device)), split.labels[c].to(device)) for c in chosen)
 
 
+def _check_kinds(data: Any, settings: Any) -> None:
+    """Raise ShoalError for something else than a data set and settings, which is how most first programs go wrong."""
+    if not isinstance(data, Dataset):
+        advice = {"str": "shoal.load(NAME)", "DataLoader": "shoal.Dataset.from_loader(LOADER)"}
+        make = advice.get(type(data).__name__, "shoal.load(NAME) or shoal.Dataset.from_arrays(IMAGES, LABELS)")
+        raise ShoalError(f"found a {type(data).__name__} as data; need a shoal.Dataset; make one with {make}")
+    if not isinstance(settings, Settings):
+        raise ShoalError(f"found a {type(settings).__name__} as settings; need shoal.Settings(...); pass one")
+
+
 def train_teacher(
     spec: Spec, schedule: Schedule, stages: Stages, base: nn.Module | None = None
 ) -> tuple[nn.Module, History]:
     """Train the all-ReLU network of `spec`, or `base`, by cross-entropy; returns the network and its history.
 
-    Raises ShoalError when `base` computes something else after tracing, and StoppedError when the time is up.
+    Raises ShoalError when `base` computes something else after tracing or has another number of logits than
+    `spec.classes`, and StoppedError when the time is up.
     """
     if base is not None:
-        check_trace(base, spec.shape)
+        check_logits(base, spec)
     torch.manual_seed(stages.settings.seed)
     model = assemble(spec, base)
     history = stages.fit("teacher", model, Objective((cross_entropy(),)), schedule)

@@ -32,6 +32,8 @@ COUNTS: dict[str, tuple[str, Show]] = {
 
 RESULTS: dict[str, tuple[str, Show]] = {
     "accuracy": ("test accuracy, %", units.percent),
+    "claimed": ("accuracy that the file states, %", lambda value: "none" if value is None else units.percent(value)),
+    "adapted": ("adapted", str),
     "validation": ("best validation accuracy, %", units.percent),
     "best_epoch": ("best epoch, counted from 0", units.count),
     "out": ("folder", str),

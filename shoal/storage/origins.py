@@ -31,6 +31,11 @@ FINGERPRINTS = "fingerprints"
 PLACES = {"data": "data_dir", "teacher": "teacher", "source": "source", "plan": "plan", "masks": "masks_from"}
 """Each input of a run, and the setting with its path. Masks have no fingerprint: a run keeps its own copy."""
 
+SIZING = ("size", "fit", "channels")
+"""Settings of how image files become images. A run has only those that were given."""
+IMAGES = ("mean", "std", *SIZING)
+"""The same, and the normalisation of the images, if it is not that of the data set."""
+
 _FOLDER = "folder"
 _ADVICE = {
     "data": ("other data", "give --data-dir the folder that holds them"),
@@ -45,6 +50,14 @@ def placed(config: Mapping[str, Any], data_dir: Path | None) -> Config:
         return dict(config)
     moved = config.get("data_dir") is None and not _is_known(config["data"])
     return {**config, "data_dir": data_dir} | ({"data": _FOLDER} if moved else {})
+
+
+def inherited(origin: Mapping[str, Any]) -> Config:
+    """The settings and the fingerprint of the data in `origin`, for the configuration of a run that starts from it."""
+    own: Config = {name: origin[name] for name in IMAGES if name in origin}
+    if "data" in fingerprints(origin):
+        own[FINGERPRINTS] = {"data": fingerprints(origin)["data"]}
+    return {name: origin.get(name) for name in ("data", "data_dir", "seed", "limit")} | own
 
 
 def _is_known(data: Any) -> bool:
@@ -68,7 +81,15 @@ def began(
     found |= {name: checksum(network.state_dict(), {}) for name, network in networks.items() if network is not None}
     if plan is not None:
         found["plan"] = hashlib.sha256(json.dumps(read_json(plan), sort_keys=True).encode()).hexdigest()
-    return placed(config, data_dir) | {FINGERPRINTS: found}
+    return absolute(placed(config, data_dir)) | {FINGERPRINTS: found}
+
+
+def absolute(config: Mapping[str, Any]) -> Config:
+    """The configuration with absolute paths, so that the run can be used from any folder."""
+    paths = {key: Path(config[key]).absolute() for key in PLACES.values() if config.get(key) is not None}
+    if not _is_known(config["data"]) and config["data"] != _FOLDER:
+        paths["data"] = Path(config["data"]).expanduser().absolute()
+    return {**config, **paths}
 
 
 def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:

@@ -50,6 +50,9 @@ class Run:
     def __init__(self, folder: Path | str, shard_bytes: int | None = None) -> None:
         self.folder, self.shard_bytes = Path(folder), shard_bytes
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @classmethod
     def create(cls, folder: Path | str, config: Config, resume: bool = False, shard_bytes: int | None = None) -> Run:
         """Make the folder, and record `config` and the environment; `shard_bytes` is not recorded.

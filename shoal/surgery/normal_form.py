@@ -35,6 +35,7 @@ def normalise(model: nn.Module) -> fx.GraphModule:
     ShoalError when the forward pass cannot be traced (with the line, for example where control flow depends on data)
     and when it returns anything other than a tensor or a flat tuple of tensors.
     """
+    _check_kind(model)
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
     traced = _symbolic(copy.deepcopy(model))
@@ -46,6 +47,13 @@ def normalise(model: nn.Module) -> fx.GraphModule:
         _own_batch_norm(traced, node)
         relax_view(node)
     return _finish(traced)
+
+
+def _check_kind(model: Any) -> None:
+    if isinstance(model, type):
+        raise ShoalError(f"found the class {model.__name__}; need a network; call it: {model.__name__}() makes one")
+    if not isinstance(model, nn.Module):
+        raise ShoalError(f"found a {type(model).__name__}; need a torch.nn.Module; pass the network itself")
 
 
 def _finish(traced: fx.GraphModule) -> fx.GraphModule:

@@ -23,7 +23,15 @@ from shoal.training.memory_format import suit
 from shoal.training.optimiser import sgd
 from shoal.training.schedule import Schedule, ramp
 from shoal.training.settings import PRECISIONS, Settings
-from shoal.training.stepping import ObjectiveLike, Recorded, Work, explain_layout, is_steady, make_step
+from shoal.training.stepping import (
+    ObjectiveLike,
+    Recorded,
+    Work,
+    explain_layout,
+    explain_single,
+    is_steady,
+    make_step,
+)
 
 __all__ = [
     "PRECISIONS", "Clock", "History", "Hook", "ObjectiveLike", "Schedule", "Settings", "evaluate", "fit", "join",
@@ -236,6 +244,8 @@ class _Loop:
             self.step(x, y)
         except RuntimeError as error:
             raise explain_layout(error, self.inner) from error
+        except ValueError as error:
+            raise explain_single(error) from error
         self._call("on_stepped", self.inner)
         if ready:  # steps that compile or record take longer than later ones
             self.clock.lap("step", time.monotonic() - moment)

@@ -278,3 +278,13 @@ def explain_layout(error: RuntimeError, model: nn.Module) -> ShoalError:
         f"found a view of channels_last images at {type(unwrap(model)).__name__}; need a reshape, or a network "
         "that `assemble` has traced; write x.flatten(1), or pass Settings(channels_last=False)"
     )
+
+
+def explain_single(error: ValueError) -> ShoalError:
+    """An error with advice for a batch of one image that batch norms cannot use; other errors are raised again."""
+    if "more than 1 value per channel" not in str(error):
+        raise error
+    return ShoalError(
+        "found a batch of one image, with feature maps of 1x1, at a batch norm; need two values or more per channel; "
+        "give another --limit, so that the last batch has more images, or larger images (--size)"
+    )

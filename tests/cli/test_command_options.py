@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from shoal.cli.app import app
 from shoal.cli.commands import ENTRIES
-from shoal.cli.fields import expanded
+from shoal.cli.fields import expanded, options_of
 from shoal.cli.sweep import commands
 from shoal.errors import ShoalError
 from shoal.jobs.inputs import Shared
@@ -82,6 +82,22 @@ def test_help_has_the_strings_below_the_fields(run: Any) -> None:
     assert "0.5,1" in text
     assert "--no-checked" in text
     assert "secret" not in text
+
+
+def test_fields_that_are_given_by_keyword_come_last(run: Any) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class First:
+        """Base."""
+
+        late: int = 1
+
+    @dataclass(frozen=True)
+    class Second(First):
+        """Its own field comes first in `__init__`, too."""
+
+        early: int = 2
+
+    assert [field.name for field, _, _ in options_of(Second)] == ["early", "late"]
 
 
 def test_numbers_are_refused_by_the_option_that_was_typed(run: Any) -> None:

@@ -203,7 +203,11 @@ def test_normalise_and_moments() -> None:
     assert normal.dtype == torch.float32
     assert normal.mean().abs() < 1e-4
     assert (normal.std() - 1).abs() < 1e-3
-    published = replace(data, mean=(0.5, 0.0), std=(0.25, 1.0))
+    parts = {
+        name: Split(getattr(data, name).images.repeat(1, 2, 1, 1), getattr(data, name).labels)
+        for name in ("train", "val", "test")
+    }
+    published = replace(data, mean=(0.5, 0.0), std=(0.25, 1.0), **parts)
     images = torch.tensor([255, 51], dtype=torch.uint8).reshape(1, 2, 1, 1)
     torch.testing.assert_close(published.normalise(images).flatten(), torch.tensor([2.0, 0.2]))
     assert data.to("meta").val.images.device.type == "meta"

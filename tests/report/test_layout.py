@@ -155,8 +155,16 @@ def anytime() -> Grid:
 
 
 def answers() -> Grid:
-    result = {"image": "/data/images/a/long/way/down/to/the/file-0001.png", "class": "aeroplane", "logits": [12.3456]}
-    facts = {"mode": "prepared", "online_s": 0.0456, "setup_s": 13.9, "bytes": 845_000, "messages": 65, "latencies": 40}
+    top = [{"class": name, "probability": 0.2} for name in ("aeroplane", "pickup_truck", "ship", "bird", "automobile")]
+    result = {"image": "/data/images/a/long/way/down/to/the/file-0001.png", "top": top} | top[0]
+    facts: dict[str, Any] = {"items_left": 3} | {
+        "mode": "prepared",
+        "online_s": 0.0456,
+        "setup_s": 13.9,
+        "bytes": 845_000,
+        "messages": 65,
+        "latencies": 40,
+    }
     return query.query_table(facts | {"results": [result]})
 
 

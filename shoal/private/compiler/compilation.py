@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.data.images import FITS
 from shoal.errors import ShoalError
 from shoal.graph.graph import Graph, live
 from shoal.graph.max_pool import expand_max_pools
@@ -44,9 +45,9 @@ def compile(
     `calibration` [N, *input shape] holds preprocessed images; magnitudes up to `margin` times theirs must fit.
     `fraction_bits` None chooses the most that fit, at most 18. Just enough steps are truncated exactly to keep the
     probability of a failed local truncation in one inference at most `max_failure`. `preprocessing` holds lists
-    ``mean`` and ``std``, one number for each channel, and ``class_names`` (list or None); by default images are not
-    changed. Raises ShoalError, naming the node, for operations without a private form, for NaN and infinity, and for
-    magnitudes that do not fit.
+    ``mean`` and ``std``, one number for each channel, ``class_names`` (list or None), and if there is one ``fit``, the
+    rule of `shoal.data.images.FITS` for images of another size; by default images are not changed. Raises ShoalError,
+    naming the node, for operations without a private form, for NaN and infinity, and for magnitudes that do not fit.
     """
     graph = expand_max_pools(replace(graph, weights={k: w.detach().cpu() for k, w in graph.weights.items()}))
     steps, keep, outputs = lower(graph)
@@ -149,18 +150,19 @@ def _ranges(graph: Graph, names: list[str], images: Tensor, margin: float) -> tu
 
 
 def _preprocessing(given: dict[str, Any] | None, channels: int) -> dict[str, Any]:
-    asked = {"mean": [0.0] * channels, "std": [1.0] * channels, "class_names": None} | (given or {})
-    mean, std, names = (
-        [float(m) for m in asked["mean"]],
-        [float(s) for s in asked["std"]],
-        asked["class_names"],
-    )
-    if len(asked) > 3 or len(mean) != channels or len(std) != channels or not all(s > 0 for s in std):
+    usual = {"mean": [0.0] * channels, "std": [1.0] * channels, "class_names": None, "fit": None}
+    asked = usual | (given or {})
+    mean, std = ([float(v) for v in asked[name]] for name in ("mean", "std"))
+    names, fit = asked["class_names"], asked["fit"]
+    lengths = len(mean) == len(std) == channels
+    if len(asked) > len(usual) or not lengths or not all(s > 0 for s in std) or fit not in (None, *FITS):
         raise ShoalError(
             f"found preprocessing {given} for {channels} channels; need lists mean and std (above zero) of "
-            "that length, and class_names; pass those that the network was trained with"
+            f"that length, class_names, and as fit one of {', '.join(FITS)}; pass those that the network was trained "
+            "with"
         )
-    return {"mean": mean, "std": std, "class_names": None if names is None else [str(n) for n in names]}
+    known = {"mean": mean, "std": std, "class_names": None if names is None else [str(n) for n in names]}
+    return known if fit is None else known | {"fit": fit}
 
 
 def _demands(

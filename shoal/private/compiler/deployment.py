@@ -36,7 +36,8 @@ def deploy(
     # Evenly spread, because some data sets are stored class by class.
     chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()
     images = data.normalise(data.train.images[chosen])
-    facts = {"mean": list(data.mean), "std": list(data.std)}
+    names = list(data.class_names) or None
+    facts = {"mean": list(data.mean), "std": list(data.std), "class_names": names, "fit": data.fit}
     program, weights = compile(graph, images, fraction_bits=fraction_bits, max_failure=max_failure, preprocessing=facts)
     return graph, program, weights
 

@@ -58,6 +58,7 @@ def load_artifact(folder: Path | str, half: str) -> Artifact:
     """
     folder = Path(folder)
     folder = folder / half if (folder / half).is_dir() else folder
+    _check_half(folder, half)
     terms = read_json(folder / "manifest.json")
     version = terms.get("artifact") if isinstance(terms, dict) else None
     if version != VERSION:
@@ -68,6 +69,17 @@ def load_artifact(folder: Path | str, half: str) -> Artifact:
             f"found a manifest that does not fit the program at {folder}; need one artifact's; save it again"
         )
     return Artifact(folder, program, terms)
+
+
+def _check_half(folder: Path, half: str) -> None:
+    """Raise ShoalError when `folder` is the other half of an artifact: only the server's has weights."""
+    whole, weights = (folder / "manifest.json").exists(), (folder / "weights.safetensors").exists()
+    if whole and weights != (half == "server"):
+        other = "server" if weights else "client"
+        raise ShoalError(
+            f"found the {other}'s half of an artifact at {folder}; need the {half}'s; give {half}/ of what shoal "
+            "compile wrote"
+        )
 
 
 def _terms(program: Program, ot_kind: Any, mode: Any) -> dict[str, Any]:

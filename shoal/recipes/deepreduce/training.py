@@ -16,7 +16,7 @@ from shoal.recipes.deepreduce.designs import criticality
 from shoal.recipes.deepreduce.merging import accountings
 from shoal.recipes.deepreduce.space import DesignSpace, Planned
 from shoal.recipes.stages import Stages
-from shoal.storage.origins import Config
+from shoal.storage.origins import Config, inherited
 from shoal.storage.run import Run
 from shoal.storage.summary import CriticalityRow, Figures, Summary
 from shoal.training.objective import Objective, cross_entropy
@@ -113,8 +113,7 @@ class Trainer:
 
     def _config(self, name: str) -> Config:
         above = self.run.read_json("config.json") if self.run.has("config.json") else {}
-        origin = {key: above.get(key) for key in ("data", "data_dir", "seed", "limit")}
-        return origin | {"command": f"reduce, {name}", "preset": self.preset}
+        return inherited(above) | {"command": f"reduce, {name}", "preset": self.preset}
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> bool:

@@ -51,6 +51,8 @@ def test_program_without_masks_round_trips(tmp_path: Path) -> None:
     program.save(tmp_path)
     assert Program.load(tmp_path) == program
     assert program.preprocessing == {"mean": [0.5, 0.4, 0.3], "std": [1.0] * 3, "class_names": list("abcd")}
+    fitted, _ = compile(net(), images(), preprocessing={"fit": "crop"})
+    assert fitted.preprocessing == {"mean": [0.0] * 3, "std": [1.0] * 3, "class_names": None, "fit": "crop"}
 
 
 def test_compiling_twice_gives_one_digest(compiled: tuple[Program, Weights]) -> None:
@@ -148,6 +150,7 @@ COMPILE_REFUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "mask type": (lambda: compile(masked(net(), "relu2", torch.ones(8, 8, 8)), images()), "float32 mask"),
     "preprocessing": (lambda: compile(net(), images(), preprocessing={"mean": [0.0]}), "for 3 channels"),
     "stray preprocessing": (lambda: compile(net(), images(), preprocessing={"scale": 1}), "found preprocessing"),
+    "unknown fit": (lambda: compile(net(), images(), preprocessing={"fit": "squeeze"}), "as fit one of stretch, crop"),
     "broadcast add": (
         lambda: compile(mean_graph(SHAPE, True, Node("s", "add", ("x", "m"), SHAPE)), images()),
         "at s; need a form",

@@ -1,0 +1,124 @@
+"""The job of `shoal adopt`: make a run of a network that was trained elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shoal.data.dataset import Dataset
+from shoal.data.normalisation import NORMALISATIONS, moments_of, normalised
+from shoal.errors import ShoalWarning
+from shoal.jobs.inputs import ARGUMENT, ImageOptions, load_data
+from shoal.networks.adoption import check_logits, fit_weights
+from shoal.networks.assembly import assemble, located, own_network
+from shoal.networks.figures import figures
+from shoal.networks.spec import Spec
+from shoal.networks.stored import save_network
+from shoal.storage.origins import Config, began
+from shoal.storage.run import Run
+from shoal.storage.summary import Figures
+from shoal.storage.weight_files import read_weights
+from shoal.training.settings import Settings
+
+FAR = 0.5
+"""Percentage points below the accuracy that a checkpoint states from which a warning is given."""
+
+
+@dataclass(frozen=True)
+class Request(ImageOptions):
+    """The options of `shoal adopt`."""
+
+    model: str = field(metadata=ARGUMENT)
+    """The definition of the network: package.module:callable that returns an nn.Module, or a built-in network such as
+    resnet18."""
+    weights: Path
+    """The trained weights: a file of torch.save (.pt, .pth, .th, .pth.tar) or .safetensors. Weights may be nested, such
+    as under state_dict, and names may have a prefix such as module."""
+    data: str
+    """The data set that the network was trained for: digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, or
+    the path of a folder of images."""
+    out: Path
+    """The run folder to write; it must be new or empty."""
+    data_dir: Path | None = None
+    """Folder with the files of the data set, laid out as published. If left out, .data and /usr/share/datasets are
+    searched; digits needs none."""
+    normalise: str | None = field(default=None, metadata={"values": NORMALISATIONS})
+    """How images were normalised in training, by name; none leaves pixels in 0 to 1. If neither this nor --mean is
+    given: the mean and standard deviation of the data set."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel in training, in units of pixel / 255, such as 0.485,0.456,0.406."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel in training, in units of pixel / 255, such as 0.229,0.224,0.225."""
+    classes: int | None = None
+    """Number of classes of the network; that of the data set if left out."""
+    width: float = 1.0
+    """Factor for the number of channels of every layer, such as 0.5. A callable of your own must take it as `width`."""
+    resolution: float = 1.0
+    """Factor for the height and width of the feature maps: 1, 0.5 or 0.25. A callable of your own must take it as
+    `resolution`."""
+    seed: int = 0
+    """Seed of the validation split."""
+    limit: int | None = None
+    """Use only this many training images in what follows; all if left out."""
+    device: str = "cpu"
+    """Device to evaluate on: cpu or cuda."""
+
+    def config(self) -> Config:
+        """The settings that the run records, without its normalisation."""
+        names = ("data", "data_dir", "seed", "limit", "model", "width", "resolution", "weights")
+        return {"command": "adopt"} | {name: getattr(self, name) for name in names} | self.image_settings()
+
+    def spec(self, data: Dataset) -> Spec:
+        """The network's spec for this data set."""
+        base, folder = located(self.model)
+        return Spec(base, self.classes or data.classes, data.shape, self.width, self.resolution, folder=folder)
+
+
+class Adopted(Figures):
+    """Figures of the network, the accuracy that its file states (or None), what was adapted, and the run folder."""
+
+    claimed: float | None
+    adapted: str
+    out: str
+
+
+def adopt(request: Request) -> Adopted:
+    """Write a run folder with the network, and evaluate it on the test split.
+
+    The file's own statement of its accuracy is returned beside the measured one; a warning says if the measured one is
+    lower. Raises ShoalError, before anything is written, when the data, the network or its weights cannot be read or do
+    not fit together.
+    """
+    settings = Settings(device=request.device)
+    settings.check()
+    moments = moments_of(request.normalise, request.mean, request.std)
+    Run(request.out).check_free()
+    data = load_data(request.config(), request.data_dir, request.device)
+    data = normalised(data, *moments) if moments else data
+    spec = request.spec(data)
+    network, weights = own_network(spec), read_weights(request.weights)
+    notes = fit_weights(network, weights)
+    check_logits(network, spec)
+    model = assemble(spec, network).eval()
+    found = figures(model.to(request.device), data, spec, settings)
+    _compare(found["accuracy"], weights.claimed, data)
+    config = request.config() | {"mean": list(data.mean), "std": list(data.std)}
+    run = Run.create(request.out, began(config, data, request.data_dir))
+    save_network(run, spec, model.cpu())
+    return Adopted(**found, claimed=weights.claimed, adapted="; ".join(notes) or "nothing", out=str(request.out))
+
+
+def _compare(accuracy: float, claimed: float | None, data: Dataset) -> None:
+    """Warn if a network is less accurate than its file states, or no better than guessing."""
+    guess = 100.0 / data.classes
+    below = claimed is not None and accuracy < claimed - FAR
+    if below or accuracy < 1.5 * guess:
+        stated = f"where its file states {claimed:.2f} %" if below else f"where guessing gives {guess:.2f} %"
+        mean, std = (", ".join(f"{v:.4g}" for v in part) for part in (data.mean, data.std))
+        warnings.warn(
+            f"found {accuracy:.2f} % test accuracy, {stated}; need the images as in training; check --normalise (used: "
+            f"mean {mean}, standard deviation {std}), the order of the classes and the image size",
+            ShoalWarning,
+            stacklevel=2,
+        )
