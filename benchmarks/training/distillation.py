@@ -71,8 +71,8 @@ def own_exits(**loss: Any) -> Callable[[argparse.Namespace], Teach]:
         def lesson(problem: Problem) -> Lesson:
             base = problem.network()
             after = exit_points(base, problem.spec.shape, "downsample", None)
-            model = assemble(replace(problem.spec, exits=after, exit_kind="attention"), base)
-            return Lesson(model, self_distill.objective_terms(model, preset))
+            spec = replace(problem.spec, exits=after, exit_kind="attention")
+            return Lesson(*self_distill.taught_network(spec, base, preset))
 
         return lesson
 

@@ -34,17 +34,21 @@ from shoal.training.settings import Settings
 SHALLOW = "Making Models Shallow Again (CVPRW'23), Tables 1 and 2; its baseline"
 PRUNER = "ReLUPruner (AAAI-26)"
 BCD = "SNL (ICML'22), as listed by the authors of coordinate descent"
-DEEP = "DeepReDuce (ICML'21), Table 4"
-PUBLISHED: dict[str, tuple[float, str]] = {
+DEEP = "DeepReDuce (ICML'21), Tables 1, 2, 4 and 7"
+AXES = ("masks", "budget", "keep")
+"""Axes of a sweep whose values are part of a network's name."""
+
+CIFAR100: dict[str, tuple[float, str]] = {
     "resnet18 teacher": (78.05, SHALLOW),
     "resnet18 masked 49600": (75.28, SHALLOW),
     "resnet18 gated 49600": (74.62, SHALLOW),
     "resnet18 masked 24900": (70.59, SHALLOW),
     "resnet18 gated 24900": (69.10, SHALLOW),
-    "resnet18 gated 100000": (78.24, SHALLOW),
-    "resnet18 auxiliary 100000": (76.31, SHALLOW),
+    "resnet18 auxiliary 100000 final": (78.24, SHALLOW),
+    "resnet18 auxiliary 100000 auxiliary": (76.31, SHALLOW),
     "wrn-22-8 teacher": (80.82, SHALLOW),
     "wrn-22-8 masked 240000": (79.81, SHALLOW),
+    "wrn-22-8 gated 240000": (79.62, SHALLOW),
     "resnet18 learner relupruner 12900": (68.28, PRUNER),
     "resnet18 learner relupruner 24900": (71.98, PRUNER),
     "resnet18 learner relupruner 50000": (77.90, PRUNER),
@@ -53,6 +57,7 @@ PUBLISHED: dict[str, tuple[float, str]] = {
     "resnet18 learner snl 24900": (70.05, BCD),
     "resnet18 learner snl 50000": (73.75, BCD),
     "resnet18 learner snl 100000": (75.94, BCD),
+    "resnet18 deepreduce-teacher": (74.46, DEEP),
     "resnet18 S2+S3+S4": (76.22, DEEP),
     "resnet18 S2+S3": (75.51, DEEP),
     "resnet18 S2RT+S3RT+S4RT": (74.72, DEEP),
@@ -63,8 +68,54 @@ PUBLISHED: dict[str, tuple[float, str]] = {
     "resnet18 S2RT+S3RT+S4RT-a0.5-r0.5": (65.36, DEEP),
     "resnet18 S2RT+S3RT-a0.5-r0.5": (64.97, DEEP),
     "resnet18 S2RT+S3RT+S4RT-a0.5-r0.5-one": (62.30, DEEP),
+    "resnet18 NoReLUs": (18.34, DEEP),
+    "resnet18 NoReLUs without KD": (18.49, DEEP),
+    "resnet18 Conv1": (45.07, DEEP),
+    "resnet18 Conv1 without KD": (46.22, DEEP),
+    "resnet18 S1": (59.85, DEEP),
+    "resnet18 S1 without KD": (61.93, DEEP),
+    "resnet18 S2": (68.79, DEEP),
+    "resnet18 S2 without KD": (67.63, DEEP),
+    "resnet18 S3": (69.92, DEEP),
+    "resnet18 S3 without KD": (67.41, DEEP),
+    "resnet18 S4": (63.16, DEEP),
+    "resnet18 S4 without KD": (58.90, DEEP),
+    "resnet18 S2+S3+S4 without KD": (73.14, DEEP),
+    "resnet18 S2RT+S3RT+S4RT without KD": (72.97, DEEP),
+    "resnet18 S2+S3+S4-a0.5": (73.78, DEEP),
+    "resnet18 S2+S3+S4-a0.5 without KD": (71.59, DEEP),
+    "resnet18 S2+S3 without KD": (72.77, DEEP),
+    "resnet18 S2RT+S3RT": (71.95, DEEP),
+    "resnet18 S2RT+S3RT without KD": (70.97, DEEP),
+    "resnet18 S2+S3-a0.5": (71.16, DEEP),
+    "resnet18 S2+S3-a0.5 without KD": (69.54, DEEP),
+    "resnet18 S3+S4": (73.16, DEEP),
+    "resnet18 S3+S4 without KD": (68.40, DEEP),
+    "resnet18 S3RT+S4RT": (71.06, DEEP),
+    "resnet18 S3RT+S4RT without KD": (69.62, DEEP),
+    "resnet18 S3+S4-a0.5": (70.29, DEEP),
+    "resnet18 S3+S4-a0.5 without KD": (66.43, DEEP),
+    "resnet18 S2RT+S3+S4RT": (74.80, DEEP),
+    "resnet18 S2RT+S3+S4RT without KD": (71.70, DEEP),
+    "resnet18 S2RT+S3RT-a0.5 without KD": (67.80, DEEP),
+    "resnet18 S2RT+S3RT+S4RT-r0.5 without KD": (64.40, DEEP),
+    "resnet18 S2RT+S3RT-r0.5 without KD": (66.00, DEEP),
+    "resnet10 S1+S2+S3+S4-a0.5": (72.50, DEEP),
+    "resnet10 S1+S2+S3+S4-a0.5 without KD": (71.30, DEEP),
+    "resnet10 S1RT+S2RT+S3RT+S4RT-r0.5": (68.10, DEEP),
+    "resnet10 S1RT+S2RT+S3RT+S4RT-r0.5 without KD": (64.70, DEEP),
+    "resnet9 S1+S2+S3+S4-a0.5-r0.5": (66.20, DEEP),
+    "resnet9 S1+S2+S3+S4-a0.5-r0.5 without KD": (62.60, DEEP),
 }
-"""Test accuracy on CIFAR-100 at full width, by what was run."""
+CIFAR10: dict[str, tuple[float, str]] = {
+    "resnet18 teacher": (95.2, SHALLOW),
+    "resnet18 masked 82000": (93.05, SHALLOW),
+    "resnet18 gated 82000": (93.05, SHALLOW),
+    "resnet18 auxiliary 150000 final": (95.17, SHALLOW),
+    "resnet18 auxiliary 150000 auxiliary": (94.51, SHALLOW),
+}
+PUBLISHED = {"cifar100": CIFAR100, "cifar10": CIFAR10}
+"""Test accuracy in percent at full width, by data set and by what was run (see `networks`)."""
 
 
 def networks(sweep: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -73,10 +124,15 @@ def networks(sweep: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         folder = sweep / "runs" / row["run"]
         designs = sorted((folder / "designs").glob("*/model.json"))
         if designs:
-            yield from ((path.parent.name, path.parent, row) for path in designs)
+            yield from ((design_name(path.parent), path.parent, row) for path in designs)
         elif row["state"] == "finished":
-            axes = [str(row["axes"][axis]) for axis in ("masks", "budget") if axis in row["axes"]]
+            axes = [str(row["axes"][axis]) for axis in AXES if axis in row["axes"]]
             yield " ".join([row["stage"], *axes]), folder, row
+
+
+def design_name(folder: Path) -> str:
+    """The name of a DeepReDuce design, with a mark if it was trained without distillation."""
+    return folder.name + ("" if Run(folder).read_json("config.json").get("kd", True) else " without KD")
 
 
 def judged(name: str, folder: Path, row: dict[str, Any], a: argparse.Namespace) -> dict[str, Any]:
@@ -87,9 +143,9 @@ def judged(name: str, folder: Path, row: dict[str, Any], a: argparse.Namespace) 
     found: dict[str, Any] = {"network": f"{spec.base} {name}", "data": data.name, "width": spec.width}
     found |= {"seed": run.config()["seed"], "test": len(data.test)}
     found |= figures(network, data, spec, Settings())
-    limit = run.config().get("limit")
-    if spec.width == 1 and limit is None and data.name == "cifar100" and found["network"] in PUBLISHED:
-        found["published"], found["source"] = PUBLISHED[found["network"]]
+    known = PUBLISHED.get(data.name, {}).get(found["network"])
+    if known is not None and spec.width == 1 and run.config().get("limit") is None:
+        found["published"], found["source"] = known
     found |= {"seconds": row["seconds"], "attempts": row["attempts"]} if row["run"] == folder.name else {}
     return found | ({} if a.no_fixed else fixed(network, data))
 

@@ -6,8 +6,9 @@ from shoal import units
 from shoal.cli.options import Json, grid, show, trains
 from shoal.jobs.distill import Neighbours, Request, Teaching
 from shoal.jobs.distill import distill as run_distill
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 from shoal.report.layout import Grid
+from shoal.report.tables import remarks_on_tests
 from shoal.storage.summary import Summary
 
 
@@ -37,7 +38,7 @@ def table(summary: Summary) -> Grid:
     ]
     title = f"{summary.model} on {summary.data}, seed {summary.seed}"
     made = grid(title, ["", "test accuracy, %", "parameters", "MACs", "ReLUs"], rows)
-    remarks = [summary.verdict(method)]
+    remarks = [summary.verdict(method), *remarks_on_tests({"baseline": summary.baseline, method: summary.reduced})]
     if isinstance(summary.classifiers, list) and len(summary.classifiers) > 1:
         accuracies = ", ".join(map(units.percent, summary.classifiers))
         remarks.append(f"test accuracy of all classifiers that were trained together, %: {accuracies}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shoal import units
 from shoal.cli.fields import expanded
 from shoal.cli.options import Json, grid, show, trains
 from shoal.jobs import inplace as job
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 from shoal.recipes.inplace import Options
 from shoal.report.layout import Grid
+from shoal.report.tables import remarks_on_tests
+from shoal.storage.summary import Summary
 
 
 @trains
@@ -22,7 +26,15 @@ def inplace(request: job.Request, options: Options, *, shared: Shared, json: Jso
     Example: shoal inplace mobilenetv1 --data cifar100 --widths 0.25,0.5,0.75,1 --out runs/widths
     """
     summary, worth = job.train(request, options, shared)
-    show(summary.as_json() | {"anytime": worth["anytime"]}, json, lambda: anytime_table(worth))
+    show(summary.as_json() | {"anytime": worth["anytime"]}, json, lambda: _trained_table(summary, worth))
+
+
+def _trained_table(summary: Summary, worth: job.Anytime) -> Grid:
+    """`anytime_table`, with the largest and last test accuracies of the classifiers, if measured, in the caption."""
+    made = anytime_table(worth)
+    if isinstance(summary.classifiers, Mapping):
+        made.caption = "\n".join(remarks_on_tests(summary.classifiers))
+    return made
 
 
 @expanded

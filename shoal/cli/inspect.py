@@ -10,7 +10,7 @@ from rich.console import Console
 from shoal.cli.fields import expanded
 from shoal.cli.options import Json, pairs, show
 from shoal.jobs import inspect as job
-from shoal.jobs.inputs import Named
+from shoal.jobs.options import Named
 
 
 @expanded
@@ -20,9 +20,12 @@ def count(
         str | None,
         typer.Option(
             help="Count this DeepReDuce design of the network, named by the stages that keep ReLUs, such as "
-            "S2RT+S3-a0.5-r0.5."
+            "S2RT+S3-a0.5-r0.5, or Conv1 or NoReLUs."
         ),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List every layer, with its parameters, MACs and ReLUs.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Count ReLUs, MACs, conv depth and parameters, and list every ReLU site.
@@ -31,11 +34,13 @@ def count(
     longest path. A ReLU site is a layer of ReLUs.
 
     In a --design, S3 is a stage that keeps its ReLUs, and S2RT one that keeps every other ReLU layer; -a0.5 means half
-    the channels, -r0.5 half the resolution, and -one one block per stage. It is also counted with merged linear layers:
-    by folding, which is exact, and as in the paper.
+    the channels, -r0.5 half the resolution, and -one one block per stage. Conv1 keeps the ReLUs of the first layer (the
+    stem) only, and NoReLUs none. A design is also counted with merged linear layers: by folding, which is exact, and as
+    in the paper.
     """
-    body = job.count(named, design)
-    show(body, json, lambda: job.count_table(named.model, body))
+    body = job.count(named, design, layers=layers)
+    table = job.layer_table if layers else job.count_table
+    show(body, json, lambda: table(named.model, body))
     for name in body["unknown"]:
         Console(stderr=True).print(f"found {name} without a formula; its cost is missing from the totals")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from shoal.cli.fields import expanded
 from shoal.cli.signals import until_stopped
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 from shoal.report.layout import grid as grid
 from shoal.report.layout import pairs as pairs
 

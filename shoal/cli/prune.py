@@ -6,7 +6,7 @@ from shoal import units
 from shoal.cli.options import Json, grid, show, trains
 from shoal.exits.records import PruneRow
 from shoal.jobs import prune as job
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 
 
 @trains

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.cli.options import Json, show, trains
 from shoal.jobs import deepreduce as grid
 from shoal.jobs import reduce as job
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 from shoal.recipes import shallow
 from shoal.report import comparison_table
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from shoal import units
 from shoal.cli.options import Json, grid, show, trains
 from shoal.jobs import self_distill as job
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 from shoal.recipes.self_distill import Options
 from shoal.report.layout import Grid
+from shoal.report.tables import remarks_on_tests
 from shoal.storage.summary import Summary
 
 
@@ -44,5 +45,6 @@ def classifier_table(summary: Summary) -> Grid:
     head = ["classifier after", "test accuracy, %", "parameters", "ReLUs", "MACs, millions"]
     head += ["MACs with all weaker ones, millions"]
     made = grid(f"{summary.model} on {summary.data}, seed {summary.seed}", head, rows)
-    made.caption = summary.verdict("self-distillation") or ""
+    tests = remarks_on_tests({"plain network": summary.baseline, "final classifier": summary.reduced})
+    made.caption = "\n".join(filter(None, (summary.verdict("self-distillation"), *tests)))
     return made

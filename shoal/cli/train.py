@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shoal.cli.options import Json, pairs, show, trains
 from shoal.jobs import train as job
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 
 
 @trains

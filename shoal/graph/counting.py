@@ -14,7 +14,10 @@ from shoal.graph.ops import Node
 
 @dataclass(frozen=True)
 class Row:
-    """Counts of one node for one image. A MAC is one multiply-add; `shape` is that of the node's result."""
+    """Counts of one node for one image. A MAC is one multiply-add; `shape` is that of the node's result.
+
+    A parameter that several nodes share counts for the first of them.
+    """
 
     name: str
     op: str
@@ -24,6 +27,7 @@ class Row:
     linear_macs: int = 0
     quadratics: int = 0
     comparisons: int = 0
+    params: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,19 +128,26 @@ def cost(graph: Graph) -> Cost:
             f"found a {type(graph).__name__} to count; need a shoal.Graph; use shoal.count(model, shape), "
             "which traces it"
         )
-    rows, unknown = [], []
+    rows, unknown, params = [], [], _params_by_node(graph)
     for node in graph.nodes:
         if node.op in COUNTERS:
-            rows.append(Row(node.name, node.op, node.shape, **COUNTERS[node.op](graph, node)))
+            own = COUNTERS[node.op](graph, node)
+            rows.append(Row(node.name, node.op, node.shape, **own, params=params.get(node.name, 0)))
         else:
             unknown.append(f"{node.name} ({node.attrs.get('target', node.op)})")
-    return Cost(tuple(rows), _depth(graph), _params(graph), tuple(unknown))
+    return Cost(tuple(rows), _depth(graph), sum(params.values()), tuple(unknown))
 
 
-def _params(graph: Graph) -> int:
+def _params_by_node(graph: Graph) -> dict[str, int]:
     # Count by identity, since a layer that is called twice is two nodes with the same tensor.
-    trained = (w for k, w in graph.weights.items() if k.rpartition(".")[2] not in BUFFERS)
-    return sum({id(w): w.numel() for w in trained}.values())
+    seen: set[int] = set()
+    found: dict[str, int] = {}
+    for key, weight in graph.weights.items():
+        name, _, kind = key.rpartition(".")
+        if kind not in BUFFERS and id(weight) not in seen:
+            seen.add(id(weight))
+            found[name] = found.get(name, 0) + weight.numel()
+    return found
 
 
 def is_affine(graph: Graph, node: Node) -> bool:

@@ -54,6 +54,8 @@ def fold_batchnorm(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op in ("batch_norm", "affine"):
             folding.fold(node)
+    for node in reversed(folding.flat):  # the last first, so that each one's readers are linear layers
+        folding.fold_into_readers(node)
     return _rewire(graph, folding.gone, folding.changed, folding.weights)
 
 
@@ -65,9 +67,10 @@ class _Folding:
         self.gone: dict[str, str] = {}
         self.changed: dict[str, Node] = {}
         self.weights = dict(graph.weights)
+        self.flat: list[Node] = []
 
     def fold(self, node: Node) -> None:
-        """Fold one node; a later node may be folded into the result."""
+        """Fold one node; a later node may be folded into the result. What only readers can take in goes to `flat`."""
         scale, shift = affine(node, self.graph.parameters(node))
         before = node.inputs[0]
         layer = self._layer(before)
@@ -77,10 +80,21 @@ class _Folding:
             self.gone[node.name] = layer.name
         elif len(node.shape) == 3:
             self.changed[node.name] = _as_conv(self.weights, node, scale, shift)
-        elif node.name not in self.graph.outputs and all(n.op == "linear" for n in self.users[node.name]):
-            for reader in self.users[node.name]:
+        else:
+            self.flat.append(node)
+
+    def fold_into_readers(self, node: Node) -> None:
+        """Fold a node on flat features into the linear layers that read it, if nothing else does."""
+        readers = self._readers(node.name)
+        if node.name not in self.graph.outputs and all(n.op == "linear" for n in readers):
+            scale, shift = affine(node, self.graph.parameters(node))
+            for reader in readers:
                 _into_reader(self.weights, reader.name, scale, shift)
-            self.gone[node.name] = layer.name
+            self.gone[node.name] = node.inputs[0]
+
+    def _readers(self, name: str) -> list[Node]:
+        found = [[n] if n.name not in self.gone else self._readers(n.name) for n in self.users[name]]
+        return [n for nodes in found for n in nodes]
 
     def _layer(self, name: str) -> Node:
         while name in self.gone:

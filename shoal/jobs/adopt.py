@@ -9,7 +9,8 @@ from pathlib import Path
 from shoal.data.dataset import Dataset
 from shoal.data.normalisation import NORMALISATIONS, moments_of, normalised
 from shoal.errors import ShoalWarning
-from shoal.jobs.inputs import ARGUMENT, ImageOptions, load_data
+from shoal.jobs.inputs import load_data
+from shoal.jobs.options import ARGUMENT, ImageOptions
 from shoal.networks.adoption import check_logits, fit_weights
 from shoal.networks.assembly import assemble, located, own_network
 from shoal.networks.figures import figures

@@ -10,7 +10,8 @@ from typing import TypedDict
 from shoal.analysis import STUDIES, Subject, write
 from shoal.errors import ShoalError
 from shoal.exits.cascades import with_own_layers
-from shoal.jobs.inputs import ARGUMENT, load_data
+from shoal.jobs.inputs import load_data
+from shoal.jobs.options import ARGUMENT
 from shoal.networks.stored import load_whole
 from shoal.storage.run import Run
 from shoal.training.settings import Settings

@@ -16,7 +16,7 @@ from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
 from shoal.graph.max_pool import expand_max_pools
-from shoal.jobs.inputs import Subject
+from shoal.jobs.options import Subject
 from shoal.networks.assembly import own_network
 from shoal.networks.figures import counts
 from shoal.networks.stored import load_network

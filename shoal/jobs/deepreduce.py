@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 
 from shoal import units
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import Shared, epochs_of, longer, preset_of, teacher_of
+from shoal.jobs.inputs import epochs_of, longer, other_teacher, preset_of, teacher_of
+from shoal.jobs.options import Shared
 from shoal.jobs.reduce import Request
 from shoal.jobs.training import Job, prepare
 from shoal.networks.stored import load_network, save_network
@@ -15,8 +16,12 @@ from shoal.recipes.deepreduce.front import Point, pareto
 from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.report.layout import Grid
 from shoal.storage.environment import environment
+from shoal.storage.origins import Config
 from shoal.storage.run import Run
 from shoal.storage.summary import DesignRow, Figures, Summary
+
+LABELS = "labels only"
+"""`Summary.taught_by` of designs that were trained without distillation."""
 
 
 def reduce_by_grid(request: Request, choices: shallow.Choices, shared: Shared) -> Summary:
@@ -30,14 +35,28 @@ def reduce_by_grid(request: Request, choices: shallow.Choices, shared: Shared) -
     shared.check("reduce")
     spec, network, origin = teacher_of(request.teacher)
     preset, options = _preset(request), _options(request, choices.budget)
-    prepared = prepare(request.config(origin) | {"recipe": "deepreduce"}, request.data_dir, shared)
+    config = request.config(origin) | {"recipe": "deepreduce"} | _taught(request)
+    tutor, tutoring = other_teacher(request.taught_by, config, shared.device)
+    prepared = prepare(config, request.data_dir, shared)
     deepreduce.check_options(options, spec, network)
-    job = prepared.fingerprinted(teacher=network).begin()
+    space = DesignSpace(spec, network)
+    if tutoring is not None and not request.kd and not space.needs_grid(options.designs):
+        raise ShoalError(
+            f"found --taught-by {request.taught_by} with --no-kd and named designs, where it has no effect; need one "
+            "of them; leave one out"
+        )
+    job = prepared.fingerprinted(teacher=network, taught_by=tutoring).begin()
     save_network(job.run, spec, network, "teacher")
-    critical = {f"criticality-S{k}": preset.criticality.epochs for k in DesignSpace(spec, network).stages}
+    critical = {f"criticality-S{k}": preset.criticality.epochs for k in space.stages}
     with job.training(critical, other=preset.design.epochs) as stages:
-        result = deepreduce.reduce(spec, network, options, preset, stages)
-    return _finish(job, result, choices.budget)
+        result = deepreduce.reduce(spec, network, options, preset, stages, deepreduce.Teaching(tutoring, request.kd))
+    taught_by = None if tutor is None else tutor.base
+    return _finish(job, result, choices.budget, taught_by if request.kd else LABELS)
+
+
+def _taught(request: Request) -> Config:
+    """The settings of what teaches, as far as they are not the usual ones. Runs of earlier versions have none."""
+    return ({} if request.kd else {"kd": False}) | ({"taught_by": request.taught_by} if request.taught_by else {})
 
 
 def _options(request: Request, budget: int | None) -> deepreduce.Options:
@@ -70,12 +89,16 @@ def check_unused(request: Request, choices: shallow.Choices) -> None:
                 )
 
 
-def _finish(job: Job, result: deepreduce.Result, budget: int | None) -> Summary:
-    """Save the chosen design's network as that of the run, and write the run's summary with all designs."""
+def _finish(job: Job, result: deepreduce.Result, budget: int | None, taught_by: str | None) -> Summary:
+    """Save the chosen design's network as that of the run, and write the run's summary with all designs.
+
+    `taught_by` says what taught the designs if not the unreduced network.
+    """
     run = job.run
     chosen = Run(run.folder / "designs" / result.chosen.name)
     save_network(run, *load_network(chosen))
     summary = replace(Summary.read(chosen), budget=budget, designs=_rows(run, result.points), environment=environment())
+    summary.taught_by = taught_by
     if run.has("criticality.json"):
         summary.criticality = run.read_json("criticality.json")
     summary.write(run)
@@ -103,7 +126,8 @@ def _rows(run: Run, points: tuple[Point, ...]) -> list[DesignRow]:
 
 def front_table(summary: Summary) -> Grid:
     """A table of all designs, by falling ReLU count; * marks designs on the front, ** the chosen one."""
-    title = f"{summary.model} on {summary.data}, seed {summary.seed}: chosen {summary.design}"
+    taught = f", taught by {summary.taught_by}" if summary.taught_by else ""
+    title = f"{summary.model} on {summary.data}, seed {summary.seed}{taught}: chosen {summary.design}"
     baseline = summary.side("baseline")
     rows = [["all ReLUs", "", *_cells(baseline, baseline["accuracy"])]]
     for row in sorted(summary.designs or (), key=lambda row: -row["relus"]):

@@ -11,7 +11,8 @@ from shoal.data.dataset import Dataset
 from shoal.distillation.neighbours import LOSSES, SPACES, Neighbourhood
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import check_one_classifier
-from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, check_network, longer, preset_of, teacher_of
+from shoal.jobs.inputs import longer, preset_of, teacher_of
+from shoal.jobs.options import ARGUMENT, NewNetwork, Shared, check_network
 from shoal.jobs.training import Job, prepare
 from shoal.networks.assembly import own_network
 from shoal.networks.spec import Spec
@@ -196,8 +197,8 @@ def _finish(job: Job, method: str, result: Result, teacher: nn.Module | None) ->
         model=result.spec.base,
         seed=job.settings.seed,
         method=method,
-        baseline=job.figures(result.baseline, result.spec),
-        reduced=job.figures(result.model, result.spec),
+        baseline=job.figures(result.baseline, result.spec, result.histories["baseline"].on_test()),
+        reduced=job.figures(result.model, result.spec, result.histories["distill"].on_test()),
         classifiers=evaluate(result.whole, job.data, job.data.test, job.settings),
         validation={name: history.best for name, history in result.histories.items()},
         selected_on=job.settings.select,

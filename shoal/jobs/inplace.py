@@ -25,7 +25,8 @@ from shoal.exits.anytime import (
     within,
 )
 from shoal.exits.evidence import Evidence, collect
-from shoal.jobs.inputs import NewNetwork, Shared, load_data, longer, preset_of
+from shoal.jobs.inputs import load_data, longer, preset_of
+from shoal.jobs.options import NewNetwork, Shared
 from shoal.jobs.training import Job, prepare
 from shoal.networks.spec import Spec
 from shoal.networks.stored import WHOLE, load_whole, save_network
@@ -97,7 +98,10 @@ def _finish(job: Job, result: inplace.Result, method: str) -> tuple[Summary, Any
     """Save the network, and each classifier as a run, and write their figures."""
     _save(job.run, result)
     kind = "widths" if result.spec.widths else "exits"
-    found = {name: job.part(f"{kind}/{name}", *own) for name, own in result.parts.items()}
+    found = {
+        name: job.part(f"{kind}/{name}", *own, result.history.on_test(i))
+        for i, (name, own) in enumerate(result.parts.items())
+    }
     worth = _evaluate(job.run, result.spec, result.model, (job.data, job.settings), ())
     strong, weak = list(found.values())[-1], next(iter(found.values()))
     summary = Summary(

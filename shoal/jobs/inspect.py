@@ -12,9 +12,10 @@ from torch import nn
 
 from shoal import units
 from shoal.costs.model import layout_of
-from shoal.graph.counting import cost
+from shoal.graph.counting import Cost, cost
 from shoal.graph.folding import fold
-from shoal.jobs.inputs import Named, load_data
+from shoal.jobs.inputs import load_data
+from shoal.jobs.options import Named
 from shoal.networks.assembly import assemble, own_network
 from shoal.networks.figures import counts, figures
 from shoal.networks.spec import Spec
@@ -28,7 +29,7 @@ from shoal.report.layout import Grid
 from shoal.storage.run import Run
 from shoal.storage.summary import Counts, Figures
 from shoal.surgery.sites import find_blocks, relu_sites
-from shoal.surgery.tracing import check_trace, trace
+from shoal.surgery.tracing import check_trace
 from shoal.training.settings import Settings
 
 
@@ -59,11 +60,27 @@ class Site(TypedDict):
     block: int | None
 
 
+class Layer(TypedDict):
+    """One layer: its name, operation, the shape of its output, and its parameters, multiply-adds and ReLUs."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    params: int
+    macs: int
+    linear_macs: int
+    relus: int
+
+
 class Counted(Counts, total=False):
-    """Counts of a network, its ReLU sites, layers of unknown cost, and a design's costs after merging layers."""
+    """Counts of a network, its ReLU sites, layers of unknown cost, and a design's costs after merging layers.
+
+    `layers` has every layer with parameters, multiply-adds or ReLUs.
+    """
 
     unknown: tuple[str, ...]
     sites: list[Site]
+    layers: list[Layer]
     merging: dict[str, dict[str, int]]
 
 
@@ -80,8 +97,7 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> Examined:
     run. Raises ShoalError when the model cannot be traced, fails on such images, or computes something else after
     tracing.
     """
-    check_trace(model, shape)
-    graph = trace(model, shape)
+    graph = check_trace(model, shape)
     folded = fold(graph)
     refused = refusals(folded)
     return Examined(
@@ -111,24 +127,37 @@ def _refused(rows: list[Refused]) -> Grid:
     return Grid("\nlayers that cannot run in private", ["layer", "found", "need"], cells, texts=(0, 1, 2))
 
 
-def count(named: Named, design: str | None = None) -> Counted:
+def count(named: Named, design: str | None = None, *, layers: bool = False) -> Counted:
     """Counts of a network, or of a DeepReDuce design of it, which also has its costs after merging linear layers.
 
-    Raises ShoalError when the network cannot be built or has no such design.
+    With `layers`, also the counts of each layer. Raises ShoalError when the network cannot be built or has no such
+    design, and as `check_trace` does.
     """
     spec = named.spec()
     network, merging = own_network(spec), None
     if design is not None:
         network, merging = _designed(spec, network, design)
-    total = cost(trace(network, spec.shape))
-    sites = [
-        Site(name=s.name, shape=s.shape, relus=s.relus, stage=s.stage, block=s.block)
-        for s in relu_sites(network, spec.shape)
-    ]
+    total = cost(check_trace(network, spec.shape))
+    found_sites = relu_sites(network, spec.shape) if total.relus or design is None else ()  # a design may have none
+    sites = [Site(name=s.name, shape=s.shape, relus=s.relus, stage=s.stage, block=s.block) for s in found_sites]
     found = Counted(**counts(total), unknown=total.unknown, sites=sites)
     if merging is not None:
         found["merging"] = merging
+    if layers:
+        found["layers"] = _layers(total)
     return found
+
+
+def _layers(total: Cost) -> list[Layer]:
+    """The rows of `total` that have parameters, multiply-adds or ReLUs."""
+    return [
+        Layer(
+            name=row.name, op=row.op, shape=row.shape, params=row.params, macs=row.macs, linear_macs=row.linear_macs,
+            relus=row.relus,
+        )
+        for row in total.rows
+        if row.params or row.macs or row.linear_macs or row.relus
+    ]  # fmt: skip
 
 
 def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict[str, dict[str, int]]]:
@@ -141,17 +170,42 @@ def _designed(spec: Spec, full: nn.Module, design: str) -> tuple[nn.Module, dict
 
 def count_table(model: str, body: Counted) -> Grid:
     """A table of all ReLU sites, with totals in the title and a design's merged layers in the caption."""
+    rows = [
+        [s["name"], _shape(s["shape"]), units.count(s["relus"]), str(s["stage"]), str(s["block"] or "")]
+        for s in body["sites"]
+    ]
+    columns = ["ReLU site", "shape", "ReLUs", "stage", "block"]
+    return Grid(_totals(model, body), columns, rows, caption=_merged_lines(body))
+
+
+def layer_table(model: str, body: Counted) -> Grid:
+    """A table of all layers with their parameters, multiply-adds and ReLUs; title and caption as in `count_table`."""
+    rows = [
+        [row["name"], row["op"], _shape(row["shape"])]
+        + [units.count(n) for n in (row["params"], row["macs"] + row["linear_macs"], row["relus"])]
+        for row in body["layers"]
+    ]
+    columns = ["layer", "operation", "shape", "parameters", "MACs", "ReLUs"]
+    linear = f"The total of MACs does not include {units.count(body['linear_macs'])} of linear layers."
+    caption = "\n".join(filter(None, (linear, _merged_lines(body))))
+    return Grid(_totals(model, body), columns, rows, texts=(0, 1, 2), caption=caption)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _totals(model: str, body: Counted) -> str:
     found: Mapping[str, Any] = body
     totals = {key: units.count(found[key]) for key in ("relus", "comparisons", "macs", "depth", "params")}
     more = f", {totals['comparisons']} comparisons of max pools and ReLU6" if body["comparisons"] else ""
     head = f"{totals['relus']} ReLUs{more}, {totals['macs']} MACs, depth {totals['depth']}"
-    rows = [
-        [s["name"], "x".join(map(str, s["shape"])), units.count(s["relus"]), str(s["stage"]), str(s["block"] or "")]
-        for s in body["sites"]
-    ]
-    merged = "\n".join(_merged(name, row) for name, row in body.get("merging", {}).items())
-    columns = ["ReLU site", "shape", "ReLUs", "stage", "block"]
-    return Grid(f"{model}: {head}, {totals['params']} parameters", columns, rows, caption=merged)
+    return f"{model}: {head}, {totals['params']} parameters"
+
+
+def _merged_lines(body: Counted) -> str:
+    """One line for each way to count a design's merged layers; empty without a design."""
+    return "\n".join(_merged(name, row) for name, row in body.get("merging", {}).items())
 
 
 def _merged(name: str, row: dict[str, int]) -> str:

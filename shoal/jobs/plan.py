@@ -14,7 +14,8 @@ from shoal.costs.plan import FORMAT, CandidateRow, Planned, write
 from shoal.costs.target import Target
 from shoal.errors import ShoalError
 from shoal.jobs.costs import machine_at
-from shoal.jobs.inputs import LINK, Subject, given_sensitivity
+from shoal.jobs.inputs import given_sensitivity
+from shoal.jobs.options import LINK, Subject
 from shoal.models import NAMES
 from shoal.networks.assembly import own_network
 from shoal.networks.spec import Spec

@@ -19,7 +19,7 @@ from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.plots import plot_pruning
 from shoal.exits.records import PruneRow, Pruning
-from shoal.jobs.inputs import ARGUMENT, Shared
+from shoal.jobs.options import ARGUMENT, Shared
 from shoal.jobs.training import Job, prepare
 from shoal.networks.figures import figures
 from shoal.networks.spec import Spec, pruned_spec

@@ -10,15 +10,8 @@ from torch import nn
 from shoal.costs.plan import Plan
 from shoal.costs.plan import read as read_plan
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import (
-    ARGUMENT,
-    Shared,
-    epochs_of,
-    given_sensitivity,
-    longer,
-    preset_of,
-    teacher_of,
-)
+from shoal.jobs.inputs import epochs_of, given_sensitivity, longer, preset_of, teacher_of
+from shoal.jobs.options import ARGUMENT, Shared
 from shoal.jobs.training import Job, Prepared, prepare
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
@@ -45,6 +38,12 @@ class Request:
     designs: str | None = None
     """With --recipe deepreduce: train only these designs, by their numbers in the grid, counted from 1, or by name (see
     shoal count -h), such as 1-5,8,S2RT+S3-a0.5-r0.5; all if left out."""
+    kd: bool = True
+    """With --recipe deepreduce: train the designs by distillation, or from labels only. Criticality is always measured
+    with distillation."""
+    taught_by: Path | None = None
+    """With --recipe deepreduce: distil from this network, a run folder of shoal train with the same data, limit and
+    seed, such as that of a larger network; the network to reduce if left out."""
     preset: str = "quick"
     """Preset of schedules and losses: quick, paper or reference-code; with --recipe deepreduce: quick, paper or
     paper-cifar10."""
@@ -66,15 +65,17 @@ class Request:
         return inherited(origin) | {f"teacher_{name}": origin.get(name) for name in ("preset", "epochs")} | own
 
     def check_sources(self, budget: int | None) -> None:
-        """Raise ShoalError unless the recipe is shallow, with either a budget or a plan, and without designs."""
+        """Raise ShoalError unless the recipe is shallow, with a budget or a plan, and no option of deepreduce."""
         if self.recipe != "shallow":
             raise ShoalError(f"found recipe {self.recipe!r}; need 'shallow' or 'deepreduce'; choose one")
         if (budget is None) == (self.plan is None):
             raise ShoalError(
                 "found --budget and --plan, or neither; need one of them; --budget 50000, or shoal plan first"
             )
-        if self.designs is not None:
-            raise ShoalError("found designs for recipe shallow; need --recipe deepreduce for them; or leave them out")
+        given = {"designs": self.designs, "taught-by": self.taught_by, "no-kd": None if self.kd else True}
+        odd = [name for name, value in given.items() if value is not None]
+        if odd:
+            raise ShoalError(f"found {odd[0]} for recipe shallow; need --recipe deepreduce for it; or leave it out")
 
     def schedules(self) -> shallow.Preset:
         """The preset with the chosen numbers of epochs. Raises ShoalError for an unknown preset or invalid numbers."""

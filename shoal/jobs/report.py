@@ -12,7 +12,7 @@ from rich.console import Console
 from shoal import units
 from shoal.costs.machine import Machine
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import LINK
+from shoal.jobs.options import LINK
 from shoal.report import Record, flat_row, plot_curves, plot_pareto, read, write_csv
 from shoal.report.forecast import Online, check_network_name, flat_online, online
 from shoal.report.layout import Grid, distinct

@@ -12,7 +12,8 @@ from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.figures import exit_figures
-from shoal.jobs.inputs import ARGUMENT, NewNetwork, Shared, longer, preset_of, teacher_of
+from shoal.jobs.inputs import longer, other_teacher, preset_of
+from shoal.jobs.options import ARGUMENT, NewNetwork, Shared
 from shoal.jobs.training import Job, prepare
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
@@ -47,6 +48,7 @@ class Request(NewNetwork):
     def config(self) -> Config:
         """The settings that the run records. Raises ShoalError for options that contradict each other."""
         own = {"command": "self-distill", "preset": self.preset, "epochs": self.epochs, "teacher": self.teacher}
+        own |= {"test_every_epoch": True} if self.test_every_epoch else {}
         if self.is_run:
             self._check_run()
             return own | inherited(Run(self.model).config()) | {"source": self.model}
@@ -94,7 +96,7 @@ def distill(request: Request, options: self_distill.Options, shared: Shared) -> 
     spec, base = request.network(data)
     options = options.settled(spec.shape)
     check_suits(options.applied(preset).augment or data.augment, data.train.images)
-    teacher = _teacher(request.teacher, config, shared.device)
+    _, teacher = other_teacher(request.teacher, config, shared.device)
     self_distill.check_options(options, options.applied(preset), spec, base, teacher)
     prepared = replace(prepared, config=config | {"options": options})
     job = prepared.fingerprinted(source=base, teacher=teacher).begin()
@@ -102,20 +104,6 @@ def distill(request: Request, options: self_distill.Options, shared: Shared) -> 
     with job.training(dict.fromkeys(names, preset.schedule.epochs)) as stages:
         result = self_distill.distill(spec, options, preset, stages, base, teacher)
     return _finish(job, result, spec, preset.select)
-
-
-def _teacher(folder: Path | None, config: Config, device: str) -> nn.Module | None:
-    """The trained network in `folder`. Raises ShoalError unless it was trained on the same images."""
-    if folder is None:
-        return None
-    _, network, origin = teacher_of(folder)
-    for name in ("data", "limit", "seed", *SIZING):
-        if origin.get(name) != config.get(name):
-            raise ShoalError(
-                f"found --{name} {config.get(name)} and a teacher of {name} {origin.get(name)}; need the same, so that "
-                "the validation split is the same; train a teacher with it"
-            )
-    return network.to(device)
 
 
 def _finish(job: Job, result: self_distill.Result, plain: Spec, select: str) -> Summary:
@@ -126,14 +114,18 @@ def _finish(job: Job, result: self_distill.Result, plain: Spec, select: str) -> 
     for index in range(last + 1):
         part = job.run.below(f"exits/{index + 1}")
         save_network(part, replace(result.spec, kept_exit=index), keep_exit(result.model, index))
+    baseline = None
     if result.baseline is not None:
         save_network(job.run, plain, result.baseline, "baseline")
+        baseline = job.figures(result.baseline, plain, result.histories["baseline"].on_test())
     summary = Summary(
         data=job.data.name,
         model=plain.base,
         seed=job.settings.seed,
-        baseline=None if result.baseline is None else job.figures(result.baseline, plain),
-        reduced=job.figures(keep_exit(result.model, last), result.spec),
+        baseline=baseline,
+        reduced=job.figures(
+            keep_exit(result.model, last), result.spec, result.histories["self-distillation"].on_test()
+        ),
         selected_on=select,
         after=result.spec.exits,
         exits=found["exits"],

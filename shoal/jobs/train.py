@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal.jobs.inputs import NewNetwork, Shared, longer, preset_of
+from shoal.jobs.inputs import longer, preset_of
+from shoal.jobs.options import NewNetwork, Shared
 from shoal.jobs.training import prepare
 from shoal.networks.stored import save_network
 from shoal.recipes import deepreduce, shallow
@@ -26,8 +27,9 @@ class Request(NewNetwork):
     def config(self) -> Config:
         """The settings that the run records."""
         names = ("data", "data_dir", "seed", "limit", "preset", "epochs", "model", "width", "resolution")
-        replaced = {"replaced": list(self.replaced)} if self.replaced else {}
-        return {"command": "train"} | {name: getattr(self, name) for name in names} | replaced | self.image_settings()
+        more: Config = {"replaced": list(self.replaced)} if self.replaced else {}
+        more |= {"test_every_epoch": True} if self.test_every_epoch else {}
+        return {"command": "train"} | {name: getattr(self, name) for name in names} | more | self.image_settings()
 
 
 class Trained(Figures):
@@ -52,7 +54,7 @@ def train(request: Request, shared: Shared) -> Trained:
     if world()[0] == 0:
         save_network(job.run, spec, network)
         job.draw_curves()
-    found = job.figures(network, spec)
+    found = job.figures(network, spec, history.on_test())
     return Trained(**found | {"best_epoch": history.best_epoch, "validation": history.best}, out=str(shared.out))
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from shoal.data.dataset import Dataset
-from shoal.jobs.inputs import Shared, load_data
+from shoal.jobs.inputs import load_data
+from shoal.jobs.options import Shared
 from shoal.networks.figures import figures
 from shoal.networks.spec import Spec
 from shoal.networks.stored import save_network
@@ -26,7 +27,7 @@ from shoal.recipes.stages import Stages
 from shoal.report import plot_curves
 from shoal.storage.origins import Config, began
 from shoal.storage.run import Run
-from shoal.storage.summary import Figures, Summary
+from shoal.storage.summary import Figures, OnTest, Summary
 from shoal.training.loop import join
 from shoal.training.settings import Settings
 
@@ -53,7 +54,8 @@ class Prepared:
         run = self.shared.run(self.config) if rank == 0 else Run(self.shared.out)
         if size > 1:
             torch.distributed.barrier()
-        settings = self.shared.settings(self.config["seed"])
+        tests = bool(self.config.get("test_every_epoch"))
+        settings = replace(self.shared.settings(self.config["seed"]), test_every_epoch=tests)
         return Job(run, self.data, settings, self.config, self.shared.tensorboard)
 
 
@@ -73,14 +75,16 @@ class Job:
         with bars(dict(epochs), other) as shown:
             yield Stages(self.data, self.settings, self.run, shown.listen, self.tensorboard)
 
-    def figures(self, model: nn.Module, spec: Spec) -> Figures:
-        """Test accuracy in percent, and counts, of one network."""
-        return figures(model, self.data, spec, self.settings)
+    def figures(self, model: nn.Module, spec: Spec, tests: OnTest | None = None) -> Figures:
+        """Test accuracy in percent, and counts, of one network, with those of all its epochs (`tests`), if any."""
+        found = figures(model, self.data, spec, self.settings)
+        found.update(tests or OnTest())
+        return found
 
-    def part(self, place: str, spec: Spec, model: nn.Module) -> Figures:
-        """Save one classifier or width of the network as a run folder `place` in this run; returns its figures."""
+    def part(self, place: str, spec: Spec, model: nn.Module, tests: OnTest | None = None) -> Figures:
+        """Save one classifier or width of the network as a run folder `place` in this run; returns its `figures`."""
         save_network(self.run.below(place), spec, model)
-        return self.figures(model, spec)
+        return self.figures(model, spec, tests)
 
     def finish(self, summary: Summary, name: str = "summary.json") -> Summary:
         """Write the summary and draw the training curves."""

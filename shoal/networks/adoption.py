@@ -12,7 +12,7 @@ from shoal.errors import ShoalError
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import GIVEN, Spec
 from shoal.storage.weight_files import PREFIXES, Weights
-from shoal.surgery.tracing import check_trace, trace
+from shoal.surgery.tracing import check_trace
 
 SHOWN = 5
 """Number of names that an error lists of each kind."""
@@ -34,8 +34,7 @@ def adopt(model: nn.Module, data: Dataset) -> tuple[Spec, nn.Module]:
 
 def check_logits(model: nn.Module, spec: Spec) -> None:
     """Raise ShoalError unless `model` can be traced without a change, and returns `spec.classes` logits an image."""
-    check_trace(model, spec.shape)
-    graph = trace(model, spec.shape)
+    graph = check_trace(model, spec.shape)
     logits = graph[graph.outputs[-1]].shape
     if logits != (spec.classes,):
         raise ShoalError(

@@ -99,7 +99,7 @@ def base_model(spec: Spec) -> nn.Module:
     """
     model = _found(spec)
     if spec.replaced:
-        model = substitute(model, parse(spec.replaced))
+        model = substitute(model, parse(spec.replaced), spec.shape)
     return keep_channels(model, spec.shape, parse_channels(spec.base_channels)) if spec.base_channels else model
 
 
@@ -146,7 +146,7 @@ def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     `base` must be like the result of `base_model`, with `replaced` and `base_channels` already applied. Raises
     ShoalError when the base network does not have a named site or block, or no longer has it.
     """
-    model: nn.Module = normalise(base if base is not None else base_model(spec))
+    model: nn.Module = normalise(base if base is not None else base_model(spec), spec.shape)
     if spec.dropped_blocks:
         model = drop_blocks(model, spec.shape, spec.dropped_blocks)
     if spec.dropped:

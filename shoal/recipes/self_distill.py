@@ -53,10 +53,11 @@ class Preset:
 
 
 def quick(epochs: int = 16, batch: int = 64) -> Preset:
-    """A short cosine schedule for small data, with the data set's augmentation and the public code's loss weights.
+    """A short cosine schedule for small data, with the data set's augmentation.
 
-    With so few epochs, the paper's divergence (times the temperature squared) would outweigh the labels: see
-    docs/results.md.
+    The loss is the paper's (`paper`), except that alpha is 0.3 and divergences are not multiplied by the temperature
+    squared, as in the public code. With so few epochs, the paper's divergence would outweigh the labels: see
+    docs/results.md. The public code's whole loss is that of `reference_code`.
     """
     schedule = Schedule(epochs, 0.1, kind="cosine", warmup=0.5, batch_size=batch)
     return Preset(schedule, alpha=0.3, squared=False, release=max(1, epochs // 16))
@@ -178,7 +179,7 @@ def distill(
     baseline = _baseline(stages, spec, base, preset) if options.baseline else None
     plain = assemble(spec, base)
     torch.manual_seed(stages.settings.seed)
-    lesson = beside.lesson(options.beside, lambda: _made(grown, base, preset), plain, teacher, spec.shape)
+    lesson = beside.lesson(options.beside, lambda: taught_network(grown, base, preset), plain, teacher, spec.shape)
     return Result(grown, _taught(stages, lesson, preset.schedule).eval(), baseline, stages.histories)
 
 
@@ -203,7 +204,7 @@ def check_options(
     chosen = options.after or exit_points(plain, spec.shape, options.scheme, options.count)
     after = depth_order(plain, chosen)
     grown = replace(spec, exits=after, exit_kind=options.kind)
-    beside.lesson(options.beside, lambda: _made(grown, plain, preset), plain, teacher, spec.shape)
+    beside.lesson(options.beside, lambda: taught_network(grown, plain, preset), plain, teacher, spec.shape)
     return grown
 
 
@@ -253,8 +254,12 @@ def _taught(stages: Stages, lesson: Lesson, schedule: Schedule) -> nn.Module:
     return lesson.cut(lesson.model)
 
 
-def _made(spec: Spec, base: nn.Module | None, preset: Preset) -> tuple[nn.Module, tuple[Term, ...]]:
-    """A network with its shallow classifiers, and its loss terms."""
+def taught_network(spec: Spec, base: nn.Module | None, preset: Preset) -> tuple[nn.Module, tuple[Term, ...]]:
+    """A network with its shallow classifiers and the adapters that the preset's loss needs, and its loss terms.
+
+    `spec` has the exits. The network starts from the weights of `base`, or from new ones. Raises ShoalError as
+    `objective_terms` does.
+    """
     model, adapted = assemble(spec, base), dict[int, str]()
     if preset.adapters and preset.feature_weight:
         model, adapted = _adapted(model, preset)

@@ -10,7 +10,7 @@ from typing import Any
 from shoal.report.layout import Grid
 from shoal.report.record import ROWS, SIDES, Record, look_up
 from shoal.storage.files import replacing
-from shoal.storage.summary import Summary
+from shoal.storage.summary import Figures, Summary
 from shoal.units import count, percent, points, ratio
 
 
@@ -42,8 +42,22 @@ def comparison_table(summary: Summary) -> Grid:
     return Grid(title, head, comparison(summary), caption="\n".join(_remarks(summary)))
 
 
+def remarks_on_tests(networks: Mapping[str, Figures | None]) -> list[str]:
+    """Lines with the largest and last test accuracies of networks by name; none for those that do not have them."""
+    known = {name: own for name, own in networks.items() if own is not None and "largest_on_test" in own}
+    if not known:
+        return []
+    largest = ", ".join(f"{name} {percent(own['largest_on_test'])}" for name, own in known.items())
+    last = ", ".join(f"{name} {percent(own['last_on_test'])}" for name, own in known.items())
+    return [
+        f"largest test accuracy of all epochs, selected on the test set, %: {largest}",
+        f"test accuracy after the last epoch, %: {last}",
+    ]
+
+
 def _remarks(summary: Summary) -> list[str]:
     macs, remarks = summary.reduced.get("macs_accounting"), list[str]()
+    remarks += remarks_on_tests({"baseline": summary.baseline, "reduced": summary.reduced})
     if macs and macs["honest"] != macs["paper"]:
         honest, paper = macs["honest"], macs["paper"]
         remarks.append(f"MACs with replaced blocks, before exits are cut: {count(honest)}")

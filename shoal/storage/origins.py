@@ -28,7 +28,14 @@ Each job has its own settings; all have `data`, `data_dir`, `limit` and `seed`.
 FINGERPRINTS = "fingerprints"
 """Setting that holds the fingerprints, by the names in `PLACES`."""
 
-PLACES = {"data": "data_dir", "teacher": "teacher", "source": "source", "plan": "plan", "masks": "masks_from"}
+PLACES = {
+    "data": "data_dir",
+    "teacher": "teacher",
+    "taught_by": "taught_by",
+    "source": "source",
+    "plan": "plan",
+    "masks": "masks_from",
+}
 """Each input of a run, and the setting with its path. Masks have no fingerprint: a run keeps its own copy."""
 
 SIZING = ("size", "fit", "channels")
@@ -74,8 +81,8 @@ def began(
 ) -> Config:
     """The configuration of a new run on `data`, with fingerprints of data, plan and the networks that it starts from.
 
-    `networks` are named by the setting that holds their path, `teacher` or `source`; None is left out. Raises
-    ShoalError when the plan cannot be read.
+    `networks` are named by the setting that holds their path (`teacher`, `taught_by` or `source`); None is left out.
+    Raises ShoalError when the plan cannot be read.
     """
     found = {"data": data.fingerprint()}
     found |= {name: checksum(network.state_dict(), {}) for name, network in networks.items() if network is not None}

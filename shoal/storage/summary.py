@@ -34,7 +34,18 @@ class Accounting(TypedDict):
     paper: int
 
 
-class Figures(Counts, total=False):
+class OnTest(TypedDict, total=False):
+    """Test accuracies in percent as some papers report them: the largest of all epochs, its epoch, and the last one.
+
+    The largest one is selected on the test set. A run has these only if it evaluated the test set after each epoch.
+    """
+
+    largest_on_test: float
+    largest_on_test_epoch: int
+    last_on_test: float
+
+
+class Figures(Counts, OnTest, total=False):
     """Test accuracy in percent and costs of one network, and what else its job measured."""
 
     accuracy: float
@@ -115,6 +126,8 @@ class Summary:
     best_epoch: int | None = None
     design: str | None = None
     """DeepReDuce: the name of the network's design."""
+    taught_by: str | None = None
+    """DeepReDuce: what taught the designs, if not the unreduced network: another network, or ``labels only``."""
     budget: int | None = None
     designs: Sequence[DesignRow] | None = None
     criticality: Sequence[CriticalityRow] | None = None

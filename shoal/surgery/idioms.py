@@ -1,7 +1,7 @@
 """Operations that users write as several calls, rewritten as one call.
 
-The cases are: channel shuffle written as view, transpose, view; a mean over width and then over height; and squeezing
-the result of a global pool.
+The cases are: channel shuffle written as view, transpose, view; a mean over width and then over height, or over both
+after a view or flatten(2); and squeezing the result of a global pool.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from shoal.surgery.sizes import RESHAPES, arg, keeps_images, operands
+from shoal.surgery.sizes import RESHAPES, arg, calls, keeps_images, operands
 
 TRANSPOSES = ("transpose", torch.transpose, torch.swapaxes, "swapaxes")
 PERMUTATIONS = ("permute", torch.permute)
 SQUEEZES = ("squeeze", torch.squeeze)
 MEANS = ("mean", torch.mean)
+FLATTENS = ("flatten", torch.flatten)
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 Known = Mapping[fx.Node, Any]
@@ -47,6 +48,17 @@ def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     return node.op.startswith("call") and (named or node.target in IN_PLACE or bool(node.kwargs.get("inplace")))
 
 
+ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+"""NumPy's names of options, which PyTorch accepts too."""
+
+
+def rename_options(traced: fx.GraphModule) -> None:
+    """Give options with a name of NumPy's (`axis`, `keepdims`) PyTorch's name, in place."""
+    for node in traced.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            node.kwargs = {ALIASES.get(name, name): value for name, value in node.kwargs.items()}
+
+
 def join_idioms(traced: fx.GraphModule, known: Known) -> None:
     """Rewrite each idiom as one call, in place.
 
@@ -73,15 +85,15 @@ Meant = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def _channel_shuffle(node: fx.Node, known: Known) -> Meant | None:
-    if node.target not in RESHAPES or not keeps_images(node, known):
+    if not calls(node, RESHAPES) or not keeps_images(node, known):
         return None
     swapped = operands(node)[0]
-    while swapped.target == "contiguous":
+    while calls(swapped, ("contiguous",)):
         swapped = operands(swapped)[0]
     if not _swaps_channels(swapped):
         return None
     cut = operands(swapped)[0]
-    if cut.target not in RESHAPES or not keeps_images(cut, known):
+    if not calls(cut, RESHAPES) or not keeps_images(cut, known):
         return None
     source, shape = operands(cut)[0], node.meta["shape"]
     groups = cut.meta["shape"][0]
@@ -92,32 +104,53 @@ def _channel_shuffle(node: fx.Node, known: Known) -> Meant | None:
 def _swaps_channels(node: fx.Node) -> bool:
     rank = 1 + len(node.meta["shape"])
     given: Any = node.args[1:]
-    if node.target in TRANSPOSES and len(given) == 2:
+    if calls(node, TRANSPOSES) and len(given) == 2:
         return {int(d) % rank for d in given} == {1, 2}
-    if node.target in PERMUTATIONS:
+    if calls(node, PERMUTATIONS):
         given = given if len(given) > 1 else arg(node, 1, "dims", ())
         return tuple(given) == (0, 2, 1, *range(3, rank))
     return False
 
 
 def _global_mean(node: fx.Node, known: Known) -> Meant | None:
-    if node.target not in MEANS or len(node.meta["shape"]) != 1:
+    if not calls(node, MEANS) or arg(node, 3, "dtype") is not None:
         return None
-    inner = operands(node)[0]
-    if inner.target not in MEANS or len(inner.meta["shape"]) != 2:
+    inner, last = operands(node)[0], _single(arg(node, 1, "dim"))
+    source = operands(inner)[0] if operands(inner) else node
+    if last is None or len(source.meta.get("shape", ())) != 3:
         return None
-    source = operands(inner)[0]
-    both = [arg(inner, 1, "dim"), arg(node, 1, "dim")]
-    kept = isinstance(both[0], int) and isinstance(both[1], int) and len(source.meta["shape"]) == 3
-    kept = kept and both[0] % 4 in (2, 3) and both[1] % 3 == 2
-    return (torch.mean, (source, (2, 3))) if kept else None
+    kept, kept_inside = (bool(arg(n, 2, "keepdim", False)) for n in (node, inner))
+    if calls(inner, MEANS) and kept == kept_inside:
+        first = _single(arg(inner, 1, "dim"))
+        rank = 4 if kept else 3
+        both = first is not None and {first % 4, last % rank} in (({2, 3},) if kept else ({2, 3}, {2}))
+        return (torch.mean, (source, (2, 3), kept)) if both else None
+    merged = not kept and last % 3 == 2 and _merges_positions(inner, source, known)
+    return (torch.mean, (source, (2, 3))) if merged else None
+
+
+def _single(dim: Any) -> int | None:
+    """The one dimension that `dim` names, or None."""
+    if isinstance(dim, (tuple, list)) and len(dim) == 1:
+        dim = dim[0]
+    return dim if isinstance(dim, int) else None
+
+
+def _merges_positions(node: fx.Node, source: fx.Node, known: Known) -> bool:
+    """Whether `node` reshapes `source` [N, C, H, W] to [N, C, HW]."""
+    (channels, high, wide), shape = source.meta["shape"], node.meta["shape"]
+    if shape != (channels, high * wide) or source.meta["batch"] != (1,):
+        return False
+    if calls(node, FLATTENS):
+        return int(arg(node, 1, "start_dim", 0)) % 4 == 2 and int(arg(node, 2, "end_dim", -1)) % 4 == 3
+    return calls(node, RESHAPES) and keeps_images(node, known)
 
 
 def _squeezed(node: fx.Node, known: Known) -> Meant | None:
-    if node.target not in SQUEEZES or len(node.meta["shape"]) != 1:
+    if not calls(node, SQUEEZES) or len(node.meta["shape"]) != 1:
         return None
     source = node
-    while source.target in SQUEEZES and _dims(source) and 0 not in _dims(source):
+    while calls(source, SQUEEZES) and _dims(source) and 0 not in _dims(source):
         source = operands(source)[0]
     shape = source.meta["shape"]
     return (torch.flatten, (source, 1)) if len(shape) == 3 and shape[1:] == (1, 1) else None

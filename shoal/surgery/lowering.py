@@ -11,14 +11,16 @@ from torch import Tensor, fx, nn
 
 from shoal.graph.graph import Chain, Lowered, unknown
 from shoal.surgery.arithmetic import ARITHMETIC, is_absorbed, lower_arithmetic
-from shoal.surgery.indexing import DIVIDING, is_dividing, lower_index, take
+from shoal.surgery.idioms import FLATTENS, MEANS
+from shoal.surgery.indexing import DIVIDING, SELECTIONS, is_dividing, is_index, lower_index, take
 from shoal.surgery.pooling import AVG_OPTIONS, MAX_OPTIONS, adaptive_pool, avg_pool, max_pool, pair
 from shoal.surgery.sizes import RESHAPES, arg, is_tensor, operands
 
 MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 ADAPTIVE = {F.adaptive_avg_pool2d: "avg_pool2d", F.adaptive_max_pool2d: "max_pool2d"}
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-COPIES = ("contiguous", "clone")
+COPIES = ("contiguous", "clone", torch.clone, "detach")
+CASTS = ("float", "double", "half", "to", "type", "type_as")
 RELU6_MODULES, RELU6_FUNCTIONS = (nn.ReLU6, nn.Hardtanh), (F.relu6, F.hardtanh, F.hardtanh_, torch.clamp, "clamp")
 
 
@@ -41,7 +43,8 @@ def lower(traced: fx.GraphModule, node: fx.Node) -> Chain:
         chain = _lower_module(module, node)
         return tuple((op, attrs, _parameters(module) if op == "unknown" else own) for op, attrs, own in chain)
     if node.op == "get_attr":
-        return (("identity", {}, {}) if is_absorbed(traced, node) else _attribute(traced, node),)
+        used = is_absorbed(traced, node) or is_index(traced, node)
+        return (("identity", {}, {}) if used else _attribute(traced, node),)
     return _lower_call(traced, node)
 
 
@@ -99,25 +102,42 @@ def _lower_layer(m: nn.Module, node: fx.Node) -> Lowered:
         return "relu", {}, {}
     if isinstance(m, RELU6_MODULES) and (m.min_val, m.max_val) == (0.0, 6.0):
         return "relu6", {}, {}
-    if isinstance(m, nn.Flatten) and (m.start_dim, m.end_dim) == (1, -1):
+    if isinstance(m, nn.Flatten) and _flattens(m.start_dim, m.end_dim, node):
         return "flatten", {}, {}
-    if type(m) is nn.ZeroPad2d:
-        return "pad", {"pads": list(m.padding)}, {}
+    if isinstance(m, (nn.ZeroPad2d, nn.ConstantPad2d)):
+        return _pad(list(m.padding), m.value, node)
     if isinstance(m, nn.ChannelShuffle) and len(_before(node)) == 3:
         return _shuffle(node, m.groups)
+    if isinstance(m, nn.modules.batchnorm._BatchNorm):
+        return unknown(f"{type(m).__name__} without running statistics" if m.running_mean is None else type(m).__name__)
     return ("identity", {}, {}) if isinstance(m, IDENTITIES) else unknown(type(m).__name__)
+
+
+def _flattens(start: Any, end: Any, node: fx.Node) -> bool:
+    """Whether a flatten from dimension `start` to `end` keeps the images and nothing else."""
+    rank = 1 + len(_before(node))
+    return start is not None and (int(start) % rank, int(end) % rank) == (min(1, rank - 1), rank - 1)
+
+
+def _pad(pads: list[int], value: Any, node: fx.Node) -> Lowered:
+    if value:
+        return unknown(f"pad with {value} instead of zeros")
+    if min(pads) < 0:
+        return unknown("pad with a negative amount")
+    return ("pad", {"pads": pads}, {}) if len(pads) <= 2 * len(_before(node)) else unknown("pad of the images")
 
 
 def _is_batch_norm(m: nn.Module, node: fx.Node) -> bool:
     rank = len(_before(node)) if isinstance(m, nn.modules.batchnorm._BatchNorm) else 0
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm) if rank == 3 else (nn.BatchNorm1d, nn.SyncBatchNorm) if rank == 1 else ()
-    return isinstance(m, kinds) and bool(m.track_running_stats)
+    # PyTorch asks for the tensors too, whatever `track_running_stats` says.
+    return isinstance(m, kinds) and m.running_mean is not None and m.running_var is not None
 
 
 def _lower_conv(m: nn.Conv2d) -> Lowered:
-    if m.padding_mode != "zeros":
-        return unknown(f"Conv2d with padding_mode={m.padding_mode!r}")
     padding = [0, 0] if m.padding == "valid" else m.padding
+    if m.padding_mode != "zeros" and pair(padding if padding != "same" else 1) != [0, 0]:
+        return unknown(f"Conv2d with padding_mode={m.padding_mode!r}")
     if padding == "same":
         zeros = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
         if any(z % 2 for z in zeros):
@@ -148,30 +168,50 @@ def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered
         return lower_arithmetic(traced, node)
     if target in RESHAPES:
         return unknown(f"reshape to {node.args[1:]}, which does not only flatten")
-    if target in (torch.flatten, "flatten") and (arg(node, 1, "start_dim"), arg(node, 2, "end_dim", -1)) == (1, -1):
-        return "flatten", {}, {}
-    if target in (torch.cat, torch.concat, torch.concatenate) and _is_channel(arg(node, 1, "dim", 0), node):
-        return "concat", {}, {}
-    if target in (torch.mean, "mean") and _dims(arg(node, 1, "dim")) == {2, 3} and len(_before(node)) == 3:
-        return "mean", {"keepdim": bool(arg(node, 2, "keepdim", False))}, {}
-    if target is F.pad and arg(node, 2, "mode", "constant") == "constant" and not arg(node, 3, "value", 0):
+    if target in FLATTENS:
+        start, end = arg(node, 1, "start_dim", 0), arg(node, 2, "end_dim", -1)
+        return ("flatten", {}, {}) if _flattens(start, end, node) else unknown(f"flatten from {start} to {end}")
+    if target in (torch.cat, torch.concat, torch.concatenate):
+        dim = arg(node, 1, "dim", 0)
+        return ("concat", {}, {}) if _is_channel(dim, node) else unknown(f"{name} along dimension {dim}")
+    if target in MEANS:
+        return _lower_mean(node)
+    if target is F.pad:
+        mode = arg(node, 2, "mode", "constant")
         pads = [int(p) for p in arg(node, 1, "pad")]
-        return ("pad", {"pads": pads}, {}) if min(pads) >= 0 else unknown("pad with a negative amount")
-    if target in RELU6_FUNCTIONS and _bounds(node) == (0, 6):
-        return "relu6", {}, {}
+        return _pad(pads, arg(node, 3, "value", 0), node) if mode == "constant" else unknown(f"pad with mode {mode!r}")
+    if target in RELU6_FUNCTIONS:
+        bounds = _bounds(node)
+        return ("relu6", {}, {}) if bounds == (0, 6) else unknown(f"{name} to {bounds}")
     if target in (torch.channel_shuffle, F.channel_shuffle):
         return _shuffle(node, arg(node, 1, "groups"))
-    if target in DIVIDING or target is operator.getitem:
-        return _lower_index(node)
+    if target in (*DIVIDING, operator.getitem, *SELECTIONS):
+        return _lower_index(traced, node)
+    if target is getattr:
+        return unknown(f"attribute .{node.args[1]} of a value")
+    if target in CASTS and node.op == "call_method":
+        return _lower_cast(node)
     return ("identity", {}, {}) if target in COPIES else unknown(name)
 
 
-def _lower_index(node: fx.Node) -> Lowered:
-    if node.target is operator.getitem:
-        return lower_index(node)
+def _lower_mean(node: fx.Node) -> Lowered:
+    dim = arg(node, 1, "dim")
+    if _dims(dim) == {2, 3} and len(_before(node)) == 3 and arg(node, 3, "dtype") is None:
+        return "mean", {"keepdim": bool(arg(node, 2, "keepdim", False))}, {}
+    return unknown("mean of everything" if dim is None else f"mean over {dim} alone")
+
+
+def _lower_cast(node: fx.Node) -> Lowered:
+    same = operands(node)[0].meta["dtype"] == node.meta["dtype"]
+    return ("identity", {}, {}) if same else unknown(f"{node.target} {node.meta['dtype']}")
+
+
+def _lower_index(traced: fx.GraphModule, node: fx.Node) -> Lowered:
+    if node.target not in DIVIDING:
+        return lower_index(traced, node)
     if is_dividing(node):
         return "identity", {}, {}
-    return unknown(f"{node.target} along a dimension other than the channels")
+    return unknown(f"{getattr(node.target, '__name__', node.target)} along a dimension other than the channels")
 
 
 def _bounds(node: fx.Node) -> tuple[Any, Any]:

@@ -6,7 +6,6 @@ It is a `torch.fx.GraphModule` in which every ReLU call is a submodule of its ow
 from __future__ import annotations
 
 import copy
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,30 +14,31 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from shoal.errors import ShoalError
+from shoal.surgery.explanation import check_values, explained
 from shoal.surgery.idioms import settle_in_place
-from shoal.surgery.sizes import arg, operands, recorded_len, relax_view
+from shoal.surgery.preparation import forget_hooks, output_to_stderr, prepared, unwrapped
+from shoal.surgery.sizes import arg, operands, recorded_builtins, relax_view
+from shoal.surgery.tracer import Tracer, calls_recorded, rename_keywords
 
 NORMAL = "shoal_normal"
 """Set in a GraphModule's meta once every ReLU call is a submodule of its own."""
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return hasattr(m, "to_node") or super().is_leaf_module(m, module_qualified_name)
-
-
-def normalise(model: nn.Module) -> fx.GraphModule:
-    """A traced copy of `model` in which every ReLU call is a submodule with a name of its own.
+def normalise(model: nn.Module, shape: tuple[int, ...] | None = None) -> fx.GraphModule:
+    """A traced copy of `model` in float32 in which every ReLU call is a submodule with a name of its own.
 
     The forward pass is traced in eval mode, so code that runs only in training, such as an auxiliary head, is left
-    out. Dropout and batch norms still follow train() and eval(). Parameter names stay those of `model`. Raises
-    ShoalError when the forward pass cannot be traced (with the line, for example where control flow depends on data)
-    and when it returns anything other than a tensor or a flat tuple of tensors.
+    out. Dropout and batch norms still follow train() and eval(). Parameter names stay those of `model`, except that
+    wrappers such as `nn.DataParallel` are taken off, weights of weight norm, spectral norm and pruning become one
+    parameter, and Python keywords get an underscore. `shape` ([C, H, W]) is needed if forward decides something by the
+    size of the images; the result is then for that size. Raises ShoalError when the forward pass cannot be traced (with
+    the line, for example where control flow depends on data), when a hook changes values, and when forward returns
+    anything other than a tensor or a flat tuple of tensors.
     """
     _check_kind(model)
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
-    traced = _symbolic(copy.deepcopy(model))
+    traced = _symbolic(model, shape)
     settle_in_place(traced)
     used: set[str] = set()
     for node in list(traced.graph.nodes):
@@ -64,20 +64,19 @@ def _finish(traced: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
-    tracer, modes = _Tracer(), {name: module.training for name, module in model.named_modules()}
+def _symbolic(model: nn.Module, shape: tuple[int, ...] | None) -> fx.GraphModule:
+    modes = {name: module.training for name, module in unwrapped(model).named_modules()}
+    tracer, root = Tracer(shape), prepared(model)
     try:
-        with recorded_len(model):
-            graph = tracer.trace(model.eval())
+        with recorded_builtins(root), calls_recorded(root, tracer), output_to_stderr():
+            graph = tracer.trace(root)
     except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
-        where = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else "an unknown line"
-        raise ShoalError(
-            f"found a forward pass that torch.fx cannot trace at {where}: {error}; need control flow that does "
-            "not depend on the data; move the branch out of forward or mark that part with torch.fx.wrap"
-        ) from error
-    _check_result(graph, type(model).__name__)
-    traced = fx.GraphModule(tracer.root, graph)
+        raise explained(error, model, shape, tracer.graph) from error
+    _check_result(graph, type(root).__name__)
+    check_values(graph)
+    forget_hooks(root)
+    rename_keywords(root, graph)
+    traced = fx.GraphModule(root, graph)
     for name, module in traced.named_modules():
         module.training = modes.get(name, modes[""])
     return traced
@@ -210,9 +209,14 @@ def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> fx.GraphModul
     return _finish(traced)
 
 
-def edit(model: nn.Module, change: Callable[[fx.GraphModule], None]) -> fx.GraphModule:
-    """A normalised copy of `model` whose fx graph `change` edited in place; unused nodes and submodules are removed."""
-    traced = normalise(model)
+def edit(
+    model: nn.Module, change: Callable[[fx.GraphModule], None], shape: tuple[int, ...] | None = None
+) -> fx.GraphModule:
+    """A normalised copy of `model` whose fx graph `change` edited in place; unused nodes and submodules are removed.
+
+    `shape` is that of `normalise`.
+    """
+    traced = normalise(model, shape)
     change(traced)
     traced.graph.eliminate_dead_code()
     return _finish(traced)

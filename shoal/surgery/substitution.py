@@ -47,11 +47,12 @@ def parse(choices: Iterable[str]) -> dict[str, str]:
     return dict(parts)
 
 
-def substitute(model: nn.Module, choices: Mapping[str, str]) -> fx.GraphModule:
+def substitute(model: nn.Module, choices: Mapping[str, str], shape: tuple[int, ...] | None = None) -> fx.GraphModule:
     """A copy of `model` with every layer of the kinds in `choices` (such as ``{"relu6": "relu"}``) replaced.
 
     The result needs training. Modules keep their names; function calls become modules named by their place. An average
-    pool has the window, stride and (zero) padding of the max pool that it replaces. Raises ShoalError for a pair that
+    pool has the window, stride and (zero) padding of the max pool that it replaces. `shape` ([C, H, W]) is needed if
+    forward decides something by the size of the images. Raises ShoalError for a pair that
     is not in `GOALS`, for a kind of layer that `model` does not have, and for a max pool with ceil_mode, dilation or
     indices.
     """
@@ -67,7 +68,7 @@ def substitute(model: nn.Module, choices: Mapping[str, str]) -> fx.GraphModule:
                 layer = nn.ReLU() if kind in ACTIVATIONS else _average(traced, node)
                 own_module(traced, node, layer, wanted[kind], used)
 
-    changed = edit(model, change)
+    changed = edit(model, change, shape)
     if missing:
         raise ShoalError(f"found no {min(missing)} in the model to replace; need one of the kinds that it has")
     return changed

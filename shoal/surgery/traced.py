@@ -12,7 +12,7 @@ from shoal.errors import ShoalError
 from shoal.graph.graph import Graph
 from shoal.surgery.normal_form import module_calls
 from shoal.surgery.sites import Block, ReluSite, blocks_in, sites_in
-from shoal.surgery.tracing import graph_of, shapes
+from shoal.surgery.tracing import graph_of, shapes, trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,13 @@ class Traced:
     @property
     def graph(self) -> Graph:
         """A `Graph` with copies of the current weights. It is not cached, so keep the result for repeated use."""
-        return graph_of(self.normal)
+        return graph_of(self.normal) if self._shares_all else trace(self.module, self.shape)
+
+    @cached_property
+    def _shares_all(self) -> bool:
+        # Weights of another type and those that are computed from others cannot be shared.
+        own = {id(t) for t in chain(self.module.parameters(), self.module.buffers())}
+        return all(id(t) in own for t in chain(self.normal.parameters(), self.normal.buffers()))
 
     def shape_at(self, name: str) -> tuple[int, ...]:
         """The shape of the result of submodule `name`, without the batch.
@@ -76,7 +82,7 @@ def _sharing(normal: fx.GraphModule, module: nn.Module) -> fx.GraphModule:
     held = dict(chain(normal.named_parameters(remove_duplicate=False), normal.named_buffers(remove_duplicate=False)))
     own = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     for name, tensor in own:
-        if name in held:
+        if name in held and held[name].dtype == tensor.dtype:
             owner, _, leaf = name.rpartition(".")
             setattr(normal.get_submodule(owner), leaf, tensor)
     return normal

@@ -1,26 +1,30 @@
-"""Conversion of a module to a `Graph`, and a check that tracing preserved what it computes."""
+"""Conversion of a module to a `Graph`, and a check that it preserved what the module computes."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError, first_line
 from shoal.graph.counting import Cost, cost
-from shoal.graph.graph import Chain, Graph, Lowered
-from shoal.graph.ops import Node, evaluate
-from shoal.surgery.idioms import join_idioms
+from shoal.graph.graph import Chain, Graph, Lowered, live
+from shoal.graph.ops import OPS, Node, evaluate
+from shoal.surgery.explanation import line_of, no_such_images
+from shoal.surgery.idioms import join_idioms, rename_options
 from shoal.surgery.lowering import lower
 from shoal.surgery.normal_form import normalise, results_of
+from shoal.surgery.preparation import failure, output_to_stderr, plain_copy
 from shoal.surgery.sizes import Shapes, fix_sizes, is_tensor, operands
 
 
 def count(model: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """The `Cost` of `model` for one image of `shape` ([C, H, W]). Raises ShoalError when `trace` does."""
+    """The `Cost` of `model` for one image of `shape` ([C, H, W]). Raises ShoalError when `trace` does.
+
+    `check_trace` also compares the graph with the model.
+    """
     return cost(trace(model, shape))
 
 
@@ -29,17 +33,25 @@ def shapes(model: nn.Module, shape: tuple[int, ...]) -> fx.GraphModule:
 
     `shape` is the images' [C, H, W]. Raises ShoalError for a model that cannot be traced or that fails on such images.
     """
-    traced = normalise(model).eval()
+    traced = normalise(model, shape).eval()
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
+    image, run = torch.zeros(1, *shape, device=device), Shapes(traced)
     try:
-        with torch.no_grad():
-            Shapes(traced).run(torch.zeros(1, *shape, device=device))
+        with torch.no_grad(), output_to_stderr():
+            run.run(image)
     except Exception as error:
-        raise ShoalError(
-            f"found that the model fails on images of shape {shape}: {first_line(error)}; need the "
-            "input size and channels that it was built for"
-        ) from error
+        raise _failed(model, image, run, error) from error
     return traced
+
+
+def _failed(model: nn.Module, image: Tensor, run: Shapes, error: Exception) -> ShoalError:
+    if failure(model, image) is not None:
+        return no_such_images(tuple(image.shape[1:]), error)
+    where = line_of(run.current) if run.current is not None else type(model).__name__
+    return ShoalError(
+        f"found a call that computes something else on traced values at {where}: {first_line(error)}; need operations "
+        "of torch on tensors (NumPy and others are not traced); write that line with them"
+    )
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
@@ -55,6 +67,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
 def graph_of(normal: fx.GraphModule) -> Graph:
     """The `Graph` of a module that `shapes` returned, with copies of its current weights; `normal` is not changed."""
     traced = fx.GraphModule(normal, copy.deepcopy(normal.graph))
+    rename_options(traced)
     join_idioms(traced, fix_sizes(traced))
     making = _Making()
     for node in traced.graph.nodes:
@@ -110,20 +123,76 @@ def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
     return tuple(names[r] for r in results_of(node))
 
 
-def check_trace(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise ShoalError unless the traced and the original model give the same logits for one image of noise.
+IMAGES = 3
+"""Number of random images on which a network and its graph are compared."""
 
-    `shape` is [C, H, W]. Tolerances are 1e-3 relative and 1e-4 absolute.
+
+def check_trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
+    """The `Graph` of `model` for images of `shape` ([C, H, W]), after checks that it computes what `model` computes.
+
+    All commands use this function, so they accept the same networks. The traced module and the graph are compared with
+    the module on random images in eval mode, with tolerances of 1e-3 relative and 1e-4 absolute; a graph with
+    operations that it cannot run is not run. Raises ShoalError when `model` cannot be traced, fails on such images,
+    computes something else once traced, or returns several results of different shapes.
     """
-    traced, own = shapes(model, shape), copy.deepcopy(model).eval()
+    traced, own = shapes(model, shape), plain_copy(model).eval()
+    graph, name = graph_of(traced), type(model).__name__
+    _check_results(traced, name)
+    reads: list[nn.Module | Graph] = [traced, *([graph] if _can_run(graph) else [])]
     device = next((p.device for p in own.parameters()), torch.device("cpu"))
-    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.no_grad():
-        # Copies: a network may change its input in place.
-        a, b = (list(y) if isinstance(y, (tuple, list)) else [y] for y in (own(image.clone()), traced(image.clone())))
-    close = partial(torch.allclose, rtol=1e-3, atol=1e-4, equal_nan=True)
-    if len(a) != len(b) or not all(close(x, y) for x, y in zip(a, b, strict=True)):
+    images = torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), output_to_stderr():
+        truth = _results(own, images)
+        if not _close(truth, _results(own, images)):
+            raise ShoalError(
+                f"found that {name} gives two results for the same images; need one, in eval mode; use nn.Dropout or "
+                "F.dropout(x, p, self.training), and no random numbers or counters in forward"
+            )
+        if not all(_close(truth, _results(read, images)) or _close_in_double(own, read, images) for read in reads):
+            raise ShoalError(
+                f"found that {name} computes something else once traced; need a forward pass without "
+                "hidden state; look for values that are changed in place (+=) and read again under another name, "
+                "and for code that asks for the type of a value"
+            )
+    return graph
+
+
+def _can_run(graph: Graph) -> bool:
+    names = live(graph)
+    return all(node.op in OPS or node.op == "input" for node in graph if node.name in names)
+
+
+def _check_results(traced: fx.GraphModule, name: str) -> None:
+    output = next(n for n in traced.graph.nodes if n.op == "output")
+    found = [tuple(r.meta["shape"]) for r in results_of(output)]
+    if len(set(found)) > 1:
         raise ShoalError(
-            f"found that {type(model).__name__} computes something else once traced; need a forward pass without "
-            "hidden state; look for values that are changed in place (+=) and read again under another name"
+            f"found that forward returns results of shapes {', '.join(map(str, found))} at {name}; need logits of one "
+            "number of classes, from weak to strong; return only the logits, and features from another method"
         )
+
+
+def _results(network: nn.Module | Graph, images: Tensor) -> list[Tensor]:
+    found = network(images.clone())  # a clone, since a network may change its input in place
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def _close(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _close_in_double(own: nn.Module, read: nn.Module | Graph, images: Tensor) -> bool:
+    """The comparison in float64, where large values in the network leave no rounding errors to mistake for others."""
+    exact: nn.Module | Graph
+    if isinstance(read, Graph):
+        weights = {k: w.double() if w.is_floating_point() else w for k, w in read.weights.items()}
+        exact = dataclasses.replace(read, weights=weights)
+    else:
+        exact = copy.deepcopy(read).double()
+    try:
+        return _close(_results(copy.deepcopy(own).double(), images.double()), _results(exact, images.double()))
+    except (RuntimeError, ShoalError):
+        return False  # a network that states float32 itself

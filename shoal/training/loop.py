@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,9 @@ from shoal.storage.checkpoint import Checkpoint
 from shoal.training.batches import Batches
 from shoal.training.clock import Clock
 from shoal.training.evaluation import evaluate
+from shoal.training.history import History
 from shoal.training.memory_format import suit
+from shoal.training.on_test import row_of_tests
 from shoal.training.optimiser import sgd
 from shoal.training.schedule import Schedule, ramp
 from shoal.training.settings import PRECISIONS, Settings
@@ -65,19 +67,6 @@ class Hook(Protocol):
     def on_stepped(self, model: nn.Module) -> None: ...
     def on_epoch_trained(self, model: nn.Module, epoch: int) -> None: ...
     def on_epoch_end(self, model: nn.Module, epoch: int) -> dict[str, float]: ...
-
-
-@dataclass
-class History:
-    """The result of `fit`: one row of metrics per epoch, the best score on validation, and whether time ran out.
-
-    `best` is the value of `Settings.score` in percent.
-    """
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: float = -1.0
-    best_epoch: int = -1
-    stopped: bool = False
 
 
 def world() -> tuple[int, int]:
@@ -160,7 +149,7 @@ class _Loop:
         self.work = Work(self.model, known, objective, hooks, self.optimiser, settings)
         self.step = make_step(self.work)
         self.batches = Batches(data, settings, schedule.batch_size, (self.rank, self.size))
-        self.history, self.best, self.is_new = History(), dict[str, Tensor](), False
+        self.history, self.best, self.is_new = History(exit=settings.exit), dict[str, Tensor](), False
         self.spent, self.saved, self.position = 0.0, time.monotonic(), (0, 0)
 
     def _place(self, network: nn.Module) -> nn.Module:
@@ -263,9 +252,10 @@ class _Loop:
         self._check_finite(parts, epoch)
         self._call("on_epoch_trained", self.inner, epoch)
         accuracy = evaluate(self.model, self.data, self._split(), self.settings)
+        more = self._tested(accuracy)
         self.work.student.caught.clear()  # else the taps of the last evaluated batch stay in memory until the next step
         row = {"epoch": epoch, "lr": self.schedule.rate(epoch), "accuracy": accuracy[-1], **parts}
-        row |= {f"accuracy_exit{i}": a for i, a in enumerate(accuracy[:-1])}
+        row |= {f"accuracy_exit{i}": a for i, a in enumerate(accuracy[:-1])} | more
         if epoch >= self.settings.select_from:
             self._keep_best(epoch, self.settings.score(accuracy))
         row |= self._call("on_epoch_end", self.inner, epoch)
@@ -278,6 +268,14 @@ class _Loop:
         if epoch == self.schedule.epochs - 1 or now - self.saved >= self.settings.save_seconds:
             self._save(epoch + 1, 0, now)
         return row
+
+    def _tested(self, accuracy: list[float]) -> dict[str, float]:
+        """The test accuracies of the epoch, if wanted; `accuracy` is that on the split that selects the epoch."""
+        if not self.settings.test_every_epoch:
+            return {}
+        if self._split() is not self.data.test:
+            accuracy = evaluate(self.model, self.data, self.data.test, self.settings)
+        return row_of_tests(accuracy)
 
     def _split(self) -> Split:
         split = getattr(self.data, self.settings.select)
@@ -337,6 +335,6 @@ class _Loop:
             self._begin(epoch)
         last.restore(self.inner, self.optimiser, (*self.hooks, self.batches))
         self.work.begin(done.get("sums", {}))
-        self.history = History(done["rows"], done["best"], done["best_epoch"])
+        self.history = History(done["rows"], done["best"], done["best_epoch"], exit=self.settings.exit)
         self.spent, self.position = done.get("seconds", 0.0), (epoch, step)
         return epoch, step

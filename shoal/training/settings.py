@@ -36,6 +36,8 @@ class Settings:
     """Epochs before this one are never the best: a network whose gates are half open must not be selected."""
     exit: int | None = -1
     """The classifier whose accuracy selects the best epoch; None for the mean of all classifiers."""
+    test_every_epoch: bool = False
+    """Whether to evaluate the test set, too, after each epoch (`training.on_test`). That selects nothing."""
     augment: str | None = None
     stop: Callable[[], bool] = _never
     """Called before each step; if it returns true, training saves a checkpoint and stops."""

@@ -15,7 +15,7 @@ from shoal.cli.commands import ENTRIES
 from shoal.cli.fields import expanded, options_of
 from shoal.cli.sweep import commands
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import Shared
+from shoal.jobs.options import Shared
 from shoal.recipes import inplace, self_distill, shallow
 
 KINDS = {"fast": "at once", "slow": "later"}

@@ -144,11 +144,20 @@ def test_a_slower_machine_or_link_affords_less() -> None:
 
 
 def test_what_published_networks_lost_orders_candidates() -> None:
-    assert points_lost(1.0, 0, False, 0) == points_lost(0.18, 0, False, 0) == 0
-    assert points_lost(0.089, 2, False, 0) == pytest.approx(2.77 + 0.7)
-    losses = [points_lost(share, 0, False, 0) for share in (1e-4, 0.01, 0.03, 0.06, 0.1, 0.5)]
+    assert points_lost(1.0, 0, False) == points_lost(0.18, 0, False) == 0
+    assert points_lost(0.089, 2, False) == pytest.approx(2.77 + 0.7)
+    losses = [points_lost(share, 0, False) for share in (1e-4, 0.01, 0.03, 0.06, 0.1, 0.5)]
     assert losses == sorted(losses, reverse=True)
-    assert points_lost(0.5, 0, True, 1) == pytest.approx(1.9 + 4.5)
+    assert points_lost(0.5, 0, True) == pytest.approx(1.9)
+
+
+def test_what_a_reshaped_network_lost_is_the_mean_of_deepreduces_pairs() -> None:
+    """Tables 2 and 4: the thinned designs with S2 to S4 (74.72 %) and with S2 and S3 (71.95 %), and their halves."""
+    width = ((74.72 - 72.68) + (71.95 - 69.50)) / 2
+    resolution = ((74.72 - 68.68) + (71.95 - 68.41)) / 2
+    assert points_lost(0.5, 0, False, width=0.5) == pytest.approx(width, abs=0.05)
+    assert points_lost(0.5, 0, False, resolution=0.5) == pytest.approx(resolution, abs=0.05)
+    assert points_lost(0.5, 0, False, width=0.5, resolution=0.25) == pytest.approx(width + 2 * resolution, abs=0.15)
 
 
 def test_magnitudes_by_hand() -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from shoal.data.images import FITS
 from shoal.errors import ShoalError
 from shoal.jobs import adopt, distill, inplace, self_distill, train
-from shoal.jobs.inputs import load_data, parse_size
+from shoal.jobs.inputs import load_data
+from shoal.jobs.options import parse_size
 from shoal.jobs.query import Compilation, compile_run, pixels_of
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec
@@ -21,7 +23,7 @@ from shoal.networks.stored import save_network
 from shoal.private.program.program import Program
 from shoal.recipes import deepreduce
 from shoal.recipes import inplace as inplace_recipe
-from shoal.recipes.deepreduce.training import Trainer
+from shoal.recipes.deepreduce.training import Teaching, Trainer
 from shoal.recipes.stages import Stages
 from shoal.storage.origins import SIZING, Config, inherited
 from shoal.storage.run import Run
@@ -78,7 +80,7 @@ def test_later_runs_inherit_how_images_are_read() -> None:
 def test_designs_of_deepreduce_inherit_how_images_are_read(tmp_path: Path) -> None:
     origin = {"data": "digits", "seed": 0, "mean": [0.5], "std": [0.2], "size": 8}
     run = Run.create(tmp_path / "run", origin)
-    trainer = Trainer(None, deepreduce.PRESETS["quick"](), Stages(DATA, Settings(), run))  # type: ignore[arg-type]
+    trainer = Trainer(None, deepreduce.PRESETS["quick"](), Stages(DATA, Settings(), run), Teaching(nn.Identity()))  # type: ignore[arg-type]
     own = trainer._config("S2")
     assert {name: own[name] for name in origin} == origin
 

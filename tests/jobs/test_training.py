@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.jobs.inputs import Shared, epochs_of, preset_of
+from shoal.jobs.inputs import epochs_of, preset_of
+from shoal.jobs.options import Shared
 from shoal.jobs.training import prepare
 from shoal.networks.spec import Spec
 from shoal.recipes.stages import Stages

@@ -103,6 +103,8 @@ REFUSED = [
     (("--designs", "16"), "need places from 1 to 15"),
     (("--designs", "0-3"), "need places from 1 to 15"),
     (("--designs", "S2RT+S3-one"), "no second residual block"),
+    (("--designs", "Conv1+S2"), "or Conv1 or NoReLUs; correct the name"),
+    (("--designs", "Conv1-one"), "no second residual block"),
     (("--plan", "plan.json"), "found plan"),
     (("--designs", "1", "--budget", "1"), "need .* or more, the least of these designs"),
     (("--budget", "1"), "need .* or more, the least of these designs"),

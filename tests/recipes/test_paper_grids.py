@@ -9,13 +9,14 @@ import pytest
 from benchmarks.training import paper_scale
 from shoal.recipes.deepreduce.designs import parse
 from shoal.recipes.shallow.presets import PRESETS
-from shoal.sweep.grid import read_grid
+from shoal.sweep.grid import Planned, read_grid
 from shoal.training.settings import PRECISIONS, STEPS
 from tests.sweep.test_grid import KNOWN
+from tests.training.test_training import RESNET18, golden
 
 ROOT = Path(__file__).parents[2]
 
-GRIDS = {"resnet18": 21, "wrn22_8": 3, "deepreduce": 2}
+GRIDS = {"resnet18": 22, "cifar10": 6, "wrn22_8": 3, "deepreduce": 10}
 SMALL = ("device=cpu", "precision=fp32", "step=eager", "save-seconds=0")
 
 
@@ -43,13 +44,70 @@ def test_every_run_is_one_that_its_command_takes(
     assert all(any("teacher" in need for need in run.needs) for run in reductions)
 
 
-def test_every_published_figure_has_a_run(tmp_path: Path) -> None:
+def planned(name: str, folder: Path) -> tuple[Planned, ...]:
+    return read_grid(ROOT / "examples" / "paper" / f"{name}.yaml", KNOWN, folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "grids"), [("cifar100", ("resnet18", "wrn22_8", "deepreduce")), ("cifar10", ("cifar10",))]
+)
+def test_every_published_figure_has_a_run(data: str, grids: tuple[str, ...], tmp_path: Path) -> None:
     """And it is one of the names that `paper_scale` gives to networks."""
-    made = set()
-    for name, base in (("resnet18", "resnet18"), ("wrn22_8", "wrn-22-8"), ("deepreduce", "resnet18")):
-        for run in read_grid(ROOT / "examples" / "paper" / f"{name}.yaml", KNOWN, tmp_path):
-            designs = option(run.words, "--designs")
-            axes = [str(run.axes[axis]) for axis in ("masks", "budget") if axis in run.axes]
-            made |= {f"{base} {' '.join([run.stage, *axes])}"}
-            made |= {f"{base} {parse(d, range(5)).name(range(5))}" for d in designs.split(",")} if designs else set()
-    assert set(paper_scale.PUBLISHED) <= made
+    made: set[str] = set()
+    for name in grids:
+        runs = planned(name, tmp_path)
+        assert {option(run.words, "--data") for run in runs if run.words[0] == "train"} == {data}
+        networks = {str(run.folder): run.words[-1] for run in runs if run.words[0] == "train"}
+        for run in runs:
+            base = networks.get(run.words[-1], run.words[-1])
+            made |= {f"{base} {own}" for own in names(run)}
+    assert set(paper_scale.PUBLISHED[data]) <= made
+
+
+def names(run: Planned) -> list[str]:
+    designs = option(run.words, "--designs")
+    if designs is None:
+        return [" ".join([run.stage, *(str(run.axes[axis]) for axis in paper_scale.AXES if axis in run.axes)])]
+    mark = " without KD" if "--no-kd" in run.words else ""
+    return [parse(design, range(5)).name(range(5)) + mark for design in designs.split(",")]
+
+
+def test_the_two_papers_teachers_have_their_own_figures() -> None:
+    """78.05 % is the baseline of Making Models Shallow Again, 74.46 % that of DeepReDuce."""
+    known = paper_scale.PUBLISHED["cifar100"]
+    assert known["resnet18 teacher"] == (78.05, paper_scale.SHALLOW)
+    assert known["resnet18 deepreduce-teacher"] == (74.46, paper_scale.DEEP)
+    assert known["wrn-22-8 gated 240000"] == (79.62, paper_scale.SHALLOW)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "cifar10"])
+def test_table_2_is_one_network_read_at_either_end(name: str, tmp_path: Path) -> None:
+    """Gated branches and the auxiliary classifier in both rows; only the classifier that is kept differs."""
+    runs = [run for run in planned(name, tmp_path) if run.stage == "auxiliary"]
+    pairs: dict[str, set[str | None]] = {}
+    for run in runs:
+        assert {"--gates", "--exit"} <= set(run.words)
+        pairs.setdefault(str(option(run.words, "--budget")), set()).add(option(run.words, "--keep"))
+    assert all(ends == {"final", "auxiliary"} for ends in pairs.values())
+    assert ("100000" if name == "resnet18" else "150000") in pairs
+
+
+def test_table_2s_rows_on_cifar_10_follow_from_150k_relus(tmp_path: Path) -> None:
+    """At the grid's d_th it replaces the two blocks of the first stage (14 convolutions, as printed) and no other.
+
+    With the recovered sensitivities, which are those on CIFAR-100, 3.88x fewer ReLUs are left; 3.94x is printed.
+    """
+    run = next(run for run in planned("cifar10", tmp_path) if run.stage == "auxiliary")
+    threshold, counts = float(option(run.words, "--d-th") or 0), golden(int(option(run.words, "--budget") or 0))
+    inner = [i for i in range(1, 17, 2) if counts[i] / RESNET18[i] <= threshold]
+    assert inner == [1, 3]
+    assert sum(RESNET18) / (sum(counts) - counts[1] - counts[3]) == pytest.approx(3.94, abs=0.06)
+
+
+def test_the_papers_preset_has_the_epochs_that_the_page_states() -> None:
+    preset = PRESETS["paper"]()
+    stages = (preset.teacher, preset.sensitivity, preset.mask, preset.finetune)
+    epochs = [schedule.epochs for schedule in stages]
+    assert epochs == [240, 30, 150, 180]
+    page = (ROOT / "docs" / "papers" / "shallow.md").read_text()
+    assert f"{sum(epochs)} epochs in all" in page

@@ -158,7 +158,7 @@ UNKNOWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a number over": (lambda m, x: 1 / x, "found div with something other than a number"),
     "a parameter over": (
         lambda m, x: x / m.scalar,
-        "found attribute scalar at scalar; need numbers or one value a channel",
+        "found attribute scalar at scalar; need a number, or a tensor with one value for each channel",
     ),
     "squeeze": (lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze(), r"found squeeze at squeeze; need .* flatten\(1\)"),
     "mean of channels": (lambda m, x: x.mean(1), "found mean"),
@@ -177,7 +177,7 @@ UNKNOWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "leaky": (lambda m, x: F.leaky_relu(x, 0.1), "found leaky_relu at .* --replace leaky_relu=relu"),
     "ReLU6": (lambda m, x: F.relu6(x), "found relu6 at relu6; need ReLU, .* --replace relu6=relu"),
     "clamped to six": (lambda m, x: x.clamp(0, 6), "found relu6 at clamp"),
-    "clamped to one": (lambda m, x: x.clamp(0, 1), "found clamp at clamp; need one of conv2d"),
+    "clamped to one": (lambda m, x: x.clamp(0, 1), "found clamp to .0, 1. at clamp; need ReLU, clamp"),
     "other shuffle": (lambda m, x: x.view(-1, 2, 2, 6, 8).transpose(1, 3).reshape(-1, 4, 6, 8), "found reshape to"),
 }
 

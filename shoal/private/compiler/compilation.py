@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,12 +16,12 @@ from shoal.errors import ShoalError
 from shoal.graph.graph import Graph, live
 from shoal.graph.max_pool import expand_max_pools
 from shoal.graph.ops import Node
-from shoal.private.compiler.refusal import refusals
+from shoal.private.compiler.refusal import refusals, step_of
 from shoal.private.compiler.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
 from shoal.private.program.clear import run_clear
 from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
 from shoal.private.program.program import VERSION, Program, Weights
-from shoal.private.program.steps import OPS, TRUNCATING, Step
+from shoal.private.program.steps import TRUNCATING, Step
 from shoal.private.protocol.carry import SINGLE_GATE_BITS
 from shoal.private.protocol.layout import Layout
 
@@ -85,7 +84,7 @@ def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[
         positions = None if mask is None else _positions(node, mask)
         alias[node.name] = node.name if positions is None or len(positions) else inputs[0]
         if alias[node.name] == node.name:
-            steps.append(Step(node.name, node.op, inputs, tuple(node.shape), _attrs(graph, node)))
+            steps.append(replace(step_of(graph, node), inputs=inputs))
             if positions is not None and len(positions) < math.prod(node.shape):
                 keep[node.name] = positions
     return tuple(steps), keep, tuple(alias[name] for name in graph.outputs)
@@ -98,15 +97,6 @@ def _positions(node: Node, mask: Tensor) -> np.ndarray:
             f"{tuple(node.shape)}; freeze the masks for this input size"
         )
     return np.flatnonzero(mask.cpu().numpy()).astype(np.int32)
-
-
-def _attrs(graph: Graph, node: Node) -> dict[str, Any]:
-    """The node's attributes in types of JSON, so that a saved program equals the one in memory."""
-    attrs = {name: node.attrs[name] for name in OPS[node.op].attrs if name in node.attrs}
-    if node.op == "conv2d":
-        # The client must know the kernel's size, which does not follow from the result's shape with strides.
-        attrs["kernel"] = list(graph.weights[f"{node.name}.weight"].shape[2:])
-    return json.loads(json.dumps(attrs))
 
 
 def _parameters(graph: Graph, steps: Iterable[Step]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from shoal.private.compiler.compilation import compile
 from shoal.private.compiler.truncation import MAX_FAILURE
 from shoal.private.program.clear import run_clear
 from shoal.private.program.program import Program, Weights
-from shoal.surgery.tracing import trace
+from shoal.surgery.tracing import check_trace
 
 
 def deploy(
@@ -30,9 +30,10 @@ def deploy(
     """The folded float graph of `model`, its public program and the server's weights.
 
     Ranges are calibrated on `calibration` training images. `fraction_bits` and `max_failure` are those of `compile`.
-    Raises ShoalError, naming the node, for operations without a private form and for values that overflow the ring.
+    Raises ShoalError as `check_trace` does, and, naming the node, for operations without a private form and for values
+    that overflow the ring.
     """
-    graph = fold(trace(model.cpu().float(), data.shape))
+    graph = fold(check_trace(model.cpu().float(), data.shape))
     # Evenly spread, because some data sets are stored class by class.
     chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()
     images = data.normalise(data.train.images[chosen])

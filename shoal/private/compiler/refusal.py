@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from shoal.errors import ShoalError
 from shoal.graph.graph import Graph, live
+from shoal.graph.max_pool import windows
 from shoal.graph.ops import Node
-from shoal.private.program.steps import OPS
+from shoal.private.program.steps import OPS, Step, check_step
 
-RELU = "ReLU, which takes one comparison; train with --replace {name}=relu"
-GATE = "no gate: its factors are private too, and every product of two private values is a protocol of its own; "
+RELU = "ReLU, which takes one comparison for each value; train with --replace {name}=relu"
+GATE = "no gate: both factors are private, and private inference has no product of two private values; "
 GATE += "train the network without squeeze-excite or attention"
-NORM = "batch normalisation, whose statistics are fixed and fold into the layers beside it; train with that"
-LOGITS = "logits; leave the softmax to the loss, and to whoever reads the logits"
+NORM = "batch norm, whose statistics are constants in inference; train the network with batch norms instead"
+LOGITS = "logits; remove the softmax from the network, and apply it to the logits that come back"
+RESHAPED = "a reshape that flattens [N, C, H, W] to [N, CHW]; use x.flatten(1), or F.channel_shuffle to mix channels"
+WINDOWS = "count_include_pad=True, no divisor_override, and windows inside the padded image; change the layer"
+MAX_POOLS = tuple(f"{kind}maxpool2d{end}" for kind in ("", "adaptive") for end in ("", "withindices"))
+INDICES = "a max pool that returns only the maxima; leave out return_indices, or train with --replace max_pool=avg_pool"
+OTHER = "an operation with a private form (see docs/your_network.md); rewrite that part of the model, or leave it out"
 
 INSTEAD: dict[str, str] = {
     "batchnorm": "a graph without batch normalisation; fold it into the convolutions first (shoal.fold)",
-    "affine": "a graph without constant factors; fold them into the layers beside them first (shoal.fold)",
-    "maxpool2d": "a max pool without indices; return the maxima alone, or train with --replace max_pool=avg_pool",
-    "adaptivemaxpool2d": "a max pool without indices; return the maxima alone",
-    "avgpool2d": "count_include_pad=True, no divisor_override, and windows inside the padded image; change the layer",
+    "affine": "a graph without constant factors; fold them into the layers next to them first (shoal.fold)",
+    **dict.fromkeys(("batchnorm1d", "batchnorm2d", "syncbatchnorm"), "running statistics, which are constants in "
+    "inference; give it running statistics (track_running_stats=True) and train again"),
+    "conv2d": "a layer nn.Conv2d with zero padding, equal on opposite sides; use nn.ZeroPad2d or F.pad before it "
+    "for other sides, and keep its weight as nn.Conv2d",
+    "linear": "a layer nn.Linear on flat features [N, D]; flatten the features first (x.flatten(1))",
+    **dict.fromkeys(MAX_POOLS, INDICES),
+    "avgpool2d": WINDOWS,
     "quadratic": "the identity where there is no ReLU; reduce with --masks autorep-linear",
-    "attribute": "numbers or one value a channel, added to what forward computes or multiplied with it",
-    "interpolate": "features at one resolution; train exits without attention, or use a stride instead",
-    "squeeze": "a view that keeps the images apart; use flatten(1)",
+    "attribute": "a number, or a tensor with one value for each channel, that forward adds to or multiplies "
+    "with features; give the parameter the shape [C, 1, 1], or use a layer of torch.nn",
+    **dict.fromkeys(("interpolate", "upsample"), "features at one resolution; train exits without attention, or use a "
+    "convolution with a stride instead"),
+    "squeeze": "a reshape that keeps the images apart; use flatten(1)",
+    **dict.fromkeys(("reshape", "view", "permute", "transpose"), RESHAPED),
+    "flatten": "all dimensions but the first in one; use x.flatten(1)",
+    "mean": "a mean over height and width; use x.mean((2, 3)) or nn.AdaptiveAvgPool2d(1)",
+    "sum": "a mean over height and width, or a sum of two tensors; use x.mean((2, 3)) or +",
+    "pad": "zeros that are added at the borders; use F.pad with amounts of 0 or more, and slices to cut off rows",
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "parts that are joined along the channels; use "
+    "torch.cat(parts, dim=1)"),
+    **dict.fromkeys(("chunk", "split", "tensorsplit", "part"), "parts of the channels; use dim=1 and fixed numbers"),
+    **dict.fromkeys(("indexing", "indexselect"), "slices that keep the batch and all dimensions, or one list of fixed "
+    "positions; write them with `:` and numbers, such as x[:, :2] or x[:, [2, 1, 0]]"),
+    **dict.fromkeys(("add", "sub"), "two tensors of one shape, or a tensor and one constant for each channel; give "
+    "both the same shape"),
+    **dict.fromkeys(("clamp", "clampmin", "clampmax"), "ReLU, clamp(min=0); train the network with it"),
+    **dict.fromkeys(("float", "double", "half", "to", "type", "typeas"), "float32 throughout; leave out the cast"),
     **dict.fromkeys(("mul", "div", "matmul", "bmm", "einsum", "scaleddotproductattention"), GATE),
     **dict.fromkeys(("sigmoid", "hardsigmoid"), GATE),
     **dict.fromkeys(("groupnorm", "layernorm", "instancenorm2d", "localresponsenorm", "normalize"), NORM),
     **dict.fromkeys(("softmax", "logsoftmax", "softmax2d"), LOGITS),
-}
+}  # fmt: skip
 """What to use instead, by the operation's name in lower case without underscores. `ACTIVATIONS` has activations."""
 
 ACTIVATIONS = {
@@ -53,10 +81,40 @@ class Refusal:
 
 
 def refusals(graph: Graph) -> tuple[Refusal, ...]:
-    """All nodes of a folded `graph` that the outputs need and that have no private form, in order."""
+    """All nodes of a folded `graph` that the outputs need and that have no private form, in order.
+
+    `shoal check` and `compile` both ask this function, so they agree.
+    """
     names = live(graph)
-    odd = [n for n in graph.nodes[1:] if n.name in names and n.op not in (*OPS, "max_pool2d")]
-    return tuple(Refusal(n.name, str(n.attrs.get("target", n.op)), _instead(n)) for n in odd)
+    found = [_refusal(graph, n) for n in graph.nodes[1:] if n.name in names]
+    return tuple(refusal for refusal in found if refusal is not None)
+
+
+def _refusal(graph: Graph, node: Node) -> Refusal | None:
+    if node.op not in (*OPS, "max_pool2d"):
+        return Refusal(node.name, str(node.attrs.get("target", node.op)), _instead(node))
+    try:
+        if node.op == "max_pool2d":
+            for axis, size in enumerate(graph[node.inputs[0]].shape[1:]):
+                windows(node, size, axis)
+        else:
+            check_step(step_of(graph, node), [graph[name].shape for name in node.inputs])
+    except ShoalError as error:
+        found, _, need = str(error).removeprefix("found ").partition("; need ")
+        return Refusal(node.name, found.removesuffix(f" at {node.name}"), need)
+    return None
+
+
+def step_of(graph: Graph, node: Node) -> Step:
+    """The step that a node of `graph` with an operation of `steps.OPS` becomes.
+
+    Its attributes have types of JSON, so a saved program equals the one in memory.
+    """
+    attrs: dict[str, Any] = {name: node.attrs[name] for name in OPS[node.op].attrs if name in node.attrs}
+    if node.op == "conv2d":
+        # The client must know the kernel's size, which does not follow from the result's shape with strides.
+        attrs["kernel"] = list(graph.weights[f"{node.name}.weight"].shape[2:])
+    return Step(node.name, node.op, node.inputs, tuple(node.shape), json.loads(json.dumps(attrs)))
 
 
 def _instead(node: Node) -> str:
@@ -64,4 +122,4 @@ def _instead(node: Node) -> str:
     key = words[0].lower().replace("_", "") if words else ""
     if key in ACTIVATIONS:
         return RELU.format(name=ACTIVATIONS[key])
-    return INSTEAD.get(key, f"one of {', '.join(OPS)}, max_pool2d; rewrite that part of the model with them")
+    return INSTEAD.get(key, OTHER)

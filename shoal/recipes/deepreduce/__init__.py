@@ -11,9 +11,9 @@ from shoal.recipes.deepreduce.recipe import (
     reduce,
     trained_points,
 )
-from shoal.recipes.deepreduce.training import Preset
+from shoal.recipes.deepreduce.training import Preset, Teaching
 
 __all__ = [
-    "PRESETS", "Options", "Preset", "Result", "check_options", "paper", "paper_cifar10", "quick", "reduce",
-    "trained_points",
+    "PRESETS", "Options", "Preset", "Result", "Teaching", "check_options", "paper", "paper_cifar10", "quick",
+    "reduce", "trained_points",
 ]  # fmt: skip

@@ -23,8 +23,11 @@ WEIGHT = 0.07
 RESHAPES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 """(alpha, rho) of the grid's reshaped designs, in the paper's order: 2, 4 and 8 times fewer ReLUs."""
 
+STEM, NOTHING = "Conv1", "NoReLUs"
+"""Names of the designs that keep the ReLUs of the stem only, and none at all (Table 1)."""
+
 _NAME = re.compile(
-    r"(?P<stages>S\d+(RT)?(\+S\d+(RT)?)*)(-a(?P<width>[\d.]+))?(-r(?P<resolution>[\d.]+))?(?P<one>-one)?"
+    rf"(?P<stages>{STEM}|{NOTHING}|S\d+(RT)?(\+S\d+(RT)?)*)(-a(?P<width>[\d.]+))?(-r(?P<resolution>[\d.]+))?(?P<one>-one)?"
 )
 
 
@@ -33,7 +36,8 @@ class Design:
     """One network of the grid: the numbers of its culled and thinned stages, and its reshaping.
 
     `width` is the paper's alpha and `resolution` its rho, both above 0 and at most 1; the base network is built with
-    them. With `one_block`, each stage that has ReLUs keeps only its first block.
+    them. With `one_block`, each stage that has ReLUs keeps only its first block. The stem's ReLUs go as soon as a stage
+    is culled, except with `stem`.
     """
 
     culled: tuple[int, ...] = ()
@@ -41,14 +45,16 @@ class Design:
     width: float = 1.0
     resolution: float = 1.0
     one_block: bool = False
+    stem: bool = False
 
     def name(self, stages: Collection[int]) -> str:
         """The design's name in the paper's style, for a network with these stages: ``S2RT+S3-a0.5-r0.5``.
 
-        It names the stages that keep ReLUs; ``RT`` marks a thinned stage. ``-one`` means one block a stage; the paper
-        marks these designs with a star.
+        It names the stages that keep ReLUs; ``RT`` marks a thinned stage. If there is none, the name is ``Conv1`` or
+        ``NoReLUs``. ``-one`` means one block a stage; the paper marks these designs with a star.
         """
         kept = "+".join(f"S{k}RT" if k in self.thinned else f"S{k}" for k in sorted(set(stages) - {0, *self.culled}))
+        kept = kept or (STEM if self.stem else NOTHING)
         width = f"-a{self.width:g}" if self.width != 1 else ""
         resolution = f"-r{self.resolution:g}" if self.resolution != 1 else ""
         return kept + width + resolution + ("-one" if self.one_block else "")
@@ -61,14 +67,20 @@ def parse(name: str, stages: Collection[int]) -> Design:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ShoalError(f"found design {name!r}; need the stages that keep ReLUs, such as S2RT+S3-a0.5-r0.5")
-    kept = [(int(text.strip("SRT")), text.endswith("RT")) for text in match["stages"].split("+")]
+        raise ShoalError(
+            f"found design {name!r}; need the stages that keep ReLUs, such as S2RT+S3-a0.5-r0.5, or {STEM} or "
+            f"{NOTHING}; correct the name"
+        )
+    alone = match["stages"] in (STEM, NOTHING)
+    texts = [] if alone else match["stages"].split("+")
+    kept = [(int(text.strip("SRT")), text.endswith("RT")) for text in texts]
     known, names = set(stages) - {0}, [k for k, _ in kept]
     if not set(names) <= known or len(set(names)) != len(names):
         raise ShoalError(f"found design {name!r}; need some of the stages {sorted(known)}, each once; correct the name")
     thin = tuple(sorted(k for k, is_thinned in kept if is_thinned))
     scales = (_scale(match["width"], name), _scale(match["resolution"], name))
-    return Design(tuple(sorted(known - set(names))), thin, *scales, one_block=match["one"] is not None)
+    gone = tuple(sorted(known - set(names)))
+    return Design(gone, thin, *scales, one_block=match["one"] is not None, stem=match["stages"] == STEM)
 
 
 def _scale(text: str | None, name: str) -> float:
@@ -84,14 +96,19 @@ def _scale(text: str | None, name: str) -> float:
 def drops(design: Design, model: nn.Module, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the blocks and of the ReLU sites that `design` drops from `model`, for images of `shape` [C, H, W].
 
-    Raises ShoalError for a stage that `model` does not have, and when no stage has a second block to drop.
+    Raises ShoalError for a stage that `model` does not have, when no stage has a second block to drop, and for a design
+    that keeps the stem's ReLUs when the stem has none.
     """
     kept = {site.stage for site in relu_sites(model, shape)} - {0, *design.culled}
     blocks = spare_blocks(model, shape, kept) if design.one_block else ()
     if design.one_block and not blocks:
         raise ShoalError("found no second residual block in any stage; need one to drop; leave out one_block (-one)")
     sites = relu_sites(drop_blocks(model, shape, blocks) if blocks else model, shape)
-    return blocks, culled(sites, design.culled) + thinned(sites, set(design.thinned) & kept)
+    stem = {site.name for site in sites if design.stem and site.stage == 0}
+    if design.stem and not stem:
+        raise ShoalError(f"found no ReLUs in the stem; need some for {STEM}; name stages that have ReLUs")
+    gone = tuple(name for name in culled(sites, design.culled) if name not in stem)
+    return blocks, gone + thinned(sites, set(design.thinned) & kept)
 
 
 def apply(design: Design, model: nn.Module, shape: tuple[int, ...]) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shoal.canvas import BLUE, ORANGE, SKY, drawing, legend_below
 from shoal.errors import ShoalError
@@ -59,7 +60,7 @@ def plot_front(points: Sequence[Point], baseline: Point, path: Path) -> None:
         for point in best:  # names go above and to the left, where there are no points
             place = (point.relus, point.validation)
             axes.annotate(point.name, place, xytext=(-7, 5), textcoords="offset points", ha="right", fontsize=9)
-        axes.set_xscale("log")
+        _scale_relus(axes, [p.relus for p in points])
         axes.margins(x=0.25, y=0.12)
         axes.set_xlabel("ReLUs (log scale)")
         axes.set_ylabel("validation accuracy, %")
@@ -68,3 +69,12 @@ def plot_front(points: Sequence[Point], baseline: Point, path: Path) -> None:
 
 def _places(points: Sequence[Point]) -> tuple[list[int], list[float]]:
     return [p.relus for p in points], [p.validation for p in points]
+
+
+def _scale_relus(axes: Any, relus: Sequence[int]) -> None:
+    """Make the x-axis logarithmic. If a design has no ReLUs, it is linear below the fewest ReLUs of the others."""
+    some = [count for count in relus if count]
+    if len(some) == len(relus):
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=min(some, default=1))

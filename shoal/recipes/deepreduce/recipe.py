@@ -12,7 +12,7 @@ from shoal.errors import ShoalError
 from shoal.networks.spec import Spec
 from shoal.recipes.deepreduce.front import Point, check_budget, choose, pareto, plot_front
 from shoal.recipes.deepreduce.space import DesignSpace
-from shoal.recipes.deepreduce.training import Preset, Trainer
+from shoal.recipes.deepreduce.training import Preset, Teaching, Trainer
 from shoal.recipes.stages import Stages, check_teacher
 from shoal.storage.run import Run
 from shoal.training.schedule import Schedule
@@ -64,16 +64,24 @@ class Result:
     chosen: Point
 
 
-def reduce(spec: Spec, teacher: nn.Module, options: Options, preset: Preset, stages: Stages) -> Result:
+def reduce(
+    spec: Spec,
+    teacher: nn.Module,
+    options: Options,
+    preset: Preset,
+    stages: Stages,
+    teaching: Teaching | None = None,
+) -> Result:
     """Train designs of `teacher` (the trained network of `spec`), each in its own run folder inside the stages' run.
 
-    Writes `criticality.json`, `front.json` and `front.png`. Finished networks are loaded, not trained again. The front
-    is that of all designs in the run, including those of earlier calls. Raises ShoalError for impossible options
-    or without a run folder, and StoppedError when the time is up.
+    `teaching` says what they learn from; by default `teacher` teaches them. Writes `criticality.json`, `front.json` and
+    `front.png`. Finished networks are loaded, not trained again. The front is that of all designs in the run, including
+    those of earlier calls. Raises ShoalError for impossible options or without a run folder, and StoppedError when the
+    time is up.
     """
     check_options(options, spec, teacher)
     space, run = DesignSpace(spec, teacher), stages.folder
-    trainer = Trainer(space, preset, stages)
+    trainer = Trainer(space, preset, stages, teaching)
     wanted = space.wanted(options.designs, trainer.criticality)
     check_budget(options.budget, [planned.relus for planned in wanted])
     baseline = _point("baseline", trainer.baseline())

@@ -15,6 +15,7 @@ from shoal.recipes.deepreduce.designs import Design, design_spec, grid, only, pa
 from shoal.recipes.deepreduce.front import check_budget
 from shoal.recipes.stages import fresh
 from shoal.surgery.sites import relu_sites
+from shoal.surgery.tracing import count
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DesignSpace:
         """Build the network of `design` to check and count it. Raises ShoalError for a design that cannot be built."""
         spec = design_spec(self.spec, design, self.teacher)
         network = assemble(spec, self.base(spec))
-        return Planned(design.name(self.stages), spec, sum(site.relus for site in relu_sites(network, spec.shape)))
+        return Planned(design.name(self.stages), spec, count(network, spec.shape).relus)
 
     def alone(self, stage: int) -> Spec:
         """The spec of the network that keeps the ReLUs of `stage` only."""

@@ -37,14 +37,29 @@ class Preset:
     """Start from the teacher's weights, not random ones. Networks with other tensor shapes (narrower ones) cannot."""
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """What the networks of a grid learn from.
+
+    `network` is the trained network that teaches; None means the unreduced network of the grid. Without `designs`, the
+    designs learn from labels only. Criticality is measured with distillation in both cases (equation 1).
+    """
+
+    network: nn.Module | None = None
+    designs: bool = True
+
+
 class Trainer:
     """Trains networks of `space` in the run folder of `stages`, and in run folders inside it.
 
     Raises ShoalError when `stages` has no run.
     """
 
-    def __init__(self, space: DesignSpace, preset: Preset, stages: Stages) -> None:
+    def __init__(self, space: DesignSpace, preset: Preset, stages: Stages, teaching: Teaching | None = None) -> None:
         self.space, self.preset, self.stages, self.run = space, preset, stages, stages.folder
+        self.teaching = teaching or Teaching()
+        self.teacher = space.teacher if self.teaching.network is None else self.teaching.network
+        self.labels = Objective((cross_entropy(),))
         weight = preset.kd_weight
         self.distilled = Objective((cross_entropy(1 - weight), kd(weight, preset.temperature)))
 
@@ -63,7 +78,7 @@ class Trainer:
     def _alone(self, stage: int) -> float:
         """Validation accuracy, in percent, of the network with the ReLUs of one stage only."""
         model, name = self.network(self.space.alone(stage)), f"criticality-S{stage}"
-        return self.stages.fit(name, model, self.distilled, self.preset.criticality, teacher=self.space.teacher).best
+        return self.stages.fit(name, model, self.distilled, self.preset.criticality, teacher=self.teacher).best
 
     def network(self, spec: Spec) -> nn.Module:
         """The network of `spec` before training. Its weights do not depend on what has been trained before."""
@@ -75,12 +90,14 @@ class Trainer:
 
     def baseline(self) -> Figures:
         """Figures of the all-ReLU network, trained by cross-entropy for as many epochs as a design."""
-        return self._trained("baseline", self.space.spec, Objective((cross_entropy(),)), None)
+        return self._trained("baseline", self.space.spec, self.labels, None)
 
     def design(self, planned: Planned) -> Figures:
-        """Train one design by distillation; returns its figures. Its run's summary also holds the baseline."""
+        """Train one design as `Teaching` says; returns its figures. Its run's summary also holds the baseline."""
         name = f"designs/{planned.name}"
-        reduced = self._trained(name, planned.spec, self.distilled, self.space.teacher)
+        distilled = self.teaching.designs
+        objective, teacher = (self.distilled, self.teacher) if distilled else (self.labels, None)
+        reduced = self._trained(name, planned.spec, objective, teacher)
         settings = self.stages.settings
         summary = Summary(
             data=self.stages.data.name,
@@ -113,7 +130,8 @@ class Trainer:
 
     def _config(self, name: str) -> Config:
         above = self.run.read_json("config.json") if self.run.has("config.json") else {}
-        return inherited(above) | {"command": f"reduce, {name}", "preset": self.preset}
+        taught = {} if self.teaching.designs else {"kd": False}
+        return inherited(above) | {"command": f"reduce, {name}", "preset": self.preset} | taught
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> bool:
