@@ -85,5 +85,5 @@ class WideResNet(nn.Module):
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    f"wrn-{depth}-{k}": partial(WideResNet, depth, k) for depth, k in ((16, 4), (22, 8), (28, 10), (40, 2))
+    f"wrn-{depth}-{k}": partial(WideResNet, depth, k) for depth, k in ((16, 4), (22, 8), (28, 10), (28, 12), (40, 2))
 }

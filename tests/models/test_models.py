@@ -76,7 +76,7 @@ def without_shortcuts(macs: dict[str, int]) -> dict[str, int]:
 
 def test_list_models_lists_every_name_once() -> None:
     assert tuple(list_models()) == NAMES
-    assert len(set(NAMES)) == len(NAMES) == 35
+    assert len(set(NAMES)) == len(NAMES) == 36
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -245,6 +245,22 @@ def test_golden_parameters(name: str, channels: int, parameters: int) -> None:
     with torch.device("meta"):
         net = build(name, 10, channels=channels)
     assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("depth", "k"), [(16, 4), (22, 8), (28, 10), (28, 12), (40, 2)])
+def test_wide_resnets_have_the_parameters_of_a_closed_form(depth: int, k: int) -> None:
+    """Three stages of n blocks of two 3x3 convolutions, each after a batch norm (two parameters a channel).
+
+    The first block of a stage maps the channels of the stage before, also by its 1x1 shortcut.
+    """
+    n, total, before = (depth - 4) // 6, 9 * 3 * 16, 16
+    for c in (16 * k, 32 * k, 64 * k):
+        total += 9 * before * c + (2 * n - 1) * 9 * c**2 + before * c + 2 * before + (2 * n - 1) * 2 * c
+        before = c
+    total += 2 * before + 10 * before + 10
+    with torch.device("meta"):
+        net = build(f"wrn-{depth}-{k}", 10)
+    assert sum(p.numel() for p in net.parameters()) == total
 
 
 # name, channels, side, ReLUs of each site, conv MACs; linear MACs 60,032 and 51,840 complete 652,832 and 1,939,840
