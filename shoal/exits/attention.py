@@ -4,12 +4,15 @@ The figure does not show every layer, so the layers follow the authors' public c
 depthwise-pointwise pairs, and the attention mask covers all channels. Features are average-pooled to one value per
 channel, for any image size. They are the output of the submodule ``exits.<site>.features``, and for the final
 classifier of ``exits.final.features``.
+
+Table 8 compares the paper's attention module with those of SENet (Hu et al., CVPR'18), CBAM (Woo et al., ECCV'18) and
+BAM (Park et al., BMVC'18). CBAM and BAM have the layers of their authors' public code.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import PREFIX, attach, check_grid
+from shoal.models.bottleneck import SqueezeExcite
 from shoal.surgery.normal_form import edit, normalise
 from shoal.surgery.sites import relu_sites
 
@@ -60,15 +64,79 @@ class Attention(nn.Module):
         return x * torch.sigmoid(F.interpolate(mask, size=x.shape[2:], mode="bilinear", align_corners=False))
 
 
-class AlignedExit(nn.Module):
-    """Optional attention, an alignment network, average pooling, and one linear layer: [N, C, H, W] -> [N, classes].
+class ChannelAndSpatialAttention(nn.Module):
+    """CBAM: multiplies each channel, and then each position, of features [N, C, H, W] by a value in (0, 1).
 
-    `channels` lists the channels of the input, C, and after each separable convolution.
+    The value of a channel is the sum of one MLP's results for the channels' averages and for their maxima. The value
+    of a position comes from a 7x7 convolution of the maximum and the average over the channels.
     """
 
-    def __init__(self, channels: Sequence[int], classes: int, *, attention: bool = True) -> None:
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        self.attention = Attention(channels[0]) if attention else nn.Identity()
+        hidden = max(1, channels // reduction)
+        # 1x1 convolutions are the MLP for both columns of pooled values, so it is one layer that is called once.
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape."""
+        pooled = torch.cat((x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)), dim=2)
+        x = x * torch.sigmoid(self.fc2(self.relu(self.fc1(pooled))).sum(2, keepdim=True))
+        over_channels = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), dim=1)
+        return x * torch.sigmoid(self.bn(self.conv(over_channels)))
+
+
+class BottleneckAttention(nn.Module):
+    """BAM: multiplies features [N, C, H, W] by values in (1, 2), from an MLP on averages and dilated convolutions.
+
+    Each value is 1 + sigmoid(channel x position), as in the public code; the paper's text adds channel and position.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, dilation: int = 4) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.channel = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), *_normed(nn.Conv2d(channels, hidden, 1)), nn.Conv2d(hidden, channels, 1)
+        )
+        dilated = (nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation) for _ in range(2))
+        self.spatial = nn.Sequential(
+            *_normed(nn.Conv2d(channels, hidden, 1)),
+            *(layer for conv in dilated for layer in _normed(conv)),
+            nn.Conv2d(hidden, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape."""
+        return x + x * torch.sigmoid(self.channel(x) * self.spatial(x))
+
+
+def _normed(conv: nn.Conv2d) -> tuple[nn.Module, ...]:
+    return conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()
+
+
+ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
+    "aligned": nn.Identity,
+    "attention": Attention,
+    "attention-se": SqueezeExcite,
+    "attention-cbam": ChannelAndSpatialAttention,
+    "attention-bam": BottleneckAttention,
+}
+"""Kinds of aligned classifiers: name -> the module before the alignment network, for a number of channels."""
+
+
+class AlignedExit(nn.Module):
+    """An attention module, an alignment network, average pooling, and one linear layer: [N, C, H, W] -> [N, classes].
+
+    `channels` lists the channels of the input, C, and after each separable convolution. `kind` is one of `ATTENTIONS`;
+    ``aligned`` has no attention.
+    """
+
+    def __init__(self, channels: Sequence[int], classes: int, *, kind: str = "attention") -> None:
+        super().__init__()
+        self.attention = ATTENTIONS[kind](channels[0])
         self.align = nn.Sequential(*(SepConv(a, b) for a, b in pairwise(channels)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.features = nn.Flatten()
@@ -93,13 +161,13 @@ def alignment(channels: int, halvings: int, features: int) -> tuple[int, ...]:
 
 
 def add_aligned_exits(
-    model: nn.Module, after: Sequence[str], classes: int, shape: tuple[int, ...], *, attention: bool = True
+    model: nn.Module, after: Sequence[str], classes: int, shape: tuple[int, ...], *, kind: str = "attention"
 ) -> fx.GraphModule:
     """A copy of `model` with an aligned classifier after each named submodule, for images of `shape` [C, H, W].
 
-    Its forward pass returns the logits of all classifiers, weakest first. Without `attention`, the exits use only
-    operations that private inference supports. Raises ShoalError when a name has no feature map, when the model does
-    not end in a linear layer, and for point clouds.
+    Its forward pass returns the logits of all classifiers, weakest first. `kind` is one of `ATTENTIONS`. Exits of kind
+    ``aligned`` use only operations that private inference supports; all others multiply two private values. Raises
+    ShoalError when a name has no feature map, when the model does not end in a linear layer, and for point clouds.
     """
     check_grid(shape)
     marked = edit(model, mark_features)
@@ -108,7 +176,7 @@ def add_aligned_exits(
 
     def make(site: tuple[int, ...]) -> nn.Module:
         halvings = round(math.log2(site[1] / last[1]))
-        return AlignedExit(alignment(site[0], halvings, features), classes, attention=attention)
+        return AlignedExit(alignment(site[0], halvings, features), classes, kind=kind)
 
     return attach(marked, after, shape, make)
 

@@ -172,7 +172,7 @@ def _with_exits(model: nn.Module, spec: Spec) -> nn.Module:
         return add_exits(model, spec.exits, spec.classes, spec.shape)
     if spec.exit_kind == "pooled":
         return add_pooled_exits(model, spec.exits, spec.classes, spec.shape)
-    return add_aligned_exits(model, spec.exits, spec.classes, spec.shape, attention=spec.exit_kind == "attention")
+    return add_aligned_exits(model, spec.exits, spec.classes, spec.shape, kind=spec.exit_kind)
 
 
 def _slimmed(model: nn.Module, spec: Spec) -> nn.Module:

@@ -21,11 +21,12 @@ CHANNELS = ("base_channels", "kept_channels")
 """The fields of a Spec that name the channels to keep."""
 RESTS = ("identity", "quadratic")
 """Functions at the positions of masked sites that have no ReLU."""
-EXIT_KINDS = ("plain", "aligned", "attention", "pooled")
+EXIT_KINDS = ("plain", "aligned", "attention", "attention-se", "attention-cbam", "attention-bam", "pooled")
 """Kinds of classifiers at `exits`.
 
-``plain`` is a convolution, ``aligned`` an alignment network, ``attention`` the same after an attention module, and
-``pooled`` an MLP on pooled features, which point clouds need.
+``plain`` is a convolution, ``aligned`` an alignment network, ``attention`` the same after the attention module of
+*Self-Distillation*, ``attention-se``, ``-cbam`` and ``-bam`` the same after that of SENet, CBAM and BAM, and ``pooled``
+an MLP on pooled features, which point clouds need.
 """
 
 

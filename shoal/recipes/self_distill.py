@@ -115,9 +115,10 @@ class Options:
     after: tuple[str, ...] = ()
     """Add a classifier after this submodule, such as layer2 (repeatable). Replaces --scheme."""
     kind: str = AUTO
-    """Kind of shallow classifier: attention (the most accurate; cannot run in private), aligned (the same without the
-    attention module; can run in private), plain (one layer) or pooled (pooled features and an MLP). auto means
-    attention, or pooled for point clouds."""
+    """Kind of shallow classifier: attention (the paper's most accurate; cannot run in private), attention-se,
+    attention-cbam or attention-bam (the same with the attention module of SENet, CBAM or BAM; cannot run in private),
+    aligned (without an attention module; can run in private), plain (one layer) or pooled (pooled features and an MLP).
+    auto means attention, or pooled for point clouds."""
     path: str | None = field(default=None, metadata={"values": PATHS})
     """Which classifiers teach a shallow one: the final one (deepest), the mean of all (ensemble), the next deeper one
     (transitive), or all deeper ones, as mean (dense) or sum (dense-sum); the preset's if left out."""

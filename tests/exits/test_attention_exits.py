@@ -9,13 +9,24 @@ import torch
 from torch import nn
 
 from shoal.errors import ShoalError
-from shoal.exits.attention import Attention, SepConv, add_adapters, add_aligned_exits, alignment, feature_taps
+from shoal.exits.attention import (
+    ATTENTIONS,
+    Attention,
+    BottleneckAttention,
+    ChannelAndSpatialAttention,
+    SepConv,
+    add_adapters,
+    add_aligned_exits,
+    alignment,
+    feature_taps,
+)
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.points import SCHEMES, exit_points
 from shoal.graph.counting import Cost, cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph, live
 from shoal.models import build
+from shoal.networks.spec import EXIT_KINDS
 from shoal.outputs import forward
 from shoal.private.compiler.refusal import refusals
 from shoal.surgery.normal_form import drop_unread
@@ -170,6 +181,62 @@ def test_attention_keeps_the_shape_and_only_weakens() -> None:
     assert SepConv(6, 4)(x).shape == (2, 4, 4, 3)
 
 
+# Parameters and MACs of the attention modules after 64 x 32 x 32, 128 x 16 x 16 and 256 x 8 x 8, with h = C / 16:
+# SE: 2Ch + h + C, and 2Ch MACs. CBAM: 100 more for 7x7 and its norm; 4Ch + 98HW MACs. BAM: 3Ch + 3h + C for the first
+# three 1x1 convolutions with two norms, 3h + 2(9h^2 + 3h) + h + 1 for the rest; 2Ch + HW(Ch + 18h^2 + h) MACs.
+MODULES = [
+    ("attention-se", (580, 2_184, 8_464), (512, 2_048, 8_192)),
+    ("attention-cbam", (680, 2_284, 8_564), (101_376, 29_184, 22_656)),
+    ("attention-bam", (1_173, 4_457, 17_361), (561_664, 561_152, 566_272)),
+]
+
+
+@pytest.mark.parametrize(("kind", "params", "totals"), MODULES)
+def test_counts_of_the_other_attention_modules(kind: str, params: tuple[int, ...], totals: tuple[int, ...]) -> None:
+    plain = build("resnet10", 5)
+    model = add_aligned_exits(plain, exit_points(plain, CIFAR), 5, CIFAR, kind=kind)
+    parts = [f"{tap.rpartition('.')[0]}.attention" for tap in feature_taps(model)[:3]]
+    assert tuple(size(model.get_submodule(part)) for part in parts) == params
+    rows = count(model, CIFAR).rows
+    found = [sum(r.macs + r.linear_macs for r in rows if r.name.startswith(f"{part}.")) for part in parts]
+    assert tuple(found) == totals
+
+
+def test_cbam_is_its_papers_formula() -> None:
+    module, x = randomise(ChannelAndSpatialAttention(32)).eval(), torch.randn(3, 32, 5, 7)
+
+    def mlp(pooled: torch.Tensor) -> torch.Tensor:
+        hidden = (pooled @ module.fc1.weight[:, :, 0, 0].T + module.fc1.bias).relu()
+        return hidden @ module.fc2.weight[:, :, 0, 0].T + module.fc2.bias
+
+    channels = (mlp(x.flatten(2).mean(2)) + mlp(x.flatten(2).max(2).values)).sigmoid()
+    y = x * channels[:, :, None, None]
+    positions = module.bn(module.conv(torch.stack((y.max(1).values, y.mean(1)), 1))).sigmoid()
+    assert torch.allclose(module(x), y * positions, atol=1e-6)
+
+
+def test_bam_adds_a_part_of_each_value_between_none_and_all() -> None:
+    module, x = randomise(BottleneckAttention(32)).eval(), torch.randn(3, 32, 5, 7)
+    part = module(x) / x - 1
+    assert ((part > 0) & (part < 1)).all()
+    logit = torch.logit(part.double())
+    assert torch.linalg.matrix_rank(logit[0].flatten(1), rtol=1e-3) == 1  # channel x position
+
+
+@pytest.mark.parametrize("kind", ["attention-se", "attention-cbam", "attention-bam"])
+def test_the_other_attention_modules_train_and_are_refused_as_products(kind: str) -> None:
+    plain = build("resnet10", 5, width=0.1)
+    model = add_aligned_exits(plain, exit_points(plain, CIFAR), 5, CIFAR, kind=kind)
+    sum(logits.square().sum() for logits in model(torch.randn(2, *CIFAR))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    found = [r.error() for r in refusals(fold(trace(keep_exit(model.eval(), 0), CIFAR)))]
+    assert any("private inference has no product of two private values" in str(error) for error in found)
+
+
+def test_a_network_can_have_every_kind_of_aligned_exit() -> None:
+    assert set(ATTENTIONS) | {"plain", "pooled"} == set(EXIT_KINDS)
+
+
 @pytest.mark.parametrize(
     ("channels", "halvings", "features", "expected"),
     [
@@ -213,8 +280,8 @@ def test_adapters_are_tapped_and_cut_away() -> None:
 def test_exits_without_attention_have_private_forms_and_attention_is_refused_by_name() -> None:
     plain = build("resnet10", 5, width=0.1)
     points = exit_points(plain, CIFAR)
-    for attention, refused in ((False, []), (True, ["interpolate", "sigmoid", "mul"])):
-        model = keep_exit(add_aligned_exits(plain, points, 5, CIFAR, attention=attention), 0)
+    for kind, refused in (("aligned", []), ("attention", ["interpolate", "sigmoid", "mul"])):
+        model = keep_exit(add_aligned_exits(plain, points, 5, CIFAR, kind=kind), 0)
         assert [r.node for r in refusals(fold(trace(model, CIFAR)))] == refused
 
 

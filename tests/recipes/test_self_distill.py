@@ -64,7 +64,9 @@ def test_ensembles_by_hand() -> None:
     assert torch.allclose(softmax.exp(), stacked.softmax(2).mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", fast_first(["attention", "aligned", "plain"]))
+@pytest.mark.parametrize(
+    "kind", fast_first(["attention", "aligned", "plain", "attention-se", "attention-cbam", "attention-bam"])
+)
 @pytest.mark.parametrize("path", fast_first(["deepest", "ensemble"]))
 def test_the_recipe_trains_every_classifier(kind: str, path: str) -> None:
     plan = replace(PLAN, schedule=Schedule(5, 0.05, batch_size=16), release=0)
