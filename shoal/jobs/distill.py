@@ -11,7 +11,7 @@ from shoal.data.dataset import Dataset
 from shoal.distillation.neighbours import LOSSES, SPACES, Neighbourhood
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import check_one_classifier
-from shoal.jobs.inputs import longer, preset_of, teacher_of
+from shoal.jobs.inputs import preset_of, teacher_of
 from shoal.jobs.options import ARGUMENT, NewNetwork, Shared, check_network
 from shoal.jobs.training import Job, prepare
 from shoal.networks.assembly import own_network
@@ -164,7 +164,7 @@ def _osakd(teaching: Teaching, request: Request, neighbours: Neighbours, given: 
                 f"found --{name} with method osakd; need none, as the network is its own teacher; leave it out"
             )
     preset = preset_of(request.preset, osakd.PRESETS)()
-    schedule = longer(preset.schedule, request.epochs)
+    schedule = request.scheduled(preset.schedule)
     options = neighbours.options()
     osakd.check_options(options, given[1], schedule)
     return osakd.teach(options, preset), schedule
@@ -184,7 +184,7 @@ def _compared(teaching: Teaching, request: Request, neighbours: Neighbours, give
     options = comparators.Options(teacher, assistant, teaching.branches)
     comparators.check_options(teaching.method, options, spec)
     presets = {"quick": osakd.quick().schedule, "paper": comparators.METHODS[teaching.method].schedule}
-    schedule = longer(preset_of(request.preset, presets), request.epochs)
+    schedule = request.scheduled(preset_of(request.preset, presets))
     return comparators.teach(teaching.method, options), schedule
 
 

@@ -25,7 +25,7 @@ from shoal.exits.anytime import (
     within,
 )
 from shoal.exits.evidence import Evidence, collect
-from shoal.jobs.inputs import load_data, longer, preset_of
+from shoal.jobs.inputs import load_data, preset_of
 from shoal.jobs.options import NewNetwork, Shared
 from shoal.jobs.training import Job, prepare
 from shoal.networks.spec import Spec
@@ -50,9 +50,9 @@ class Request(NewNetwork):
         return {"command": "inplace", **self.recorded(), "options": options}
 
     def schedules(self, options: inplace.Options) -> inplace.Preset:
-        """The preset with the chosen number of epochs. Raises ShoalError for an unknown preset."""
+        """The preset with the chosen schedule and number of epochs. Raises ShoalError for an unknown preset."""
         preset = preset_of(self.preset, inplace.PRESETS)(bool(options.widths))
-        return replace(preset, schedule=longer(preset.schedule, self.epochs))
+        return replace(preset, schedule=self.scheduled(preset.schedule))
 
 
 class BudgetRow(TypedDict, total=False):

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoal.data.augment import CLOUD_POLICIES, POLICIES
 from shoal.data.clouds import is_cloud
 from shoal.data.dataset import Dataset
 from shoal.data.images import FITS
 from shoal.errors import ShoalError
+from shoal.jobs.inputs import longer
 from shoal.models import CLOUDS, NAMES
 from shoal.networks.adoption import check_logits
 from shoal.networks.assembly import located, own_network
@@ -19,6 +21,7 @@ from shoal.networks.spec import Spec
 from shoal.storage.origins import SIZING, Config
 from shoal.storage.run import Run, summary_writer
 from shoal.storage.shards import check_limit
+from shoal.training.schedule import Schedule, parse_schedule
 from shoal.training.settings import Settings
 
 
@@ -174,7 +177,13 @@ class NewNetwork(ImageOptions):
     preset: str = "quick"
     """Preset of training schedule and loss."""
     epochs: int | None = None
-    """Number of epochs; the preset's if left out."""
+    """Number of epochs; the preset's if left out. Drops of the learning rate move in proportion."""
+    schedule: str | None = None
+    """Training schedule in place of the preset's, to train by several commands under one setting:
+    self-distillation, osakd or osakd-resnet (those of the papers), or epochs=200,lr=0.1,milestones=100/150 and other
+    fields of shoal.training.schedule.Schedule, or a name and fields that replace its own."""
+    augment: str | None = field(default=None, metadata={"values": (*POLICIES, *CLOUD_POLICIES[1:])})
+    """Augmentation of training images; the preset's if left out, or else the data set's."""
     limit: int | None = None
     """Use only this many training images; all if left out."""
     replaced: tuple[str, ...] = field(default=(), metadata={"cli": "--replace"})
@@ -188,9 +197,21 @@ class NewNetwork(ImageOptions):
     do. The network is still that of the best epoch on the validation split."""
 
     def recorded(self) -> Config:
-        """All options for the configuration; those of images and --test-every-epoch only if they were given."""
-        own = super().recorded()
-        return own if self.test_every_epoch else {k: v for k, v in own.items() if k != "test_every_epoch"}
+        """All options for the configuration; those of images and `training_settings` only if they were given."""
+        names = ("schedule", "augment", "test_every_epoch")
+        return {k: v for k, v in super().recorded().items() if k not in names} | self.training_settings()
+
+    def training_settings(self) -> Config:
+        """Those of --schedule, --augment and --test-every-epoch that were given, for the configuration."""
+        given = {"schedule": self.schedule, "augment": self.augment, "test_every_epoch": self.test_every_epoch or None}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def scheduled(self, own: Schedule) -> Schedule:
+        """The schedule to train by: --schedule, or else `own`, the preset's; of --epochs epochs, if they were given.
+
+        Raises ShoalError for an invalid schedule or number of epochs.
+        """
+        return longer(own if self.schedule is None else parse_schedule(self.schedule), self.epochs)
 
     def spec(self, data: Dataset) -> Spec:
         """The network's spec for this data set. Raises ShoalError as `check_network` does."""

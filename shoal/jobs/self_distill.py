@@ -12,7 +12,7 @@ from shoal.data.dataset import Dataset
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.figures import exit_figures
-from shoal.jobs.inputs import longer, other_teacher, preset_of
+from shoal.jobs.inputs import other_teacher, preset_of
 from shoal.jobs.options import ARGUMENT, NewNetwork, Shared
 from shoal.jobs.training import Job, prepare
 from shoal.networks.spec import Spec
@@ -48,7 +48,7 @@ class Request(NewNetwork):
     def config(self) -> Config:
         """The settings that the run records. Raises ShoalError for options that contradict each other."""
         own = {"command": "self-distill", "preset": self.preset, "epochs": self.epochs, "teacher": self.teacher}
-        own |= {"test_every_epoch": True} if self.test_every_epoch else {}
+        own |= {name: value for name, value in self.training_settings().items() if name != "augment"}
         if self.is_run:
             self._check_run()
             return own | inherited(Run(self.model).config()) | {"source": self.model}
@@ -77,9 +77,9 @@ class Request(NewNetwork):
         return load_network(Run(self.model)) if self.is_run else (self.spec(data), None)
 
     def schedules(self) -> self_distill.Preset:
-        """The preset with the chosen number of epochs. Raises ShoalError for an unknown preset."""
+        """The preset with the chosen schedule and number of epochs. Raises ShoalError for an unknown preset."""
         preset = preset_of(self.preset, self_distill.PRESETS)()
-        schedule = longer(preset.schedule, self.epochs)
+        schedule = self.scheduled(preset.schedule)
         return replace(preset, schedule=schedule, release=min(preset.release, schedule.epochs - 1))
 
 
@@ -95,6 +95,8 @@ def distill(request: Request, options: self_distill.Options, shared: Shared) -> 
     data = prepared.data
     spec, base = request.network(data)
     options = options.settled(spec.shape)
+    if request.augment is not None:  # a run of this command records the augmentation with the options of its recipe
+        options = replace(options, augment=request.augment)
     check_suits(options.applied(preset).augment or data.augment, data.train.images)
     _, teacher = other_teacher(request.teacher, config, shared.device)
     self_distill.check_options(options, options.applied(preset), spec, base, teacher)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal.jobs.inputs import longer, preset_of
+from shoal.jobs.inputs import preset_of
 from shoal.jobs.options import NewNetwork, Shared
 from shoal.jobs.training import prepare
 from shoal.networks.stored import save_network
@@ -28,8 +28,8 @@ class Request(NewNetwork):
         """The settings that the run records."""
         names = ("data", "data_dir", "seed", "limit", "preset", "epochs", "model", "width", "resolution")
         more: Config = {"replaced": list(self.replaced)} if self.replaced else {}
-        more |= {"test_every_epoch": True} if self.test_every_epoch else {}
-        return {"command": "train"} | {name: getattr(self, name) for name in names} | more | self.image_settings()
+        own = {name: getattr(self, name) for name in names} | more | self.training_settings()
+        return {"command": "train"} | own | self.image_settings()
 
 
 class Trained(Figures):
@@ -45,7 +45,7 @@ def train(request: Request, shared: Shared) -> Trained:
     up.
     """
     shared.check()
-    schedule = longer(preset_of(request.preset, _teachers())().teacher, request.epochs)
+    schedule = request.scheduled(preset_of(request.preset, _teachers())().teacher)
     prepared = prepare(request.config(), request.data_dir, shared)
     spec = request.spec(prepared.data)
     job = prepared.fingerprinted().begin()

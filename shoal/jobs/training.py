@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from shoal.data.augment import check_suits
 from shoal.data.dataset import Dataset
 from shoal.jobs.inputs import load_data
 from shoal.jobs.options import Shared
@@ -54,8 +55,11 @@ class Prepared:
         run = self.shared.run(self.config) if rank == 0 else Run(self.shared.out)
         if size > 1:
             torch.distributed.barrier()
-        tests = bool(self.config.get("test_every_epoch"))
-        settings = replace(self.shared.settings(self.config["seed"]), test_every_epoch=tests)
+        settings = replace(
+            self.shared.settings(self.config["seed"]),
+            test_every_epoch=bool(self.config.get("test_every_epoch")),
+            augment=self.config.get("augment"),
+        )
         return Job(run, self.data, settings, self.config, self.shared.tensorboard)
 
 
@@ -100,7 +104,10 @@ class Job:
 def prepare(config: Config, data_dir: Path | None, shared: Shared) -> Prepared:
     """Load the data set of a configuration, from `data_dir` if given; writes nothing.
 
-    Raises ShoalError for missing data and invalid settings.
+    Raises ShoalError for missing data, invalid settings, and an augmentation that does not suit the data.
     """
     shared.settings(config["seed"])  # raises
-    return Prepared(config, load_data(config, data_dir, shared.device), data_dir, shared)
+    data = load_data(config, data_dir, shared.device)
+    if config.get("augment") is not None:
+        check_suits(config["augment"], data.train.images)
+    return Prepared(config, data, data_dir, shared)

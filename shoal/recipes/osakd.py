@@ -10,7 +10,7 @@ from shoal.distillation.neighbours import LOSSES, Neighbourhood, NeighbourTeache
 from shoal.errors import ShoalError
 from shoal.recipes.lessons import Lesson, Problem, Teach
 from shoal.training.objective import cross_entropy
-from shoal.training.schedule import Schedule
+from shoal.training.schedule import SCHEDULES, Schedule
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def quick(epochs: int = 12, batch: int = 64) -> Preset:
 
 def paper() -> Preset:
     """Section IV.B, for the paper's CNNs. The paper states no weight decay, so there is none here."""
-    return Preset(Schedule(100, 1e-3, batch_size=64, weight_decay=0.0))
+    return Preset(SCHEDULES["osakd"])
 
 
 def paper_tiny_imagenet() -> Preset:
@@ -38,7 +38,7 @@ def paper_tiny_imagenet() -> Preset:
 
 def paper_resnet() -> Preset:
     """Section IV.C, for ResNet-32; batch size and weight decay are those of the public code of ONE and FFL."""
-    return Preset(Schedule(300, 0.1, (150, 225), batch_size=128, weight_decay=1e-4, nesterov=True))
+    return Preset(SCHEDULES["osakd-resnet"])
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {

@@ -23,7 +23,7 @@ from shoal.recipes.stages import Stages, check_teacher
 from shoal.surgery.tracing import check_trace
 from shoal.training.loop import History
 from shoal.training.objective import Objective, Term, Weight, cross_entropy, switched
-from shoal.training.schedule import Schedule
+from shoal.training.schedule import SCHEDULES, Schedule
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def quick(epochs: int = 16, batch: int = 64) -> Preset:
 
 def paper() -> Preset:
     """Section 4.1 for CIFAR-100. The paper gives no temperature; this one is the public code's."""
-    return Preset(Schedule(300, 0.1, (90, 180, 270)), augment="crop-flip-autoaugment")
+    return Preset(SCHEDULES["self-distillation"], augment="crop-flip-autoaugment")
 
 
 def paper_modelnet() -> Preset:
@@ -126,7 +126,7 @@ class Options:
     """Weight of the divergence from the teaching classifier, 0 to 1; the preset's if left out."""
     feature_weight: float | None = None
     """Weight of the distance between features (lambda), 0 or more; the preset's if left out."""
-    augment: str | None = field(default=None, metadata={"values": (*POLICIES, *CLOUD_POLICIES[1:])})
+    augment: str | None = field(default=None, metadata={"cli": None})
     """Augmentation of training images; the preset's if left out."""
     beside: str | None = field(default=None, metadata={"values": beside.BESIDE})
     """Learn from an additional teacher."""
