@@ -30,7 +30,8 @@ def exits(
     Exits are classifiers at several depths. An image leaves the network at the first exit whose confidence is above its
     threshold. Thresholds are searched on validation images for one goal: --budget, --loss or --beta. Accuracy, mean
     MACs and fractions of images are those of the test set; seconds are measured in batches of 64 and of 1, and compared
-    with the full network. RUN/thresholds.json holds the thresholds for shoal export; RUN/exits.png shows accuracy
+    with the full network, which is the last exit alone, and with the plain network, if RUN has one as its baseline or
+    --baseline gives one. RUN/thresholds.json holds the thresholds for shoal export; RUN/exits.png shows accuracy
     against MACs, with each exit alone for comparison.
     """
     body = job.exits(run, wanted, request)
@@ -45,6 +46,8 @@ def exits_table(title: str, body: Chosen) -> Grid:
         threshold = thresholds[i] if i < len(thresholds) else "none"
         rows.append([f"exit {i + 1} alone", *_worth(row), threshold, units.share(share).removesuffix(" %")])
     rows.append(["all exits, by thresholds", *_worth(body["test"]), "", ""])
+    if "baseline" in body:
+        rows.append(["plain network (baseline)", *_worth(body["baseline"]), "", ""])
     head = ["", "test accuracy, %", "MACs per image, millions", "threshold", "images that leave here, %"]
     table = grid(title, head, rows)
     times = [_timing(batch, row) for batch, row in body["seconds"].items()]
@@ -55,11 +58,21 @@ def exits_table(title: str, body: Chosen) -> Grid:
 
 
 def _verdict(body: Chosen) -> list[str]:
-    """A sentence if early exits are less accurate than the full network, and otherwise nothing."""
-    if not body["lost"]:
-        return []
-    own, full = units.percent(body["test"]["accuracy"]), units.percent(body["full"]["accuracy"])
-    return [f"Early exits lost: {own} % test accuracy, against {full} % of the full network."]
+    """What early exits gain over the plain network, if there is one, and a sentence if they are less accurate.
+
+    They are less accurate than the plain network where the goal counts from it, and otherwise than the full network.
+    """
+    test, said = body["test"], []
+    if "baseline" in body:
+        points = units.points(test["accuracy"] - body["baseline"]["accuracy"])
+        cost = units.ratio(body["baseline"]["macs"], test["macs"])
+        said.append(f"Early exits against the plain network: test accuracy {points} points, MACs {cost}.")
+    if body["lost"]:
+        plain = "baseline" in body and body["goal"].get("against") == "baseline"
+        other, name = (body["baseline"], "plain") if plain else (body["full"], "full")
+        own, worth = units.percent(test["accuracy"]), units.percent(other["accuracy"])
+        said.append(f"Early exits lost: {own} % test accuracy, against {worth} % of the {name} network.")
+    return said
 
 
 def _worth(row: Worth | Single) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shoal.canvas import BLUE, INK, ORANGE, drawing, legend_below
+from shoal.canvas import BLUE, GREY, INK, ORANGE, drawing, legend_below
 from shoal.exits.records import Chosen, PruneRow, Pruning
 
 
@@ -25,6 +25,9 @@ def plot_exits(body: Chosen, path: Path) -> None:
             axes.plot(*zip(*line, strict=True), "-", color=BLUE, label="images leave early")
         chosen = body["test"]["macs"] / 1e6, body["test"]["accuracy"]
         axes.plot(*chosen, "*", markersize=15, color=INK, linestyle="none", label="chosen thresholds")
+        if "baseline" in body:
+            plain = body["baseline"]["macs"] / 1e6, body["baseline"]["accuracy"]
+            axes.plot(*plain, "D", markersize=8, color=GREY, linestyle="none", label="plain network (baseline)")
         axes.set_xlabel("average MACs per image, millions")
         axes.set_ylabel("test accuracy, %")
         axes.margins(x=0.12, y=0.1)

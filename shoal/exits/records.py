@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class Worth(TypedDict):
@@ -34,7 +34,8 @@ class CurveRow(TypedDict):
 class Chosen(TypedDict):
     """`thresholds.json`: the chosen thresholds and their results.
 
-    `lost` is true if their test accuracy is below that of the full network.
+    `baseline` is the plain network, trained without the other exits, if there is one. `lost` is true if the test
+    accuracy is below that of the full network, or that of the baseline if the goal has ``against: baseline``.
     """
 
     thresholds: list[float]
@@ -52,6 +53,7 @@ class Chosen(TypedDict):
     seconds: dict[str, dict[str, float]]
     curve: list[CurveRow]
     lost: bool
+    baseline: NotRequired[Single]
 
 
 class PruneRow(TypedDict):

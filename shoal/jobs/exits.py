@@ -20,15 +20,17 @@ from shoal.errors import ShoalError
 from shoal.exits import onnx
 from shoal.exits.cascades import Cascade, cascade, strongest
 from shoal.exits.evidence import Evidence, Outcome, collect, dynamic_outcome
+from shoal.exits.figures import exit_costs
 from shoal.exits.inference import infer
 from shoal.exits.latency import Classify, compare, stage_seconds
 from shoal.exits.plots import plot_exits
 from shoal.exits.records import Chosen, CurveRow, Single, Worth
 from shoal.exits.thresholds import CELLS, FILE, METHODS, Found, Goal, Grid, read_thresholds, search, usual_method
-from shoal.jobs.inputs import load_data
+from shoal.jobs.inputs import load_data, plain_network
 from shoal.networks.stored import load_whole
 from shoal.storage.files import write_text
 from shoal.storage.run import Run
+from shoal.surgery.tracing import trace
 from shoal.training.settings import Settings
 
 BATCHES = (64, 1)
@@ -116,6 +118,9 @@ class Request:
     """If no exit is confident enough, answer with the mean of the logits of all exits."""
     compiled: bool = field(default=False, metadata={"cli": "--compile"})
     """Compile each stage with torch.compile."""
+    baseline: Path | None = None
+    """A plain network to compare with: a run of shoal train, or a run that has a baseline, such as RUN itself if
+    self-distill trained one. --loss and --beta then count from its accuracy; otherwise from that of the last exit."""
     rounds: int = 5
     """Number of timed rounds; the result is their median."""
     data_dir: Path | None = None
@@ -139,50 +144,69 @@ class Request:
 
 @dataclass(frozen=True)
 class Searched:
-    """A network as a cascade of stages, its strongest classifier alone (`full`), its data, and its exits' outputs."""
+    """A network as a cascade of stages, its strongest classifier alone (`full`), its data, and its exits' outputs.
+
+    `plain` is the plain network that the exits are compared with, and `plain_worth` has its figures, if there is one.
+    """
 
     data: Dataset
     network: Cascade
     full: nn.Module
     val: Evidence
     test: Evidence
+    plain: nn.Module | None
+    plain_worth: Single | None
+
+    @property
+    def full_worth(self) -> Single:
+        """The figures of the strongest classifier alone."""
+        test, val = (evidence.accuracies[-1] for evidence in (self.test, self.val))
+        return Single(accuracy=test, validation=val, macs=self.network.full_macs)
+
+    def compile(self) -> None:
+        """Compile the stages, the strongest classifier and the plain network with torch.compile."""
+        self.network.compile_stages()
+        for network in filter(None, (self.full, self.plain)):
+            network.compile(dynamic=True)
 
 
 def exits(folder: Path, wanted: Wanted, request: Request) -> Chosen:
     """Search thresholds, evaluate and time them, and write `thresholds.json` and `exits.png` into the run.
 
-    Raises ShoalError for a run with one exit, and when no thresholds reach the goal; then nothing is written.
+    Raises ShoalError for a run with one exit, for a baseline that was trained on other images, and when no thresholds
+    reach the goal; then nothing is written.
     """
     request.check()
     run, on = Run(folder), _opened(folder, request)
     if request.compiled:
-        on.network.compile_stages()
-        on.full.compile(dynamic=True)
+        on.compile()
     images = on.data.normalise(on.data.test.images[: max(512, 8 * wanted.size)])
     prices, price = _prices(on, wanted, images, request.rounds)
     val = on.val
     method = request.method or usual_method(val.exits if request.ensemble else val.exits - 1)
-    goal = wanted.goal(price, val.accuracies[-1])
+    against = on.full_worth if request.baseline is None or on.plain_worth is None else on.plain_worth
+    goal = wanted.goal(price, against["validation"])
     found = search(val, prices, goal, method=method, ensemble=request.ensemble)
-    worth = on.test.accuracies[-1]
     test = _worth(dynamic_outcome(on.network, on.data, on.data.test, found.thresholds, request.ensemble))
     body = Chosen(
         thresholds=list(found.thresholds),
         ensemble=request.ensemble,
         method=method,
         searched_on="val",
-        goal=wanted.described(),
+        goal=wanted.described() | ({} if request.baseline is None else {"against": "baseline"}),
         fitness=found.fitness,
         validation=_worth(val.outcome(found.thresholds, on.network.macs, request.ensemble)),
         test=test,
-        full=Single(accuracy=worth, validation=val.accuracies[-1], macs=on.network.full_macs),
+        full=on.full_worth,
         exits=_singles(on),
         ensemble_accuracy=100 * float(on.test.ensemble_right.mean()),
         uncounted=list(on.network.uncounted),
         seconds=_seconds(on, found.thresholds, request, images),
         curve=curve(on, request.ensemble),
-        lost=test["accuracy"] < worth,
+        lost=test["accuracy"] < against["accuracy"],
     )
+    if on.plain_worth is not None:
+        body["baseline"] = on.plain_worth
     run.write_json(FILE, body)
     plot_exits(body, run.folder / "exits.png")
     return body
@@ -196,7 +220,14 @@ def _opened(folder: Path, request: Request) -> Searched:
     network, full = cascade(model, spec.shape), strongest(model, spec.shape)
     data = load_data(run.config(), request.data_dir, request.device)
     val, test = (collect(model, data, split, settings) for split in (data.val, data.test))
-    return Searched(data, network, full, val, test)
+    found = plain_network(run, request.baseline)
+    if found is None:
+        return Searched(data, network, full, val, test, None, None)
+    plain = found[1].to(request.device)
+    alone = [collect(plain, data, split, settings).accuracies[-1] for split in (data.test, data.val)]
+    macs = exit_costs(trace(plain, spec.shape)).macs[-1]
+    worth = Single(accuracy=alone[0], validation=alone[1], macs=macs)
+    return Searched(data, network, full, val, test, plain, worth)
 
 
 def _prices(on: Searched, wanted: Wanted, images: torch.Tensor, rounds: int) -> tuple[Sequence[float], float]:
@@ -220,11 +251,13 @@ def _worth(outcome: Outcome) -> Worth:
 def _seconds(
     on: Searched, thresholds: Sequence[float], request: Request, images: torch.Tensor
 ) -> dict[str, dict[str, float]]:
-    """Seconds for an image with and without early exits, by batch size."""
+    """Seconds for an image with and without early exits, and for the plain network if there is one, by batch size."""
     ways: dict[str, Classify] = {
         "full": on.full,
         "dynamic": lambda x: infer(on.network, x, thresholds, ensemble=request.ensemble),
     }
+    if on.plain is not None:
+        ways["baseline"] = on.plain
     rows = {}
     for batch in (b for b in BATCHES if b <= len(images)):
         taken = compare(ways, images[: 512 if batch > 1 else 64], batch, request.rounds)

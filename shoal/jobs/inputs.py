@@ -13,6 +13,7 @@ from shoal.data.dataset import Dataset
 from shoal.data.loading import load
 from shoal.data.normalisation import normalised
 from shoal.errors import ShoalError
+from shoal.exits.classifiers import check_one_classifier
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
 from shoal.recipes.stages import check_teacher
@@ -96,15 +97,39 @@ def other_teacher(folder: Path | None, config: Config, device: str) -> tuple[Spe
     if folder is None:
         return None, None
     spec, network, origin = teacher_of(folder)
+    _check_same_images(config, origin, "teacher")
+    return spec, network.to(device)
+
+
+def _check_same_images(config: Config, origin: Config, kind: str) -> None:
+    """Raise ShoalError unless a `kind` of network, of the configuration `origin`, was trained on `config`'s images."""
     names = ("data", "limit", "seed", *IMAGES)
     name = difference(*({key: known.get(key) for key in names} for known in (origin, config)))
     if name is not None:
         what = f"the images' {name}" if name in ("mean", "std") else f"--{name}"
         raise ShoalError(
-            f"found {what} {config.get(name)} and a teacher of {name} {origin.get(name)}; need the same, so that "
-            "images and the validation split are the same; train a teacher with it"
+            f"found {what} {config.get(name)} and a {kind} of {name} {origin.get(name)}; need the same, so that "
+            f"images and the validation split are the same; train a {kind} with it"
         )
-    return spec, network.to(device)
+
+
+def plain_network(run: Run, given: Path | None) -> tuple[Spec, nn.Module] | None:
+    """The plain network that a run's exits are compared with: the run's own baseline, or that of the run `given`.
+
+    A run of self-distill or distill has a baseline, which was trained for as long. Of any other run it is the network
+    itself. None if nothing is given and the run has no baseline. Raises ShoalError for a network with several
+    classifiers, and unless it was trained on the same images.
+    """
+    source = run if given is None else Run(given)
+    if source.has("baseline.json"):
+        spec, network = load_network(source, "baseline")
+    elif given is None:
+        return None
+    else:
+        spec, network, _ = teacher_of(given)
+    _check_same_images(run.config(), source.config(), "baseline")
+    check_one_classifier(network, spec.base)
+    return spec, network
 
 
 def given_sensitivity(path: Path | None) -> dict[str, float] | None:

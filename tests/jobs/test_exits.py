@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from shoal.cli.exits import exits_table
 from shoal.data.loading import load
 from shoal.errors import ShoalError
 from shoal.exits.thresholds import read_thresholds
 from shoal.jobs.exits import Wanted
+from shoal.jobs.inputs import plain_network
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import Spec
-from shoal.networks.stored import save_network
+from shoal.networks.stored import load_network, save_network
 from shoal.storage.run import Run
 from shoal.surgery.sites import relu_sites
 from shoal.training.loop import fit
@@ -108,6 +112,85 @@ def test_all_widths_of_a_run_are_its_exits(tmp_path: Path) -> None:
     with pytest.raises(ShoalError, match="found a slimmable network"):
         call("prune", str(tmp_path / "run"), "--out", str(tmp_path / "pruned"))
     assert not (tmp_path / "pruned").exists()
+
+
+def plain_run(folder: Path, *, seed: int = 0, name: str = "model", exits: tuple[str, ...] = ()) -> Path:
+    """A run with an untrained plain network on the images of `trained`."""
+    run = Run.create(folder, {"command": "train", "data": "digits", "seed": seed, "limit": 600, "data_dir": None})
+    spec = Spec("resnet10", 10, (1, 16, 16), 0.125, exits=exits)
+    torch.manual_seed(3)
+    save_network(run, spec, assemble(spec), name)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_plain_network_is_the_baseline_that_is_given(multi: Path, tmp_path: Path) -> None:
+    plain = plain_run(tmp_path / "plain")
+    accuracy = json.loads(call("evaluate", str(plain), "--json"))["accuracy"]
+    body = exits(multi, "--baseline", str(plain))
+    assert body["baseline"]["accuracy"] == pytest.approx(accuracy)
+    assert body["baseline"]["macs"] == body["full"]["macs"]  # one architecture, without the other exits
+    assert body["goal"] == {"loss": 0.0, "against": "baseline"}
+    assert body["lost"] is (body["test"]["accuracy"] < accuracy)
+    # An untrained network is easy to match: the search may lose what the full network has beyond it.
+    assert body["baseline"]["validation"] <= body["validation"]["accuracy"]
+    assert body["validation"]["macs"] <= exits(multi)["validation"]["macs"]
+    assert {"full", "dynamic", "baseline", "speedup"} == set(body["seconds"]["1"])
+
+
+@pytest.mark.slow
+def test_a_runs_own_baseline_is_shown_and_changes_no_goal(tmp_path: Path, multi: Path) -> None:
+    run = Path(shutil.copytree(multi, tmp_path / "run"))
+    spec = Spec("resnet10", 10, (1, 16, 16), 0.125)
+    torch.manual_seed(3)
+    save_network(Run(run), spec, assemble(spec), "baseline")
+    before, after = exits(multi), exits(run)
+    assert "baseline" not in before
+    assert {name: after[name] for name in ("thresholds", "goal", "lost", "test")} == {
+        name: before[name] for name in ("thresholds", "goal", "lost", "test")
+    }
+    given = exits(run, "--baseline", str(run))
+    assert given["baseline"] == after["baseline"]
+    assert given["goal"] == {"loss": 0.0, "against": "baseline"}
+    text = " ".join(call("exits", str(run), "--rounds", "1").split())
+    assert "plain network (baseline)" in text
+    assert "Early exits against the plain network: test accuracy" in text
+
+
+def test_the_baseline_of_exits_is_the_given_network_or_the_runs_own(tmp_path: Path) -> None:
+    run, plain = Run(plain_run(tmp_path / "run", exits=("relu",))), plain_run(tmp_path / "plain")
+    assert plain_network(run, None) is None
+    found = plain_network(run, plain)
+    assert found is not None
+    assert torch.equal(found[1].get_parameter("fc.weight"), load_network(Run(plain))[1].get_parameter("fc.weight"))
+    spec = Spec("resnet10", 10, (1, 16, 16), 0.25)
+    save_network(run, spec, assemble(spec), "baseline")
+    for given in (None, run.folder):
+        found = plain_network(run, given)
+        assert found is not None
+        assert found[0] == spec
+    other, grown = plain_run(tmp_path / "other", seed=1), plain_run(tmp_path / "grown", exits=("relu",))
+    refused = [
+        (other, "found --seed 0 and a baseline of seed 1; need the same"),
+        (grown, "given exits; need the all-ReLU network"),
+        (tmp_path / "nowhere", "no finished network"),
+    ]
+    for place, message in refused:
+        with pytest.raises(ShoalError, match=message):
+            plain_network(run, place)
+
+
+@pytest.mark.parametrize(("against", "name"), [("baseline", "plain"), (None, "full")])
+def test_a_lost_comparison_names_the_network_that_the_goal_counts_from(against: str | None, name: str) -> None:
+    one = {"accuracy": 70.0, "validation": 70.0, "macs": 4e6}
+    goal = {"loss": 0.0} | ({"against": against} if against else {})
+    body: Any = {"thresholds": [0.5], "exits": [one] * 2, "full": one, "goal": goal, "seconds": {}, "uncounted": []}
+    body |= {"test": {"accuracy": 68.5, "macs": 2e6, "shares": [0.5, 0.5]}, "baseline": one | {"accuracy": 69.0}}
+    caption = str(exits_table("run", body | {"lost": True}).caption)
+    assert "Early exits against the plain network: test accuracy -0.50 points, MACs 2.00x lower." in caption
+    worth = "69.00" if against else "70.00"
+    assert f"Early exits lost: 68.50 % test accuracy, against {worth} % of the {name} network." in caption
+    assert "lost" not in str(exits_table("run", body | {"lost": False}).caption)
 
 
 def test_help_teaches() -> None:

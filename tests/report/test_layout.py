@@ -137,7 +137,7 @@ def exits() -> Grid:
     seconds = {str(batch): {"full": 0.0456, "dynamic": 0.0123, "speedup": 3.7} for batch in (64, 1)}
     test = one | {"shares": [0.5, 0.25, 0.25]}
     body = {"thresholds": [0.9123, 0.8], "exits": [one] * 3, "test": test, "seconds": seconds, "uncounted": []}
-    body |= {"full": one, "lost": True}
+    body |= {"full": one, "lost": True, "baseline": one, "goal": {"loss": 0.0, "against": "baseline"}}
     return exits_table("runs/exits", body)
 
 
