@@ -66,6 +66,22 @@ def bars(rows: Rows, x: str, y: str, label: str) -> Figure:
     return figure
 
 
+def stacked(rows: Rows, part: str, share: str, label: str) -> Figure:
+    """One bar that is divided among the kinds of `part`, in proportion to the sum of `share` of each."""
+    figure, panels = _panels(7.0, 1.9, 1, 1)
+    axes, left = panels[0][0], 0.0
+    for kind in dict.fromkeys(row[part] for row in rows):
+        own = 100 * sum(row[share] for row in rows if row[part] == kind)
+        axes.barh([0], [own], left=left, label=f"{kind}: {own:.1f} %")
+        left += own
+    axes.set_xlim(0, 100)
+    axes.set_yticks([])
+    axes.set_xlabel(label)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=3)
+    return figure
+
+
 def scatter(panels: Sequence[tuple[str, np.ndarray]], labels: np.ndarray, most: int = 10) -> Figure:
     """A panel for each (title, points [N, 2]), coloured by label; only the first `most` labels are shown."""
     figure, axes = _panels(3.2 * len(panels), 3.3, 1, len(panels))

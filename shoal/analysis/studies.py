@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shoal.analysis import plots
 from shoal.analysis.attention import attention_maps
 from shoal.analysis.attribution import integrated_gradients, logit
+from shoal.analysis.computation import parts_of
 from shoal.analysis.confidence import threshold_curve
 from shoal.analysis.features import collect_features, principal_components, separability
 from shoal.analysis.gradients import gradient_magnitudes
@@ -24,6 +25,7 @@ from shoal.data.dataset import Dataset, Split
 from shoal.exits.evidence import collect
 from shoal.outputs import forward
 from shoal.storage.files import replacing, write_text
+from shoal.surgery.tracing import trace
 from shoal.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -139,6 +141,12 @@ def thresholds(subject: Subject) -> Result:
     return Result(rows, plots.lines(rows, "threshold", ("accuracy", "images"), "threshold of confidence"))
 
 
+def computation(subject: Subject) -> Result:
+    """MACs of the backbone, the attention modules and the shallow classifiers in training (section 5.6, Fig. 13)."""
+    rows: Rows = [{**row} for row in parts_of(trace(subject.model, subject.data.shape))]
+    return Result(rows, plots.stacked(rows, "part", "share", "% of the MACs of a training step"))
+
+
 def _pixels(subject: Subject) -> np.ndarray:
     """The test images that `Subject.of` selects for figures, uint8 [N, H, W, C]."""
     split = subject.data.test
@@ -154,6 +162,7 @@ STUDIES: dict[str, Callable[[Subject], Result | None]] = {
     "attention": attention,
     "attribution": attribution,
     "thresholds": thresholds,
+    "computation": computation,
 }
 """Studies by name. A study returns None when it does not apply to the network."""
 

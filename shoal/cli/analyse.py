@@ -15,7 +15,7 @@ def analyse(request: job.Request, json: Json = False) -> None:
     The studies are those of the self-distillation paper. flat-minimum: accuracy and loss under noise on the parameters;
     gradients: their size by layer and exit; separability and pca: the features of each exit; attention: the attention
     maps, if the network has any; attribution: integrated gradients; thresholds: number and accuracy of the images above
-    each confidence. CSV files count exits from 0.
+    each confidence; computation: the MACs that exits add in training. CSV files count exits from 0.
     """
     body = job.analyse(request)
     rows = [[name, units.count(row["rows"]), ", ".join(row["files"]) or row["note"]] for name, row in body.items()]

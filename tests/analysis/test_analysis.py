@@ -14,21 +14,27 @@ from torch import Tensor, nn
 from shoal.analysis import STUDIES, Subject
 from shoal.analysis.attention import attention_maps
 from shoal.analysis.attribution import integrated_gradients, logit
+from shoal.analysis.computation import ATTENTION, BACKBONE, CLASSIFIER, parts_of
 from shoal.analysis.confidence import threshold_curve
 from shoal.analysis.features import collect_features, principal_components, separability
 from shoal.analysis.gradients import ALL, gradient_magnitudes
 from shoal.analysis.noise import noise_curve
 from shoal.errors import ShoalError
+from shoal.exits.attention import add_aligned_exits
 from shoal.exits.evidence import Evidence
+from shoal.exits.points import exit_points
+from shoal.models import build
 from shoal.networks.assembly import own_network
 from shoal.networks.spec import Spec
 from shoal.networks.stored import save_network
 from shoal.outputs import forward
 from shoal.storage.run import Run
+from shoal.surgery.tracing import trace
 from tests.cli.test_commands import call
 from tests.conftest import Residual, blobs, randomise
 from tests.exits.test_dynamic import three_exits
 from tests.jobs.test_exits import trained
+from tests.support.tables import fast_first
 
 SHAPE = (1, 8, 8)
 
@@ -225,6 +231,39 @@ def test_threshold_curves_by_hand() -> None:
         (1, 100.0),
         (0, None),
     ]
+
+
+# ---- computation
+
+# Attention after C x H x H: two depthwise and two pointwise layers at half the resolution, (2C^2 + 18C) (H / 2)^2.
+# The backbone, and all classifiers one after the other, are those of tests/exits/test_attention_exits.py.
+SHARES = [
+    ("resnet18", 555_468_800, (2_392_064, 2_244_608, 2_170_880), 582_115_328),
+    ("resnet50", 1_298_014_208, (34_734_080, 34_144_256, 33_849_344), 1_706_590_208),
+]
+
+
+@pytest.mark.parametrize(("name", "backbone", "attention", "whole"), fast_first(SHARES))
+def test_parts_of_the_computation_are_those_counted_by_hand(
+    name: str, backbone: int, attention: tuple[int, ...], whole: int
+) -> None:
+    plain = build(name, 100)
+    rows = parts_of(trace(add_aligned_exits(plain, exit_points(plain, (3, 32, 32)), 100, (3, 32, 32)), (3, 32, 32)))
+    assert [row["macs"] for row in rows if row["part"] == BACKBONE] == [backbone]
+    assert tuple(row["macs"] for row in rows if row["part"] == ATTENTION) == attention
+    assert sum(row["macs"] for row in rows) == whole
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert sum(row["params"] for row in rows) == sum(p.numel() for p in plain.parameters()) + sum(
+        row["params"] for row in rows if row["part"] != BACKBONE
+    )
+    if name == "resnet50":  # section 5.6: the additional layers take a quarter
+        assert rows[-1]["share"] == pytest.approx(0.76, abs=0.005)
+
+
+def test_exits_without_attention_and_plain_networks_have_no_attention_part() -> None:
+    assert [row["part"] for row in parts_of(trace(randomise(Residual()), SHAPE))] == [BACKBONE]
+    parts = [(row["exit"], row["part"]) for row in parts_of(trace(three_exits(), SHAPE))]
+    assert parts == [(0, CLASSIFIER), (1, CLASSIFIER), (2, BACKBONE)]
 
 
 # ---- the command
