@@ -5,7 +5,7 @@ const at = (id) => document.getElementById(id);
 const datasets = [...new Set(report.points.map((point) => point.data))].sort();
 const systems = [...new Set(report.papers.map((row) => row.system))];
 const state = { data: datasets[0], axis: "relus", log: true, papers: new Set(datasets), run: 0, best: null, budget: null };
-const PAPER_AXIS = { relus: "relus", online_s: "latency_s" };
+const PAPER_AXIS = { relus: "relus", macs: "macs", online_s: "latency_s" };
 
 // ---------------------------------------------------------------- accuracy against cost
 
@@ -20,7 +20,9 @@ function describe(point) {
 }
 
 function describePaper(row) {
-  const lines = [`${row.system}, ${row.network}`, `${row.dataset}: test accuracy ${row.accuracy} %, ${shown.format(row.relus)} ReLUs`];
+  const lines = [`${row.system}, ${row.network}`, `${row.dataset}: test accuracy ${row.accuracy} %`];
+  if (row.relus !== null) lines[1] += `, ${shown.format(row.relus)} ReLUs`;
+  if (row.macs !== null) lines[1] += `, ${compact.format(row.macs)} MACs`;
   if (row.latency_s !== null) lines.push(`${row.latency_s} s online with DELPHI, on the authors' machine`);
   return [...lines, `${row.source} (${row.certainty})`, ...(row.note ? [row.note] : [])];
 }

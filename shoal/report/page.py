@@ -69,7 +69,7 @@ def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], l
         "data": _embedded(_data(records, onlines, found, link)),
         "summary": _text(_summary(records, found, link)),
         "runs": _table("runs-table", "Baseline and reduced network of every run", _run_columns(records, onlines)),
-        "papers": _table("papers-table", "Figures as printed in the papers", _paper_columns(published())),
+        "papers": _table("papers-table", "Figures as printed in the papers", paper_columns(published())),
         "certainty": "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in CERTAINTY.items()),
     }
     # One pass, so that marks in the inserted text are not replaced.
@@ -178,20 +178,24 @@ def _compared(old: float | None, new: float | None, gain: bool) -> tuple[str, fl
     return (units.points(new - old), new - old) if gain else (units.ratio(old, new), old / new)
 
 
-def _paper_columns(rows: Sequence[Published]) -> list[Column]:
+def paper_columns(rows: Sequence[Published]) -> list[Column]:
+    """The columns of the table of published networks; costs that are not printed are empty cells."""
+
     def texts(name: str) -> list[tuple[str, float | str]]:
         return [(getattr(row, name),) * 2 for row in rows]
 
-    latencies: list[tuple[str, float | str]] = [
-        ("", -1.0) if row.latency_s is None else (units.seconds(row.latency_s), row.latency_s) for row in rows
-    ]
+    def costs(name: str, show: Callable[[float], str]) -> list[tuple[str, float | str]]:
+        values = (getattr(row, name) for row in rows)
+        return [("", -1.0) if value is None else (show(value), value) for value in values]
+
     return [
         Column("system", texts("system"), numeric=False),
         Column("data", texts("dataset"), numeric=False),
         Column("network", texts("network"), numeric=False),
-        Column("ReLUs", [(units.count(row.relus), row.relus) for row in rows]),
+        Column("ReLUs", costs("relus", units.count)),
         Column("test accuracy, %", [(f"{row.accuracy:g}", row.accuracy) for row in rows]),
-        Column("DELPHI online, s", latencies),
+        Column("DELPHI online, s", costs("latency_s", units.seconds)),
+        Column("MACs", costs("macs", units.count)),
         Column("where it was read", texts("certainty"), numeric=False),
         Column("source", texts("source"), numeric=False),
         Column("note", texts("note"), numeric=False),

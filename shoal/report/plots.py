@@ -178,7 +178,7 @@ def plot_pareto(found: Sequence[Point], papers: Sequence[Published], path: Path)
     sets = sorted({point.data for point in found})
     with drawing(path, (11.0, 5.6 * len(sets)), rows=len(sets)) as panels:
         for axes, data in zip(panels, sets, strict=True):
-            _plot_papers(axes, [row for row in papers if row.dataset == data])
+            _plot_papers(axes, [row for row in papers if row.dataset == data and row.relus is not None])
             _plot_networks(axes, [point for point in found if point.data == data])
             axes.set_xscale("log")
             axes.set_xlabel("ReLUs (log scale)")

@@ -9,25 +9,27 @@ from importlib.resources import files
 
 CERTAINTY = {
     "stated": "printed by the paper that made the network (its text or abstract)",
-    "code": "read in public code's result lists",
+    "code": "read in public code: its lists of results or its README",
     "second-hand": "printed by another paper",
 }
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published network: ReLUs as printed, top-1 accuracy in percent, seconds of DELPHI's online phase.
+    """One published network: ReLUs as printed, top-1 accuracy in percent, seconds of the online phase, multiply-adds.
 
-    The seconds were measured on the authors' machines. Papers count ReLUs differently: `note` says where a stem or a
-    last ReLU does not exist, or where quadratic activations are counted separately.
+    A cost that is not printed is None; each network has one cost or more. The seconds were measured on the authors'
+    machines, with DELPHI's protocols. Papers count ReLUs differently: `note` says where a stem or a last ReLU does not
+    exist, or where quadratic activations are counted separately. It also says where multiply-adds follow from FLOPs.
     """
 
     system: str
     dataset: str
     network: str
-    relus: int
+    relus: int | None
     accuracy: float
     latency_s: float | None
+    macs: int | None
     source: str
     certainty: str
     note: str
@@ -41,6 +43,6 @@ def published() -> tuple[Published, ...]:
 
 
 def _parse(row: dict[str, str]) -> Published:
-    latency = float(row["latency_s"]) if row["latency_s"] else None
-    figures = {"relus": int(row["relus"]), "accuracy": float(row["accuracy"]), "latency_s": latency}
+    kinds = {"relus": int, "accuracy": float, "latency_s": float, "macs": int}
+    figures = {name: kind(row[name]) if row[name] else None for name, kind in kinds.items()}
     return Published(**{**row, **figures})  # type: ignore[arg-type]

@@ -19,9 +19,7 @@ from shoal.cli.app import app
 from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
 from shoal.costs.model import layout_of, prepared_cost
-from shoal.costs.protocols import delphi
 from shoal.errors import ShoalError
-from shoal.graph.counting import Cost, Row
 from shoal.graph.folding import fold
 from shoal.jobs import report as commands
 from shoal.jobs.report import Asked
@@ -31,7 +29,7 @@ from shoal.report import read
 from shoal.report.forecast import Online, online
 from shoal.report.page import Link, render
 from shoal.report.pareto import AXES, Point, fronts, points
-from shoal.report.published import CERTAINTY, Published, published
+from shoal.report.published import published
 from shoal.storage.run import Run
 from shoal.surgery.tracing import trace
 from tests.support.finished import BASE, SIZES, finished, measured, with_networks
@@ -128,43 +126,6 @@ def test_a_run_without_networks_says_why_it_has_no_forecast(tmp_path: Path) -> N
     assert found["reduced"].seconds is None
     assert "no finished network 'model'" in found["reduced"].why
     assert found["reduced"].why in page_data(render([record], [found], Link("lan", False)))["runs"][0]["missing"]
-
-
-# ---------------------------------------------------------------- the papers' points
-
-KNOWN = [  # read off the papers' tables by hand
-    ("DeepReDuce", "cifar100", "ResNet18", 28_670, 68.68, 0.74),
-    ("DeepReDuce", "tiny-imagenet", "ResNet18", 12_290, 41.95, 0.455),
-    ("DeepReDuce", "cifar100", "ResNet56", 147_500, 71.68, None),
-    ("Shallow", "cifar100", "ResNet18", 21_100, 69.10, None),
-    ("Shallow", "cifar100", "WRN22-8", 221_000, 79.62, None),
-    ("SENet", "cifar100", "ResNet18", 49_600, 75.28, 1.13),
-    ("SNL", "cifar100", "WRN22-8", 248_400, 77.7, None),
-    ("DELPHI", "cifar100", "with quadratics", 300_000, 68.0, 6.5),
-]
-
-
-def test_published_rows_have_known_figures() -> None:
-    rows = [(r.system, r.dataset, r.network, r.relus, r.accuracy, r.latency_s) for r in published()]
-    assert [rows.count(row) for row in KNOWN] == [1] * len(KNOWN)
-
-
-@pytest.mark.parametrize("row", published(), ids=lambda r: f"{r.system} {r.dataset} {r.relus}")
-def test_published_row_is_sound(row: Published) -> None:
-    assert row.dataset in ("cifar10", "cifar100", "tiny-imagenet")
-    assert row.certainty in CERTAINTY
-    assert 40 < row.accuracy < 97
-    assert 5_000 <= row.relus <= 2_300_000
-    assert row.system
-    assert re.fullmatch(r".*, (Table \d|abstract|comparison table)|result lists .*", row.source)
-    # A typing error would leave the line through DELPHI's latencies, from which printed ones are up to 40 % off.
-    seconds = delphi(Cost((Row("", "relu", (), row.relus),), 0, 0, ())).seconds
-    assert row.latency_s is None or 0.6 < seconds / row.latency_s < 2.2
-
-
-def test_published_rows_do_not_repeat() -> None:
-    places = [(r.system, r.dataset, r.network, r.relus, r.source) for r in published()]
-    assert len(set(places)) == len(places)
 
 
 # ---------------------------------------------------------------- the page
