@@ -17,7 +17,7 @@ LEVELS = (
     ("outputs", "progress", "__init__"),
     ("data",),
     ("storage",),
-    ("canvas", "graph"),
+    ("canvas", "conversion", "graph"),
     ("surgery",),
     ("models", "training"),
     ("private.transport",),

@@ -15,11 +15,16 @@ def adopt(request: job.Request, json: Json = False) -> None:
     itself states, if any. The run remembers how images are normalised; artifacts that are compiled from it apply the
     same to the images of a query.
 
+    The network may also be an ONNX file, which has its own weights. Its logits are compared with onnxruntime's on test
+    images, and the largest difference is shown. The run keeps the file.
+
     The network has seen all training images, also those of the validation split. So choices that are made on that
     split, such as the best epoch of a reduction, are not made on unseen images.
 
     Example: shoal adopt mynet:resnet20 --weights resnet20.pth --data cifar10 --data-dir DATA --normalise imagenet
     --out runs/adopted
+
+    Example: shoal adopt net.onnx --data images --normalise none --out runs/adopted
     """
     body = job.adopt(request)
     show(body, json, lambda: pairs(f"{request.model} on {request.data}", body))

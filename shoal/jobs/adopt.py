@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
+from shoal.conversion.parity import largest_difference
 from shoal.data.dataset import Dataset
 from shoal.data.normalisation import NORMALISATIONS, moments_of, normalised
-from shoal.errors import ShoalWarning
+from shoal.errors import ShoalError, ShoalWarning
 from shoal.jobs.inputs import load_data
 from shoal.jobs.options import ARGUMENT, ImageOptions
 from shoal.networks.adoption import check_logits, fit_weights
 from shoal.networks.assembly import assemble, located, own_network
 from shoal.networks.figures import figures
+from shoal.networks.onnx_files import ENDING, open_file
 from shoal.networks.spec import Spec
 from shoal.networks.stored import save_network
 from shoal.storage.origins import Config, began
@@ -22,6 +27,8 @@ from shoal.storage.summary import Figures
 from shoal.storage.weight_files import read_weights
 from shoal.training.settings import Settings
 
+COMPARED = 32
+"""Number of test images on which a converted network is compared with its ONNX file."""
 FAR = 0.5
 """Percentage points below the accuracy that a checkpoint states from which a warning is given."""
 
@@ -32,15 +39,15 @@ class Request(ImageOptions):
 
     model: str = field(metadata=ARGUMENT)
     """The definition of the network: package.module:callable that returns an nn.Module, or a built-in network such as
-    resnet18."""
-    weights: Path
-    """The trained weights: a file of torch.save (.pt, .pth, .th, .pth.tar) or .safetensors. Weights may be nested, such
-    as under state_dict, and names may have a prefix such as module."""
+    resnet18; or an ONNX file (.onnx), which has the weights, too."""
     data: str
     """The data set that the network was trained for: digits, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, or
     the path of a folder of images."""
     out: Path
     """The run folder to write; it must be new or empty."""
+    weights: Path | None = None
+    """The trained weights, unless they are in an ONNX file: a file of torch.save (.pt, .pth, .th, .pth.tar) or
+    .safetensors. Weights may be nested, such as under state_dict, and names may have a prefix such as module."""
     data_dir: Path | None = None
     """Folder with the files of the data set, laid out as published. If left out, .data and /usr/share/datasets are
     searched; digits needs none."""
@@ -77,11 +84,26 @@ class Request(ImageOptions):
 
 
 class Adopted(Figures):
-    """Figures of the network, the accuracy that its file states (or None), what was adapted, and the run folder."""
+    """Figures of the network, the accuracy that its file states (or None), what was adapted, and the run folder.
+
+    `onnx_difference` is the largest difference of a logit from onnxruntime's on test images; None for other files.
+    """
 
     claimed: float | None
+    onnx_difference: float | None
     adapted: str
     out: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, its spec, and what an `Adopted` says about its file."""
+
+    spec: Spec
+    network: nn.Module
+    claimed: float | None
+    notes: Sequence[str]
+    difference: float | None = None
 
 
 def adopt(request: Request) -> Adopted:
@@ -95,19 +117,55 @@ def adopt(request: Request) -> Adopted:
     settings.check()
     moments = moments_of(request.normalise, request.mean, request.std)
     Run(request.out).check_free()
+    is_file = _is_onnx(request)
     data = load_data(request.config(), request.data_dir, request.device)
     data = normalised(data, *moments) if moments else data
-    spec = request.spec(data)
-    network, weights = own_network(spec), read_weights(request.weights)
-    notes = fit_weights(network, weights)
-    check_logits(network, spec)
-    model = assemble(spec, network).eval()
-    found = figures(model.to(request.device), data, spec, settings)
-    _compare(found["accuracy"], weights.claimed, data)
+    found = _from_onnx(request, data) if is_file else _from_weights(request, data)
+    check_logits(found.network, found.spec)
+    model = assemble(found.spec, found.network).eval()
+    measured = figures(model.to(request.device), data, found.spec, settings)
+    _compare(measured["accuracy"], found.claimed, data)
     config = request.config() | {"mean": list(data.mean), "std": list(data.std)}
     run = Run.create(request.out, began(config, data, request.data_dir))
-    save_network(run, spec, model.cpu())
-    return Adopted(**found, claimed=weights.claimed, adapted="; ".join(notes) or "nothing", out=str(request.out))
+    save_network(run, found.spec, model.cpu())
+    adapted = "; ".join(found.notes) or "nothing"
+    return Adopted(
+        **measured, claimed=found.claimed, onnx_difference=found.difference, adapted=adapted, out=str(request.out)
+    )
+
+
+def _is_onnx(request: Request) -> bool:
+    """Whether the network is an ONNX file. Raises ShoalError for options that do not go with it, or lack."""
+    if not request.model.endswith(ENDING):
+        if request.weights is None:
+            raise ShoalError(
+                f"found no weights for {request.model}; need them, unless the network is an ONNX file; give --weights"
+            )
+        return False
+    if request.weights is not None:
+        raise ShoalError(
+            f"found --weights {request.weights} beside {request.model}; need one of them, because an ONNX file has its "
+            "own weights; leave out --weights"
+        )
+    if (request.width, request.resolution) != (1.0, 1.0):
+        raise ShoalError(
+            f"found --width or --resolution with {request.model}; need neither, because an ONNX file has one size; "
+            "leave them out"
+        )
+    return True
+
+
+def _from_weights(request: Request, data: Dataset) -> Trained:
+    assert request.weights is not None
+    spec = request.spec(data)
+    network, weights = own_network(spec), read_weights(request.weights)
+    return Trained(spec, network, weights.claimed, fit_weights(network, weights))
+
+
+def _from_onnx(request: Request, data: Dataset) -> Trained:
+    spec, converted = open_file(Path(request.model), data, request.classes)
+    images = data.normalise(data.test.images[:COMPARED]).cpu()
+    return Trained(spec, converted.network, None, converted.notes, largest_difference(converted, images))
 
 
 def _compare(accuracy: float, claimed: float | None, data: Dataset) -> None:

@@ -22,6 +22,7 @@ from shoal.exits.attention import add_aligned_exits
 from shoal.exits.classifiers import add_exits, keep_exit
 from shoal.exits.pooled import add_pooled_exits
 from shoal.models import KNOWN, build
+from shoal.networks.onnx_files import ENDING, network_in_file
 from shoal.networks.spec import GIVEN, Spec
 from shoal.reduction.dropping import drop_blocks, drop_relus
 from shoal.reduction.gates import add_branches, commit_branches, set_gate
@@ -83,6 +84,11 @@ def located(reference: str) -> tuple[str, str]:
 
 
 def _checked_name(reference: str) -> str:
+    if reference.endswith(ENDING):
+        raise ShoalError(
+            f"found an ONNX file, {reference!r}; need a run or a definition in PyTorch; make a run of it with "
+            "shoal adopt"
+        )
     file = Path(reference if reference.endswith(".py") else f"{reference}.py")
     if reference not in KNOWN and file.exists():
         raise ShoalError(
@@ -104,6 +110,8 @@ def base_model(spec: Spec) -> nn.Module:
 
 
 def _found(spec: Spec) -> nn.Module:
+    if spec.digest:
+        return network_in_file(spec)
     if spec.base in KNOWN:
         return build(spec.base, spec.classes, channels=spec.shape[0], width=spec.width, resolution=spec.resolution)
     if ":" in spec.base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -34,9 +35,11 @@ an MLP on pooled features, which point clouds need.
 class Spec:
     """A base network and the changes to it, which `assemble` makes in the order below.
 
-    - `base` is a zoo name, ``package.module:callable`` or ``given``; `classes`, `width` and `resolution` are its
-      arguments. A module of the user's own is imported from `folder`, or from the current folder if `folder` is empty
-      or is no longer there. `shape` is the images' [C, H, W], which cannot change once there are masks.
+    - `base` is a zoo name, ``package.module:callable``, ``given``, or the name of an ONNX file; `classes`, `width` and
+      `resolution` are its arguments. A module of the user's own is imported from `folder`, or from the current folder
+      if `folder` is empty or is no longer there. `shape` is the images' [C, H, W], which cannot change once there are
+      masks.
+    - `digest` is the SHA-256 of an ONNX file in `folder`, and empty for other networks.
     - `replaced`: kinds of layers to replace, such as ``relu6=relu``. `base_channels`: the output channels that layers
       keep, such as ``conv1=0-3,5/16`` (see `shoal.channels.cut.written`). Neither is applied to a module that is passed
       to `assemble`.
@@ -74,6 +77,7 @@ class Spec:
     base_channels: tuple[str, ...] = ()
     kept_channels: tuple[str, ...] = ()
     folder: str = ""
+    digest: str = ""
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -107,6 +111,8 @@ class Spec:
             raise ShoalError(f"found a bad 'kept_width' or 'rest' in {path}; need a spec.json that shoal wrote")
         if body.get("exit_kind", "plain") not in EXIT_KINDS:
             raise ShoalError(f"found a bad 'exit_kind' in {path}; need a spec.json that shoal wrote")
+        if not re.fullmatch(r"([0-9a-f]{64})?", str(body.get("digest", ""))):
+            raise ShoalError(f"found a bad 'digest' in {path}; need a spec.json that shoal wrote")
         for name in CHANNELS:
             parse_channels(body.get(name, []))  # raises ShoalError for a wrong format
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}

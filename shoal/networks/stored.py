@@ -6,6 +6,7 @@ from torch import nn
 
 from shoal.errors import ShoalError
 from shoal.networks.assembly import assemble, own_network
+from shoal.networks.onnx_files import found_in, keep_file
 from shoal.networks.spec import GIVEN, Spec
 from shoal.storage.run import Run
 from shoal.storage.tensors import load_state, read_tensors, write_tensors
@@ -15,9 +16,14 @@ WHOLE = "slimmable"
 
 
 def save_network(run: Run, spec: Spec, model: nn.Module, name: str = "model") -> None:
-    """Store a network as `<name>.json` (its spec) and `<name>.safetensors` (weights, in several files if large)."""
+    """Store a network as `<name>.json` (its spec) and `<name>.safetensors` (weights, in several files if large).
+
+    The ONNX file of a network that was made from one is copied into the run.
+    """
     state = dict(model.state_dict())
     write_tensors(run.folder / f"{name}.safetensors", state, shard_bytes=run.shard_bytes)
+    if spec.digest:
+        keep_file(spec, run.folder)
     spec.save(run.folder / f"{name}.json")
 
 
@@ -37,6 +43,8 @@ def load_network(run: Run, name: str = "model", base: nn.Module | None = None) -
     if not run.has(f"{name}.json"):
         raise ShoalError(f"found no finished network {name!r} in {run.folder}; need a run that ended; resume it")
     spec, weights = Spec.load(run.folder / f"{name}.json"), run.folder / f"{name}.safetensors"
+    if spec.digest:
+        spec = found_in(run.folder, spec)
     if base is None and spec.base == GIVEN:
         raise ShoalError(
             f"found a network made in memory at {run.folder}; need its module; load it in Python, "

@@ -33,6 +33,7 @@ COUNTS: dict[str, tuple[str, Show]] = {
 RESULTS: dict[str, tuple[str, Show]] = {
     "accuracy": ("test accuracy, %", units.percent),
     "claimed": ("accuracy that the file states, %", lambda value: "none" if value is None else units.percent(value)),
+    "onnx_difference": ("largest difference of a logit from onnxruntime", units.probability),
     "adapted": ("adapted", str),
     "validation": ("best validation accuracy, %", units.percent),
     "best_epoch": ("best epoch, counted from 0", units.count),

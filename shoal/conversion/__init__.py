@@ -1,0 +1,1 @@
+"""Networks in ONNX files, as PyTorch modules: reading a file, converting its operators, and comparing the results."""
