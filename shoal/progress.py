@@ -15,7 +15,17 @@ from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from shoal.units import duration, percent, seconds, significant
 
@@ -156,6 +166,47 @@ def _counted(console: Console | None, what: str, total: int) -> Iterator[Callabl
     finally:
         if console is not None:
             _line(console, f"{what}: {reached:,} of {total:,} in {seconds(time.monotonic() - begun)} s")
+
+
+class _Left(ProgressColumn):
+    """The time until the task's field `until`, a time of the monotonic clock."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"about {duration(max(0.0, task.fields['until'] - time.monotonic()))} left")
+
+
+@contextmanager
+def timeline(steps: Mapping[str, float]) -> Iterator[Callable[[str], None]]:
+    """Show progress over `steps`, which have different typical seconds; yields a function to call when a step begins.
+
+    The time left is that of the remaining steps at the speed of those before. Without a terminal, each step is a line.
+    """
+    console, begun = None if is_quiet() else Console(stderr=True), time.monotonic()
+    names, total = list(steps), sum(steps.values())
+
+    def facts(name: str) -> tuple[str, float, float]:
+        """The text for a step, the typical seconds before it, and the seconds left."""
+        done = sum(steps[other] for other in names[: names.index(name)])
+        speed = (time.monotonic() - begun) / done if done else 1.0
+        return f"{name} ({names.index(name) + 1} of {len(names)})", done, (total - done) * speed
+
+    if console is None or not console.is_terminal:
+        yield lambda name: _announce(console, *facts(name))
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), _Left())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(names[0], total=total, until=begun + total)
+
+        def begin(name: str) -> None:
+            text, done, left = facts(name)
+            progress.update(task, description=text, completed=done, until=time.monotonic() + left)
+
+        yield begin
+
+
+def _announce(console: Console | None, text: str, _: float, left: float) -> None:
+    if console is not None:
+        _line(console, f"{text}, about {duration(left)} left")
 
 
 @contextmanager

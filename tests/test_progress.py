@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shoal.progress import bars, counter, say, set_verbosity, status
+from shoal.progress import bars, counter, say, set_verbosity, status, timeline
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,8 @@ def everything() -> None:
     train()
     with counter("items", 8) as advance:
         advance(8, 8)
+    with timeline({"items": 2.0, "queries": 1.0}) as begin:
+        begin("items")
     with status() as tell:
         tell("searching")
     say("training")
@@ -54,6 +56,22 @@ def test_without_a_terminal_a_counter_is_one_line_at_the_end(capsys: pytest.Capt
         for done in range(1, 9):
             advance(done, 8)
     assert capsys.readouterr().err.startswith("items: 8 of 8 in ")
+
+
+def test_without_a_terminal_a_timeline_says_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second step begins after twice the typical seconds of the first, so the rest takes twice as long, too."""
+    now = [100.0]
+    monkeypatch.setattr("shoal.progress.time.monotonic", lambda: now[0])
+    with timeline({"items": 40.0, "queries": 10.0}) as begin:
+        begin("items")
+        now[0] = 180.0
+        begin("queries")
+    assert capsys.readouterr().err.splitlines() == [
+        "items (1 of 2), about 50 s left",
+        "queries (2 of 2), about 20 s left",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -38,23 +38,32 @@ def bench(
 
 
 def bench_table(body: measuring.Bench) -> Grid:
-    """A table with a row for each link: median, fastest and slowest seconds, MB, messages, latencies."""
-    head = ["link", "online, s", "fastest, s", "slowest, s", "MB", "messages", "one-way latencies"]
+    """A table with a row for each link: median seconds and their parts, fastest, slowest, MB, messages, latencies."""
+    head = ["link", "online, s", "of which link, s", "rest, s", "fastest, s", "slowest, s"]
+    head += ["MB", "messages", "one-way latencies"]
     rows = []
     for name, row in body["networks"].items():
-        times = [units.seconds(row[k]) for k in ("online_s", "fastest_s", "slowest_s")]
+        times = [units.seconds(row[k]) for k in ("online_s", "link_s", "rest_s", "fastest_s", "slowest_s")]
         sent = [units.megabytes(row["bytes"]), units.count(row["messages"]), units.count(row["latencies"])]
         rows.append([name, *times, *sent])
     offline = body["offline_s"]
     made = "rehearsal items" if offline is None else f"{units.seconds(offline)} s offline for each item"
-    return grid(f"prepared queries, medians of {body['rounds']}; {made}", head, rows)
+    caption = f"{REST}\nLoad average at the end: {body['load']:.1f} on {body['cores']} cores."
+    return grid(f"prepared queries, medians of {body['rounds']}; {made}", head, rows, caption=caption)
+
+
+REST = """\
+Link: bytes and one-way latencies (with the request for an item) at the rate and round trip that the relay achieved.
+Rest: computation of both parties, TLS, and the relay. All of them share this machine's cores. Two machines have no
+relay, so shoal cost leaves it out; a busy machine makes the rest longer than its forecast, too."""
 
 
 @expanded
 def calibrate(wanted: job.Calibration, json: Json = False) -> None:
     """Measure the speed of this machine for forecasts: seconds of products, ReLUs and exchanges.
 
-    It takes 1.5 minutes. Nothing else should run on the machine meanwhile.
+    It takes about two minutes. Nothing else should run on the machine meanwhile. What varies widely is measured again.
+    If it still varies, a warning says that the machine is busy.
     """
     body = job.calibrate(wanted)
     show(body, json, lambda: pairs("constants of this machine", body))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from shoal.cli.fields import expanded
 from shoal.cli.options import Json, grid, show
+from shoal.costs.plan import Planned
 from shoal.jobs import plan as job
 from shoal.progress import status
+from shoal.report.layout import Grid
 
 
 @expanded
@@ -19,11 +21,16 @@ def plan(request: job.Request, json: Json = False) -> None:
 
     Columns: ReLUs, MACs and depth (convolutions on the longest path) of the candidate; seconds, MB (both directions)
     and one-way latencies (messages that have to wait for each other) of --mode; the number of blocks that become one
-    convolution, with "exit" if the auxiliary classifier is deployed; the lost points; width x resolution if candidates
-    are scaled.
+    convolution, with "exit" if the auxiliary classifier is deployed; lost, the percentage points by which candidates
+    are ordered; width x resolution if candidates are scaled. The --json output describes the same fields.
 
     Example: shoal plan runs/teacher --target 0.5s --link lan --out plan.json
     """
     with status() as say:
         body = job.plan(request, say)
-    show(body, json, lambda: grid(f"{request.target} within {request.wanted()}", *job.table(body)))
+    show(body, json, lambda: plan_table(request, body))
+
+
+def plan_table(request: job.Request, body: Planned) -> Grid:
+    """The candidates as a table with a footnote."""
+    return grid(f"{request.target} within {request.wanted()}", *job.table(body), caption=job.footnote(body))

@@ -14,7 +14,7 @@ from shoal.jobs import report as job
 
 @expanded
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with a summary.json; others are left out.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, also of a teacher alone, and folders of sweeps.")],
     asked: job.Asked,
     json: Json = False,
 ) -> None:

@@ -26,6 +26,8 @@ AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
 """Bytes, both ways, of an AND of two 64-bit words and of a product of a bit and a word (SPU 0.9.5, FM64)."""
 REFILL_BYTES, REFILL = 740_000, 10_500_000
 """Bytes and correlated oblivious transfers of one refill of Ferret. An AND of two bits uses one in each direction."""
+CLAIM_LATENCIES = 2
+"""One-way latencies before an inference: the client names the item that it spends, and the server answers."""
 NARROW_BITS = 35
 """Assumed ring size, in bits, of a product that is truncated exactly; typical of trained networks."""
 
@@ -140,9 +142,15 @@ def _online(layout: Layout, m: Machine, link: Link) -> PrivateCost:
     online = layout.online
     seconds = m.query_s + m.exchange_s * online.latencies + m.mac_s * macs(layout) + m.weight_s * weights(layout)
     seconds += m.relu_s * sum(relu.count for relu in layout.relus.values()) + m.value_s * linear_values(layout)
-    # Exchanges are simultaneous, so each direction carries about half of the bytes.
-    way = 8 * online.bytes / 2 / link.rate + online.latencies * link.rtt_s / 2
-    return PrivateCost(seconds + way, online.bytes, online.latencies / 2)
+    return PrivateCost(seconds + link_seconds(layout, link), online.bytes, online.latencies / 2)
+
+
+def link_seconds(layout: Layout, link: Link) -> float:
+    """Seconds of a prepared query that pass on `link`: its bytes at the link's rate, and its latencies.
+
+    It includes the request for an item, which the one-way latencies of `Layout.online` do not have.
+    """
+    return 8 * layout.serial_bytes / link.rate + (layout.online.latencies + CLAIM_LATENCIES) * link.rtt_s / 2
 
 
 def macs(layout: Layout) -> int:

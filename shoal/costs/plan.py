@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from shoal.costs.candidates import Candidate
+from shoal.costs.candidates import WORTH, Candidate
 from shoal.costs.machine import Machine
 from shoal.costs.target import Forecast, Target
 from shoal.errors import ShoalError
@@ -91,8 +91,37 @@ class CandidateRow(TypedDict):
     lost: float
 
 
+FIELDS: dict[str, str] = {
+    "budget": "ReLU budget of all sites, as shoal reduce takes it; ReLUs of gated blocks and after the exit count",
+    "gated": "blocks that become one convolution",
+    "keep": "the classifier that is deployed: final or auxiliary",
+    "width": "factor for the number of channels",
+    "resolution": "factor for the height and width of feature maps",
+    "forecast.relus": "ReLUs of the candidate",
+    "forecast.macs": "multiply-accumulate operations of convolutions for one image",
+    "forecast.depth": "convolutions on the longest path",
+    "forecast.relu_layers": "layers with ReLUs",
+    "forecast.seconds": "seconds of one private inference in the target's mode over its link",
+    "forecast.bytes": "bytes of one private inference, both directions together",
+    "forecast.latencies": "messages that wait for each other, each one way",
+    "lost": (
+        "percentage points of test accuracy that published networks lost on CIFAR-100 with the same changes; not a "
+        "forecast for other data"
+    ),
+}
+"""What each field of a candidate means, with its unit, by dotted path."""
+ORDER = (
+    "ascending by lost, then descending by ReLUs; left out are candidates for which another one has at least as many "
+    f"ReLUs, MACs and layers, and those that lose {WORTH:g} points more than the first"
+)
+"""How candidates are ordered and which are left out."""
+
+
 class Planned(TypedDict):
-    """The contents of a plan's file: the base network, the target, and the candidates, of which one is chosen."""
+    """The contents of a plan's file: the base network, the target, and the candidates, of which one is chosen.
+
+    `fields` and `order` are for readers: `FIELDS` and `ORDER`.
+    """
 
     format: str
     base: str
@@ -103,6 +132,8 @@ class Planned(TypedDict):
     machine: Mapping[str, object] | None
     sensitivity_from: str
     chosen: int
+    fields: Mapping[str, str]
+    order: str
     candidates: list[CandidateRow]
 
 

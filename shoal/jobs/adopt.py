@@ -23,7 +23,7 @@ from shoal.networks.spec import Spec
 from shoal.networks.stored import save_network
 from shoal.storage.origins import Config, began
 from shoal.storage.run import Run
-from shoal.storage.summary import Figures
+from shoal.storage.summary import Figures, write_alone
 from shoal.storage.weight_files import read_weights
 from shoal.training.settings import Settings
 
@@ -128,6 +128,7 @@ def adopt(request: Request) -> Adopted:
     config = request.config() | {"mean": list(data.mean), "std": list(data.std)}
     run = Run.create(request.out, began(config, data, request.data_dir))
     save_network(run, found.spec, model.cpu())
+    write_alone(run, data.name, found.spec.base, measured)
     adapted = "; ".join(found.notes) or "nothing"
     return Adopted(
         **measured, claimed=found.claimed, onnx_difference=found.difference, adapted=adapted, out=str(request.out)

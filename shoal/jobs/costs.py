@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -11,7 +13,7 @@ from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.costs.protocols import PrivateCost, delphi
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, ShoalWarning
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
@@ -20,7 +22,7 @@ from shoal.jobs.options import Subject
 from shoal.networks.assembly import own_network
 from shoal.networks.figures import counts
 from shoal.networks.stored import load_network
-from shoal.progress import say
+from shoal.progress import timeline
 from shoal.storage.summary import Counts
 from shoal.surgery.tracing import trace
 
@@ -114,9 +116,19 @@ class Calibration:
 
 
 def calibrate(wanted: Calibration) -> dict[str, object]:
-    """Measure the constants of this machine, write them to a JSON file, and return them."""
-    from shoal.measuring.calibration import calibrate as measure
+    """Measure the constants of this machine, write them to a JSON file, and return them.
 
-    machine, _ = measure(say)
+    The result also has the largest spread of the measurements, and the load average. Warns if the machine is busy.
+    """
+    from shoal.measuring.calibration import STEPS
+    from shoal.measuring.calibration import calibrate as measure
+    from shoal.measuring.repeats import busy
+
+    with timeline(STEPS) as begin:
+        machine, found = measure(begin)
     machine.save(wanted.out)
-    return asdict(machine) | {"file": str(wanted.out)}
+    spreads = found["spreads"]
+    if (sentence := busy(spreads)) is not None:
+        warnings.warn(sentence, ShoalWarning, stacklevel=2)
+    facts = {"spread": max(spreads.values()), "load": os.getloadavg()[0], "file": str(wanted.out)}
+    return asdict(machine) | facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,6 +13,8 @@ from torch import nn
 
 from shoal import units
 from shoal.costs.model import layout_of
+from shoal.data.dataset import Dataset
+from shoal.errors import ShoalError
 from shoal.graph.counting import Cost, cost
 from shoal.graph.folding import fold
 from shoal.jobs.inputs import load_data
@@ -27,7 +30,7 @@ from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.report.labels import labelled
 from shoal.report.layout import Grid
 from shoal.storage.run import Run
-from shoal.storage.summary import Counts, Figures
+from shoal.storage.summary import ALONE, FILE, Counts, Figures, write_alone
 from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.tracing import check_trace
 from shoal.training.settings import Settings
@@ -240,6 +243,7 @@ class Evaluation:
 def evaluate(wanted: Evaluation) -> Evaluated:
     """Test accuracy and counts of a run's network; with `fixed` also its accuracy in fixed-point arithmetic.
 
+    If the run has stored no figures, as those of earlier versions of shoal train, they are stored for shoal report.
     Raises ShoalError for a folder without a network, missing data, and with `fixed` for layers that cannot run in
     private.
     """
@@ -247,6 +251,7 @@ def evaluate(wanted: Evaluation) -> Evaluated:
     spec, network = load_network(run)
     data = load_data(run.config(), wanted.data_dir, other=wanted.other_data)
     body = Evaluated(**figures(network, data, spec, Settings()))
+    _keep(run, data, spec, body, wanted)
     if wanted.fixed:
         from shoal.private.compiler.deployment import clear_agreement, deploy
 
@@ -257,3 +262,11 @@ def evaluate(wanted: Evaluation) -> Evaluated:
         body["images"], body["argmax_equal"] = agreement.images, agreement.argmax_equal
         body["max_abs_logit_error"] = agreement.max_abs_logit_error
     return body
+
+
+def _keep(run: Run, data: Dataset, spec: Spec, found: Figures, wanted: Evaluation) -> None:
+    """Store the figures of an unreduced network whose run has none, unless they are of other data."""
+    if wanted.other_data or spec.is_reduced or run.has(ALONE) or run.has(FILE):
+        return
+    with suppress(ShoalError):  # a run on a read-only disk can be evaluated, too
+        write_alone(run, data.name, spec.base, found.copy())

@@ -10,7 +10,7 @@ from torch import nn
 
 from shoal import units
 from shoal.costs import candidates as planner
-from shoal.costs.plan import FORMAT, CandidateRow, Planned, write
+from shoal.costs.plan import FIELDS, FORMAT, ORDER, CandidateRow, Planned, write
 from shoal.costs.target import Target
 from shoal.errors import ShoalError
 from shoal.jobs.costs import machine_at
@@ -25,7 +25,8 @@ from shoal.storage.run import Run
 from shoal.surgery.sites import relu_sites
 
 HALVES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
-HEAD = ["#", "ReLUs", "MACs, millions", "depth", "s", "MB", "one-way latencies", "blocks gated", "points lost"]
+HEAD = ["#", "ReLUs", "MACs, millions", "depth", "time, s", "MB sent", "one-way latencies"]
+HEAD += ["blocks gated", "lost, points"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def plan(request: Request, say: Callable[[str], None]) -> Planned:
         machine=asdict(machine) if machine else None,
         sensitivity_from=origin,
         chosen=0,
+        fields=FIELDS,
+        order=ORDER,
         candidates=[_candidate(own) for own in found],
     )
     if request.out is not None:
@@ -123,6 +126,18 @@ def table(body: Planned) -> tuple[list[str], list[list[str]]]:
     if set(shapes) <= {"1x1"}:
         return HEAD, rows
     return [*HEAD, "width x size"], [[*row, shape] for row, shape in zip(rows, shapes, strict=True)]
+
+
+def footnote(body: Planned) -> str:
+    """Lines below the table: what its columns mean, what `lost` is, and why candidates are in this order."""
+    target = body["target"]
+    over = "" if target["network"] == "none" else f" over {target['network']}"
+    return (
+        f"Time, MB sent (both directions) and latencies: one private inference, {target['mode']}{over}. Depth: "
+        "convolutions on the longest path.\n"
+        f"Lost: {FIELDS['lost']}.\n"
+        f"Order: {ORDER}."
+    )
 
 
 def _row(i: int, c: CandidateRow) -> list[str]:

@@ -21,6 +21,7 @@ from shoal.report.pareto import points
 from shoal.report.published import published
 from shoal.storage.files import write_text
 from shoal.storage.run import Run
+from shoal.sweep.folder import run_folders
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ Row = Mapping[str, Any]
 """The figures of one run by dotted name, such as ``reduced.relus``."""
 
 
-def report(folders: list[Path], asked: Asked) -> list[Row]:
-    """Return a flat row for each run that has a summary; draws each run's curves and writes the chosen files.
+def report(given: list[Path], asked: Asked) -> list[Row]:
+    """Return a flat row for each run that has figures; draws each run's curves and writes the chosen files.
 
-    Raises ShoalError when no folder has a summary, for files that shoal did not write, and for an unknown link.
+    A folder of a sweep stands for all of its runs. Raises ShoalError when no run has figures, for files that shoal did
+    not write, and for an unknown link.
     """
     network = "none" if asked.network is None else asked.network
     check_network_name(network)
     machine = None if asked.machine is None else Machine.load(asked.machine)
+    folders = list(dict.fromkeys(run for folder in given for run in run_folders(folder) or [folder]))
     records = _records(folders)
     onlines: list[dict[str, Online]] = [{} for _ in records]
     if asked.html or asked.network:
@@ -71,39 +74,63 @@ def report(folders: list[Path], asked: Asked) -> list[Row]:
 
 
 def _records(folders: list[Path]) -> list[Record]:
-    """The finished runs among `folders`; prints the names of the others on standard error."""
+    """The runs with figures among `folders`; prints the names of the others on standard error."""
     found = {folder: read(folder) for folder in folders}
     records = [record for record in found.values() if record is not None]
     if not records:
-        raise ShoalError(f"found no summary.json in {[str(f) for f in folders]}; need runs of reduce or demo")
+        raise ShoalError(
+            f"found no summary.json and no figures.json in {[str(f) for f in folders]}; need finished runs or the "
+            "folder of a sweep; shoal evaluate RUN stores the figures of a network that has none"
+        )
     for folder in (f for f, record in found.items() if record is None):
-        Console(stderr=True).print(f"left out {folder}: no summary.json, so no finished reduction", markup=False)
+        Console(stderr=True).print(_left_out(folder), markup=False)
     return records
 
 
+def _left_out(folder: Path) -> str:
+    """Why a folder is not in the report, and what to do."""
+    if Run(folder).has("model.json"):
+        return f"left out {folder}: no stored test accuracy; run shoal evaluate {folder} once, then report again"
+    return f"left out {folder}: no finished run (no summary.json and no figures.json)"
+
+
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("reduced.accuracy", "test accuracy, %", units.percent),
+    ("accuracy", "test accuracy, %", units.percent),
     ("gain", "gain, points", units.points),
-    ("reduced.relus", "ReLUs", units.count),
-    ("reduced.macs", "MACs, millions", units.millions),
-    ("reduced.depth", "depth", units.count),
-    ("reduced.private.online_s", "direct, s", units.seconds),
-    ("reduced.prepared.online_s", "online, s", units.seconds),
-    ("reduced.online_forecast_s", "forecast online, s", units.seconds),
-    ("reduced.waits", "one-way latencies", units.count),
+    ("test_images", "test images", units.count),
+    ("relus", "ReLUs", units.count),
+    ("macs", "MACs, millions", units.millions),
+    ("depth", "depth", units.count),
+    ("private.online_s", "direct, s", units.seconds),
+    ("prepared.online_s", "online, s", units.seconds),
+    ("online_forecast_s", "forecast online, s", units.seconds),
+    ("waits", "one-way latencies", units.count),
 )
-"""Columns as (key of a flat row, heading, formatter). `gain` is accuracy minus that of the baseline, in points."""
+"""Columns as (name of the figure, heading, formatter). `gain` is accuracy minus that of the baseline, in points."""
 
 
 def report_table(rows: list[Row]) -> Grid:
-    """A table with a row for each run, and a column for each figure that at least one run has."""
+    """A table with a row for each run, and a column for each figure that at least one run has.
+
+    Figures are those of the reduced network, or of the only network of a run.
+    """
     sets = {row["data"] for row in rows}
-    rows = [{**row, "gain": row["reduced.accuracy"] - row["baseline.accuracy"]} for row in rows]
-    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    found = [_figures(row) for row in rows]
+    shown = [column for column in COLUMNS if any(own.get(column[0]) is not None for own in found)]
     cells = []
-    for name, row in zip(distinct([row["run"] for row in rows]), rows, strict=True):
-        figures = ["" if (value := row.get(key)) is None else show(value) for key, _, show in shown]
+    for name, row, own in zip(distinct([row["run"] for row in rows]), rows, found, strict=True):
+        figures = ["" if (value := own.get(key)) is None else show(value) for key, _, show in shown]
         cells.append([name, *([row["data"]] if len(sets) > 1 else []), *figures])
     head = ["run", *(["data"] if len(sets) > 1 else []), *(heading for _, heading, _ in shown)]
-    title = "reduced networks" if len(sets) > 1 else f"reduced networks on {next(iter(sets))}"
+    title = "networks" if any(row["reduced.accuracy"] is None for row in rows) else "reduced networks"
+    title += "" if len(sets) > 1 else f" on {next(iter(sets))}"
     return Grid(title, head, cells, texts=(0, 1) if len(sets) > 1 else (0,), shorten=True)
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    """The figures of a row's reduced network, or of its only network, by the names in `COLUMNS`."""
+    alone = row["reduced.accuracy"] is None
+    side = "baseline" if alone else "reduced"
+    gain = None if alone else row["reduced.accuracy"] - row["baseline.accuracy"]
+    own = {key: row.get(f"{side}.{key}") for key, _, _ in COLUMNS}
+    return own | {"gain": gain, "test_images": row["test_images"]}

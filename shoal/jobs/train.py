@@ -12,7 +12,7 @@ from shoal.networks.stored import save_network
 from shoal.recipes import deepreduce, shallow
 from shoal.recipes.stages import train_teacher
 from shoal.storage.origins import Config
-from shoal.storage.summary import Figures
+from shoal.storage.summary import Figures, write_alone
 from shoal.training.loop import world
 
 
@@ -51,10 +51,13 @@ def train(request: Request, shared: Shared) -> Trained:
     job = prepared.fingerprinted().begin()
     with job.training({"teacher": schedule.epochs}) as stages:
         network, history = train_teacher(spec, schedule, stages)
-    if world()[0] == 0:
+    first = world()[0] == 0
+    if first:
         save_network(job.run, spec, network)
-        job.draw_curves()
     found = job.figures(network, spec, history.on_test())
+    if first:
+        write_alone(job.run, prepared.data.name, spec.base, found)
+        job.draw_curves()
     return Trained(**found | {"best_epoch": history.best_epoch, "validation": history.best}, out=str(shared.out))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -13,7 +14,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from shoal.costs.links import LINKS
+from shoal.costs.links import LINKS, Link
+from shoal.costs.model import link_seconds
 from shoal.errors import ShoalError
 from shoal.measuring.loopback import client_tls, serving
 from shoal.measuring.rehearsal import stock
@@ -32,10 +34,14 @@ from shoal.storage.summary import Summary
 class Timed(TypedDict, total=False):
     """Prepared queries over one link: seconds, bytes and messages of a query, and what the relay achieved.
 
-    `online_s` is the median of `samples_s`. `relay_bytes` includes the handshake and TLS.
+    `online_s` is the median of `samples_s`. `link_s` is the part of it that a link of the rate and round trip that the
+    relay achieved takes, by the counts of bytes and latencies. `rest_s` is the rest: the computation of both parties,
+    TLS, and the work of the relay. `relay_bytes` includes the handshake and TLS.
     """
 
     online_s: float
+    link_s: float
+    rest_s: float
     fastest_s: float
     slowest_s: float
     samples_s: list[float]
@@ -47,9 +53,15 @@ class Timed(TypedDict, total=False):
 
 
 class Bench(TypedDict):
-    """Figures of prepared queries for each link, and the seconds to prepare an item (None in a rehearsal)."""
+    """Figures of prepared queries for each link, and the seconds to prepare an item (None in a rehearsal).
+
+    `load` is the machine's load average over the last minute, measured at the end: the mean number of processes that
+    used a core or waited for one. `cores` is its number of cores.
+    """
 
     rounds: int
+    load: float
+    cores: int
     offline_s: float | None
     networks: dict[str, Timed]
 
@@ -91,7 +103,7 @@ def bench(artifact: Path, request: Request) -> Bench:
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
         offline = None if request.rehearse else _prepare(artifact, address, folder, count, request.batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in links}
-    return Bench(rounds=rounds, offline_s=offline, networks=rows)
+    return Bench(rounds=rounds, load=os.getloadavg()[0], cores=os.cpu_count() or 1, offline_s=offline, networks=rows)
 
 
 def record(folder: Path, artifact: Path, body: Bench) -> None:
@@ -125,15 +137,16 @@ def _prepare(artifact: Path, address: str, folder: Path, count: int, batch: int)
 
 
 def _measure(artifact: Path, address: str, folder: Path, link: str, rounds: int) -> Timed:
+    layout = Layout(Program.load(artifact / "client"))
     if link == "none":
-        return _figures(_queries(artifact, address, folder, rounds))
-    achieved = asdict(probe(LINKS[link]))
+        return _figures(_queries(artifact, address, folder, rounds), link_seconds(layout, LINKS[link]))
+    achieved = probe(LINKS[link])
     with relayed(address, LINKS[link]) as relay:
         results = _queries(artifact, relay.address, folder, rounds)
         # These bytes include the uncounted query, the handshake and TLS.
         seen = {"up": relay.counters.up, "down": relay.counters.down}
-    found = _figures(results)
-    found["achieved"], found["relay_bytes"] = achieved, seen
+    found = _figures(results, link_seconds(layout, Link(achieved.rate, achieved.rtt_s)))
+    found["achieved"], found["relay_bytes"] = asdict(achieved), seen
     return found
 
 
@@ -148,11 +161,14 @@ def _client_shape(artifact: Path) -> tuple[int, ...]:
     return Program.load(artifact / "client").input_shape
 
 
-def _figures(results: list[Result]) -> Timed:
+def _figures(results: list[Result], link_s: float) -> Timed:
     first = results[0]
     samples = [r.seconds for r in results]
+    median = statistics.median(samples)
     return Timed(
-        online_s=statistics.median(samples),
+        online_s=median,
+        link_s=link_s,
+        rest_s=median - link_s,
         fastest_s=min(samples),
         slowest_s=max(samples),
         samples_s=samples,

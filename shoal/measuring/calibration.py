@@ -1,18 +1,19 @@
-"""Measure this machine's constants for the cost model, with two processes, in about a minute and a half.
+"""Measure this machine's constants for the cost model, with two processes, in about two minutes.
 
 Seconds of the offline phase and of direct mode come from one small network whose layers have different shapes. Online
 seconds need no SPU: networks of common kinds, with all and with few of their ReLUs, are queried with rehearsal items.
-These are random words of the right shapes, and queries with them take as long as with real items.
+These are random words of the right shapes, and queries with them take as long as with real items. What varies widely is
+measured again.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from shoal.errors import ShoalError
 from shoal.graph.folding import fold
 from shoal.measuring.loopback import client_tls, serving
 from shoal.measuring.rehearsal import stock
+from shoal.measuring.repeats import ROUNDS, Laps, repeated, spread
 from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
@@ -38,11 +40,20 @@ from shoal.reduction.masks import add_masks
 from shoal.surgery.sites import relu_sites
 from shoal.surgery.tracing import trace
 
-ITEMS, QUERIES, WARM = 1, 30, 6
+ITEMS, QUERIES, WARM = 3, 16, 6
+"""Most items that count, queries of a round, and queries before the first round."""
 TRUST = 0.1
 """Weight of the typical constants in a fit: a constant that is off by 100 % costs as much as seconds that are off by 10
 %."""
 Say = Callable[[str], None]
+
+
+class Measurements(TypedDict):
+    """What the constants were fitted to, and the spread of each measurement."""
+
+    offline: Mapping[str, Mapping[str, float]]
+    queries: Mapping[str, Mapping[str, float]]
+    spreads: dict[str, float]
 
 
 def _chain(shape: tuple[int, ...], *layers: tuple[int, ...]) -> nn.Module:
@@ -72,28 +83,39 @@ REHEARSED = {
 """Networks that differ in exchanges, values, ReLUs and multiply-adds: name, width, fraction of ReLUs kept."""
 
 
-def calibrate(say: Say = lambda _: None) -> tuple[Machine, dict[str, object]]:
+SPU, DIRECT, MAKING, STARTING = "items with SPU", "direct queries", "making networks", "starting servers"
+STEPS: dict[str, float] = {SPU: 45.0, DIRECT: 20.0, MAKING: 45.0, STARTING: 10.0}
+STEPS |= {f"queries: {name}": 4.0 for name in REHEARSED}
+"""The steps of a calibration, with their typical seconds."""
+
+
+def calibrate(say: Say = lambda _: None) -> tuple[Machine, Measurements]:
     """This machine's constants, and the measurements behind them. Needs SPU and an idle machine.
 
-    `say` is called with a line for each step. Raises ShoalError when the measurements fit no machine.
+    `say` is called with the name of each of `STEPS` when it begins. The measurements have ``spreads``: for each of
+    them, how much it still varies (see `repeats.spread`). Raises ShoalError when they fit no machine.
     """
     with tempfile.TemporaryDirectory(prefix="shoal-") as scratch:
         folder = Path(scratch)
         make_certificates(folder / "certs")
-        say("preparing with SPU")
+        say(SPU)
         layout = _compiled(folder / "mixed", *MIXED)
-        offline, relu_s = _with_spu(folder, layout)
+        offline, relu_s, spreads = _with_spu(folder, layout, say)
+        say(MAKING)
         layouts = {name: _stocked(folder, name, facts) for name, facts in REHEARSED.items()}
         with ExitStack() as stack, ThreadPoolExecutor(len(layouts)) as starting:
-            say("starting servers")
+            say(STARTING)
             # Start all at once: a start is mostly imports, and all servers must be idle before the first query.
             waits = {name: starting.submit(_serving, stack, folder, name) for name in layouts}
             servers = {name: wait.result() for name, wait in waits.items()}
-            say("querying")
-            queries = {name: _timed(folder, name, layout, *servers[name]) for name, layout in layouts.items()}
+            queries = {}
+            for name, own in layouts.items():
+                say(f"queries: {name}")
+                queries[name], spreads[f"queries: {name}"] = _timed(folder, name, own, *servers[name])
     constants = _offline_constants(layout, offline) | _online_constants(list(queries.values()))
     machine = Machine(**constants, direct_relu_s=relu_s)
-    return machine, {"offline": offline.kinds | {"steps": offline.steps}, "queries": queries}
+    kinds = offline.kinds | {"steps": offline.steps}
+    return machine, Measurements(offline=kinds, queries=queries, spreads=spreads)
 
 
 def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, ...]) -> Layout:
@@ -112,16 +134,20 @@ def _image(program: Program) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (1, *program.input_shape)).astype(np.float32)
 
 
-def _with_spu(folder: Path, layout: Layout) -> tuple[Offline, float]:
-    """The cost of making items, without the first one, and the seconds of one ReLU in direct mode."""
-    artifact, tls = folder / "mixed", client_tls(folder / "certs")
+def _with_spu(folder: Path, layout: Layout, say: Say) -> tuple[Offline, float, dict[str, float]]:
+    """The cost of the fastest item, without the first one; seconds of one ReLU in direct mode; and both spreads."""
+    artifact, tls, laps = folder / "mixed", client_tls(folder / "certs"), Laps()
     with serving(artifact, folder / "certs", 2, folder / "spu") as address:
         client = Client(artifact / "client", address, tls)
-        made = client.prepare(ITEMS + 1).later
+        made = client.prepare(ITEMS + 1, progress=laps.lap, proceed=laps.are_few).later
         client.close()
+        say(DIRECT)
         with Client(artifact / "client", address, tls, ClientOptions(mode="direct")) as direct:
-            relu_s = min(direct.query(_image(layout.program)).relu_s for _ in range(2))
-    return made, relu_s / sum(relu.count for relu in layout.relus.values())
+            image = _image(layout.program)
+            relus = repeated(lambda: [direct.query(image).relu_s for _ in range(2)])
+    spreads = {SPU: spread(laps.seconds), DIRECT: relus.spread}
+    relu_s = min(relus.seconds) / sum(relu.count for relu in layout.relus.values())
+    return Offline([made.batches[laps.fastest]]), relu_s, spreads
 
 
 def _sparse(name: str, width: float, share: float) -> nn.Module:
@@ -141,7 +167,8 @@ def _sparse(name: str, width: float, share: float) -> nn.Module:
 def _stocked(folder: Path, name: str, facts: tuple[str, float, float]) -> Layout:
     """The layout of one network, after writing rehearsal items for its queries to both parties' pools."""
     layout = _saved(folder / name, _sparse(*facts), SHAPE)
-    stock(layout, (folder / name / "mine", folder / name / "theirs"), folder / "certs" / "client.pem", QUERIES)
+    pools, count = (folder / name / "mine", folder / name / "theirs"), WARM + ROUNDS * QUERIES
+    stock(layout, pools, folder / "certs" / "client.pem", count)
     return layout
 
 
@@ -151,17 +178,22 @@ def _serving(stack: ExitStack, folder: Path, name: str) -> tuple[ExitStack, str]
     return own, own.enter_context(serving(folder / name, folder / "certs", 1, folder / name / "theirs"))
 
 
-def _timed(folder: Path, name: str, layout: Layout, server: ExitStack, address: str) -> dict[str, float]:
-    """Median seconds of a query of one network, and the counts that explain them. Stops the network's server.
+def _timed(folder: Path, name: str, layout: Layout, server: ExitStack, address: str) -> tuple[dict[str, float], float]:
+    """Median seconds of a query of one network, with the counts that explain them, and their spread.
 
-    It waits for the server to end, because a process that ends uses a core for most of a second and would slow down the
-    next network's queries.
+    Stops the network's server and waits for its end, because a process that ends uses a core for most of a second and
+    would slow down the next network's queries.
     """
-    tls, pool = client_tls(folder / "certs"), folder / name / "mine"
+    tls, pool, image = client_tls(folder / "certs"), folder / name / "mine", _image(layout.program)
     with Client(folder / name / "client", address, tls, ClientOptions(pool=pool)) as client:
-        seconds = [client.query(_image(layout.program)).seconds for _ in range(QUERIES)]
+
+        def seconds(count: int) -> list[float]:
+            return [client.query(image).seconds for _ in range(count)]
+
+        seconds(WARM)
+        found = repeated(lambda: seconds(QUERIES))
     server.close()
-    return work(layout) | {"seconds": statistics.median(seconds[WARM:])}
+    return work(layout) | {"seconds": found.median}, found.spread
 
 
 def work(layout: Layout) -> dict[str, float]:

@@ -28,6 +28,6 @@ def counts(total: Cost) -> Counts:
 
 
 def figures(network: nn.Module, data: Dataset, spec: Spec, settings: Settings) -> Figures:
-    """Accuracy of the last exit on the test set, in percent, and the counts of `network`."""
+    """Accuracy of the last exit on the test set, in percent, its number of images, and the counts of `network`."""
     accuracy = evaluate(network, data, data.test, settings)[-1]
-    return Figures(accuracy=accuracy, **counts(cost(trace(network, spec.shape))))
+    return Figures(accuracy=accuracy, test_images=len(data.test), **counts(cost(trace(network, spec.shape))))

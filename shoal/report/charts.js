@@ -21,6 +21,11 @@ function svg(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
+// Parts of a text that may be broken into lines after the separators of a path, and nowhere else if that fits.
+function breakable(text) {
+  return String(text).split(/(?<=[/_=-])(?=[^/_=-])/).flatMap((part, i) => (i ? [html("wbr"), part] : [part]));
+}
+
 const shown = new Intl.NumberFormat("en", { maximumFractionDigits: 4 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 
@@ -52,6 +57,9 @@ function ticks(low, high, count, log = false) {
   return linearTicks(low, high, count);
 }
 
+// Width of a digit at most, in the size of the charts' text.
+const DIGIT = 7.5;
+
 // An empty chart as wide as its place, with axes; `x` and `y` map values to places in it.
 function frame(place, options) {
   const { height, xs, ys, log, xLabel, yLabel } = options;
@@ -60,11 +68,13 @@ function frame(place, options) {
   const x = scale(xs[0], xs[1], left, width - right, log);
   const y = scale(ys[0], ys[1], height - bottom, top);
   const image = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: options.role, "aria-label": options.label });
+  let free = 0;
   for (const value of ticks(xs[0], xs[1], Math.max(3, width / 90), log)) {
-    image.append(
-      svg("line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - bottom }),
-      svg("text", { class: "soft", x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, compact.format(value)),
-    );
+    image.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: top, y2: height - bottom }));
+    const text = compact.format(value), half = (text.length * DIGIT) / 2;
+    if (x(value) - half < free || x(value) + half > width) continue;  // it would overlap its neighbour
+    image.append(svg("text", { class: "soft", x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, text));
+    free = x(value) + half + DIGIT;
   }
   for (const value of ticks(ys[0], ys[1], 6)) {
     image.append(
@@ -99,6 +109,15 @@ const SHAPES = {
 };
 const PAPER_SHAPES = ["diamond", "up", "down", "plus", "cross"];
 
+// Cuts the beginning of a text in a chart until it is at most `width` wide: the end of a name tells it apart.
+function shorten(element, width) {
+  let text = element.textContent;
+  while (element.getComputedTextLength() > width && text.length > 1) {
+    text = text.slice(1);
+    element.textContent = `\u2026${text}`;
+  }
+}
+
 function swatch(shape, colour, hollow = false) {
   const mark = svg("g", { class: `mark ${colour} ${hollow ? "hollow" : ""}` }, svg("path", { d: SHAPES[shape] }));
   return svg("svg", { viewBox: "-13 -8 26 16", "aria-hidden": "true" }, mark);
@@ -116,7 +135,7 @@ function legend(list, entries) {
 // Lines of text beside a mark, kept inside the chart.
 function showTip(place, mark, lines) {
   hideTip(place);
-  const tip = html("div", { class: "tip", "aria-hidden": "true" }, ...lines.map((line) => html("div", {}, line)));
+  const tip = html("div", { class: "tip", "aria-hidden": "true" }, ...lines.map((line) => html("div", {}, ...breakable(line))));
   place.append(tip);
   const area = place.getBoundingClientRect(), box = mark.getBoundingClientRect();
   const x = box.left + box.width / 2 - area.left, y = box.top - area.top;
@@ -132,9 +151,9 @@ function hideTip(place) {
 function table(place, caption, headings, rows) {
   const head = html("tr", {}, ...headings.map((h, i) => html("th", { scope: "col", class: i ? "number" : null }, h)));
   const body = rows.map((row) =>
-    html("tr", {}, ...row.map((cell, i) => (i ? html("td", { class: "number" }, cell) : html("th", { scope: "row" }, cell)))),
+    html("tr", {}, ...row.map((cell, i) => (i ? html("td", { class: "number" }, cell) : html("th", { scope: "row" }, ...breakable(cell))))),
   );
-  place.replaceChildren(html("caption", {}, caption), html("thead", {}, head), html("tbody", {}, ...body));
+  place.replaceChildren(html("caption", {}, ...breakable(caption)), html("thead", {}, head), html("tbody", {}, ...body));
 }
 
 // Headings' buttons sort the rows by their `data-sort`, numbers as numbers.

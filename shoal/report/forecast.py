@@ -13,6 +13,7 @@ from shoal.graph.folding import fold
 from shoal.networks.stored import load_network
 from shoal.report.record import SIDES, Record, look_up
 from shoal.storage.run import Run
+from shoal.storage.summary import FILE
 from shoal.surgery.tracing import trace
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Online:
         """The measured seconds, or the forecast if there are none."""
         return self.forecast_s if self.measured_s is None else self.measured_s
 
+    def as_kind(self, measured: bool) -> float | None:
+        """The measured or the forecast seconds."""
+        return self.measured_s if measured else self.forecast_s
+
 
 def check_network_name(name: str) -> None:
     """Raise ShoalError unless `name` is one of `LINKS`."""
@@ -48,14 +53,14 @@ def check_network_name(name: str) -> None:
 
 
 def online(record: Record, link: str, machine: Machine | None) -> dict[str, Online]:
-    """The online phase of both networks over `link`, one of `LINKS`, forecast with the constants of `machine`.
+    """The online phase of each network of a run over `link`, one of `LINKS`, forecast with the constants of `machine`.
 
     None means default constants. Runs measure over TLS on loopback, so other links have only forecasts. There is no
     forecast for a network that is not stored with its run or cannot be compiled for private inference; `why` gives the
     reason. Raises ShoalError for an unknown link.
     """
     check_network_name(link)
-    return {side: _online(record, side, link, machine) for side in SIDES}
+    return {side: _online(record, side, link, machine) for side in record.sides}
 
 
 def _online(record: Record, side: str, link: str, machine: Machine | None) -> Online:
@@ -79,13 +84,16 @@ def _layout(folder: Path, side: str) -> Layout:
     client = folder / side / "client"
     if client.is_dir():
         return Layout(Program.load(client))
-    spec, model = load_network(Run(folder), NETWORK_FILES[side])
+    run = Run(folder)
+    name = NETWORK_FILES[side] if run.has(FILE) else "model"  # a run of one network has only that
+    spec, model = load_network(run, name)
     return layout_of(fold(trace(model, spec.shape)))
 
 
 def flat_online(found: Mapping[str, Online]) -> dict[str, float | None]:
     """The forecasts as columns of a run's flat row; empty when `found` is empty."""
     row: dict[str, float | None] = {}
-    for side, phase in found.items():
+    for side in SIDES if found else ():
+        phase = found.get(side, Online())
         row |= {f"{side}.waits": phase.waits, f"{side}.online_forecast_s": phase.forecast_s}
     return row

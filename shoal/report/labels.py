@@ -34,6 +34,7 @@ RESULTS: dict[str, tuple[str, Show]] = {
     "accuracy": ("test accuracy, %", units.percent),
     "claimed": ("accuracy that the file states, %", lambda value: "none" if value is None else units.percent(value)),
     "onnx_difference": ("largest difference of a logit from onnxruntime", units.probability),
+    "test_images": ("test images", units.count),
     "adapted": ("adapted", str),
     "validation": ("best validation accuracy, %", units.percent),
     "best_epoch": ("best epoch, counted from 0", units.count),
@@ -85,6 +86,8 @@ MACHINE: dict[str, tuple[str, Show]] = {
     "value_s": ("online: a value through a linear layer, \u00b5s", _microseconds),
     "query_s": ("online: an inference, ms", units.milliseconds),
     "direct_relu_s": ("direct: a ReLU, \u00b5s", _microseconds),
+    "spread": ("largest spread of a measurement, % of its median", lambda value: units.significant(100 * value)),
+    "load": ("load average of the last minute, processes", units.significant),
     "file": ("file", str),
 }
 """Constants of a machine."""

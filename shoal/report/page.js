@@ -12,7 +12,8 @@ const PAPER_AXIS = { relus: "relus", macs: "macs", online_s: "latency_s" };
 function describe(point) {
   const costs = point.costs;
   const spread = point.spread === null ? "" : ` \u00b1 ${point.spread.toFixed(2)} over ${point.seeds.length} seeds`;
-  const lines = [point.label, `test accuracy ${point.accuracy.toFixed(2)} %${spread}`];
+  const images = point.images === null ? "" : `, n = ${shown.format(point.images)} images`;
+  const lines = [point.label, `test accuracy ${point.accuracy.toFixed(2)} %${spread}${images}`];
   lines.push(`${shown.format(costs.relus)} ReLUs, ${compact.format(costs.macs)} MACs`);
   if (costs.waits !== null) lines.push(`${shown.format(costs.waits)} one-way latencies`);
   if (costs.online_s !== null) lines.push(`${shown.format(costs.online_s)} s online, ${point.measured ? "measured" : "forecast"}`);
@@ -69,12 +70,22 @@ function drawFront() {
   roving(place, marks, drawn, held);
 }
 
-// Horizontal to the next network of the front, then up: what a cost buys at most.
+// How the cost of a front's networks is known -> the name of the front.
+const FRONTS = { counted: "front", measured: "front of measured seconds", forecast: "front of forecast seconds" };
+
+function kindOf(mark) {
+  const found = Object.entries(report.fronts[state.data][state.axis]).find(([, members]) => members.includes(mark.index));
+  return found ? found[0] : null;
+}
+
+// Horizontal to the next network of the front, then up: what a cost buys at most. Each kind of cost has its own front.
 function drawStep(chart, marks) {
-  const best = report.fronts[state.data][state.axis].map((i) => marks.find((m) => m.index === i)).filter(Boolean);
-  if (!best.length) return;
-  const steps = best.map((m, i) => (i ? `H${chart.x(m.x)}V${chart.y(m.y)}` : `M${chart.x(m.x)},${chart.y(m.y)}`));
-  chart.image.append(svg("path", { class: "step", d: `${steps.join("")}H${chart.width - chart.right}` }));
+  for (const [kind, members] of Object.entries(report.fronts[state.data][state.axis])) {
+    const best = members.map((i) => marks.find((m) => m.index === i)).filter(Boolean);
+    if (!best.length) continue;
+    const steps = best.map((m, i) => (i ? `H${chart.x(m.x)}V${chart.y(m.y)}` : `M${chart.x(m.x)},${chart.y(m.y)}`));
+    chart.image.append(svg("path", { class: `step ${kind}`, d: `${steps.join("")}H${chart.width - chart.right}` }));
+  }
 }
 
 function drawBudgetLine(chart, marks) {
@@ -150,23 +161,25 @@ function noteFront(all, marks) {
   if (papers.length) notes.push("Published networks were trained differently from ours.");
   if (papers.length && state.axis === "online_s") notes.push("Published seconds are those of DELPHI on the authors' machines and networks.");
   at("front-note").textContent = notes.join(" ");
-  const entries = [[swatch("circle", "own"), "reduced"], [swatch("square", "base"), "all ReLUs"], [lineSwatch("step"), "front"]];
-  if (state.axis === "online_s") entries.push([swatch("circle", "own", true), "hollow circle: forecast"]);
+  const entries = [[swatch("circle", "own"), "reduced"], [swatch("square", "base"), "all ReLUs"]];
+  if (own.some((m) => m.hollow)) entries.push([swatch("circle", "own", true), "hollow: forecast, not measured"]);
+  for (const kind of Object.keys(report.fronts[state.data][state.axis])) entries.push([lineSwatch(`step ${kind}`), FRONTS[kind]]);
   const seen = new Map(papers.map((m) => [m.system, m]));
   legend(at("legend"), [...entries, ...[...seen].map(([name, m]) => [swatch(m.shape, m.colour, m.hollow), name])]);
 }
 
 function drawFrontTable(marks, axis) {
-  const best = new Set(report.fronts[state.data][state.axis]);
-  const rows = marks.map((m) => [m.name, shown.format(m.x), m.y.toFixed(2), best.has(m.index) ? "yes" : ""]);
-  table(at("front-table"), `Networks on ${state.data}`, ["network", axis.label, "test accuracy, %", "on the front"], rows);
+  const rows = marks.map((m) => [m.name, shown.format(m.x), m.y.toFixed(2), FRONTS[kindOf(m)] ?? ""]);
+  table(at("front-table"), `Networks on ${state.data}`, ["network", axis.label, "test accuracy, %", "part of"], rows);
 }
 
 // ---------------------------------------------------------------- the budget
 
+// The reduced networks on the data set; all networks if none was reduced.
 function reduced() {
-  const points = report.points.map((point, index) => ({ ...point, index }));
-  return points.filter((p) => p.data === state.data && p.side === "reduced");
+  const points = report.points.map((point, index) => ({ ...point, index })).filter((p) => p.data === state.data);
+  const found = points.filter((p) => p.side === "reduced");
+  return found.length ? found : points;
 }
 
 function limits() {
@@ -190,7 +203,7 @@ function setBudget(value, slider = null) {
   const text = point
     ? `${point.label}: ${point.accuracy.toFixed(2)} % with ${shown.format(point.costs.relus)} ReLUs`
     : "No run has so few ReLUs.";
-  at("budget-best").textContent = `At most ${shown.format(value)} ReLUs. ${text}`;
+  at("budget-best").replaceChildren(...breakable(`At most ${shown.format(value)} ReLUs. ${text}`));
   if (point) showRun(point.records[0]);
   drawFront();
 }
@@ -210,7 +223,10 @@ function showRun(index) {
   at("run-note").textContent = run.missing.map((why) => `No forecast: ${why}.`).join(" ");
   drawSites(run);
   drawCurves(run);
-  table(at("comparison"), run.name, ["", "baseline", "reduced", "reduced beside baseline"], run.comparison);
+  at("facts").replaceChildren(...run.facts.flatMap(([label, text]) => [html("dt", {}, label), html("dd", {}, text)]));
+  at("comparison-title").textContent = run.alone ? "Figures" : "Baseline beside reduced";
+  const head = ["", "baseline", "reduced", "reduced beside baseline"], kept = run.alone ? 2 : head.length;
+  table(at("comparison"), run.name, run.alone ? ["", "network"] : head, run.comparison.map((row) => row.slice(0, kept)));
 }
 
 function drawSites(run) {
@@ -228,13 +244,14 @@ function drawSites(run) {
   run.sites.forEach((site, i) => {
     const text = site.replaced ? "block replaced" : `${shown.format(site.kept)} of ${shown.format(site.relus)}`;
     image.append(
-      svg("text", { x: 0, y: i * row + 14 }, site.name),
+      svg("text", { class: "name", x: 0, y: i * row + 14 }, site.name),
       svg("text", { class: "soft", x: width, y: i * row + 14, "text-anchor": "end" }, text),
       svg("rect", { class: "track", x: 0, y: i * row + 19, width: length(site.relus), height: 9, rx: 2 }),
       svg("rect", { class: "kept", x: 0, y: i * row + 19, width: length(site.kept), height: 9, rx: 2 }),
     );
   });
   place.replaceChildren(image);
+  for (const name of image.querySelectorAll(".name")) shorten(name, width - name.nextSibling.getComputedTextLength() - 12);
 }
 
 const DASHES = [null, "7 4", "2 3", "9 3 2 3"];
@@ -294,6 +311,21 @@ function nameTheme() {
   at("theme").setAttribute("aria-pressed", String(isDark()));
 }
 
+function offerDownloads() {
+  at("data-csv").addEventListener("click", () => save("shoal-report.csv", "text/csv", csv(report.rows)));
+  at("data-json").addEventListener("click", () => save("shoal-report.json", "application/json", JSON.stringify(report, null, 1)));
+  const captions = {
+    front: () => at("front-chart").querySelector("svg")?.getAttribute("aria-label"),
+    sites: () => `ReLUs kept in each layer: ${report.runs[state.run].name}`,
+    curves: () => `Validation accuracy during training: ${report.runs[state.run].name}`,
+  };
+  const legends = { front: at("legend"), sites: null, curves: at("curves-legend") };
+  for (const name of Object.keys(captions)) {
+    at(`${name}-svg`).addEventListener("click", () => saveSvg(at(`${name}-chart`), legends[name], captions[name]()));
+    at(`${name}-png`).addEventListener("click", () => savePng(at(`${name}-chart`), legends[name], captions[name]()));
+  }
+}
+
 function start() {
   options(at("dataset"), datasets.map((name) => [name, name]));
   options(at("axis"), report.axes.map((axis) => [axis.key, axis.label]));
@@ -309,6 +341,7 @@ function start() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
   document.querySelectorAll("table.sortable").forEach(sortable);
+  offerDownloads();
   nameTheme();
   chooseData(state.data);
   let width = document.body.clientWidth;

@@ -17,11 +17,11 @@ from importlib.resources import files
 from typing import Any
 
 from shoal import units
-from shoal.report.forecast import Online
+from shoal.report.forecast import Online, flat_online
 from shoal.report.pareto import AXES, Point, as_json, fronts, points
 from shoal.report.published import CERTAINTY, Published, published
-from shoal.report.record import Record, look_up
-from shoal.report.tables import comparison
+from shoal.report.record import SIDES, Record, look_up
+from shoal.report.tables import comparison, facts, flat_row, when
 
 AXIS_LABELS = {
     "relus": "ReLUs",
@@ -29,6 +29,9 @@ AXIS_LABELS = {
     "waits": "one-way latencies online",
     "online_s": "online, s",
 }
+SCRIPTS = ("charts.js", "downloads.js", "page.js")
+"""Files that are joined to the page's script, in this order."""
+NOT_STORED = "not stored"
 LINK_TEXTS = {
     "none": "no network (TLS on loopback)",
     "lan": "LAN (3 Gbit/s, round trip of 0.3 ms)",
@@ -60,7 +63,7 @@ class Column:
 def render(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]], link: Link) -> str:
     """The page for runs and their online phases, as HTML."""
     found = points(records, onlines)
-    style, script = _asset("page.css"), _asset("charts.js") + _asset("page.js")
+    style, script = _asset("page.css"), "".join(_asset(name) for name in SCRIPTS)
     parts = {
         "style": style,
         "script": script,
@@ -83,6 +86,11 @@ def _asset(name: str) -> str:
 def _text(text: str) -> str:
     """`text` escaped as ASCII HTML: the page is the same in every encoding, even with undecodable file names."""
     return escape(text).encode("ascii", "xmlcharrefreplace").decode()
+
+
+def _breakable(text: str) -> str:
+    """`text` escaped, which may be broken into lines after the separators of a path, and nowhere else if that fits."""
+    return "<wbr>".join(_text(part) for part in re.split(r"(?<=[/_=-])(?=[^/_=-])", text))
 
 
 def _hash(text: str) -> str:
@@ -112,6 +120,7 @@ def _data(
         "points": [as_json(point) for point in found],
         "fronts": fronts(found),
         "runs": [_run(record, online) for record, online in zip(records, onlines, strict=True)],
+        "rows": [flat_row(record) | flat_online(online) for record, online in zip(records, onlines, strict=True)],
         "papers": [asdict(row) for row in published()],
     }
 
@@ -120,11 +129,26 @@ def _run(record: Record, online: Mapping[str, Online]) -> dict[str, Any]:
     return {
         "name": record.name,
         "data": record.summary.data,
+        "alone": record.is_alone,
+        "facts": _facts(record),
         "comparison": comparison(record.summary) + _private_rows(online),
         "sites": [asdict(site) for site in record.sites],
         "curves": list(record.curves.items()),
         "missing": [phase.why for phase in online.values() if phase.why],
     }
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    """How the run was made, as pairs of label and text."""
+    found = facts(record.summary)
+    images = found["test_images"]
+    return [
+        ("test images (n)", NOT_STORED if images is None else units.count(images)),
+        ("seed", str(record.summary.seed)),
+        ("date", when(found["date"]) or NOT_STORED),
+        ("version of shoal", found["shoal"] or NOT_STORED),
+        ("machine", found["machine"] or NOT_STORED),
+    ]
 
 
 def _private_rows(online: Mapping[str, Online]) -> list[tuple[str, str, str, str]]:
@@ -134,8 +158,9 @@ def _private_rows(online: Mapping[str, Online]) -> list[tuple[str, str, str, str
         ("waits", "one-way latencies online", units.count),
         ("forecast_s", "forecast: online, s", units.seconds),
     ):
-        old, new = (getattr(online[side], name) for side in ("baseline", "reduced"))
-        shown = ["no forecast" if v is None else show(v) for v in (old, new)]
+        old, new = (getattr(online.get(side), name, None) for side in SIDES)
+        pairs = zip(SIDES, (old, new), strict=True)
+        shown = [("no forecast" if side in online else "") if v is None else show(v) for side, v in pairs]
         rows.append((label, shown[0], shown[1], units.ratio(old or 0, new or 0)))
     return rows
 
@@ -152,13 +177,30 @@ def _run_columns(records: Sequence[Record], onlines: Sequence[Mapping[str, Onlin
         ("relus", "ReLUs", units.count),
         ("macs", "MACs", units.count),
     ):
-        pairs = [[look_up(r.summary.side(side), key) for side in ("baseline", "reduced")] for r in records]
+        pairs = [[look_up(r.summary.side(side), key) for side in SIDES] for r in records]
         columns += _beside(label, pairs, show, gain=key == "accuracy")
-    waits = [[online[side].waits for side in ("baseline", "reduced")] for online in onlines]
-    seconds = [[online[side].seconds for side in ("baseline", "reduced")] for online in onlines]
-    columns += _beside("one-way latencies online", waits, units.count) + _beside("online, s", seconds, units.seconds)
-    kinds = ["measured" if o["reduced"].measured_s is not None else "forecast" for o in onlines]
-    return [*columns, Column("seconds measured or forecast", [(kind, kind) for kind in kinds], numeric=False)]
+    phases = [[online.get(side, Online()) for side in SIDES] for online in onlines]
+    columns += _beside("one-way latencies online", [[own.waits for own in both] for both in phases], units.count)
+    kinds = ["measured" if _are_measured(online) else "forecast" for online in onlines]
+    seconds = [[own.as_kind(_are_measured(on)) for own in both] for on, both in zip(onlines, phases, strict=True)]
+    columns += _beside("online, s", seconds, units.seconds)
+    columns.append(Column("seconds measured or forecast", [(kind, kind) for kind in kinds], numeric=False))
+    return columns + _fact_columns(records)
+
+
+def _are_measured(online: Mapping[str, Online]) -> bool:
+    """Whether the seconds of all networks of a run were measured; else the table compares forecasts."""
+    return all(phase.measured_s is not None for phase in online.values())
+
+
+def _fact_columns(records: Sequence[Record]) -> list[Column]:
+    found = [facts(record.summary) for record in records]
+    images = [row["test_images"] for row in found]
+    columns = [Column("test images", [("", -1.0) if n is None else (units.count(n), n) for n in images])]
+    columns.append(Column("date", [(when(row["date"]) or "", row["date"] or "") for row in found], numeric=False))
+    for key, heading in (("shoal", "version of shoal"), ("machine", "machine")):
+        columns.append(Column(heading, [(row[key] or "",) * 2 for row in found], numeric=False))
+    return columns
 
 
 def _beside(
@@ -166,7 +208,7 @@ def _beside(
 ) -> list[Column]:
     """Three columns: baseline, reduced, and their comparison (points gained for accuracy, a ratio for a cost)."""
     compared = [_compared(old, new, gain) for old, new in pairs]
-    ends = [[("none", -1.0) if v is None else (show(v), v) for v in side] for side in zip(*pairs, strict=True)]
+    ends = [[("", -1.0) if v is None else (show(v), v) for v in side] for side in zip(*pairs, strict=True)]
     heading = f"{label.removesuffix(', %')}: points gained" if gain else f"{label.removesuffix(', s')}: ratio"
     return [Column(f"{label}: baseline", ends[0]), Column(f"{label}: reduced", ends[1]), Column(heading, compared)]
 
@@ -223,4 +265,5 @@ def _class(column: Column) -> str:
 
 def _cell(column: Column, row: int) -> str:
     shown, value = column.cells[row]
-    return f'<td{_class(column)} data-sort="{_text(str(value))}">{_text(shown)}</td>'
+    text = _text(shown) if column.numeric else _breakable(shown)
+    return f'<td{_class(column)} data-sort="{_text(str(value))}">{text}</td>'

@@ -26,7 +26,8 @@ class Point:
 
     `costs` maps each of `AXES` to a value or None. `accuracy` is in percent; `spread` is its sample standard deviation
     (None for one seed). `records` are the indices of the runs. Seconds are measured if every run measured them
-    (`measured`), else forecast if every run has a forecast.
+    (`measured`), else forecast if every run has a forecast. `images` is the number of test images, if it is known and
+    the same for all runs.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Point:
     seeds: tuple[int, ...]
     records: tuple[int, ...]
     measured: bool
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,30 +58,56 @@ class _Member:
         return self.online.measured_s is not None, self.online.forecast_s is not None
 
 
-def fronts(points: Sequence[Point]) -> dict[str, dict[str, list[int]]]:
-    """Indices in `points` of the Pareto front for each data set and axis. Points without that cost are left out."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for data in sorted({p.data for p in points}):
-        found[data] = {}
-        for axis in AXES:
-            known = [(i, cost) for i, p in enumerate(points) if p.data == data and (cost := p.costs[axis]) is not None]
-            best = front([(cost, -points[i].accuracy) for i, cost in known], ties=True)
-            found[data][axis] = [known[k][0] for k in best]
+def fronts(points: Sequence[Point]) -> dict[str, dict[str, dict[str, list[int]]]]:
+    """Indices in `points` of the Pareto fronts, by data set, axis and kind of cost (see `kind_of`).
+
+    Costs of different kinds are never compared, so measured and forecast seconds have a front each. Points without that
+    cost are left out.
+    """
+    return {data: {axis: _fronts(points, data, axis) for axis in AXES} for data in sorted({p.data for p in points})}
+
+
+def _fronts(points: Sequence[Point], data: str, axis: str) -> dict[str, list[int]]:
+    kinds: dict[str, list[tuple[int, float]]] = {}
+    for i, point in enumerate(points):
+        if point.data == data and (cost := point.costs[axis]) is not None:
+            kinds.setdefault(kind_of(point, axis), []).append((i, cost))
+    found = {}
+    for kind, known in kinds.items():
+        best = front([(cost, -points[i].accuracy) for i, cost in known], ties=True)
+        found[kind] = [known[k][0] for k in best]
     return found
+
+
+def kind_of(point: Point, axis: str) -> str:
+    """How the cost of `point` on `axis` is known: ``counted``, or for seconds ``measured`` or ``forecast``."""
+    if axis != "online_s":
+        return "counted"
+    return "measured" if point.measured else "forecast"
 
 
 def points(records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
     """Reduced networks and their baselines as points; runs that differ only by seed are one point.
 
     `onlines` holds the online phases of each record by side, or is empty for a record. A baseline shared by several
-    runs counts once.
+    runs counts once, also if one of them is the run of that network alone.
     """
     return [point for side in SIDES for point in _points_of(side, records, onlines)]
 
 
+def _network(record: Record) -> tuple[object, ...]:
+    """What a baseline is recognised by: data, name, counts, seed and accuracy."""
+    own = record.summary.side("baseline")
+    counts = (own.get(name) for name in ("relus", "macs", "params", "depth", "accuracy"))
+    return record.summary.data, record.summary.model, record.summary.seed, *counts
+
+
 def _points_of(side: str, records: Sequence[Record], onlines: Sequence[Mapping[str, Online]]) -> list[Point]:
     groups: dict[tuple[str, str], list[_Member]] = {}
+    compared = {_network(record) for record in records if not record.is_alone}
     for i, (record, online) in enumerate(zip(records, onlines, strict=True)):
+        if side not in record.sides or (record.is_alone and _network(record) in compared):
+            continue
         place = (record.summary.data, _configuration(record, side))
         _join(groups.setdefault(place, []), _member(i, record, side, online), side)
     found = []
@@ -90,7 +118,7 @@ def _points_of(side: str, records: Sequence[Record], onlines: Sequence[Mapping[s
 
 
 def _member(i: int, record: Record, side: str, online: Mapping[str, Online]) -> _Member:
-    label = record.name if side == "reduced" else f"{record.summary.model}, all ReLUs"
+    label = record.name if side == "reduced" or record.is_alone else f"{record.summary.model}, all ReLUs"
     return _Member(i, label, record.summary.seed, record.summary.side(side), online.get(side, Online()))
 
 
@@ -109,7 +137,9 @@ def _configuration(record: Record, side: str) -> str:
     summary = record.summary
     counts = {k: summary.side("baseline").get(k) for k in ("relus", "macs", "params", "depth")}
     settings = {k: v for k, v in record.settings.items() if k not in NOT_SETTINGS}
-    if side == "baseline":
+    if record.is_alone:
+        pass
+    elif side == "baseline":
         settings = {k: v for k, v in settings.items() if k.startswith("teacher_")}
     else:  # DeepReDuce's choices, which are not among its settings
         settings |= {k: getattr(summary, k) for k in ("design", "budget")}
@@ -126,7 +156,9 @@ def _point(side: str, data: str, group: Sequence[_Member]) -> Point:
     # Measured and forecast seconds are never averaged with each other.
     costs["online_s"] = _mean_cost([m.online.measured_s if measured else m.online.forecast_s for m in group])
     places = (tuple(m.seed for m in group), tuple(m.record for m in group))
-    return Point(_label(group), side, data, statistics.mean(accuracies), spread, costs, *places, measured)
+    images = {m.figures.get("test_images") for m in group}
+    tested = images.pop() if len(images) == 1 else None
+    return Point(_label(group), side, data, statistics.mean(accuracies), spread, costs, *places, measured, tested)
 
 
 def _label(group: Sequence[_Member]) -> str:

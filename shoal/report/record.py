@@ -11,7 +11,7 @@ from typing import Any
 from shoal import units
 from shoal.errors import ShoalError
 from shoal.storage.run import Run
-from shoal.storage.summary import Figures, Summary
+from shoal.storage.summary import ALONE, FILE, Figures, Summary
 
 Show = Callable[[float], str]
 
@@ -84,7 +84,8 @@ class Site:
 class Record:
     """One finished run: its summary, settings, ReLU sites and training curves.
 
-    `curves` map each stage to points (epoch counted over all stages, validation accuracy in percent).
+    A run of one network, such as a teacher, has the figures of a baseline only (`is_alone`). `curves` map each stage to
+    points (epoch counted over all stages, validation accuracy in percent).
     """
 
     folder: Path
@@ -98,16 +99,29 @@ class Record:
         """The run's name in tables and plots: its folder as given."""
         return str(self.folder)
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Those of `SIDES` that have figures."""
+        return tuple(side for side in SIDES if self.summary.side(side))
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the run has one network, and nothing to compare it with."""
+        return len(self.sides) == 1
+
 
 def read(folder: Path) -> Record | None:
-    """The record of a run folder, or None when it has no summary (as the run of a teacher).
+    """The record of a run folder, or None when it has neither a summary nor the figures of a single network.
 
     Raises ShoalError when a file is damaged, does not belong to a run, or holds figures that are not finite.
     """
     run = Run(folder)
-    if not run.has("summary.json"):
+    if not run.has(FILE) and not run.has(ALONE):
         return None
-    summary = _summary(run)
+    summary = Summary.read(run) if run.has(FILE) else Summary.alone(run)
+    for side in SIDES:
+        if side == "baseline" or run.has(FILE):  # a single network has no reduced one
+            _check_figures(run, summary.side(side))
     settings = run.read_json("config.json") if run.has("config.json") else {}
     if not isinstance(settings, dict):
         raise _foreign(run, "config.json", "settings by name")
@@ -120,19 +134,12 @@ def _foreign(run: Run, name: str, what: str) -> ShoalError:
     )
 
 
-def _summary(run: Run) -> Summary:
-    summary = Summary.read(run)
-    for side in SIDES:
-        _check_figures(run, summary.side(side))
-    return summary
-
-
 def _check_figures(run: Run, network: Figures) -> None:
     for key, _, _ in ROWS:
         value = look_up(network, key)
         missing = value is None and key in ("accuracy", "relus", "macs")
         if missing or (value is not None and not _finite(value)):
-            raise _foreign(run, "summary.json", f"finite number for {key!r}")
+            raise _foreign(run, FILE if run.has(FILE) else ALONE, f"finite number for {key!r}")
 
 
 def _finite(value: Any) -> bool:

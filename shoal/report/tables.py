@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from shoal.units import count, percent, points, ratio
 
 
 def comparison(summary: Summary) -> list[tuple[str, str, str, str]]:
-    """Rows (label, baseline, reduced, ratio) of the table. Rows that neither network has are left out."""
+    """Rows (label, baseline, reduced, ratio) of the table. Rows that neither network has are left out.
+
+    Without figures of the reduced network, as for a teacher alone, its cells are empty.
+    """
     rows = []
+    absent = {side: "not measured" if summary.side(side) else "" for side in SIDES}
     for path, label, show in ROWS:
         old, new = (look_up(summary.side(side), path) for side in ("baseline", "reduced"))
         if old is None and new is None:
             continue
-        shown = ["not measured" if v is None else show(v) for v in (old, new)]
+        shown = [absent[side] if v is None else show(v) for side, v in zip(SIDES, (old, new), strict=True)]
         rows.append((label, shown[0], shown[1], _ratio(path, old, new)))
     return rows
 
@@ -69,10 +74,41 @@ def _remarks(summary: Summary) -> list[str]:
     return remarks
 
 
+def facts(summary: Summary) -> dict[str, Any]:
+    """How a run was made: number of test images, date, version of shoal, and machine; None if it was not stored."""
+    found = summary.environment if isinstance(summary.environment, Mapping) else {}
+    packages = found.get("packages")
+    images = [n for side in SIDES if isinstance(n := summary.side(side).get("test_images"), int)]
+    return {
+        "test_images": images[0] if images else None,
+        "date": _text(found.get("date")),
+        "shoal": _text(packages.get("shoal") if isinstance(packages, Mapping) else None),
+        "machine": _machine(found),
+    }
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _machine(found: Mapping[str, object]) -> str | None:
+    """The machine of an environment in words, such as ``AMD EPYC, 2 cores``; None if nothing is known of it."""
+    cores = f"{found['cores']} cores" if isinstance(found.get("cores"), int) else None
+    return ", ".join(filter(None, (_text(found.get("gpu")), _text(found.get("processor")), cores))) or None
+
+
+def when(date: str | None) -> str | None:
+    """An ISO date as text for people, such as ``2026-11-29 06:32 UTC``; any other text stays as it is."""
+    try:
+        return None if date is None else f"{datetime.fromisoformat(date).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError):
+        return date
+
+
 def flat_row(record: Record) -> dict[str, Any]:
     """One row of figures of a run, with keys that begin with ``baseline.`` or ``reduced.``; None if not measured."""
     summary = record.summary
-    row: dict[str, Any] = {"run": record.name, "data": summary.data, "seed": summary.seed}
+    row: dict[str, Any] = {"run": record.name, "data": summary.data, "seed": summary.seed} | facts(summary)
     for side in SIDES:
         row |= {f"{side}.{key}": look_up(summary.side(side), key) for key, _, _ in ROWS}
     return row

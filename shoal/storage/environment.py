@@ -1,9 +1,10 @@
-"""Versions of packages, and the machine, that a result was made with."""
+"""Versions of packages, the machine and the time that a result was made with."""
 
 from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 
 
 def environment() -> dict[str, object]:
-    """Versions of packages, and the machine, that a result was made with, as JSON data."""
+    """Versions of packages, the machine and the time (UTC, ISO 8601) that a result was made with, as JSON data."""
     names = ("shoal", "torch", "numpy", "spu", "jax", "scikit-learn", "safetensors")
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: found for name in names if (found := _version(name))},
         "processor": _processor(),

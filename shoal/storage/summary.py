@@ -12,6 +12,8 @@ from shoal.storage.environment import environment
 from shoal.storage.run import Run
 
 FILE = "summary.json"
+ALONE = "figures.json"
+"""File with the figures of a run's one network, of runs that compare no two networks, such as those of shoal train."""
 
 
 class Counts(TypedDict, total=False):
@@ -46,9 +48,13 @@ class OnTest(TypedDict, total=False):
 
 
 class Figures(Counts, OnTest, total=False):
-    """Test accuracy in percent and costs of one network, and what else its job measured."""
+    """Test accuracy in percent and costs of one network, and what else its job measured.
+
+    `test_images` is the number of images that the accuracy was measured on.
+    """
 
     accuracy: float
+    test_images: int
     validation: float
     best_epoch: int
     replaced_blocks: list[str]
@@ -168,6 +174,17 @@ class Summary:
         run.write_json(name, self.as_json())
 
     @classmethod
+    def alone(cls, run: Run) -> Summary:
+        """The figures that `write_alone` stored, as those of a baseline; `reduced` is empty.
+
+        Raises ShoalError when the file is missing, damaged or of another kind.
+        """
+        body = run.read_json(ALONE)
+        if isinstance(body, dict):
+            body = {**body, "baseline": body.get("figures"), "reduced": {}}
+        return cls.of(body, run.folder / ALONE)
+
+    @classmethod
     def read(cls, run: Run) -> Summary:
         """The run's summary. Raises ShoalError when the file is missing, damaged or not a summary."""
         return cls.of(run.read_json(FILE), run.folder / FILE)
@@ -185,3 +202,13 @@ class Summary:
         rest = {name: value for name, value in body.items() if name not in known}
         given = {name: value for name, value in body.items() if name in known}
         return cls(**({"environment": None} | given), unknown=rest)
+
+
+def write_alone(run: Run, data: str, model: str, found: Figures) -> None:
+    """Store the figures of a run's one network in `figures.json`, for shoal report.
+
+    `data` is the name of the data set, `model` that of the network. Raises ShoalError when the run's configuration is
+    damaged or the file cannot be written.
+    """
+    body = {"data": data, "model": model, "seed": run.config()["seed"], "figures": found}
+    run.write_json(ALONE, body | {"environment": environment()})

@@ -105,6 +105,10 @@ class Folder:
             raise ShoalError(f"found no grid in {self.path / 'grid.json'}; need the file that shoal wrote; put it back")
         return body
 
+    def names(self) -> list[str]:
+        """The names of all runs of the grid; empty if the folder holds no sweep. Raises ShoalError as `check` does."""
+        return list(self._grid()) if self._has_grid() else []
+
     def attempt(self, run: Planned, seconds: float = math.inf) -> Attempt:
         """An attempt at `run`, which resumes from its last checkpoint, if any, and trains for at most `seconds`."""
         limit = ("--max-seconds", f"{seconds:.1f}") if math.isfinite(seconds) else ()
@@ -167,6 +171,14 @@ class Folder:
             return Spent(attempts=0, seconds=0.0)
         body = _read(path, SPENT, "count from 0 again")
         return Spent(attempts=body["attempts"], seconds=body["seconds"])
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The run folders of the sweep at `path` that exist, in the order of its grid; empty if there is no sweep.
+
+    Raises ShoalError when the file of the grid is damaged.
+    """
+    return [place for name in Folder(path).names() if (place := path / "runs" / name).is_dir()]
 
 
 def _read(path: Path, kinds: Mapping[str, Any], then: str) -> Mapping[str, Any]:

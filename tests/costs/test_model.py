@@ -74,7 +74,9 @@ def test_a_batch_shares_automorphisms() -> None:
 def test_link_seconds_are_the_latencies_and_the_bytes() -> None:
     layout, machine = layout_of(folded("resnet10", 0.25)), Machine()
     here, there = (prepared_cost(layout, machine, link).online for link in (Link(), Link(8e6, 0.1)))
-    assert there.seconds - here.seconds == pytest.approx(layout.online.latencies * 0.05 + layout.online.bytes / 2 / 1e6)
+    latencies = layout.online.latencies + 2  # and the request for an item, with its answer
+    assert there.seconds - here.seconds == pytest.approx(latencies * 0.05 + layout.serial_bytes / 1e6)
+    assert layout.online.bytes / 2 < layout.serial_bytes < layout.online.bytes
 
 
 def test_the_direct_mode_is_priced_by_the_same_machine() -> None:

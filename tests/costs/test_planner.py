@@ -19,6 +19,7 @@ from shoal.costs.target import MODES, Forecast, Target
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
+from shoal.jobs import plan as planning
 from shoal.models import build
 from shoal.networks.spec import Spec
 from shoal.reduction.budget import allocate
@@ -158,6 +159,21 @@ def test_what_a_reshaped_network_lost_is_the_mean_of_deepreduces_pairs() -> None
     assert points_lost(0.5, 0, False, width=0.5) == pytest.approx(width, abs=0.05)
     assert points_lost(0.5, 0, False, resolution=0.5) == pytest.approx(resolution, abs=0.05)
     assert points_lost(0.5, 0, False, width=0.5, resolution=0.25) == pytest.approx(width + 2 * resolution, abs=0.15)
+
+
+def test_a_plan_says_what_its_fields_are_and_how_it_is_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning.planner, "plan", lambda *args, **options: [candidate()])
+    request = planning.Request("resnet10", "3x16x16", 10, 0.25, limit="2krelus", link="wan")
+    body = planning.plan(request, lambda text: None)
+    row: dict[str, object] = dict(body["candidates"][0])
+    nested = {f"forecast.{name}" for name in dict(body["candidates"][0]["forecast"])}
+    named = (row.keys() - {"forecast"}) | nested
+    assert named == body["fields"].keys()
+    note, (head, _) = planning.footnote(body), planning.table(body)
+    assert {"MACs, millions", "time, s", "MB sent", "lost, points"} <= set(head)
+    assert "online over wan" in note
+    assert body["fields"]["lost"] in note
+    assert body["order"] in note
 
 
 def test_magnitudes_by_hand() -> None:

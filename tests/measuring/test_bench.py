@@ -21,6 +21,11 @@ def test_a_wan_costs_its_latencies_and_the_relay_sees_the_bytes(small: Case, spu
     # The claim of an item is one more round trip. A WAN's latencies are what a query there takes, at the least.
     assert wan["online_s"] >= (wan["latencies"] + 2) * 0.02
     assert wan["online_s"] > none["online_s"]
+    for row in (none, wan):
+        assert row["link_s"] + row["rest_s"] == pytest.approx(row["online_s"])
+    assert none["link_s"] == 0.0
+    assert wan["link_s"] >= (wan["latencies"] + 2) * 0.02
+    assert body["cores"] >= 1
     seen = wan["relay_bytes"]["up"] + wan["relay_bytes"]["down"]
     assert seen > 3 * wan["bytes"]  # three queries, their claims, TLS and the handshake
     assert seen < 3 * wan["bytes"] + 40_000

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -139,10 +143,17 @@ def test_axes_and_scales(page: Any) -> None:
     for axis in ("relus", "macs", "waits", "online_s"):
         page.select_option("#axis", axis)
         shown[axis] = page.locator("#front-chart [role=option]").count()
-        assert page.locator("#front-chart .step").count() == 1
+        steps = page.locator("#front-chart .step").evaluate_all(
+            "all => all.map(e => getComputedStyle(e).strokeDasharray)"
+        )
+        assert len(steps) == len(set(steps)) == (2 if axis == "online_s" else 1)  # measured and forecast look different
     assert shown == {"relus": 5, "macs": 5, "waits": 3, "online_s": 3}
     assert "2 of 5 networks have no figure" in page.locator("#front-note").inner_text()
     assert page.locator("#front-chart .hollow").count() == 2  # "small" alone is measured with all its seeds
+    named = page.locator("#legend").inner_text()
+    assert "front of measured seconds" in named
+    assert "front of forecast seconds" in named
+    page.select_option("#axis", "relus")
     places = []
     for _ in range(2):
         page.locator("#log").press("Space")
@@ -181,7 +192,20 @@ def test_everything_is_reached_by_tab_and_seen_in_focus(page: Any) -> None:
             const seen = ring ? getComputedStyle(ring).visibility === 'visible' : s.outlineStyle !== 'none';
             return { [e.id || e.getAttribute('role') || e.tagName]: seen }; }"""
         )
-    controls = {"theme", "dataset", "axis", "log", "option", "budget", "budget-number", "run", "sites-log"}
+    saves = {f"{part}-{kind}" for part in ("front", "sites", "curves") for kind in ("svg", "png")}
+    controls = saves | {
+        "data-csv",
+        "data-json",
+        "theme",
+        "dataset",
+        "axis",
+        "log",
+        "option",
+        "budget",
+        "budget-number",
+        "run",
+        "sites-log",
+    }
     assert controls | {"SUMMARY", "BUTTON", "region"} <= set(reached)
     assert [name for name, seen in reached.items() if not seen and name != "BODY"] == []
     assert page.locator("input, select, button").evaluate_all("all => all.filter(e => e.tabIndex < 0).length") == 0
@@ -221,6 +245,65 @@ def test_narrow_screens_do_not_scroll_sideways(width: int, browser: Any, file: P
         # Charts are drawn anew when the window changes: their text keeps its size.
         page.set_viewport_size({"width": 2 * width, "height": 800})
         page.wait_for_function("document.querySelector('#front-chart svg').viewBox.baseVal.width > innerWidth * 0.7")
+
+
+def downloaded(page: Any, button: str) -> bytes:
+    with page.expect_download() as found:
+        page.locator(f"#{button}").press("Enter")
+    return Path(found.value.path()).read_bytes()
+
+
+def test_data_can_be_saved(page: Any, file: Path) -> None:
+    data = json.loads(downloaded(page, "data-json"))
+    assert {"points", "fronts", "runs", "rows", "papers"} <= data.keys()
+    text = downloaded(page, "data-csv").decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["run"] for row in rows] == [run["name"] for run in data["runs"]]
+    for row, stored in zip(rows, data["rows"], strict=True):
+        assert row.keys() == stored.keys()
+        for key, value in stored.items():
+            cell: object = float(row[key]) if isinstance(value, (int, float)) else row[key] or None
+            assert cell == value
+
+
+def test_charts_can_be_saved_as_pictures(page: Any) -> None:
+    page.select_option("#axis", "online_s")
+    for name in ("front", "sites", "curves"):
+        vector = ElementTree.fromstring(downloaded(page, f"{name}-svg"))
+        size = [float(vector.get(key, "0")) for key in ("width", "height")]
+        words = [text for element in vector.iter() if (text := element.text)]
+        assert {"front": "front of forecast seconds", "sites": "block replaced", "curves": "finetune"}[name] in words
+        assert not [e for e in vector.iter() if "var(" in str(e.attrib) or "class" in e.attrib]
+        drawn = Image.open(BytesIO(downloaded(page, f"{name}-png"))).convert("RGB")
+        assert drawn.size == tuple(2 * int(side) for side in size)
+        assert len(drawn.getcolors(1 << 24) or []) > 20  # a chart, and not a blank page
+
+
+def test_labels_are_whole_and_apart_on_a_phone(browser: Any, file: Path) -> None:
+    """Labels of controls are on one line, and texts of a chart do not overlap."""
+    with opened(browser, file, viewport={"width": 390, "height": 800}) as page:
+        page.select_option("#dataset", "digits")
+        for axis in ("relus", "macs", "waits", "online_s"):
+            page.select_option("#axis", axis)
+            assert page.evaluate(OVERLAPS) == []
+        page.locator("#log").press("Space")
+        assert page.evaluate(OVERLAPS) == []
+        assert page.evaluate(BROKEN) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+OVERLAPS = """() => ['#front-chart', '#sites-chart', '#curves-chart'].flatMap((id) => {
+  const texts = [...document.querySelectorAll(`${id} text`)].map((e) => [e.textContent, e.getBoundingClientRect()]);
+  const over = (a, b) => a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom;
+  const hits = (a, i) => texts.slice(i + 1).filter(([, b]) => over(a, b)).map(([other]) => other);
+  return texts.flatMap(([name, a], i) => hits(a, i).map((other) => [name, other]));
+})"""
+BROKEN = """() => [...document.querySelectorAll('label, button, dt')].filter((e) => {
+  const range = document.createRange(), text = [...e.childNodes].find((n) => n.nodeType === 3 && n.textContent.trim());
+  if (!text || !e.getClientRects().length || e.closest('table')) return false;
+  range.selectNodeContents(text);
+  return new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1;
+}).map((e) => e.textContent)"""
 
 
 def test_print_leaves_controls_out_and_is_on_white(page: Any) -> None:

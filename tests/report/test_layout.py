@@ -116,7 +116,9 @@ def forecasts() -> dict[str, Any]:
 def candidates() -> Grid:
     forecast = {"relus": 557_056, "macs": 555_417_600, "depth": 17, "seconds": 0.1234, "bytes": 23e6, "latencies": 70}
     body = {"forecast": forecast, "keep": "auxiliary", "gated": ["a", "b"], "lost": 1.49, "width": 0.5, "resolution": 1}
-    return grid("resnet18", *plan.table({"candidates": [body] * 12}))
+    target = {"mode": "online", "network": "wan"}
+    whole = {"candidates": [body] * 12, "target": target}
+    return grid("resnet18", *plan.table(whole), caption=plan.footnote(whole))
 
 
 def groups() -> Grid:
@@ -169,8 +171,18 @@ def answers() -> Grid:
 
 
 def measured_networks() -> Grid:
-    row = {"online_s": 1.23, "fastest_s": 1.2, "slowest_s": 1.5, "bytes": 23e6, "messages": 140, "latencies": 70}
-    return bench_table({"rounds": 5, "offline_s": 59.0, "networks": dict.fromkeys(("none", "lan", "wan"), row)})
+    row = {
+        "online_s": 1.23,
+        "link_s": 1.0,
+        "rest_s": 0.23,
+        "fastest_s": 1.2,
+        "slowest_s": 1.5,
+        "bytes": 23e6,
+        "messages": 140,
+        "latencies": 70,
+    }
+    facts = {"rounds": 5, "offline_s": 59.0, "load": 1.5, "cores": 2}
+    return bench_table(facts | {"networks": dict.fromkeys(("none", "lan", "wan"), row)})
 
 
 def summary() -> Summary:

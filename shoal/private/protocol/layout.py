@@ -129,6 +129,23 @@ class Layout:
     @cached_property
     def online(self) -> Online:
         """What one inference exchanges, by the closed forms of docs/private_inference.md."""
+        one_way, both_ways = self._message_words
+        words, messages = sum(one_way) + 2 * sum(both_ways), len(one_way) + 2 * len(both_ways)
+        return Online(8 * words + HEADER_BYTES * messages, messages, len(one_way) + len(both_ways))
+
+    @property
+    def serial_bytes(self) -> int:
+        """Bytes of one inference that cross the link one after the other.
+
+        Of an exchange, both directions travel at the same time and count once. Masked values and logits travel one way
+        while the other direction is idle, so this is more than half of all bytes.
+        """
+        one_way, both_ways = self._message_words
+        return 8 * (sum(one_way) + sum(both_ways)) + HEADER_BYTES * (len(one_way) + len(both_ways))
+
+    @property
+    def _message_words(self) -> tuple[list[int], list[int]]:
+        """Words of each message that travels one way, and of each direction of each exchange."""
         outputs = [math.prod(self.shapes[name]) for name in self.program.outputs]
         one_way = [math.prod(shape) for shape in self.masked.values()] + outputs
         both_ways = [self.wrap_words(names) for names in self.schedule.alone]
@@ -136,8 +153,7 @@ class Layout:
             wraps = self.wrap_words(self.schedule.rides.get(relu.name, ()))
             both_ways += [relu.carry.monomials * relu.words + wraps, relu.words + relu.count]
             both_ways += [sum(g.inputs for g in level) * relu.words for level in relu.carry.levels]
-        words, messages = sum(one_way) + 2 * sum(both_ways), len(one_way) + 2 * len(both_ways)
-        return Online(8 * words + HEADER_BYTES * messages, messages, len(one_way) + len(both_ways))
+        return one_way, both_ways
 
     def wrap_words(self, names: Iterable[str]) -> int:
         """Words in a message with the wraps of these steps."""

@@ -167,6 +167,10 @@ def infer(
         said, online = end.traffic, layout.online
         assert (said.messages, said.latencies) == (online.messages, online.latencies)
         assert said.sent + said.received + 8 * said.messages == online.bytes
+    # All that the client receives, but for the logits, comes while it sends as much.
+    exchanged = ends[0].traffic.received - 8 * sum(y.size for y in logits)
+    exchanges = layout.online.messages - layout.online.latencies
+    assert layout.serial_bytes == layout.online.bytes - exchanged - 8 * exchanges
     return logits, ends
 
 
