@@ -18,6 +18,7 @@ from shoal.networks.stored import load_network
 from shoal.private.compiler.deployment import deploy
 from shoal.private.compiler.truncation import MAX_FAILURE
 from shoal.private.program.artifact import OT_KINDS, save_artifact
+from shoal.private.program.images import check_limit
 from shoal.private.program.program import Program
 from shoal.private.serving.client import Client
 from shoal.private.serving.direct import Result
@@ -169,12 +170,15 @@ def query(artifact: Path, asked: Query, connection: Connection, options: ClientO
     program = Program.load(artifact)
     x = np.stack([pixels_of(path, program) for path in asked.images])
     mean, std = (np.asarray(program.preprocessing[k], np.float32)[:, None, None] for k in ("mean", "std"))
+    images = ((x / np.float32(255)) - mean) / std
+    for path, image in zip(asked.images, images, strict=True):
+        check_limit(program, image, str(path))
     with connection.client(artifact, replace(with_pool_wait(options), mode=asked.mode)) as client:
         # The session is open: errors of the server or the certificates come before those of the pool.
         missing = len(x) - client.ready if client.pool is not None else 0
         if missing > 0:
             _top_up(client, missing, asked.top_up)
-        results = _classify(client, ((x / np.float32(255)) - mean) / std, asked.exit_above)
+        results = _classify(client, images, asked.exit_above)
         facts = {"mode": asked.mode, "setup_s": client.setup_s, "online_s": sum(r.seconds for r in results)}
         left = {"items_left": client.ready} if client.pool is not None else {}
     facts |= {k: sum(getattr(r, k) for r in results) for k in ("bytes", "messages", "latencies")} | left

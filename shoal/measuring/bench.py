@@ -151,14 +151,11 @@ def _measure(artifact: Path, address: str, folder: Path, link: str, rounds: int)
 
 
 def _queries(artifact: Path, address: str, folder: Path, rounds: int) -> list[Result]:
-    shape = (1, *_client_shape(artifact))
-    image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    program = Program.load(artifact / "client")
+    most = min(1.0, program.input_limit)
+    image = np.random.default_rng(0).uniform(-most, most, (1, *program.input_shape)).astype(np.float32)
     with _client(artifact, address, folder) as client:
         return [client.query(image) for _ in range(rounds + 1)][1:]
-
-
-def _client_shape(artifact: Path) -> tuple[int, ...]:
-    return Program.load(artifact / "client").input_shape
 
 
 def _figures(results: list[Result], link_s: float) -> Timed:

@@ -16,7 +16,8 @@ from shoal.errors import ShoalError
 from shoal.jobs import query as job
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
-from shoal.private.serving.options import ClientOptions, ServerOptions
+from shoal.private.serving.client import Client
+from shoal.private.serving.options import MODES, ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from tests.support.dealing import stock
@@ -50,9 +51,16 @@ def connection(named: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) ->
         yield job.Connection(cert=tls.cert, key=tls.key, ca=tls.ca, connect=server.address)
 
 
-def ask(named: Case, connection: job.Connection, pool: Path, count: int = 2, half: str = "client") -> dict[str, Any]:
-    images = tuple(named.folder / f"{i}.png" for i in range(count))
-    return job.query(named.folder / half, job.Query(images), connection, ClientOptions(pool=pool))
+def ask(
+    named: Case,
+    connection: job.Connection,
+    pool: Path,
+    count: int = 2,
+    half: str = "client",
+    images: Path | None = None,
+) -> dict[str, Any]:
+    files = tuple((images or named.folder) / f"{i}.png" for i in range(count))
+    return job.query(named.folder / half, job.Query(files), connection, ClientOptions(pool=pool))
 
 
 @pytest.mark.private
@@ -90,3 +98,19 @@ def test_each_party_is_told_that_it_has_the_others_half(named: Case, certs: dict
         ShoalError, match=r"found the client's half of an artifact at .*need the server's; give server/"
     ):
         Server(named.folder / "client", "127.0.0.1:0", certs["server"], ServerOptions())
+
+
+def test_an_image_beyond_calibration_is_named_before_anything_is_connected(named: Case, tmp_path: Path) -> None:
+    save_artifact(tmp_path, replace(named.program, input_limit=1.0), named.weights)
+    nowhere = job.Connection(connect="127.0.0.1:1")
+    with pytest.raises(ShoalError, match=r"^found a value of magnitude .* at .*0\.png; need at most 1, .*; normalise"):
+        ask(replace(named, folder=tmp_path), nowhere, tmp_path / "pool", images=named.folder)
+
+
+@pytest.mark.private
+@pytest.mark.parametrize("mode", MODES)
+def test_a_client_refuses_an_image_beyond_calibration(named: Case, tmp_path: Path, spu: None, mode: str) -> None:
+    client = Client(named.folder, "127.0.0.1:1", None, ClientOptions(mode=mode, pool=tmp_path, insecure=True))
+    with pytest.raises(ShoalError, match="found a value of magnitude 99 at image 0; need at most"):
+        client.query(np.full((1, *named.program.input_shape), 99, np.float32))
+    client.close()

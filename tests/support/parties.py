@@ -81,10 +81,16 @@ class Case:
             return self.graph(self.images[:count])[-1].double().numpy()
 
 
-def case(model: nn.Module, folder: Path, masks: dict[str, Tensor], ot_kind: str = "YACL_Softspoken") -> Case:
-    graph = trace(model.eval(), SHAPE)
+def case(
+    model: nn.Module,
+    folder: Path,
+    masks: dict[str, Tensor],
+    ot_kind: str = "YACL_Softspoken",
+    shape: tuple[int, ...] = SHAPE,
+) -> Case:
+    graph = trace(model.eval(), shape)
     graph = replace(graph, weights=graph.weights | {f"{k}.mask": m for k, m in masks.items()})
-    images = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(64, *shape, generator=torch.Generator().manual_seed(1))
     program, weights = compile(graph, images)
     save_artifact(folder, program, weights, ot_kind=ot_kind)
     return Case(graph, program, weights, folder, images)

@@ -62,9 +62,23 @@ def compile(
     bits = {s.name: sign_bits(ranges[s.inputs[0]] * margin, fixed) for s in steps if s.op == "relu"}
     products = {s.name: _product(s, parameters, ranges) * margin for s in steps if s.op in TRUNCATING}
     program = _truncations(replace(program, sign_bits=bits), chances, products, max_failure)
+    public = {k: rounded_up(v) for k, v in ranges.items()}
+    program = replace(program, ranges=public, input_limit=input_limit(ranges[name], margin))
     weights = Weights({name: fixed.encode(value, name) for name, value in parameters.items()})
     program.check()
     return replace(program, error_bound=_error_bound(graph, program, weights, calibration.detach().cpu())), weights
+
+
+def rounded_up(magnitude: float) -> float:
+    """The least power of two that is not below `magnitude`; 0 for 0. The client sees it, and not the exact number."""
+    mantissa, exponent = math.frexp(magnitude)
+    return math.ldexp(1.0, exponent - (mantissa == 0.5)) if magnitude else 0.0
+
+
+def input_limit(calibrated: float, margin: float) -> float:
+    """The largest power of two up to `margin` times `calibrated`, or if that is larger, `calibrated` rounded up."""
+    _, exponent = math.frexp(margin * calibrated)
+    return max(math.ldexp(1.0, exponent - 1) if calibrated else 0.0, rounded_up(calibrated))
 
 
 def lower(graph: Graph) -> tuple[tuple[Step, ...], dict[str, np.ndarray], tuple[str, ...]]:

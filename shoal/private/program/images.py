@@ -12,7 +12,8 @@ from shoal.private.program.program import Program
 def encoded(program: Program, images: np.ndarray, rounded: bool = False) -> np.ndarray:
     """Normalised images [N, C, H, W] as int64 words; if `rounded`, as the float32 numbers that SPU encodes so.
 
-    Raises ShoalError for another shape, for no image, for types other than float, and for values that are too large.
+    Raises ShoalError for another shape, for no image, for types other than float, for NaN, and for values beyond the
+    program's input limit.
     """
     shape, array = program.input_shape, np.asarray(images)
     if array.shape[1:] != shape or not len(array) or array.dtype.kind != "f":
@@ -20,10 +21,23 @@ def encoded(program: Program, images: np.ndarray, rounded: bool = False) -> np.n
             f"found {array.dtype} images of shape {array.shape}; need float [N, {', '.join(map(str, shape))}] "
             "with N >= 1; resize and normalise them as the artifact's preprocessing says"
         )
+    for i, image in enumerate(array):
+        check_limit(program, image, f"image {i}")
     words = FixedPoint(program.fraction_bits).encode(array, "the images")
-    if np.abs(words).max() >= 1 << 24:
-        limit = 2 ** (24 - program.fraction_bits)
-        raise ShoalError(f"found image values of {limit} or more; need less; normalise the images")
     if not rounded:
         return words
     return np.ascontiguousarray(words.astype(np.float64) / 2**program.fraction_bits, np.float32)
+
+
+def check_limit(program: Program, image: np.ndarray, name: str) -> None:
+    """Raise ShoalError, with `name` for the image, if a normalised value is beyond the program's input limit.
+
+    Larger values could overflow the numbers inside the network, which nobody would notice: the logits would be wrong.
+    """
+    largest = float(np.abs(image).max(initial=0.0))
+    if largest > program.input_limit:
+        raise ShoalError(
+            f"found a value of magnitude {largest:.6g} at {name}; need at most {program.input_limit:g}, which the "
+            "artifact's calibration images allow; normalise the image with the artifact's mean and std, or compile the "
+            "network again with images like this one"
+        )

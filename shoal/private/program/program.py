@@ -21,7 +21,7 @@ from shoal.storage.tensors import load_weights
 
 __all__ = ["Program", "Step", "Weights"]
 
-VERSION = "shoal-program-3"
+VERSION = "shoal-program-4"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,10 @@ class Program:
     """A network as public steps on fixed-point words. It holds no weights, and both parties know all of it.
 
     `keep` maps a relu step to the sorted flat positions, in (C, H, W) order, that have a ReLU; a relu step that is not
-    in it has a ReLU everywhere. `ranges` maps the input and each step to the largest magnitude seen in calibration.
+    in it has a ReLU everywhere. `ranges` maps the input and each step to the largest magnitude seen in calibration,
+    rounded up to a power of two. `input_limit` is the largest magnitude that an image's values may have: a power of
+    two, and at most `margin` times the calibrated one. Clients refuse other images. With the default no image but
+    zeros is accepted; `compile` always states a limit.
     `error_bound` is empirical, not proved: 4 times the largest difference between the logits of the float network and
     of fixed point with truncation noise, over the calibration images. Programs are equal when their digests are.
 
@@ -53,6 +56,7 @@ class Program:
     sign_bits: dict[str, int] = field(default_factory=dict)
     exact: dict[str, int] = field(default_factory=dict)
     failure_bound: float = 0.0
+    input_limit: float = 0.0
 
     def digest(self) -> str:
         """SHA-256 of all fields in hex, which the parties compare before they start."""
@@ -120,6 +124,7 @@ class Program:
             _check_keep(name, positions, relus)
         _check_phases(self)
         _check_figures({"error_bound": self.error_bound, "failure_bound": self.failure_bound, **self.ranges})
+        _check_limit(self.input_limit, self.fraction_bits)
 
 
 def _absorb(hasher: Any, arrays: dict[str, np.ndarray], dtype: str) -> None:
@@ -152,6 +157,13 @@ def _check_figures(figures: dict[str, Any]) -> None:
     for name, value in figures.items():
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             raise ShoalError(f"found {value!r} as the error bound or range of {name}; need a finite number >= 0")
+
+
+def _check_limit(limit: Any, fraction_bits: int) -> None:
+    # SPU takes images as float32, which holds every word up to 2^24.
+    most = 2.0 ** (24 - fraction_bits)
+    if not isinstance(limit, (int, float)) or not 0 <= limit <= most:
+        raise ShoalError(f"found input limit {limit!r}; need a number from 0 to {most:g}; compile again")
 
 
 @dataclass(frozen=True, eq=False)

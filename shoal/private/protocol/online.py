@@ -19,6 +19,7 @@ from shoal.private.program.clear import VALUES, biases, ring_products
 from shoal.private.program.fixed import FixedPoint
 from shoal.private.program.program import Weights
 from shoal.private.program.steps import Step
+from shoal.private.protocol.image import image_share
 from shoal.private.protocol.layout import LINEAR, Layout, ReluLayout
 from shoal.private.protocol.lifting import Lift, Names
 from shoal.private.protocol.signs import ONES, Rider, Side, select, sign
@@ -58,8 +59,7 @@ class Inference:
         whether the client goes on.
         """
         program, logits, schedule = self.prepared.program, list[Tensor](), self.prepared.layout.schedule
-        start = torch.zeros((1, *program.input_shape), dtype=torch.int64) if image is None else image
-        self.values[program.input] = start
+        self.values[program.input] = image_share(self.side.item, program.input_shape, image)
         for i, step in enumerate(self.prepared.layout.steps):
             self._run(step, schedule.before.get(step.name, ()))
             for name in (n for n in program.outputs if n == step.name):

@@ -29,11 +29,12 @@ class Arrays(Protocol):
 
 @dataclass(frozen=True)
 class Side:
-    """One party in one inference: whether it is the client, its wire and its half of the randomness."""
+    """One party in one inference: whether it is the client, its wire, its half of an item and the item's name."""
 
     client: bool
     wire: Wire
     half: Arrays
+    item: str
 
 
 @dataclass(frozen=True)

@@ -184,10 +184,11 @@ def serve_queries(
         started, early = time.perf_counter(), message.get("early") is True
         if early and not early_exit:
             raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
-        half = pool.claim(message.get("name"))
+        name = message.get("name")
+        half = pool.claim(name)
         session.control.send({"type": "go"})
         wire = SocketWire(session.control, local.timeout_s)
-        Inference(prepared, Side(False, wire, half)).run(None, early)
+        Inference(prepared, Side(False, wire, half, str(name))).run(None, early)
         answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
 
 
@@ -212,7 +213,7 @@ class PreparedQueries:
             half = self.pool.claim(names[0])
             self.session.from_peer(("go",), self.local.timeout_s)
         wire = SocketWire(self.session.control, self.local.timeout_s)
-        run = Inference(self.prepared, Side(True, wire, half))
+        run = Inference(self.prepared, Side(True, wire, half, names[0]))
         logits = run.run(torch.from_numpy(images), self._unsure(exit_above))
         traffic, fixed = wire.traffic, self.prepared.fixed
         figures: dict[str, Any] = {"bytes": traffic.sent + traffic.received, "messages": traffic.messages}

@@ -233,6 +233,7 @@ LOAD_REFUSES: dict[str, tuple[Callable[[Path, Program], Any], str]] = {
     "field": (rebuilt(lambda p: replace(p, field_bits=32)), "field_bits 32"),
     "fraction": (rebuilt(lambda p: replace(p, fraction_bits=99)), "fraction_bits 99"),
     "NaN bound": (rebuilt(lambda p: replace(p, error_bound=float("nan"))), "nan as the error bound"),
+    "input limit": (rebuilt(lambda p: replace(p, input_limit=2.0**25)), r"found input limit 33554432\.0"),
     "keep too far": (positions(0, 8 * 8 * 8), "at relu2; need sorted int32 below 512"),
     "keep negative": (positions(-1, 3), "at relu2"),
     "keep unsorted": (positions(3, 2), "at relu2"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 
 from shoal.private.program.clear import run_clear
 from shoal.private.program.program import Program
-from shoal.private.program.steps import TRUNCATING
 from shoal.private.protocol.bitslice import pack, plane_words, slice_bits, unpack
 from shoal.private.protocol.carry import Carry
 from shoal.private.protocol.layout import Layout, ReluLayout
@@ -20,7 +17,8 @@ from shoal.private.protocol.offline import prepare
 from shoal.private.protocol.online import Inference, Prepared
 from shoal.private.protocol.randomness import expand, new_seed
 from shoal.private.protocol.signs import ONES, Side, select, sign
-from tests.support.dealing import Dealer, MemoryWire, both, wires
+from tests.support.dealing import Dealer, both, wires
+from tests.support.inferences import infer, new_name, truncating
 from tests.support.parties import Case, Everything, case, seeded
 
 COUNTS = (1, 63, 64, 65, 1000)
@@ -42,7 +40,7 @@ class Site:
         self.wires = wires()
 
     def side(self, client: bool) -> Side:
-        return Side(client, self.wires[not client], self.halves[not client])
+        return Side(client, self.wires[not client], self.halves[not client], new_name())
 
 
 def relu(site: Site, client: bool, x: np.ndarray) -> np.ndarray:
@@ -133,56 +131,6 @@ def test_expansion_is_a_function_of_the_seed() -> None:
 # ---------------------------------------------------------------- whole networks
 
 
-class Recording(Inference):
-    """Notes its own share of everything that it truncates."""
-
-    def __init__(self, prepared: Prepared, side: Side, shares: dict[str, np.ndarray]) -> None:
-        super().__init__(prepared, side)
-        self.shares = shares
-
-    def truncate(self, words: torch.Tensor) -> torch.Tensor:
-        assert self.step is not None
-        if self.side.client:
-            self.shares[self.step.name] = words.numpy().copy()
-        return super().truncate(words)
-
-
-def infer(
-    case: Case, program: Program, image: np.ndarray, shares: dict[str, np.ndarray] | None = None
-) -> tuple[list[np.ndarray], tuple[MemoryWire, MemoryWire]]:
-    """The client's logits of one image, and both wires; its shares of what is truncated go into `shares`."""
-    noted = {} if shares is None else shares
-    layout, dealer, ends = Layout(program), Dealer(program, case.weights), wires()
-    seeds = {c: new_seed() for c in (True, False)}
-
-    def work(client: bool) -> list[np.ndarray]:
-        (half,) = prepare(layout, dealer.engine(client), client, [seeds[client]])
-        prepared = Prepared(layout, None if client else case.weights)
-        words = torch.from_numpy(image[None].astype(np.int64)) if client else None
-        return [y.numpy() for y in Recording(prepared, Side(client, ends[not client], half), noted).run(words)]
-
-    logits, none = both(work)
-    assert none == []
-    for end in ends:
-        said, online = end.traffic, layout.online
-        assert (said.messages, said.latencies) == (online.messages, online.latencies)
-        assert said.sent + said.received + 8 * said.messages == online.bytes
-    # All that the client receives, but for the logits, comes while it sends as much.
-    exchanged = ends[0].traffic.received - 8 * sum(y.size for y in logits)
-    exchanges = layout.online.messages - layout.online.latencies
-    assert layout.serial_bytes == layout.online.bytes - exchanged - 8 * exchanges
-    return logits, ends
-
-
-def truncating(program: Program, exact: str) -> Program:
-    """`program` with none of its truncations exact, those that `compile` chose, or all, in a ring of so many bits."""
-    steps = [s.name for s in program.steps if s.op in TRUNCATING]
-    most = max(program.exact.values())
-    table = {"none": {}, "compiled": program.exact}
-    table |= {"wide": dict.fromkeys(steps, 64), "all narrow": dict.fromkeys(steps, most)}
-    return replace(program, exact=table[exact])
-
-
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Case:
     mask = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.4
@@ -249,7 +197,7 @@ def test_the_clear_executor_simulates_the_shares_bit_for_bit(everything: Case, e
 
 @pytest.mark.parametrize("leave", [False, True])
 def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
-    layout, ends = Layout(everything.program), wires()
+    layout, ends, name = Layout(everything.program), wires(), new_name()
     dealer, image = Dealer(everything.program, everything.weights), everything.images[0].numpy()
     words = torch.from_numpy(np.rint(image / everything.unit).astype(np.int64))[None]
     asked: list[int] = []
@@ -260,7 +208,8 @@ def test_an_early_exit_ends_both_parties(everything: Case, leave: bool) -> None:
 
     def work(client: bool) -> list[torch.Tensor]:
         (half,) = prepare(layout, dealer.engine(client), client, [new_seed()])
-        run = Inference(Prepared(layout, None if client else everything.weights), Side(client, ends[not client], half))
+        prepared = Prepared(layout, None if client else everything.weights)
+        run = Inference(prepared, Side(client, ends[not client], half, name))
         return run.run(words, go_on) if client else run.run(None, True)
 
     logits, none = both(work)
