@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from shoal.data.dataset import Dataset, Split
 from shoal.data.splits import divide, hold_out, moments
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, ShoalWarning, first_line
 
 CHANNELS = (1, 3)
 """Numbers of channels of images."""
@@ -36,9 +37,25 @@ def from_arrays(
         rest, held = divide(pixels, numbers, test, seed)
     kept, validation = hold_out(Split(*rest), val, None, seed)
     mean, std = moments(kept.images)
+    _check_first(numbers, facts)
     names: Sequence[str] = facts.get("class_names", ())
     found = {"name": "arrays", "classes": len(names) or int(numbers.max()) + 1, "mean": mean, "std": std}
     return Dataset(train=kept, val=validation, test=Split(*held), **{**found, "augment": "none", **facts})
+
+
+def _check_first(labels: Tensor, facts: Mapping[str, Any]) -> None:
+    """Raise ShoalError for labels that do not begin at 0, where no number of classes says that this is meant.
+
+    Warns of a single class.
+    """
+    first, last = int(labels.min()), int(labels.max())
+    if first > 0 and not facts.get("classes") and not facts.get("class_names"):
+        raise ShoalError(
+            f"found labels {first} to {last}; need labels from 0; subtract {first}, or give the number of classes "
+            f"(classes={last + 1}) if no image of class 0 is there"
+        )
+    if first == last:
+        warnings.warn(f"found one class ({first}); need two or more to tell classes apart", ShoalWarning, stacklevel=3)
 
 
 def from_loader(loader: Iterable[Any], *, test: Iterable[Any] | float = 0.2, **more: Any) -> Dataset:
@@ -54,21 +71,33 @@ def from_loader(loader: Iterable[Any], *, test: Iterable[Any] | float = 0.2, **m
 
 
 def _batches(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    pairs = [(as_pixels(images), as_labels(labels)) for images, labels in loader]
+    pairs = [(as_pixels(images), as_labels(labels)) for images, labels in _read(loader)]
     if not pairs:
         raise ShoalError("found a loader without a batch; need at least one; check the data set that it reads")
     return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
+def _read(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    try:
+        for batch in loader:
+            images, labels = batch
+            yield images, labels
+    except (TypeError, ValueError) as error:
+        raise ShoalError(
+            f"found a {type(loader).__name__} that gives no pairs of images and labels ({first_line(error)}); need a "
+            "DataLoader whose batches are (images, labels); pass one"
+        ) from error
+
+
 def as_pixels(images: Any) -> Tensor:
     """Images as uint8 [N, C, H, W], from the forms that `from_arrays` takes. Raises ShoalError for others."""
-    found = torch.as_tensor(images)
+    found = given = _tensor(images, "images", "need pixels as a tensor or array; read files with Dataset.from_folder")
     found = found[:, None] if found.ndim == 3 else found
     if found.ndim == 4 and found.shape[1] not in CHANNELS and found.shape[3] in CHANNELS:
         found = found.permute(0, 3, 1, 2)
     if found.ndim != 4 or found.shape[1] not in CHANNELS:
         raise ShoalError(
-            f"found images of shape {list(torch.as_tensor(images).shape)}; need [N, C, H, W], [N, H, W, C] or "
+            f"found images of shape {list(given.shape)}; need [N, C, H, W], [N, H, W, C] or "
             "[N, H, W], with 1 or 3 channels; reorder the axes"
         )
     return (_from_unit(found) if found.is_floating_point() else _from_integers(found)).contiguous()
@@ -96,12 +125,26 @@ def _from_unit(images: Tensor) -> Tensor:
 
 
 def as_labels(labels: Any) -> Tensor:
-    """Labels as int64 [N]; [N, 1] is flattened. Raises ShoalError for fractions and other shapes."""
-    found = torch.as_tensor(labels)
+    """Labels as int64 [N]; [N, 1] is flattened. Raises ShoalError for fractions, negative numbers and other shapes."""
+    found = _tensor(labels, "labels", "need integers from 0; number the classes, and pass their names as class_names")
     found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
     if found.ndim != 1 or (found.is_floating_point() and not torch.equal(found, found.round())):
         raise ShoalError(
             f"found labels {found.dtype} of shape {list(found.shape)}; need one integer for each image; from one-hot "
             "rows take argmax(1)"
         )
+    if len(found) and int(found.min()) < 0:
+        raise ShoalError(
+            f"found labels {int(found.min())} to {int(found.max())}; need integers from 0; leave out the images "
+            "without a class, or add to all labels"
+        )
     return found.long()
+
+
+def _tensor(given: Any, what: str, need: str) -> Tensor:
+    """`given` as a tensor. Raises ShoalError with `need` if it holds no numbers."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(given).__name__
+        raise ShoalError(f"found {what} of type {kind} that hold no numbers ({first_line(error)}); {need}") from error

@@ -135,6 +135,14 @@ class Dataset:
         return hasher.hexdigest()
 
 
+def check_kind(data: Any) -> None:
+    """Raise ShoalError for something else than a `Dataset`, which is how most first programs go wrong."""
+    if not isinstance(data, Dataset):
+        advice = {"str": "shoal.load(NAME)", "DataLoader": "shoal.Dataset.from_loader(LOADER)"}
+        make = advice.get(type(data).__name__, "shoal.load(NAME) or shoal.Dataset.from_arrays(IMAGES, LABELS)")
+        raise ShoalError(f"found a {type(data).__name__} as data; need a shoal.Dataset; make one with {make}")
+
+
 def check_dataset(data: Dataset) -> None:
     """Raise ShoalError, with one sentence, for the first thing that is wrong with a `Dataset`."""
     if not len(data.train):

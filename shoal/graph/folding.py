@@ -24,6 +24,10 @@ def fold(graph: Graph) -> Graph:
     is exact and does not increase the MACs. Replaces the layers after the last ReLU by one linear layer where that has
     fewer MACs.
     """
+    if not isinstance(graph, Graph):
+        raise ShoalError(
+            f"found a {type(graph).__name__} to fold; need a shoal.Graph; use shoal.trace(model, shape), which makes it"
+        )
     for step in (fold_batchnorm, drop_dead_relus, _merge_where_cheaper, merge_linear_tail):
         graph = step(graph)
     return graph

@@ -23,7 +23,7 @@ from shoal.networks.assembly import assemble, own_network
 from shoal.networks.figures import counts, figures
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
-from shoal.private.compiler.refusal import refusals
+from shoal.private.compiler.refusal import Refusal, refusals
 from shoal.recipes.deepreduce.designs import parse
 from shoal.recipes.deepreduce.merging import accountings
 from shoal.recipes.deepreduce.space import DesignSpace
@@ -37,11 +37,15 @@ from shoal.training.settings import Settings
 
 
 class Refused(TypedDict):
-    """A node of the graph that cannot run in private: what it is (`found`), and what is possible (`need`)."""
+    """A node of the graph that cannot run in private: what it is (`found`), and what is possible (`need`).
+
+    `line` is FILE:LINE of the code that made it; empty for a layer, which its name tells.
+    """
 
     node: str
     found: str
     need: str
+    line: str
 
 
 class Examined(Counts):
@@ -107,7 +111,7 @@ def examine(model: nn.Module, shape: tuple[int, ...]) -> Examined:
         **counts(cost(graph)),
         blocks=[block.name for block in find_blocks(model, shape)],
         private=not refused,
-        refused=[Refused(node=own.node, found=own.found, need=own.need) for own in refused],
+        refused=[Refused(node=own.node, found=own.found, need=own.need, line=own.line) for own in refused],
         online=None if refused else asdict(layout_of(folded).online),
     )
 
@@ -126,7 +130,8 @@ def summary(name: str, body: Examined) -> Group:
 
 
 def _refused(rows: list[Refused]) -> Grid:
-    cells = [[row["node"], row["found"], row["need"]] for row in rows]
+    places = [Refusal(**row).place for row in rows]
+    cells = [[place, row["found"], row["need"]] for place, row in zip(places, rows, strict=True)]
     return Grid("\nlayers that cannot run in private", ["layer", "found", "need"], cells, texts=(0, 1, 2))
 
 
@@ -141,7 +146,7 @@ def count(named: Named, design: str | None = None, *, layers: bool = False) -> C
     if design is not None:
         network, merging = _designed(spec, network, design)
     total = cost(check_trace(network, spec.shape))
-    found_sites = relu_sites(network, spec.shape) if total.relus or design is None else ()  # a design may have none
+    found_sites = relu_sites(network, spec.shape) if total.relus else ()
     sites = [Site(name=s.name, shape=s.shape, relus=s.relus, stage=s.stage, block=s.block) for s in found_sites]
     found = Counted(**counts(total), unknown=total.unknown, sites=sites)
     if merging is not None:

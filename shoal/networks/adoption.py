@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from torch import Tensor, nn
 
-from shoal.data.dataset import Dataset
+from shoal.data.dataset import Dataset, check_kind
 from shoal.errors import ShoalError
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import GIVEN, Spec
@@ -27,6 +27,7 @@ def adopt(model: nn.Module, data: Dataset) -> tuple[Spec, nn.Module]:
 
     >>> spec, teacher = adopt(model, data)  # doctest: +SKIP
     """
+    check_kind(data)
     spec = Spec(GIVEN, data.classes, data.shape)
     check_logits(model, spec)
     return spec, assemble(spec, model).eval()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.data.dataset import Dataset
+from shoal.data.dataset import Dataset, check_kind
 from shoal.errors import ShoalError, StoppedError
 from shoal.networks.adoption import check_logits
 from shoal.networks.assembly import assemble
@@ -135,10 +135,7 @@ class Stages:
 
 def _check_kinds(data: Any, settings: Any) -> None:
     """Raise ShoalError for something else than a data set and settings, which is how most first programs go wrong."""
-    if not isinstance(data, Dataset):
-        advice = {"str": "shoal.load(NAME)", "DataLoader": "shoal.Dataset.from_loader(LOADER)"}
-        make = advice.get(type(data).__name__, "shoal.load(NAME) or shoal.Dataset.from_arrays(IMAGES, LABELS)")
-        raise ShoalError(f"found a {type(data).__name__} as data; need a shoal.Dataset; make one with {make}")
+    check_kind(data)
     if not isinstance(settings, Settings):
         raise ShoalError(f"found a {type(settings).__name__} as settings; need shoal.Settings(...); pass one")
 

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from shoal.surgery.known_sizes import KnownSizes
 from shoal.surgery.sizes import RESHAPES, arg, calls, keeps_images, operands
 
 TRANSPOSES = ("transpose", torch.transpose, torch.swapaxes, "swapaxes")
 PERMUTATIONS = ("permute", torch.permute)
-SQUEEZES = ("squeeze", torch.squeeze)
+SQUEEZES = ("squeeze", "squeeze_", torch.squeeze)
+UNSQUEEZES = ("unsqueeze", torch.unsqueeze)
 MEANS = ("mean", torch.mean)
 FLATTENS = ("flatten", torch.flatten)
+UNFLATTENS = ("unflatten", torch.unflatten)
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 Known = Mapping[fx.Node, Any]
@@ -36,6 +39,20 @@ def settle_in_place(traced: fx.GraphModule) -> None:
             source = operands(node)[0]
             for reader in [u for u in source.users if order[u] > order[node]]:
                 reader.replace_input_with(source, node)
+
+
+def flatten_squeezed(graph: fx.Graph, sizes: KnownSizes | None) -> None:
+    """Write squeeze() after a global pool as flatten(1), in place: it is meant to keep the images, one image too.
+
+    `sizes` has the sizes of the images; nothing is changed without them.
+    """
+    if sizes is None or sizes.shape is None:
+        return
+    for node in graph.nodes:
+        if calls(node, SQUEEZES) and len(node.args) == 1 and not node.kwargs:
+            found = [tuple(getattr(value, "shape", ())) for value in sizes.for_batches(node.args[0])]
+            if len(found[0]) == 4 and found[0][1] > 1 and found[0][2:] == (1, 1) and found[0][0] != found[1][0]:
+                node.op, node.target, node.args = "call_function", torch.flatten, (node.args[0], 1)
 
 
 def _is_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -64,8 +81,10 @@ def join_idioms(traced: fx.GraphModule, known: Known) -> None:
 
     Needs the shapes that `sizes.Shapes` records and the sizes that `sizes.fix_sizes` returns (`known`).
     """
+    join_stacks(traced)
+    mark_reshapes(traced)
     for node in list(traced.graph.nodes):
-        for find in (_channel_shuffle, _global_mean, _squeezed):
+        for find in (_channel_shuffle, _global_mean, _squeezed, _kept_channel, _same_shape):
             found = find(node, known)
             if found is not None:
                 function, arguments = found
@@ -79,6 +98,34 @@ def _erase_unread(traced: fx.GraphModule, nodes: list[fx.Node]) -> None:
     while nodes and not nodes[0].users and nodes[0].op != "placeholder":
         node, nodes = nodes[0], operands(nodes[0])[:1]
         traced.graph.erase_node(node)
+
+
+def join_stacks(traced: fx.GraphModule) -> None:
+    """Write a sum or mean over tensors that were stacked for it as sums of two, in place."""
+    graph = traced.graph
+    for node in list(graph.nodes):
+        if not calls(node, (*MEANS, "sum", torch.sum)) or not calls(operands(node)[0], (torch.stack,)):
+            continue
+        stack = operands(node)[0]
+        parts, dim = list(stack.args[0]), _single(arg(node, 1, "dim"))  # type: ignore[arg-type]
+        rank = 1 + len(stack.meta["shape"])
+        if dim is None or dim % rank != int(arg(stack, 1, "dim", 0)) % rank or arg(node, 2, "keepdim", False):
+            continue
+        with graph.inserting_before(node):
+            total = parts[0]
+            for part in parts[1:]:
+                total = _made(graph, operator.add, (total, part), node)
+            if calls(node, MEANS):
+                total = _made(graph, operator.truediv, (total, len(parts)), node)
+        node.replace_all_uses_with(total)
+        _erase_unread(traced, [node])
+
+
+def _made(graph: fx.Graph, function: Callable[..., Any], given: tuple[Any, ...], like: fx.Node) -> fx.Node:
+    """A call whose result has the shape that `like` has."""
+    node = graph.call_function(function, given)
+    node.meta |= {key: like.meta[key] for key in ("shape", "batch", "tensor", "dtype", "line") if key in like.meta}
+    return node
 
 
 Meant = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -164,3 +211,49 @@ def _dims(node: fx.Node) -> set[int]:
     dim = arg(node, 1, "dim")
     rank = 1 + len(operands(node)[0].meta["shape"])
     return {int(d) % rank for d in (dim if isinstance(dim, (tuple, list)) else [] if dim is None else [dim])}
+
+
+def _kept_channel(node: fx.Node, known: Known) -> Meant | None:
+    """One channel by its number, with the dimension put back: unsqueeze(x[:, 2], 1)."""
+    read = operands(node)[0] if calls(node, UNSQUEEZES) else None
+    if read is None or not calls(read, (operator.getitem,)) or not isinstance(read.args[1], tuple):
+        return None
+    source, index = read.args[0], list(read.args[1])
+    numbers = [i for i, part in enumerate(index) if isinstance(part, int)]
+    if len(numbers) != 1 or numbers[0] == 0 or any(part is None or part is Ellipsis for part in index):
+        return None
+    (place,) = numbers
+    if int(arg(node, 1, "dim")) % (1 + len(node.meta["shape"])) != place:
+        return None
+    index[place] = slice(index[place], index[place] + 1 or None)
+    return operator.getitem, (source, tuple(index))
+
+
+def _same_shape(node: fx.Node, known: Known) -> Meant | None:
+    """A reshape that changes nothing, or that takes back a flatten: x.view(-1, 3, 32, 32)."""
+    if not _keeps_order(node, known) or node.meta["batch"] != (1,):
+        return None
+    source, shape = operands(node)[0], node.meta["shape"]
+    while source.meta["shape"] != shape and _keeps_order(source, known):
+        source = operands(source)[0]
+    same = source.meta["shape"] == shape and source.meta["batch"] == (1,)
+    return (torch.clone, (source,)) if same else None
+
+
+def _keeps_order(node: fx.Node, known: Known) -> bool:
+    """Whether `node` is a reshape that keeps the images apart; so values stay in their order."""
+    if calls(node, RESHAPES):
+        return keeps_images(node, known)
+    if calls(node, (*FLATTENS, *UNFLATTENS)):
+        rank = 1 + len(operands(node)[0].meta["shape"])
+        return int(arg(node, 1, "start_dim", arg(node, 1, "dim", 0))) % rank > 0
+    return bool(node.meta.get("keeps_order"))
+
+
+def mark_reshapes(traced: fx.GraphModule) -> None:
+    """Set ``meta["keeps_order"]`` at calls of layers that reshape each image."""
+    for node in traced.graph.nodes:
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, (nn.Flatten, nn.Unflatten)):
+            first = module.start_dim if isinstance(module, nn.Flatten) else module.dim
+            node.meta["keeps_order"] = isinstance(first, int) and first > 0

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -122,7 +123,11 @@ class Value(fx.Proxy):
         return int(self._answer("a conversion with math.floor()") // 1)
 
     def __array__(self, *given: Any, **options: Any) -> Any:
-        raise UntraceableError("a call of NumPy", "need operations of torch; write it with torch, or leave it out")
+        tracer: Any = self.tracer
+        found = tracer.measured(self.node)
+        if found is None or isinstance(found, Tensor):
+            raise UntraceableError("a call of NumPy", "need operations of torch; write it with torch, or leave it out")
+        return np.array(self._answer("a call of NumPy"), *given)
 
     def __getattr__(self, k: str) -> Value:  # type: ignore[override]
         if k.startswith("__") and k.endswith("__"):
@@ -136,7 +141,10 @@ class Value(fx.Proxy):
         )
 
     def __len__(self) -> int:
-        return len(self._answer("a use of len()"))
+        # `*x.shape` asks for it too. The number of sizes is fixed where one of them is the number of images.
+        tracer: Any = self.tracer
+        found = tracer.measured(self.node)
+        return len(found if isinstance(found, (tuple, list)) else self._answer("a use of len()"))
 
     def __contains__(self, item: Any) -> bool:
         return bool(item in self._answer("a test with `in`"))
@@ -152,3 +160,10 @@ class Value(fx.Proxy):
 
 class ValueAttribute(fx.proxy.Attribute, Value):
     """An attribute of a traced value, such as its shape, or a method of it before the call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The call of the method; the product of sizes where NumPy asks for it (np.prod(x.shape[1:]))."""
+        root: Any = self.root
+        if self.attr == "prod" and isinstance(root.tracer.measured(root.node), tuple):
+            return int(np.prod(root.tracer.answer(root.node, "a call of NumPy")))
+        return super().__call__(*args, **kwargs)

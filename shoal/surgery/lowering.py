@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import os
 from typing import Any, Protocol, cast
 
 import torch
@@ -10,17 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from shoal.graph.graph import Chain, Lowered, unknown
-from shoal.surgery.arithmetic import ARITHMETIC, is_absorbed, lower_arithmetic
+from shoal.surgery.constants import CASTS
 from shoal.surgery.idioms import FLATTENS, MEANS
-from shoal.surgery.indexing import DIVIDING, SELECTIONS, is_dividing, is_index, lower_index, take
-from shoal.surgery.pooling import AVG_OPTIONS, MAX_OPTIONS, adaptive_pool, avg_pool, max_pool, pair
+from shoal.surgery.operations.arithmetic import ARITHMETIC, is_absorbed, lower_arithmetic
+from shoal.surgery.operations.functional import LAYERS, is_weight, lower_functional
+from shoal.surgery.operations.indexing import DIVIDING, SELECTIONS, is_dividing, is_index, lower_index, take
+from shoal.surgery.operations.moves import lower_move, moved
+from shoal.surgery.operations.pooling import AVG_OPTIONS, MAX_OPTIONS, adaptive_pool, avg_pool, max_pool, pair
 from shoal.surgery.sizes import RESHAPES, arg, is_tensor, operands
 
 MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 ADAPTIVE = {F.adaptive_avg_pool2d: "avg_pool2d", F.adaptive_max_pool2d: "max_pool2d"}
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
+SUMS, LARGEST = (torch.sum, "sum"), (torch.amax, "amax")
 COPIES = ("contiguous", "clone", torch.clone, "detach")
-CASTS = ("float", "double", "half", "to", "type", "type_as")
 RELU6_MODULES, RELU6_FUNCTIONS = (nn.ReLU6, nn.Hardtanh), (F.relu6, F.hardtanh, F.hardtanh_, torch.clamp, "clamp")
 
 
@@ -43,9 +48,18 @@ def lower(traced: fx.GraphModule, node: fx.Node) -> Chain:
         chain = _lower_module(module, node)
         return tuple((op, attrs, _parameters(module) if op == "unknown" else own) for op, attrs, own in chain)
     if node.op == "get_attr":
-        used = is_absorbed(traced, node) or is_index(traced, node)
+        used = is_absorbed(traced, node) or is_index(traced, node) or is_weight(traced, node)
         return (("identity", {}, {}) if used else _attribute(traced, node),)
-    return _lower_call(traced, node)
+    chain, line = _lower_call(traced, node), _line(node)
+    return tuple((op, attrs | line if op == "unknown" else attrs, own) for op, attrs, own in chain)
+
+
+def _line(node: fx.Node) -> dict[str, str]:
+    """The user's file and line that made `node`, without its folder, for refusals."""
+    if node.meta.get("line") is None:
+        return {}
+    file, number = node.meta["line"]
+    return {"line": f"{os.path.basename(file)}:{number}"}
 
 
 def _attribute(traced: fx.GraphModule, node: fx.Node) -> Lowered:
@@ -72,7 +86,9 @@ def _lower_module(m: nn.Module, node: fx.Node) -> Chain:
         return (cast(Lowers, m).to_node(),)
     if type(m) in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
         return _lower_pool(m, node)
-    return (_lower_layer(m, node),)
+    if isinstance(m, nn.Conv2d):
+        return (*_borders(m, node), _lower_conv(m))
+    return (lower_move(node, m) or _lower_layer(m, node),)
 
 
 def _lower_pool(m: nn.Module, node: fx.Node) -> Chain:
@@ -87,10 +103,8 @@ def _lower_pool(m: nn.Module, node: fx.Node) -> Chain:
 
 
 def _lower_layer(m: nn.Module, node: fx.Node) -> Lowered:
-    if isinstance(m, nn.Conv2d):
-        return _lower_conv(m)
     if _is_batch_norm(m, node):
-        assert isinstance(m, nn.modules.batchnorm._BatchNorm)
+        assert isinstance(m, nn.modules.batchnorm._NormBase)
         return (
             "batch_norm",
             {"eps": m.eps},
@@ -128,22 +142,37 @@ def _pad(pads: list[int], value: Any, node: fx.Node) -> Lowered:
 
 
 def _is_batch_norm(m: nn.Module, node: fx.Node) -> bool:
-    rank = len(_before(node)) if isinstance(m, nn.modules.batchnorm._BatchNorm) else 0
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm) if rank == 3 else (nn.BatchNorm1d, nn.SyncBatchNorm) if rank == 1 else ()
+    rank = len(_before(node)) if isinstance(m, nn.modules.batchnorm._NormBase) else 0
+    # An instance norm with running statistics uses them in inference.
+    flat = (nn.BatchNorm1d, nn.SyncBatchNorm) if rank == 1 else ()
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d) if rank == 3 else flat
     # PyTorch asks for the tensors too, whatever `track_running_stats` says.
     return isinstance(m, kinds) and m.running_mean is not None and m.running_var is not None
 
 
+def _padding(m: nn.Conv2d) -> list[int] | None:
+    """[down, right] of a convolution's padding; None if it differs between the two sides."""
+    if not isinstance(m.padding, str):
+        return pair(m.padding)
+    zeros = [d * (k - 1) if m.padding == "same" else 0 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+    return None if any(z % 2 for z in zeros) else [z // 2 for z in zeros]
+
+
+def _borders(m: nn.Conv2d, node: fx.Node) -> Chain:
+    """What a convolution with borders other than zeros does first."""
+    down, right = _padding(m) or (0, 0)
+    if m.padding_mode == "zeros" or not (down or right):
+        return ()
+    found = moved(lambda x: F.pad(x, [right, right, down, down], m.padding_mode), _before(node))
+    return (found or unknown(f"Conv2d with padding_mode={m.padding_mode!r}"),)
+
+
 def _lower_conv(m: nn.Conv2d) -> Lowered:
-    padding = [0, 0] if m.padding == "valid" else m.padding
-    if m.padding_mode != "zeros" and pair(padding if padding != "same" else 1) != [0, 0]:
-        return unknown(f"Conv2d with padding_mode={m.padding_mode!r}")
-    if padding == "same":
-        zeros = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-        if any(z % 2 for z in zeros):
-            return unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, which pads one side more")
-        padding = [z // 2 for z in zeros]
-    attrs = {"stride": pair(m.stride), "padding": pair(padding), "dilation": pair(m.dilation), "groups": m.groups}
+    padding = _padding(m)
+    if padding is None:
+        return unknown(f"Conv2d with padding='same' and an even kernel {m.kernel_size}, which pads one side more")
+    padding = padding if m.padding_mode == "zeros" else [0, 0]
+    attrs = {"stride": pair(m.stride), "padding": padding, "dilation": pair(m.dilation), "groups": m.groups}
     return "conv2d", attrs, _present(weight=m.weight, bias=m.bias)
 
 
@@ -159,13 +188,29 @@ def _lower_call(traced: fx.GraphModule, node: fx.Node) -> Chain:
         return avg_pool(options, _before(node), node.meta["shape"])
     if target in ADAPTIVE and not arg(node, 2, "return_indices", False):
         return adaptive_pool(ADAPTIVE[target], arg(node, 1, "output_size"), _before(node))
+    if target in (*SUMS, *LARGEST) and len(_before(node)) == 3 and _dims(arg(node, 1, "dim")) == {2, 3}:
+        return _over_positions(node)
     return (_lower_function(traced, node, name),)
+
+
+def _over_positions(node: fx.Node) -> Chain:
+    """The sum or the maximum of each channel."""
+    kept, shape = bool(arg(node, 2, "keepdim", False)), _before(node)
+    if node.target in SUMS:
+        area = torch.tensor(float(math.prod(shape[1:])))
+        return ("mean", {"keepdim": kept}, {}), ("affine", {}, {"scale": area})
+    largest = adaptive_pool("max_pool2d", 1, shape)
+    return largest if kept else (*largest, ("flatten", {}, {}))
 
 
 def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered:
     target: Any = node.target
     if target in ARITHMETIC:
         return lower_arithmetic(traced, node)
+    if target in LAYERS:
+        return lower_functional(traced, node)
+    if (move := lower_move(node)) is not None:
+        return move
     if target in RESHAPES:
         return unknown(f"reshape to {node.args[1:]}, which does not only flatten")
     if target in FLATTENS:
@@ -187,6 +232,8 @@ def _lower_function(traced: fx.GraphModule, node: fx.Node, name: Any) -> Lowered
         return _shuffle(node, arg(node, 1, "groups"))
     if target in (*DIVIDING, operator.getitem, *SELECTIONS):
         return _lower_index(traced, node)
+    if target in (torch.zeros_like, "zero_"):
+        return "affine", {}, {"scale": torch.tensor(0.0)}
     if target is getattr:
         return unknown(f"attribute .{node.args[1]} of a value")
     if target in CASTS and node.op == "call_method":

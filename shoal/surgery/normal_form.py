@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from shoal.errors import ShoalError
+from shoal.surgery.constants import settle_created
 from shoal.surgery.explanation import check_values, explained
-from shoal.surgery.idioms import settle_in_place
+from shoal.surgery.idioms import flatten_squeezed, settle_in_place
 from shoal.surgery.preparation import forget_hooks, output_to_stderr, prepared, unwrapped
 from shoal.surgery.sizes import arg, operands, recorded_builtins, relax_view
 from shoal.surgery.tracer import Tracer, calls_recorded, rename_keywords
@@ -36,6 +37,7 @@ def normalise(model: nn.Module, shape: tuple[int, ...] | None = None) -> fx.Grap
     anything other than a tensor or a flat tuple of tensors.
     """
     _check_kind(model)
+    _check_shape(shape)
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
         return copy.deepcopy(model)
     traced = _symbolic(model, shape)
@@ -56,6 +58,15 @@ def _check_kind(model: Any) -> None:
         raise ShoalError(f"found a {type(model).__name__}; need a torch.nn.Module; pass the network itself")
 
 
+def _check_shape(shape: Any) -> None:
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    if shape is not None and not (len(sizes) == 3 and all(isinstance(n, int) and n > 0 for n in sizes)):
+        raise ShoalError(
+            f"found {shape!r} as the shape of an image; need three numbers above 0: channels, height, width; pass "
+            "(3, 32, 32), say, without the number of images"
+        )
+
+
 def _finish(traced: fx.GraphModule) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
@@ -73,9 +84,11 @@ def _symbolic(model: nn.Module, shape: tuple[int, ...] | None) -> fx.GraphModule
     except Exception as error:
         raise explained(error, model, shape, tracer.graph) from error
     _check_result(graph, type(root).__name__)
+    settle_created(root, graph)
     check_values(graph)
     forget_hooks(root)
     rename_keywords(root, graph)
+    flatten_squeezed(graph, tracer.sizes)
     traced = fx.GraphModule(root, graph)
     for name, module in traced.named_modules():
         module.training = modes.get(name, modes[""])
@@ -100,10 +113,13 @@ def _check_result(graph: fx.Graph, name: str) -> None:
 
 
 CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_", torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_)
+THRESHOLDS: tuple[Any, ...] = (F.threshold, torch.threshold)
 DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
     F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    torch.dropout: nn.Dropout,
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
@@ -111,11 +127,14 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
 
 def _is_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return type(traced.get_submodule(str(node.target))) is nn.ReLU
+        layer = traced.get_submodule(str(node.target))
+        return type(layer) is nn.ReLU or (type(layer) is nn.Threshold and (layer.threshold, layer.value) == (0, 0))
     functions = (F.relu, F.relu_, torch.relu, torch.relu_)
     named = (node.op == "call_function" and node.target in functions) or (
         node.op == "call_method" and node.target in ("relu", "relu_")
     )
+    if node.op == "call_function" and node.target in THRESHOLDS:
+        return (arg(node, 1, "threshold"), arg(node, 2, "value")) == (0, 0)
     return named or (node.op.startswith("call") and node.target in CLAMPS and _bounds(node) == (0, None))
 
 

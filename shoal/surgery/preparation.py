@@ -129,6 +129,8 @@ def _watched(hook: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> 
     called = getattr(hook, "__qualname__", type(hook).__qualname__)
     try:
         result = hook(*args, **kwargs)
+    except ShoalError:
+        raise  # of the same hook, called while sizes are measured
     except Exception as error:
         raise ShoalError(
             f"found {what} that cannot be traced ({called}: {first_line(error)}); need layers without hooks; "

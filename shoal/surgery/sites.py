@@ -171,8 +171,22 @@ def is_sum(node: fx.Node) -> bool:
     # In torch.fx only `+`, torch.add and Tensor.add have these names.
     name = getattr(node.target, "__name__", node.target)
     named = node.op in ("call_function", "call_method") and name in ("add", "iadd", "add_")
-    terms = [n for n in node.all_input_nodes if n.op != "get_attr"]
-    return named and len(terms) == 2 and is_tensor(node)
+    if not named or not is_tensor(node):
+        return False
+    return len([n for n in node.all_input_nodes if _reads_images(n)]) == 2
+
+
+def _reads_images(node: fx.Node) -> bool:
+    """Whether `node` depends on the images, and not on parameters and numbers alone."""
+    seen, left = {node}, [node]
+    while left:
+        found = left.pop()
+        if found.op == "placeholder":
+            return True
+        more = [source for source in found.all_input_nodes if source not in seen]
+        seen.update(more)
+        left += more
+    return False
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
@@ -187,7 +201,7 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 def _split(add: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
     """The last common ancestor of the two inputs of a residual addition, where the branches split."""
-    left, right = (set(_ancestors(n)) for n in add.all_input_nodes[:2])
+    left, right = (set(_ancestors(n)) for n in add.all_input_nodes if _reads_images(n))
     return max(left & right, key=order.__getitem__)
 
 

@@ -84,11 +84,13 @@ def recorded_builtins(model: nn.Module) -> Iterator[None]:
     spaces = [vars(sys.modules[name]) for name in users if name in sys.modules]
     own = {"len": _length, "isinstance": _is_instance}
     changed = [(space, name) for space in spaces for name in own if name not in space]
+    torch.is_tensor, before = (lambda obj: _is_instance(obj, Tensor)), torch.is_tensor  # type: ignore[assignment]
     try:
         for space, name in changed:
             space[name] = own[name]
         yield
     finally:
+        torch.is_tensor = before
         for space, name in changed:
             space.pop(name, None)
 
@@ -163,6 +165,8 @@ def _sizes_for(traced: fx.GraphModule, batch: int) -> dict[fx.Node, Any]:
         if node.op == "call_method" and node.target == "size":
             dim = arg(node, 1, "dim")
             known[node] = _dimensions(sources[0], batch) if dim is None else _dimensions(sources[0], batch)[dim]
+        elif calls(node, ("numel", "nelement")) and is_tensor(sources[0]):
+            known[node] = math.prod(_dimensions(sources[0], batch))
         elif calls(node, (getattr,)) and node.args[1] == "shape":
             known[node] = _dimensions(sources[0], batch)
         elif sources and all(n in known for n in sources):

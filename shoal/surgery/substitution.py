@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from shoal.errors import ShoalError
 from shoal.surgery.normal_form import edit, own_module
-from shoal.surgery.pooling import MAX_OPTIONS
+from shoal.surgery.operations.pooling import MAX_OPTIONS
 from shoal.surgery.sizes import arg
 
 ACTIVATIONS: dict[str, tuple[Any, ...]] = {

@@ -22,6 +22,10 @@ from shoal.surgery.preparation import after_hooks, before_hooks
 
 OWN = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 """Folders whose frames are not the user's."""
+TEXT = (
+    "values of a tensor that become text (print, f-string, log)",
+    "need forward without such output; remove that line, or print from outside the network",
+)
 LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 """Layers that users derive classes from, to change their options only."""
 
@@ -49,7 +53,7 @@ class Tracer(fx.Tracer):
         # A forward that was replaced on the instance counts, as it does in PyTorch.
         forward = root.forward if "forward" in vars(root) else root_fn.__get__(root)
         images = self.create_proxy("placeholder", _images_name(forward), (), {})
-        return (lambda x: self._with_hooks(root, forward, (x,), {})), [images]
+        return (lambda x: _result(self._with_hooks(root, forward, (x,), {}), type(root).__name__)), [images]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether calls of `m` are one node."""
@@ -155,12 +159,12 @@ class Tracer(fx.Tracer):
 
     def text(self, node: fx.Node) -> Any:
         """What `print` and f-strings show of the value of `node`; that of a size for one image."""
-        found = self.measured(node)
+        try:
+            found = self.measured(node)
+        except UntraceableError:  # .item()
+            raise UntraceableError(*TEXT) from None
         if isinstance(found, Tensor):
-            raise UntraceableError(
-                "values of a tensor that become text (print, f-string, log)",
-                "need forward without such output; remove that line, or print from outside the network",
-            )
+            raise UntraceableError(*TEXT)
         return repr(node) if found is None else found
 
     def measured(self, node: fx.Node) -> Any:
@@ -189,6 +193,16 @@ def _only_options(m: nn.Module) -> bool:
     harmless = {"__init__", "__module__", "__doc__", "__qualname__", "extra_repr", "__repr__", "reset_parameters"}
     changed = {name for c in own for name, value in vars(c).items() if callable(value) or isinstance(value, property)}
     return isinstance(m, LAYERS) and changed <= harmless and not list(m.children())
+
+
+def _result(found: Any, name: str) -> Any:
+    """What forward returned, with a named tuple as a tuple. Raises ShoalError for an object that holds tensors."""
+    if isinstance(found, (fx.Proxy, tuple, list, dict, int, float, type(None))):
+        return tuple(found) if isinstance(found, tuple) else found
+    raise ShoalError(
+        f"found that forward returns a {type(found).__name__} at {name}; need logits, or a flat tuple of them, from "
+        "weak to strong; return only those tensors"
+    )
 
 
 def _images_name(forward: Callable[..., Any]) -> str:

@@ -12,6 +12,7 @@ from shoal.errors import ShoalError, first_line
 from shoal.graph.counting import Cost, cost
 from shoal.graph.graph import Chain, Graph, Lowered, live
 from shoal.graph.ops import OPS, Node, evaluate
+from shoal.surgery.constants import settle_constants
 from shoal.surgery.explanation import line_of, no_such_images
 from shoal.surgery.idioms import join_idioms, rename_options
 from shoal.surgery.lowering import lower
@@ -68,7 +69,9 @@ def graph_of(normal: fx.GraphModule) -> Graph:
     """The `Graph` of a module that `shapes` returned, with copies of its current weights; `normal` is not changed."""
     traced = fx.GraphModule(normal, copy.deepcopy(normal.graph))
     rename_options(traced)
-    join_idioms(traced, fix_sizes(traced))
+    known = fix_sizes(traced)
+    settle_constants(traced)
+    join_idioms(traced, known)
     making = _Making()
     for node in traced.graph.nodes:
         if node.op == "output":
@@ -169,6 +172,12 @@ def _check_results(traced: fx.GraphModule, name: str) -> None:
         raise ShoalError(
             f"found that forward returns results of shapes {', '.join(map(str, found))} at {name}; need logits of one "
             "number of classes, from weak to strong; return only the logits, and features from another method"
+        )
+    if len(found[0]) != 1:
+        raise ShoalError(
+            f"found that forward returns a result of shape {found[0]} for one image at {name}; need one logit for each "
+            "class, [N, classes]; pool and flatten the features (x.flatten(1)), and return neither the class (argmax) "
+            "nor feature maps"
         )
 
 

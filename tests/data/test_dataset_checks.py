@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from shoal.data.dataset import Dataset, Split
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, ShoalWarning
 from tests.conftest import blobs
 
 
@@ -95,11 +95,28 @@ def test_grey_images_need_no_channel_axis_and_facts_are_kept() -> None:
         (PIXELS, np.eye(4)[NUMBERS], "from one-hot rows take argmax"),
         (PIXELS, NUMBERS[:30], "found 40 images and 30 labels"),
         (PIXELS[:0], NUMBERS[:0], "found 0 images and 0 labels"),
+        (PIXELS, NUMBERS - 1, "found labels -1 to 2; need integers from 0"),
+        (PIXELS, NUMBERS + 1, "found labels 1 to 4; need labels from 0; subtract 1, or give .*classes=5"),
+        (PIXELS, ["cat", "dog"] * 20, "found labels of type list that hold no numbers .*; need integers from 0"),
+        (PIXELS, None, "found labels of type NoneType that hold no numbers"),
+        ("a folder", NUMBERS, "found images of type str that hold no numbers .*; need pixels"),
     ],
 )
 def test_other_arrays_are_refused(images: Any, labels: Any, text: str) -> None:
     with pytest.raises(ShoalError, match=text):
         Dataset.from_arrays(images, labels)
+
+
+def test_labels_may_begin_later_where_the_number_of_classes_is_given() -> None:
+    assert Dataset.from_arrays(PIXELS, NUMBERS + 1, classes=5).classes == 5
+    with pytest.warns(ShoalWarning, match="found one class"):
+        Dataset.from_arrays(PIXELS, NUMBERS * 0)
+
+
+@pytest.mark.parametrize("loader", ["x", [PIXELS], 3])
+def test_what_gives_no_batches_is_refused(loader: Any) -> None:
+    with pytest.raises(ShoalError, match=r"found a (str|list|int) that gives no pairs of images and labels"):
+        Dataset.from_loader(loader)
 
 
 def test_a_loader_of_plain_images() -> None:

@@ -242,7 +242,7 @@ def test_the_command_trains_saves_and_evaluates(tmp_path: Path, monkeypatch: pyt
 
 
 COMMANDS: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
-    ("count", lambda body: body["params"] == parameters(8, 1, 10) and len(body["unknown"]) == 17),
+    ("count", lambda body: body["params"] == parameters(8, 1, 10) and len(body["unknown"]) == 16),
     ("check", lambda body: not body["private"] and "k-NN" in json.dumps(body["refused"])),
 ]
 

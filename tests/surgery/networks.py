@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import warnings
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import randomise
+from tests.surgery.public import Samepadded, Standardised
 
 SHAPE = (4, 6, 8)
 CLASSES = 5
@@ -159,6 +161,57 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "names of functions": lambda: Methods().eval(),
     "a hook that records": lambda: recorded(),
     "forward replaced on the network": lambda: replaced(),
+    "sizes as several arguments": lambda: net(flat=lambda m, x: x.view(*x.shape[:2], -1).mean(2)),
+    "np.prod of sizes": lambda: net(flat=lambda m, x: x.view(-1, int(np.prod(x.size()[1:])))),
+    "numel": lambda: net(flat=lambda m, x: x.view(x.size(0), x.numel() // x.size(0))),
+    "torch.is_tensor": lambda: net(lambda m, x: x if torch.is_tensor(x) else torch.cat(x, 1)),
+    "the device of the values": lambda: net(lambda m, x: x.to(x.device).to(m.scale.device, m.scale.dtype)),
+    "means to the device": lambda: net(
+        lambda m, x: (x - m.shift.reshape(4, 1, 1).to(x.device)) / m.scale[:, None, None]
+    ),
+    "a parameter that is computed": lambda: net(
+        lambda m, x: torch.sigmoid(m.shift).view(1, -1, 1, 1) * x + m.scale.sum()
+    ),
+    "over a parameter": lambda: net(lambda m, x: x / m.scale.view(4, 1, 1) - m.shift.view(4, 1, 1)),
+    "a tensor made for the device": lambda: net(
+        lambda m, x: x - torch.tensor([0.1, 0.2, 0.3, 0.4], device=x.device)[:, None, None]
+    ),
+    "a tensor made from the values": lambda: net(lambda m, x: x - x.new_tensor([0.1, 0.2, 0.3, 0.4]).view(1, 4, 1, 1)),
+    "F.conv2d": lambda: net(lambda m, x: F.conv2d(x, m.second.weight, m.second.bias, padding=1)),
+    "F.linear": lambda: net(flat=lambda m, x: F.linear(x.mean((2, 3)), m.second.weight[:, :, 0, 0] * 2, m.second.bias)),
+    "products with weights": lambda: net(
+        flat=lambda m, x: x.mean((2, 3)) @ m.second.weight.flatten(1).t() + m.second.bias
+    ),
+    "addmm": lambda: net(flat=lambda m, x: torch.addmm(m.shift, x.mean((2, 3)), m.second.weight.flatten(1))),
+    "standardised weights": lambda: layered(Standardised(4, 4, 3)),
+    "forward replaced on a layer": lambda: functional(),
+    "padding of TensorFlow": lambda: layered(Samepadded(4, 4, 3, 2)),
+    "mirrored borders": lambda: net(lambda m, x: F.pad(x, (1, 2, 1, 0), mode="reflect")),
+    "repeated borders": lambda: net(lambda m, x: nn.ReplicationPad2d((1, 0, 2, 0))(x)),
+    "circular borders": lambda: layered(nn.Conv2d(4, 4, 3, padding=(1, 2), padding_mode="circular")),
+    "mirrored borders, same": lambda: layered(nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect")),
+    "negative padding": lambda: net(lambda m, x: nn.ZeroPad2d(-1)(F.pad(x, (0, -1)))),
+    "nearest neighbours": lambda: net(lambda m, x: x + F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:])),
+    "nn.Upsample": lambda: layered(nn.Upsample(scale_factor=2)),
+    "flip and roll": lambda: net(lambda m, x: x.flip(3) + torch.roll(x, (1, 2), (2, 3))),
+    "repeat": lambda: net(lambda m, x: x[:, :1].repeat(1, 4, 1, 1) + x[:, 1:2].expand(-1, 4, -1, -1)),
+    "narrow": lambda: net(lambda m, x: torch.cat([x.narrow(1, 2, 2), torch.narrow(x, 1, 0, 2)], 1)),
+    "one channel": lambda: net(
+        lambda m, x: torch.cat([torch.unsqueeze(x[:, i], 1) * (i + 0.5) for i in range(-2, 2)], 1)
+    ),
+    "the same shape": lambda: net(lambda m, x: nn.Unflatten(1, (4, 6, 8))(x.flatten(1)).view(-1, 4, 6, 8)),
+    "squeeze": lambda: net(flat=lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze()),
+    "squeeze in place": lambda: net(flat=lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze_(-1).squeeze_(-1)),
+    "sum over positions": lambda: net(flat=lambda m, x: x.sum(dim=[2, 3]) / (x.size(2) * x.size(3))),
+    "sum over positions, kept": lambda: net(flat=lambda m, x: torch.sum(x, (-2, -1), keepdim=True).flatten(1)),
+    "amax": lambda: net(flat=lambda m, x: x.amax((2, 3)) + torch.amax(x, dim=(2, 3), keepdim=True).flatten(1)),
+    "stack and mean": lambda: net(lambda m, x: torch.stack([x, m.second(x), x * 2]).mean(0)),
+    "stack and sum": lambda: net(lambda m, x: torch.stack([x, m.second(x)], dim=1).sum(dim=1)),
+    "zeros like": lambda: net(lambda m, x: torch.cat([x[:, 2:], torch.zeros_like(x[:, 2:])], 1)),
+    "threshold": lambda: net(lambda m, x: nn.Threshold(0.0, 0.0)(F.threshold(m.second(x), 0, 0) - 0.3)),
+    "dropout of any kind": lambda: layered(nn.Sequential(nn.Dropout3d(), Dropped())),
+    "instance norm with statistics": lambda: layered(nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+    "a hook in place": lambda: hooked_in_place(),
 }
 """Networks that can be used: what is particular in them -> the network."""
 
@@ -252,3 +305,38 @@ def replaced() -> nn.Module:
 LINE = r" at \S*refused\.py:\d+ \(.*\), which torch.fx cannot trace; need "
 """The place in a message on a line of this file."""
 BY_VALUES = " by the values of a tensor" + LINE + "code that is the same for all images; .* sizes or flags"
+
+
+class Named(Net):
+    """Logits of two classifiers in a named tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.kind = nn.Linear(4, CLASSES), namedtuple("Results", "aux logits")
+        randomise(self.eval())
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return self.kind(logits * 0.5, logits)
+
+
+class Dropped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.dropout(F.dropout3d(x, 0.2, self.training), 0.1, self.training)
+
+
+def functional() -> nn.Module:
+    """The forward of a convolution is replaced on the instance."""
+    model = net(lambda m, x: m.second(x))
+    model.second.forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight * 2, padding=1), model.second)
+    return model
+
+
+def hooked_in_place() -> nn.Module:
+    model = net()
+
+    def double(module: nn.Module, args: Any, result: Tensor) -> None:
+        result.mul_(2)
+
+    model.conv.register_forward_hook(double)
+    return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -136,25 +135,30 @@ RAISED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 """Networks that no command accepts -> what the message says."""
 
 PRIVATE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "negative padding": (lambda: net(lambda m, x: nn.ZeroPad2d(-1)(x)), "pad with a negative amount"),
+    "negative padding": (lambda: net(lambda m, x: nn.ZeroPad2d((-1, 1, 0, 0))(x)), "pad with a negative amount"),
     "padding with ones": (lambda: net(lambda m, x: nn.ConstantPad2d(1, 1.0)(x)), "pad with 1.0 instead of zeros"),
-    "padding mode": (
-        lambda: layered(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
-        "Conv2d with padding_mode",
-    ),
     "mean of channels": (lambda: net(lambda m, x: x - x.mean(1, keepdim=True)), "mean over 1 alone"),
     "mean of everything": (lambda: net(lambda m, x: x - x.mean()), "mean of everything"),
     "batch statistics": (
         lambda: layered(nn.BatchNorm2d(4, track_running_stats=False)),
         "BatchNorm2d without running statistics",
     ),
-    "replaced forward": (lambda: functional(), "conv2d"),
+    "alpha": (lambda: net(lambda m, x: torch.add(x, m.second(x), alpha=2)), "options of add"),
+    "larger of two": (lambda: net(lambda m, x: torch.max(*torch.cat([x, x + 1], 1).split(4, 1))), "max"),
+    "absolute": (lambda: net(lambda m, x: x.abs()), "abs"),
+    "square": (lambda: net(lambda m, x: x**2), "pow"),
+    "comparison": (lambda: net(lambda m, x: x * (x > 0.5)), "gt"),
+    "zeros by sizes": (lambda: net(lambda m, x: x + x.new_zeros(x.size(0), 4, 6, 8)), "new_zeros"),
+    "bilinear": (lambda: net(lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear")), "interpolate"),
+    "channels last": (lambda: net(lambda m, x: x, lambda m, x: x.permute(0, 2, 3, 1).mean((1, 2))), "permute"),
+    "unit length": (lambda: net(flat=lambda m, x: F.normalize(x.mean((2, 3)))), "normalize"),
+    "einsum of two": (lambda: net(lambda m, x: torch.einsum("nchw,nchw->nchw", x, x)), "einsum"),
+    "layer norm": (lambda: layered(nn.LayerNorm([4, 6, 8])), "LayerNorm"),
     "unknown function": (lambda: net(lambda m, x: torch.cumsum(x, 1)), "cumsum"),
     "cast": (lambda: net(lambda m, x: x.double().float()), "double torch.float64"),
     "rows by a list": (lambda: net(lambda m, x: x[:, :, [0, 1], [1, 0]], lambda m, x: x.flatten(1)), "indexing"),
     "split rows": (lambda: net(lambda m, x: x.chunk(2, 2)[0]), "chunk along a dimension other"),
     "concatenated rows": (lambda: net(lambda m, x: torch.cat([x, x], 2)), "cat along dimension 2"),
-    "reflected": (lambda: net(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect")), "pad with mode 'reflect'"),
     "clamped": (lambda: net(lambda m, x: x.clamp(0, 1)), "clamp to"),
     "gate": (lambda: net(lambda m, x: x * x.mean((2, 3), keepdim=True)), "mul of values"),
     "group norm": (lambda: layered(nn.GroupNorm(2, 4)), "GroupNorm"),
@@ -249,13 +253,6 @@ def borrowed() -> nn.Module:
     model, other = Hooked(), nn.Conv2d(4, 4, 1)
     old = other.forward
     model.conv.forward = lambda x: old(x) * 2
-    return model
-
-
-def functional() -> nn.Module:
-    """The convolution's forward is replaced on the instance."""
-    model = Hooked()
-    model.conv.forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight * 1, padding=1), model.conv)
     return model
 
 

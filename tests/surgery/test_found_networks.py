@@ -144,7 +144,8 @@ def test_check_and_compile_refuse_the_same_for_the_same_reason(form: str, monkey
     assert [r["found"] for r in body["refused"] if r["found"].startswith(what)], body["refused"]
     assert f" {first['found']}" not in f" {first['need']}"
     assert ";" in first["need"]
-    assert said(lambda: compile(graph, x)) == f"found {first['found']} at {first['node']}; need {first['need']}"
+    place = f"{first['node']} ({first['line']})" if first["line"] else first["node"]
+    assert said(lambda: compile(graph, x)) == f"found {first['found']} at {place}; need {first['need']}"
     assert refusals(graph)
 
 

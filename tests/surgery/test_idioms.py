@@ -156,11 +156,7 @@ UNKNOWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "gate": (lambda m, x: x * x.mean((2, 3), keepdim=True), "found mul of values of shapes"),
     "broadcast sum": (lambda m, x: x + x.mean((2, 3), keepdim=True), "found add of values of shapes"),
     "a number over": (lambda m, x: 1 / x, "found div with something other than a number"),
-    "a parameter over": (
-        lambda m, x: x / m.scalar,
-        "found attribute scalar at scalar; need a number, or a tensor with one value for each channel",
-    ),
-    "squeeze": (lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze(), r"found squeeze at squeeze; need .* flatten\(1\)"),
+    "squeeze": (lambda m, x: x[:, :, :1].squeeze(), r"found squeeze at squeeze .*; need .* flatten\(1\)"),
     "mean of channels": (lambda m, x: x.mean(1), "found mean"),
     "chunk of rows": (lambda m, x: x.chunk(2, 2)[0], "found chunk along a dimension other"),
     "a channel": (lambda m, x: x[:, 0], r"found indexing"),
@@ -170,14 +166,14 @@ UNKNOWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     ),
     "windows beyond": (lambda m, x: F.avg_pool2d(x, 3, 2, ceil_mode=True), "found avg_pool2d with ceil_mode where"),
     "divisor": (lambda m, x: F.avg_pool2d(x, 2, divisor_override=3), "found avg_pool2d with divisor_override"),
-    "reflected": (lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "found pad"),
-    "cropped": (lambda m, x: F.pad(x, (-1, 0)), "found pad with a negative amount"),
-    "sigmoid": (lambda m, x: torch.sigmoid(x), "found sigmoid at sigmoid; need no gate"),
+    "cropped and padded": (lambda m, x: F.pad(x, (-1, 1)), "found pad with a negative amount"),
+    "sigmoid": (lambda m, x: torch.sigmoid(x) + x, r"found sigmoid at sigmoid \(test_idioms.py:\d+\); need no gate"),
+    "sigmoid at the end": (lambda m, x: torch.sigmoid(x), "found sigmoid at sigmoid .*; need logits"),
     "softmax": (lambda m, x: F.log_softmax(x.mean((2, 3)), dim=1), "found log_softmax at .*; need logits"),
     "leaky": (lambda m, x: F.leaky_relu(x, 0.1), "found leaky_relu at .* --replace leaky_relu=relu"),
     "ReLU6": (lambda m, x: F.relu6(x), "found relu6 at relu6; need ReLU, .* --replace relu6=relu"),
     "clamped to six": (lambda m, x: x.clamp(0, 6), "found relu6 at clamp"),
-    "clamped to one": (lambda m, x: x.clamp(0, 1), "found clamp to .0, 1. at clamp; need ReLU, clamp"),
+    "clamped to one": (lambda m, x: x.clamp(0, 1), "found clamp to .0, 1. at clamp .*; need ReLU, clamp"),
     "other shuffle": (lambda m, x: x.view(-1, 2, 2, 6, 8).transpose(1, 3).reshape(-1, 4, 6, 8), "found reshape to"),
 }
 
@@ -319,7 +315,7 @@ class Alias(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         other = self.idle(x)
-        return self.conv(F.relu_(x)) + other
+        return (self.conv(F.relu_(x)) + other).mean((2, 3))
 
 
 class Normalising(nn.Module):

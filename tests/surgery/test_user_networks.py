@@ -15,15 +15,18 @@ from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
+from shoal.networks.adoption import adopt
 from shoal.private.compiler.compilation import compile
+from shoal.private.compiler.deployment import deploy
 from shoal.surgery.normal_form import normalise
-from shoal.surgery.tracing import count, trace
+from shoal.surgery.tracing import check_trace, count, trace
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import fit
 from shoal.training.objective import Objective, cross_entropy
 from shoal.training.schedule import Schedule
 from shoal.training.settings import Settings
 from tests.conftest import blobs, randomise
+from tests.surgery.networks import Named
 
 SHAPE = (1, 8, 8)
 
@@ -271,3 +274,47 @@ def test_a_model_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ShoalError, match=r"fails on images of shape \(2, 8, 8\): .*to have 1 channels, but got 2"):
         trace(nn.Sequential(nn.Conv2d(1, 1, 3)), (2, 8, 8))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_named_tuple_is_a_tuple_of_classifiers() -> None:
+    model, x = Named(), torch.randn(2, 4, 6, 8)
+    graph = check_trace(model, (4, 6, 8))
+    for found, wanted in zip(graph(x), model(x), strict=True):
+        assert (found - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [32, "3x8x8", (1, 3, 8, 8), (3, 0, 8), (3, 8), (3.0, 8, 8)])
+def test_other_shapes_of_an_image_are_refused(shape: Any) -> None:
+    for act in (count, trace, check_trace):
+        with pytest.raises(ShoalError, match=r"found .* as the shape of an image; need three numbers above 0"):
+            act(nn.Sequential(nn.Conv2d(3, 2, 1)), shape)
+
+
+@pytest.mark.parametrize("data", ["cifar10", None, [1, 2]])
+def test_what_is_no_data_set_is_refused_before_anything_else(data: Any) -> None:
+    for act in (adopt, deploy):
+        with pytest.raises(ShoalError, match=r"found a .* as data; need a shoal.Dataset; make one with"):
+            act(nn.Sequential(nn.Conv2d(3, 2, 1)), data)
+
+
+def test_a_module_is_no_graph() -> None:
+    with pytest.raises(ShoalError, match=r"found a Sequential to fold; need a shoal.Graph"):
+        fold(nn.Sequential())  # type: ignore[arg-type]
+
+
+class Returned(nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.conv, self.what = nn.Conv2d(4, 5, 1), what
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.conv(x)
+        return {"maps": x, "class": x.mean((2, 3)).argmax(1), "everything": x.flatten()}[self.what]
+
+
+@pytest.mark.parametrize("what", ["maps", "class", "everything"])
+def test_results_other_than_one_logit_for_each_class_are_refused(what: str) -> None:
+    with pytest.raises(
+        ShoalError, match=r"found that forward returns a result of shape .* need one logit for each cla"
+    ):
+        check_trace(Returned(what), (4, 6, 8))

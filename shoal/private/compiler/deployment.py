@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.data.dataset import Dataset
+from shoal.data.dataset import Dataset, check_kind
 from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
 from shoal.private.compiler.compilation import compile
@@ -33,6 +33,7 @@ def deploy(
     Raises ShoalError as `check_trace` does, and, naming the node, for operations without a private form and for values
     that overflow the ring.
     """
+    check_kind(data)
     graph = fold(check_trace(model.cpu().float(), data.shape))
     # Evenly spread, because some data sets are stored class by class.
     chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()

@@ -127,7 +127,7 @@ COMPILE_REFUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "batch norm": (lambda: compile(lone(nn.BatchNorm2d(4)), images()), r"batch_norm at 1; need .* fold"),
     "max pool": (
         lambda: compile(lone(nn.FractionalMaxPool2d(2, 4)), images()),
-        r"FractionalMaxPool2d at 1; need an operation",
+        r"FractionalMaxPool2d at 1; need nn.MaxPool2d or nn.AvgPool2d",
     ),
     "ReLU6": (lambda: compile(lone(nn.ReLU6()), images()), r"relu6 at 1; need ReLU, .* --replace relu6=relu"),
     "unknown": (lambda: compile(lone(nn.SiLU()), images()), r"SiLU at 1; need ReLU, .* --replace silu=relu"),

@@ -31,7 +31,7 @@ def lower_arithmetic(traced: fx.GraphModule, node: fx.Node) -> Lowered:
     if kind == "neg":
         return "affine", {}, {"scale": torch.tensor(-1.0)}
     if len(node.args) != 2 or node.kwargs:
-        return unknown(f"{kind} with options")
+        return unknown(f"options of {kind}")
     values = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
     if len(values) == 2:
         shapes = [v.meta["shape"] for v in values]
@@ -50,8 +50,13 @@ def _with_constant(traced: fx.GraphModule, node: fx.Node, kind: str) -> Lowered 
     if constant is None or (kind == "div" and reverse):
         return None
     if isinstance(constant, nn.Parameter):
-        names = {"add": "bias", "mul": "weight"}
-        return ("affine", {}, {names[kind]: constant}) if kind in names else None
+        held: dict[str, dict[str, Tensor]] = {
+            "add": {"bias": constant},
+            "mul": {"weight": constant},
+            "div": {"weight": 1 / constant},
+            "sub": {"scale": torch.tensor(-1.0), "bias": constant} if reverse else {"bias": -constant},
+        }
+        return "affine", {}, held[kind]
     if (kind == "add" or (kind == "sub" and not reverse)) and not constant.any():
         return "identity", {}, {}  # Python's sum starts with 0
     return "affine", {}, _affine(kind, constant, reverse)

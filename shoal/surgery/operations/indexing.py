@@ -45,7 +45,8 @@ def lower_index(traced: fx.GraphModule, node: fx.Node) -> Lowered:
     if is_dividing(source):
         return _part(source, int(index))  # type: ignore[arg-type]
     if "parts" in source.meta:
-        return unknown(f"part {index} of {getattr(source.target, '__name__', source.target)}")
+        name = getattr(source.target, "__name__", source.target)
+        return unknown(f"part {index} of {name}" if calls(source, DIVIDING) else f"result {index} of {name}")
     shape = source.meta["shape"]
     parts = _whole(index, len(shape))
     if len(shape) == 3 and parts == [slice(None), slice(None), 0, 0] and shape[1:] == (1, 1):
