@@ -22,7 +22,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -30,6 +29,9 @@ from rich.text import Text
 from shoal.units import duration, percent, seconds, significant
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
+
+EVERY = 60.0
+"""Seconds between two lines of a counter where there is no terminal."""
 
 verbosity: ContextVar[int] = ContextVar("verbosity", default=NORMAL)
 """How much is shown: -1 nothing; 0 bars and lines; 1 or more, in addition to bars, a line for each epoch and status."""
@@ -137,29 +139,34 @@ def bars(epochs: Mapping[str, int], other: int = 1) -> Iterator[StageBars]:
 
 
 @contextmanager
-def counter(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+def counter(what: str, total: int, first: int = 0) -> Iterator[Callable[[int, int], None]]:
     """Show progress over `total` things called `what`; yields a function to call with (done, total).
 
-    Without a terminal, it prints one line at the end.
+    On a terminal, it is a bar with the time left; elsewhere, a line every minute and one at the end. The `first` things
+    were done earlier, and do not count for the speed.
     """
     console = None if is_quiet() else Console(stderr=True)
     if console is None or not console.is_terminal:
-        with _counted(console, what, total) as advance:
+        with _counted(console, what, total, first) as advance:
             yield advance
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task(what, total=total)
+    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as progress:
+        task = progress.add_task(what, total=total, completed=first)
         yield lambda done, _: progress.update(task, completed=done)
 
 
 @contextmanager
-def _counted(console: Console | None, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    begun, reached = time.monotonic(), 0
+def _counted(console: Console | None, what: str, total: int, first: int) -> Iterator[Callable[[int, int], None]]:
+    begun = shown = time.monotonic()
+    reached = first
 
     def advance(done: int, _: int) -> None:
-        nonlocal reached
-        reached = done
+        nonlocal reached, shown
+        reached, now = done, time.monotonic()
+        if console is not None and now - shown >= EVERY and done > first:
+            shown, left = now, (now - begun) / (done - first) * (total - done)
+            _line(console, f"{what}: {reached:,} of {total:,}, about {duration(left)} left")
 
     try:
         yield advance

@@ -54,7 +54,7 @@ class Subject:
         """
         count = min(most or self.images, len(split))
         some = split.take(torch.linspace(0, len(split) - 1, count).long())
-        return self.data.normalise(some.images).to(self.settings.device), some.labels.to(self.settings.device)
+        return self.data.normalise(some.images[:]).to(self.settings.device), some.labels.to(self.settings.device)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _pixels(subject: Subject) -> np.ndarray:
     """The test images that `Subject.of` selects for figures, uint8 [N, H, W, C]."""
     split = subject.data.test
     some = split.take(torch.linspace(0, len(split) - 1, min(SHOWN, len(split))).long())
-    return some.images.permute(0, 2, 3, 1).cpu().numpy()
+    return some.images[:].permute(0, 2, 3, 1).cpu().numpy()
 
 
 STUDIES: dict[str, Callable[[Subject], Result | None]] = {

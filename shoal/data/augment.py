@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoal.data.autoaugment import autoaugment
-from shoal.data.pixels import FILL
+from shoal.data.augmentation.autoaugment import autoaugment
+from shoal.data.augmentation.pixels import FILL
+from shoal.data.augmentation.resized_crop import resized_crop
+from shoal.data.mapped import Images
 from shoal.errors import ShoalError
 
 POLICIES = (
@@ -17,6 +19,7 @@ POLICIES = (
     "crop-flip-cutout",
     "crop-flip-autoaugment",
     "crop-flip-autoaugment-cutout",
+    "resized-crop-flip",
 )
 """Augmentation policies for images."""
 
@@ -30,10 +33,11 @@ def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator)
     Each item has its own random draws. The parts of a policy's name mean:
 
     - `crop`: pad with zeros by H/8 pixels, then crop at a random place.
+    - `resized-crop`: crop 8 to 100 % of the area at a random place, and resize the crop to the image's size.
     - `flip`: mirror left to right with probability 1/2.
     - `cutout`: set a square with sides of H/4 around a random pixel to zero.
-    - `autoaugment`: the CIFAR policy of `shoal.data.autoaugment`. With it, the padding is grey and the sides of the
-      cutout are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
+    - `autoaugment`: the CIFAR policy of `shoal.data.augmentation.autoaugment`. With it, the padding is grey and the
+      sides of the cutout are H/2, as in the public code of *Self-Distillation* (TPAMI'21).
     - `scale-shift`: multiply each axis of a cloud by 2/3 to 3/2, then shift it by up to 0.2, as in DGCNN's public code.
 
     Random numbers are drawn on the generator's device, so that a seed gives the same result wherever the batch is.
@@ -46,7 +50,10 @@ def augment_batch(images_uint8: Tensor, policy: str, generator: torch.Generator)
     if policy == "scale-shift":
         return _scale_shift(images_uint8, generator)
     learned = "autoaugment" in policy
-    images = _crop(images_uint8, generator, FILL if learned else 0)
+    if policy.startswith("resized-crop"):
+        images = resized_crop(images_uint8, generator)
+    else:
+        images = _crop(images_uint8, generator, FILL if learned else 0)
     if "flip" in policy:
         images = _flip(images, generator)
     if learned:
@@ -61,7 +68,7 @@ def check_policy(policy: str) -> None:
         raise ShoalError(f"found {policy!r} at augment; need one of {known}; correct the name")
 
 
-def check_suits(policy: str, images: Tensor) -> None:
+def check_suits(policy: str, images: Images) -> None:
     """Raise ShoalError when `policy` does not suit `images`: floats are clouds, other types are images."""
     cloud = images.is_floating_point()
     if policy not in (known := CLOUD_POLICIES if cloud else POLICIES):

@@ -1,4 +1,4 @@
-"""Labelled data sets in memory, and augmented batches from them.
+"""Labelled data sets in memory or in a file, and augmented batches from them.
 
 Pixels stay uint8 until `Dataset.normalise`, so a set takes a quarter of its float32 size on the device. Point clouds
 use the same classes: P points are a float32 "image" [3, P, 1].
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal.data.augment import augment_batch, check_policy
+from shoal.data.mapped import Images, chosen
 from shoal.errors import ShoalError
 
 NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder")
@@ -29,9 +30,12 @@ SAMPLED = 500
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] or clouds float32 [N, 3, P, 1], and labels int64 [N], on one device."""
+    """Images uint8 [N, C, H, W] or clouds float32 [N, 3, P, 1], and labels int64 [N], on one device.
 
-    images: Tensor
+    Images that do not fit in memory are `MappedImages`: an index reads them from a file, to that device.
+    """
+
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -44,7 +48,7 @@ class Split:
     def take(self, indices: Tensor | Sequence[int]) -> Split:
         """The items at `indices` (int64 [M]), in that order."""
         where = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
-        return Split(self.images[where], self.labels[where])
+        return Split(chosen(self.images, where), self.labels[where])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,8 +128,8 @@ class Dataset:
         kind = self.name if self.name in (*NAMES, *CLOUDS) else "folder"
         hasher = hashlib.sha256(f"{kind}:{self.classes};".encode())
         for split in (self.train, self.val, self.test):
-            chosen = torch.linspace(0, len(split) - 1, min(SAMPLED, len(split))).long()
-            images = split.images[chosen.to(split.images.device)].cpu()
+            sample = torch.linspace(0, len(split) - 1, min(SAMPLED, len(split))).long()
+            images = split.images[sample.to(split.images.device)].cpu()
             exact = images
             if images.is_floating_point():
                 exact = (torch.stack(torch.std_mean(images.double())) * 100).round().int()
@@ -165,7 +169,7 @@ def check_dataset(data: Dataset) -> None:
         )
 
 
-def _check_images(images: Tensor, shape: tuple[int, ...], where: str) -> None:
+def _check_images(images: Images, shape: tuple[int, ...], where: str) -> None:
     clouds = images.dtype == torch.float32 and images.ndim == 4 and images.shape[1] == 3 and images.shape[3] == 1
     if images.ndim != 4 or not (images.dtype == torch.uint8 or clouds):
         raise ShoalError(
@@ -216,4 +220,4 @@ def batches(
         order = torch.randperm(len(split), generator=generator, device=generator.device)
     order = order.to(split.labels.device)
     parts = (split.take(order[start : start + batch_size]) for start in range(0, len(split), batch_size))
-    return ((augment_batch(part.images, augment, generator), part.labels) for part in parts)
+    return ((augment_batch(part.images[:], augment, generator), part.labels) for part in parts)

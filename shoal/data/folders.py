@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from shoal.data.decoded import Source, decode, decoded
 from shoal.data.dicom import DICOM_SUFFIXES, is_unnamed_dicom
 from shoal.data.images import Frame, image_suffixes
-from shoal.data.readers import Arrays, arrays, read_text
+from shoal.data.mapped import Images, Labelled, MappedImages
+from shoal.data.readers import read_text
 from shoal.errors import ShoalError, ShoalWarning
 
 Listing = list[tuple[Path, int]]
@@ -26,23 +29,33 @@ _FOREIGN = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume 
 # ---- images in folders
 
 
-def read_images(paths: Sequence[Path], frame: Frame) -> np.ndarray:
-    """Decode to uint8 [N, C, H, W], in the channels and size of `frame`.
+def read_images(source: Source, cache: Path | None) -> Images:
+    """Decode to uint8 [N, C, H, W], in the channels and size of the source's frame.
 
-    Raises ShoalError, naming the first file that is unreadable or differs in size from the first image.
+    With `cache`, or when the images would take more than half of the machine's memory, they are in a file that is read
+    batch by batch (see `shoal.data.decoded`), which is in `usual_cache` if `cache` is None. Raises ShoalError, naming
+    the first file that is unreadable or differs in size from the first image.
     """
-    shape = frame.read(paths[0]).shape
-    images = np.empty((len(paths), *shape), dtype=np.uint8)
-    # Pillow releases the GIL while it decodes.
-    with ThreadPoolExecutor() as pool:
-        for index, image in enumerate(pool.map(frame.read, paths)):
-            if image.shape != shape:
-                raise ShoalError(
-                    f"found an image of {image.shape[2]}x{image.shape[1]} at {paths[index]}; need "
-                    f"{shape[2]}x{shape[1]} like {paths[0].name}; resize it, or give --size (size=) to resize all"
-                )
-            images[index] = image
-    return images
+    if cache is not None:
+        return decoded(source, cache)
+    first, count = source.frame.read(source.paths[0]), len(source.paths)
+    if count * first.nbytes > memory() // 2:
+        return decoded(source, usual_cache())
+    images, start = np.empty((count, *first.shape), dtype=np.uint8), 0
+    for part in decode(source, first.shape):
+        images[start : start + len(part)] = part
+        start += len(part)
+    return torch.from_numpy(images)
+
+
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usual_cache() -> Path:
+    """Folder for decoded images if none was given: ``shoal/images`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal" / "images"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -91,26 +104,28 @@ def list_labelled(folder: Path, labels: Mapping[str, int], inner: str = "") -> L
     return [(path, label) for name, label in labels.items() for path in list_images(folder / name / inner)]
 
 
-def read_listings(listings: Sequence[Listing], classes: int, frame: Frame, where: str) -> list[Arrays]:
-    """Decode the images of all splits together, because all must have the same size.
+def read_listings(listings: Sequence[Listing], root: Path, frame: Frame, cache: Path | None) -> list[Labelled]:
+    """Decode the images of all splits together, because all must have the same size; `read_images` says where to.
 
     Raises ShoalError when an image is unreadable or differs in size.
     """
-    images = read_images([path for files in listings for path, _ in files], frame)
-    ends = np.cumsum([len(files) for files in listings])
-    parts = zip(np.split(images, ends[:-1]), listings, strict=True)
-    return [arrays(own, np.array([label for _, label in files]), classes, where) for own, files in parts]
+    images = read_images(Source(root, [path for files in listings for path, _ in files], frame), cache)
+    rows = torch.arange(len(images)).split([len(files) for files in listings])
+    labels = [torch.tensor([label for _, label in files]) for files in listings]
+    # Slices of images in memory share their memory.
+    own = [images.chosen(r) if isinstance(images, MappedImages) else images[int(r[0]) : int(r[-1]) + 1] for r in rows]
+    return list(zip(own, labels, strict=True))
 
 
 # ---- folders of images by class
 
 
-def read_folder(root: Path, frame: Frame) -> tuple[dict[str, Arrays], tuple[str, ...]]:
-    """Arrays of the splits ``train``, ``test`` and ``val``, as far as `root` has them, and the sorted names of classes.
+def read_folder(root: Path, frame: Frame, cache: Path | None = None) -> tuple[dict[str, Labelled], tuple[str, ...]]:
+    """Images and labels of the splits ``train``, ``test`` and ``val``, as far as `root` has them, and the class names.
 
-    Labels are positions in these names. `split_folders` says which folder is which split; the class folders of a set
-    without splits are the split ``train``. Warns of a single class. Raises ShoalError when a class has no images, or a
-    class of another split is not a training class.
+    Labels are positions in these sorted names; `read_images` says what `cache` is. `split_folders` says which folder is
+    which split; the class folders of a set without splits are the split ``train``. Warns of a single class. Raises
+    ShoalError when a class has no images, or a class of another split is not a training class.
     """
     folders = split_folders(root)
     labels = {name: i for i, name in enumerate(list_classes(folders["train"]))}
@@ -118,7 +133,7 @@ def read_folder(root: Path, frame: Frame) -> tuple[dict[str, Arrays], tuple[str,
         _warn(f"found one class ({next(iter(labels))}) at {folders['train']}; need two or more to tell classes apart")
     listings = [list_labelled(folders["train"], labels)]
     listings += [_list_split(folder, labels) for part, folder in folders.items() if part != "train"]
-    return dict(zip(folders, read_listings(listings, len(labels), frame, str(root)), strict=True)), tuple(labels)
+    return dict(zip(folders, read_listings(listings, root, frame, cache), strict=True)), tuple(labels)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -168,8 +183,10 @@ def _annotated(path: Path, labels: Mapping[str, int]) -> Listing:
     return files
 
 
-def read_tiny_imagenet(folder: Path, frame: Frame) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-    """Training and validation arrays and the names of the classes, from words.txt if it is there.
+def read_tiny_imagenet(
+    folder: Path, frame: Frame, cache: Path | None = None
+) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    """Training and validation images with labels, and the names of the classes, from words.txt if it is there.
 
     Labels are positions in the sorted lines of wnids.txt. Raises ShoalError when files are missing or damaged.
     """
@@ -179,7 +196,7 @@ def read_tiny_imagenet(folder: Path, frame: Frame) -> tuple[Arrays, Arrays, tupl
     if not held_out:
         raise ShoalError(f"found no image of the {len(labels)} classes at {annotations}; need some; fetch it again")
     train = list_labelled(folder / "train", labels, "images")
-    both = read_listings([train, held_out], len(labels), frame, str(folder))
+    both = read_listings([train, held_out], folder, frame, cache)
     return both[0], both[1], _words(folder / "words.txt", labels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from shoal.data import readers
 from shoal.data.cifar import Cifar, read_cifar
 from shoal.data.class_names import CLASS_NAMES
 from shoal.data.dataset import CLOUDS, NAMES, Dataset, Split
+from shoal.data.decoded import Moments
 from shoal.data.folders import read_folder, read_tiny_imagenet
 from shoal.data.images import STRETCH, Frame, check_frame
+from shoal.data.mapped import Labelled
 from shoal.data.readers import Arrays
-from shoal.data.splits import Moments, divide, hold_out, moments
+from shoal.data.splits import divide, hold_out, moments
 from shoal.errors import ShoalError
 
 POINTS = 1024
@@ -82,6 +84,7 @@ def load(
     size: Size | None = None,
     fit: str | None = None,
     channels: int | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Load the set `name`: one of NAMES or CLOUDS, or the path of a directory of images by class.
 
@@ -96,7 +99,8 @@ def load(
     `size` resizes images; without it, digits are 16x16, fashion-mnist is zero-padded to 32x32, and other sets stay as
     they are. For clouds, `size` is the number of points, by default POINTS. Image files (a directory, tiny-imagenet)
     are read by the rules of `shoal.data.images.read_image`: `fit` is the rule for images of another size (default
-    ``stretch``), `channels` is 3 (default) or 1 for grey.
+    ``stretch``), `channels` is 3 (default) or 1 for grey. With a folder `cache` they are decoded once into a file there
+    and read batch by batch; sets larger than half of the memory always are, by default in ``~/.cache/shoal/images``.
 
     Raises ShoalError for an unknown name, an argument out of range, and missing or damaged data. Warns of a directory
     with a single class, and of folders in it that are left out.
@@ -104,14 +108,12 @@ def load(
     kind, root = _kind(name, root)
     _check_arguments(val, limit, size)
     frame = _frame(kind, size, fit, channels)
-    read = _read(kind, root, frame, seed)
-    kept, held = hold_out(Split(*read.train), 0.0 if read.val else val, limit, seed)
-    held = Split(*read.val) if read.val else held
+    read = _read(kind, root, frame, seed, _cache(kind, cache))
+    kept, held = _held_out(read, val, limit, seed)
     mean, std = _PUBLISHED.get(kind) or moments(kept.images)
-    applied = frame.fit if frame.size and kind in _FILES else None
-    return Dataset(
-        name, kept, held, Split(*read.test), len(read.names), mean, std, _AUGMENT.get(kind, "none"), read.names, applied
-    )
+    test, augment, applied = Split(*read.test), _AUGMENT.get(kind, "none"), frame.size and kind in _FILES
+    fit = frame.fit if applied else None
+    return Dataset(name, kept, held, test, len(read.names), mean, std, augment, read.names, fit)
 
 
 def _check_arguments(val: float, limit: int | None, size: Size | None) -> None:
@@ -123,14 +125,25 @@ def _check_arguments(val: float, limit: int | None, size: Size | None) -> None:
             raise ShoalError(f"found {value} at {name}; need 1 or more; leave it out for the whole set as it is")
 
 
-def _frame(kind: str, size: Size | None, fit: str | None, channels: int | None) -> Frame:
-    """Size, rule and channels of the images of a set. Raises ShoalError for what the set cannot have."""
-    for option, value in (("fit", fit), ("channels", channels)):
+def _check_files(kind: str, **options: Any) -> None:
+    """Raise ShoalError for options of image files with another set."""
+    for option, value in options.items():
         if value is not None and kind not in _FILES:
             raise ShoalError(
                 f"found {option} {value} for {kind}; need a set of image files ({' or '.join(_FILES)}) for it; leave "
                 f"out --{option} ({option}=)"
             )
+
+
+def _cache(kind: str, cache: str | Path | None) -> Path | None:
+    """The folder for decoded images. Raises ShoalError for a set that is not in image files."""
+    _check_files(kind, cache=cache)
+    return None if cache is None else Path(cache).expanduser()
+
+
+def _frame(kind: str, size: Size | None, fit: str | None, channels: int | None) -> Frame:
+    """Size, rule and channels of the images of a set. Raises ShoalError for what the set cannot have."""
+    _check_files(kind, fit=fit, channels=channels)
     if fit is not None and size is None:
         raise ShoalError(f"found fit {fit} without a size; need the size to fit to; give --size (size=), too")
     if isinstance(size, tuple) and kind in CLOUDS:
@@ -157,22 +170,28 @@ def _kind(name: str, root: str | Path | None) -> tuple[str, Path | None]:
 class _Read(NamedTuple):
     """The splits of a set, and the names of its classes; `val` is None if the set has no validation split."""
 
-    train: Arrays
-    test: Arrays
+    train: Labelled
+    test: Labelled
     names: tuple[str, ...]
-    val: Arrays | None = None
+    val: Labelled | None = None
 
 
-def _read(kind: str, root: Path | None, frame: Frame, seed: int) -> _Read:
+def _held_out(read: _Read, val: float, limit: int | None, seed: int) -> tuple[Split, Split]:
+    """Training and validation split; the set's own validation split if it has one."""
+    kept, held = hold_out(Split(*read.train), 0.0 if read.val else val, limit, seed)
+    return kept, Split(*read.val) if read.val else held
+
+
+def _read(kind: str, root: Path | None, frame: Frame, seed: int, cache: Path | None) -> _Read:
     """The set as it is published, in the size that `load` documents."""
     size = frame.size
     if kind == "folder":
-        return _read_folder(root, frame, seed)
+        return _read_folder(root, frame, seed, cache)
     if kind in CLOUDS:
         return _Read(*_read_clouds(kind, root, size[0] if size else POINTS))
     if kind == "tiny-imagenet":
         wnids = _find(kind, root, ("tiny-imagenet-200/wnids.txt", "wnids.txt"))
-        return _Read(*read_tiny_imagenet(wnids.parent, frame))
+        return _Read(*read_tiny_imagenet(wnids.parent, frame, cache))
     if kind == "digits":
         train, test = _read_digits()
         size = size or (16, 16)
@@ -229,10 +248,10 @@ def _read_svhn(root: Path | None) -> tuple[Arrays, Arrays]:
     return readers.read_svhn(train), readers.read_svhn(train.with_name("test_32x32.mat"))
 
 
-def _read_folder(root: Path | None, frame: Frame, seed: int) -> _Read:
+def _read_folder(root: Path | None, frame: Frame, seed: int, cache: Path | None) -> _Read:
     if root is None:
         raise ShoalError("found no data set folder; need a directory of images by class; give --data-dir (root=)")
-    parts, names = read_folder(root, frame)
+    parts, names = read_folder(root, frame, cache)
     if "test" not in parts:
         return _Read(*divide(*parts["train"], 0.2, seed), names)
     return _Read(parts["train"], parts["test"], names, parts.get("val"))

@@ -18,7 +18,7 @@ from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network
 from shoal.recipes.stages import check_teacher
 from shoal.storage.files import read_json
-from shoal.storage.origins import IMAGES, Config, difference, fingerprints, placed
+from shoal.storage.origins import CACHE, IMAGES, Config, difference, fingerprints, placed
 from shoal.storage.run import Run
 from shoal.training.schedule import Schedule
 
@@ -55,6 +55,7 @@ def load_data(config: Config, data_dir: Path | None, device: str = "cpu", other:
         size=size if size is None or isinstance(size, int) else tuple(size),
         fit=config.get("fit"),
         channels=config.get("channels"),
+        cache=config.get(CACHE),
     )
     if config.get("mean"):
         data = normalised(data, config["mean"], config["std"])

@@ -261,7 +261,7 @@ def evaluate(wanted: Evaluation) -> Evaluated:
         from shoal.private.compiler.deployment import clear_agreement, deploy
 
         graph, program, weights = deploy(network, data)
-        images = data.normalise(data.test.images)
+        images = data.normalise(data.test.images[:])
         agreement, accuracy = clear_agreement(graph, program, weights, images, data.test.labels)
         body["fixed_accuracy"], body["error_bound"] = accuracy, program.error_bound
         body["images"], body["argmax_equal"] = agreement.images, agreement.argmax_equal

@@ -18,7 +18,7 @@ from shoal.models import CLOUDS, NAMES
 from shoal.networks.adoption import check_logits
 from shoal.networks.assembly import located, own_network
 from shoal.networks.spec import Spec
-from shoal.storage.origins import SIZING, Config
+from shoal.storage.origins import CACHE, SIZING, Config
 from shoal.storage.run import Run, summary_writer
 from shoal.storage.shards import check_limit
 from shoal.training.schedule import Schedule, parse_schedule
@@ -144,16 +144,19 @@ class ImageOptions:
     """How images in files are brought to --size; stretch if left out."""
     channels: int | None = None
     """Channels of images in files: 3 (colour; also if left out) or 1 (grey)."""
+    cache: Path | None = None
+    """Decode image files once into this folder, and read batches from there, which takes little memory. If left out,
+    only sets larger than half of the memory are read so, from ~/.cache/shoal/images."""
 
     def image_settings(self) -> Config:
         """Those of these options that were given, for the configuration. Raises ShoalError for an invalid size."""
         size = None if self.size is None else parse_size(self.size)
-        given = {"size": size, "fit": self.fit, "channels": self.channels}
+        given = {"size": size, "fit": self.fit, "channels": self.channels, CACHE: self.cache}
         return {name: value for name, value in given.items() if value is not None}
 
     def recorded(self) -> Config:
         """All options for the configuration; image options only if they were given."""
-        others = {name: value for name, value in vars(self).items() if name not in SIZING}
+        others = {name: value for name, value in vars(self).items() if name not in (*SIZING, CACHE)}
         return others | self.image_settings()
 
 

@@ -18,7 +18,7 @@ from shoal.jobs.training import Job, prepare
 from shoal.networks.spec import Spec
 from shoal.networks.stored import load_network, save_network
 from shoal.recipes import self_distill
-from shoal.storage.origins import SIZING, Config, inherited
+from shoal.storage.origins import CACHE, SIZING, Config, inherited
 from shoal.storage.run import Run
 from shoal.storage.summary import Summary
 
@@ -51,7 +51,8 @@ class Request(NewNetwork):
         own |= {name: value for name, value in self.training_settings().items() if name != "augment"}
         if self.is_run:
             self._check_run()
-            return own | inherited(Run(self.model).config()) | {"source": self.model}
+            cache = {} if self.cache is None else {CACHE: self.cache}
+            return own | inherited(Run(self.model).config()) | {"source": self.model} | cache
         if self.data is None:
             raise ShoalError(f"found no data for {self.model!r}; need a data set, or a run that has one; use --data")
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shoal.data.augment import check_suits
 from shoal.jobs.inputs import preset_of
 from shoal.jobs.options import NewNetwork, Shared
 from shoal.jobs.training import prepare
@@ -14,6 +15,7 @@ from shoal.recipes.stages import train_teacher
 from shoal.storage.origins import Config
 from shoal.storage.summary import Figures, write_alone
 from shoal.training.loop import world
+from shoal.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Request(NewNetwork):
 
     preset: str = "quick"
     """Preset of the training schedule: quick, paper or reference-code; deepreduce-paper or deepreduce-paper-cifar10 for
-    a teacher of shoal reduce --recipe deepreduce."""
+    a teacher of shoal reduce --recipe deepreduce; imagenet for ImageNet, with its usual augmentation."""
 
     def config(self) -> Config:
         """The settings that the run records."""
@@ -45,12 +47,15 @@ def train(request: Request, shared: Shared) -> Trained:
     up.
     """
     shared.check()
-    schedule = request.scheduled(preset_of(request.preset, _teachers())().teacher)
+    preset = preset_of(request.preset, _presets())
+    schedule, augment = request.scheduled(preset.teacher), request.augment or preset.augment
     prepared = prepare(request.config(), request.data_dir, shared)
+    if augment is not None:
+        check_suits(augment, prepared.data.train.images)
     spec = request.spec(prepared.data)
     job = prepared.fingerprinted().begin()
     with job.training({"teacher": schedule.epochs}) as stages:
-        network, history = train_teacher(spec, schedule, stages)
+        network, history = train_teacher(spec, schedule, stages.changed(augment=augment))
     first = world()[0] == 0
     if first:
         save_network(job.run, spec, network)
@@ -61,7 +66,20 @@ def train(request: Request, shared: Shared) -> Trained:
     return Trained(**found | {"best_epoch": history.best_epoch, "validation": history.best}, out=str(shared.out))
 
 
-def _teachers() -> dict[str, Callable[[], shallow.Preset | deepreduce.Preset]]:
+@dataclass(frozen=True)
+class Preset:
+    """The schedule of a training, and its augmentation; None means that of the data set."""
+
+    teacher: Schedule
+    augment: str | None = None
+
+
+IMAGENET = Preset(Schedule(90, 0.1, (30, 60, 80), batch_size=256, weight_decay=1e-4), "resized-crop-flip")
+"""The usual training on ImageNet: 90 epochs, the rate divided by 10 after 30, 60 and 80 (He et al., CVPR'16)."""
+
+
+def _presets() -> dict[str, Preset]:
     """The presets that have a schedule for teachers; names of DeepReDuce's start with ``deepreduce-``."""
     others = {f"deepreduce-{name}": make for name, make in deepreduce.PRESETS.items() if name != "quick"}
-    return {**shallow.PRESETS, **others}
+    makers: dict[str, Callable[[], shallow.Preset | deepreduce.Preset]] = {**shallow.PRESETS, **others}
+    return {name: Preset(make().teacher) for name, make in makers.items()} | {"imagenet": IMAGENET}

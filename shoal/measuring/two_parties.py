@@ -119,7 +119,7 @@ def measure(artifact: Path, model: nn.Module, data: Dataset, certificates: Path,
     graph, program, weights = deploy(model, data)
     name = artifact.name
     save_artifact(artifact, program, weights)
-    test = data.normalise(data.test.images)
+    test = data.normalise(data.test.images[:])
     say(f"{name}: the whole test set ({len(test):,} images) in fixed point, in the clear")
     clear, accuracy = clear_agreement(graph, program, weights, test, data.test.labels)
     say(f"{name}: {images} images between two processes over mutual TLS, direct")

@@ -23,6 +23,11 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
 
 
+def conv7x7(c_in: int, c_out: int, stride: int) -> nn.Conv2d:
+    """7x7 conv, padding 3, as in ImageNet's stem; (N, c_in, H, W) -> (N, c_out, ceil(H/stride), ceil(W/stride))."""
+    return nn.Conv2d(c_in, c_out, 7, stride=stride, padding=3, bias=False)
+
+
 def init_weights(net: nn.Module) -> None:
     """Initialise convolutions with Kaiming normal (fan out), BatchNorms with scale 1 and shift 0, in place.
 

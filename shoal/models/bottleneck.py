@@ -1,8 +1,9 @@
-"""CIFAR ResNets of bottleneck blocks and variants: wide, ResNeXt, SENet (squeeze-and-excitation), ResNeSt.
+"""ResNets of bottleneck blocks and variants: wide, ResNeXt, SENet (squeeze-and-excitation), ResNeSt.
 
 Sources: He et al., CVPR'16; Zagoruyko & Komodakis, BMVC'16; Xie et al., CVPR'17; Hu et al., CVPR'18; Zhang et al.,
 arXiv:2004.08955. The stem is a 3x3 convolution with stride 1 without max-pool, as in *Self-Distillation* (TPAMI'21,
-section 4.1) for CIFAR-100: the maps of a 32x32 image are 32, 16, 8 and 4 wide in stages 1 to 4.
+section 4.1) for CIFAR-100: the maps of a 32x32 image are 32, 16, 8 and 4 wide in stages 1 to 4. Names that end in
+``-imagenet`` have ImageNet's stem (see `shoal.models.resnet`).
 
 SENet and ResNeSt multiply two values that are both private, so private inference rejects them. They can be trained and
 counted like the others.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.models.blocks import Shortcut, make_shortcut, projection_shortcut
-from shoal.models.resnet import BasicBlock, Design, ResNet
+from shoal.models.resnet import BasicBlock, Design, ResNet, imagenet
 
 EXPANSION = 4
 """Factor between the channels of a bottleneck's result and those of the same stage of a ResNet of basic blocks."""
@@ -169,21 +170,28 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 def _deep(
     depth: int, block: Callable[..., nn.Module], shortcut: Shortcut = projection_shortcut
 ) -> Callable[..., nn.Module]:
-    return partial(ResNet, Design(DEPTHS[depth], 64, shortcut, block=block, expansion=EXPANSION))
+    return partial(ResNet, _design(depth, block, shortcut))
+
+
+def _design(depth: int, block: Callable[..., nn.Module], shortcut: Shortcut = projection_shortcut) -> Design:
+    return Design(DEPTHS[depth], 64, shortcut, block=block, expansion=EXPANSION)
 
 
 _WIDE = partial(Bottleneck, inside=Inside(ratio=1 / 2))
+_GROUPED = partial(Bottleneck, inside=Inside(ratio=1 / 2, groups=32))
 _GATED = partial(Bottleneck, inside=Inside(gated=True))
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = (
     {f"resnet{depth}": _deep(depth, Bottleneck) for depth in DEPTHS}
+    | {f"resnet{depth}-imagenet": imagenet(_design(depth, Bottleneck)) for depth in DEPTHS}
     | {f"wrn{depth}-2": _deep(depth, _WIDE) for depth in (50, 101)}
+    | {"wrn50-2-imagenet": imagenet(_design(50, _WIDE)), "resnext50-4-imagenet": imagenet(_design(50, _GROUPED))}
     | {
         "senet18": partial(ResNet, Design((2, 2, 2, 2), 64, projection_shortcut, block=GatedBasicBlock)),
         "senet50": _deep(50, _GATED),
         "senet101": _deep(101, _GATED),
-        # In the first stage, 32 groups of 4 channels, and 32 groups of 8.
-        "resnext50-4": _deep(50, partial(Bottleneck, inside=Inside(ratio=1 / 2, groups=32))),
+        # In the first stage, 32 groups of 4 channels (_GROUPED), and 32 groups of 8.
+        "resnext50-4": _deep(50, _GROUPED),
         "resnext101-8": _deep(101, partial(Bottleneck, inside=Inside(ratio=1, groups=32))),
         "resnest50": _deep(50, SplitBottleneck, pooled_shortcut),
     }

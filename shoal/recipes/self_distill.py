@@ -73,6 +73,15 @@ def paper_modelnet() -> Preset:
     return Preset(Schedule(100, 0.1, (30, 60, 90), batch_size=256))
 
 
+def paper_imagenet() -> Preset:
+    """Section 4.1 for ImageNet, with its usual weight decay and augmentation.
+
+    The paper gives no weight decay, and uses AutoAugment, whose policy for ImageNet is not built.
+    """
+    schedule = Schedule(100, 0.1, (30, 60, 90), batch_size=256, weight_decay=1e-4)
+    return Preset(schedule, augment="resized-crop-flip")
+
+
 def reference_code() -> Preset:
     """What the authors' public code does where it differs from the paper (see docs/papers/self_distillation.md)."""
     return Preset(
@@ -94,6 +103,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "quick": quick,
     "paper": paper,
     "paper-modelnet": paper_modelnet,
+    "paper-imagenet": paper_imagenet,
     "reference-code": reference_code,
 }
 

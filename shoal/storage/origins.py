@@ -42,6 +42,8 @@ SIZING = ("size", "fit", "channels")
 """Settings of how image files become images. A run has only those that were given."""
 IMAGES = ("mean", "std", *SIZING)
 """The same, and the normalisation of the images, if it is not that of the data set."""
+CACHE = "cache"
+"""Setting with the folder for decoded images (`shoal.load`), if one was given. It affects no result."""
 
 _FOLDER = "folder"
 _ADVICE = {
@@ -61,7 +63,7 @@ def placed(config: Mapping[str, Any], data_dir: Path | None) -> Config:
 
 def inherited(origin: Mapping[str, Any]) -> Config:
     """The settings and the fingerprint of the data in `origin`, for the configuration of a run that starts from it."""
-    own: Config = {name: origin[name] for name in IMAGES if name in origin}
+    own: Config = {name: origin[name] for name in (*IMAGES, CACHE) if name in origin}
     if "data" in fingerprints(origin):
         own[FINGERPRINTS] = {"data": fingerprints(origin)["data"]}
     return {name: origin.get(name) for name in ("data", "data_dir", "seed", "limit")} | own
@@ -93,7 +95,7 @@ def began(
 
 def absolute(config: Mapping[str, Any]) -> Config:
     """The configuration with absolute paths, so that the run can be used from any folder."""
-    paths = {key: Path(config[key]).absolute() for key in PLACES.values() if config.get(key) is not None}
+    paths = {key: Path(config[key]).absolute() for key in (*PLACES.values(), CACHE) if config.get(key) is not None}
     if not _is_known(config["data"]) and config["data"] != _FOLDER:
         paths["data"] = Path(config["data"]).expanduser().absolute()
     return {**config, **paths}
@@ -107,7 +109,7 @@ def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first setting in which two configurations differ, apart from paths and fingerprints; None if they agree."""
-    keys = [key for key in {**old, **new} if key not in (FINGERPRINTS, "data_dir")]
+    keys = [key for key in {**old, **new} if key not in (FINGERPRINTS, CACHE, "data_dir")]
     return next((key for key in keys if _setting(key, old.get(key)) != _setting(key, new.get(key))), None)
 
 
@@ -132,6 +134,6 @@ def check_origins(folder: Path, known: Mapping[str, Any], new: Mapping[str, Any]
 
 def updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> Config:
     """The configuration `old` with the paths in `new`, and those fingerprints in `new` that `old` lacks."""
-    places = {key: new[key] for key in ("data", *PLACES.values()) if key in new}
+    places = {key: new[key] for key in ("data", CACHE, *PLACES.values()) if key in new}
     found = fingerprints(new) | fingerprints(old)
     return {**old, **places} | ({FINGERPRINTS: found} if found else {})

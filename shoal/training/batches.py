@@ -17,6 +17,8 @@ FAR = 1_000_003
 AHEAD = 32
 """Batches that are augmented together on a GPU, where launching operations is the cost. A CPU augments one at a
 time."""
+AHEAD_BYTES = 1 << 31
+"""Most bytes of normalised images that are made together, so that large images leave room for the network."""
 
 
 def as_input(data: Dataset, images: Tensor, settings: Settings) -> Tensor:
@@ -37,7 +39,9 @@ class Batches:
         self.data, self.settings, self.size, self.world = data, settings, size, world
         self.steps = max(1, len(data.train) // size)
         self.generator = torch.Generator(data.train.images.device)
-        self.ahead = 1 if data.train.images.device.type == "cpu" else AHEAD
+        batch = 4 * size * data.train.images.shape[1:].numel()
+        few = min(AHEAD, max(1, AHEAD_BYTES // batch))
+        self.ahead = 1 if data.train.images.device.type == "cpu" else few
         self.next, self.seed, self.before = 0, settings.seed * FAR, self.generator.get_state()
 
     def begin(self, epoch: int) -> None:
@@ -49,7 +53,9 @@ class Batches:
     def draw(self, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The epoch's batches from step `first` on: input images [N, C, H, W] and labels [N] (int64)."""
         split, (rank, count) = self.data.train, self.world
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed)).to(split.images.device)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
+        if isinstance(split.images, Tensor):  # a file is read by the CPU, which would wait for indices on the GPU
+            order = order.to(split.images.device)
         self.next = first
         for start in range(first - first % self.ahead, self.steps, self.ahead):
             self.before = self.generator.get_state()

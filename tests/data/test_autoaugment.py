@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from shoal.data import pixels
 from shoal.data.augment import augment_batch
-from shoal.data.autoaugment import OPERATIONS, POLICY, autoaugment, columns
+from shoal.data.augmentation import pixels
+from shoal.data.augmentation.autoaugment import OPERATIONS, POLICY, autoaugment, columns
 
 GREY = (128, 128, 128)
 
@@ -160,7 +160,7 @@ def test_small_images_have_no_inside_to_smooth() -> None:
 
 def test_all_images_by_every_operation_is_what_each_has_by_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of GPUs, which waits for nothing, against that of CPUs."""
-    images, module = pictures(count=200), sys.modules["shoal.data.autoaugment"]
+    images, module = pictures(count=200), sys.modules["shoal.data.augmentation.autoaugment"]
     own = autoaugment(images, seeded())
     monkeypatch.setattr(module, "_chosen", module._all)  # type: ignore[attr-defined]
     assert torch.equal(own, autoaugment(images, seeded()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from shoal.data.images import FITS
+from shoal.data.mapped import MappedImages
 from shoal.errors import ShoalError
 from shoal.jobs import adopt, distill, inplace, self_distill, train
 from shoal.jobs.inputs import load_data
@@ -25,7 +27,7 @@ from shoal.recipes import deepreduce
 from shoal.recipes import inplace as inplace_recipe
 from shoal.recipes.deepreduce.training import Teaching, Trainer
 from shoal.recipes.stages import Stages
-from shoal.storage.origins import SIZING, Config, inherited
+from shoal.storage.origins import SIZING, Config, absolute, difference, inherited, updated
 from shoal.storage.run import Run
 from shoal.training.settings import Settings
 from tests.cli.test_commands import call
@@ -55,6 +57,33 @@ def test_options_are_recorded_only_if_they_are_given(command: str) -> None:
     assert not plain.keys() & set(SIZING)
     assert given == plain | RECORDED
     assert configs(channels=1)[command] == plain | {"channels": 1}
+
+
+@pytest.mark.parametrize("command", configs())
+def test_the_folder_of_decoded_images_is_recorded_and_inherited_but_decides_nothing(command: str) -> None:
+    plain, given = configs()[command], configs(cache=Path("decoded"))[command]
+    assert given == plain | {"cache": Path("decoded")}
+    assert difference(plain, given) is None
+    assert inherited(given)["cache"] == Path("decoded")
+    assert updated(plain, given) == given
+    assert absolute(given)["cache"] == Path("decoded").absolute()
+
+
+def test_a_run_reads_decoded_images_and_refuses_other_data(tmp_path: Path, images: Path) -> None:
+    data = load_data({"data": "set", "seed": 0, "size": 8, "cache": tmp_path / "decoded"}, None)
+    config = {"data": "set", "seed": 0, "size": 8, "fingerprints": {"data": data.fingerprint()}}
+    cached = config | {"cache": tmp_path / "decoded"}
+    for known in (config, cached):
+        assert load_data(known, None).fingerprint() == data.fingerprint()
+    assert isinstance(load_data(cached, None).train.images, MappedImages)
+    picture = next(path for path in sorted((tmp_path / "set").rglob("*.png")))
+    picture.unlink()
+    with pytest.raises(ShoalError, match="found other image files at"):
+        load_data(cached, None)
+    shutil.rmtree(tmp_path / "decoded")
+    for known in (config, cached):
+        with pytest.raises(ShoalError, match="found other data at set than the run began with"):
+            load_data(known, None)
 
 
 @pytest.mark.parametrize(

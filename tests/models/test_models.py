@@ -76,7 +76,7 @@ def without_shortcuts(macs: dict[str, int]) -> dict[str, int]:
 
 def test_list_models_lists_every_name_once() -> None:
     assert tuple(list_models()) == NAMES
-    assert len(set(NAMES)) == len(NAMES) == 36
+    assert len(set(NAMES)) == len(NAMES) == 43
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -230,6 +230,13 @@ IMAGENET = [
     ("resnest50", 27_483_240, 26_912),
     ("mobilenetv2", 3_504_872, 0),
     ("shufflenetv2", 2_278_604, 0),
+    ("resnet18-imagenet", 11_689_512, 0),
+    ("resnet34-imagenet", 21_797_672, 0),
+    ("resnet50-imagenet", 25_557_032, 0),
+    ("resnet101-imagenet", 44_549_160, 0),
+    ("resnet152-imagenet", 60_192_808, 0),
+    ("wrn50-2-imagenet", 68_883_240, 0),
+    ("resnext50-4-imagenet", 25_028_904, 0),
 ]
 
 
@@ -283,6 +290,17 @@ def test_golden_macs_of_projection_shortcuts(name: str, macs: int) -> None:
     assert sum(count(name).macs.values()) == macs
 
 
+# torchvision's networks without the last layer's 512,000 and 2,048,000, and Bottlenecks' 1x1 shortcuts included.
+LARGE = [("resnet18-imagenet", 1_813_561_344, 2_308_096), ("resnet50-imagenet", 4_087_136_256, 9_608_704)]
+
+
+@pytest.mark.parametrize(("name", "macs", "relus"), LARGE)
+def test_imagenets_stem_makes_maps_of_56_to_7(name: str, macs: int, relus: int) -> None:
+    found = count(name, side=224)
+    assert sum(found.macs.values()) == macs
+    assert sum(found.relus.values()) == relus
+
+
 # -- width and resolution -----------------------------------------------------------------------------------
 
 
@@ -294,7 +312,8 @@ def test_half_the_width_halves_the_relus(name: str) -> None:
 @pytest.mark.parametrize("rho", [0.5, 0.25])
 @pytest.mark.parametrize("name", fast_where(lambda name: name in ONE_OF_A_FAMILY, RESNETS))
 def test_resolution_scales_every_site_by_its_square(name: str, rho: float) -> None:
-    full, reduced = count(name).relus, count(name, rho=rho).relus
+    side = 256 if name.endswith("-imagenet") else 32
+    full, reduced = count(name, side=side).relus, count(name, side=side, rho=rho).relus
     assert reduced == {path: int(n * rho**2) for path, n in full.items()}
 
 

@@ -54,7 +54,7 @@ class Watching:
 
 @pytest.mark.parametrize("policy", fast_where(lambda policy: policy == "crop-flip-cutout", POLICIES))
 def test_nothing_in_a_step_waits_for_the_device(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["shoal.data.autoaugment"]  # the package's attribute is the function in it
+    module = sys.modules["shoal.data.augmentation.autoaugment"]  # the package's attribute is the function in it
     monkeypatch.setattr(module, "_chosen", module._all)  # type: ignore[attr-defined]
     watching = Watching()
     student, budget = masked()

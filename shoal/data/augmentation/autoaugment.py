@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.data import pixels
-from shoal.data.pixels import FILL
+from shoal.data.augmentation import pixels
+from shoal.data.augmentation.pixels import FILL
 
 __all__ = ["FILL", "OPERATIONS", "POLICY", "autoaugment", "columns"]
 
