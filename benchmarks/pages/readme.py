@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.pages.gpu_sections import paper, steps
+from benchmarks.pages.grid_sections import PAPERS, grids
 from benchmarks.pages.result_tables import ROOT, result, table, wrapped
 from benchmarks.pages.training_sections import (
     adopted,
@@ -281,6 +282,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "pruning": pruning,
     "paper": paper,
     "steps": steps,
+    **{name: grids(name) for name in PAPERS},
 }
 
 

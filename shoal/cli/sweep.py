@@ -26,7 +26,7 @@ from shoal.sweep.engine import STOPPED, WAITING, Sweep
 from shoal.sweep.folder import Folder
 from shoal.sweep.grid import Planned, read_grid
 from shoal.sweep.processes import Executor, LocalExecutor, cores, count_slots, visible_gpus
-from shoal.sweep.results import HEADS, Results, group_rows, summary
+from shoal.sweep.results import HEADS, Results, group_rows, remarks_on_tests, summary
 from shoal.sweep.table import showing
 
 
@@ -116,7 +116,8 @@ def sweep(context: typer.Context, request: Request, json: Json = False) -> None:
     assert context.parent is not None
     runs = read_grid(request.file, commands(context.parent.command), request.out, request.set)
     body = _run(request, runs, box)
-    show(body, json, lambda: grid(str(request.out), HEADS, group_rows(body)))
+    remarks = "\n".join(remarks_on_tests(body))
+    show(body, json, lambda: grid(str(request.out), HEADS, group_rows(body), caption=remarks))
     _report_unfinished(body, Console(stderr=True))
 
 

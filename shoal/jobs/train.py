@@ -47,7 +47,7 @@ def train(request: Request, shared: Shared) -> Trained:
     up.
     """
     shared.check()
-    preset = preset_of(request.preset, _presets())
+    preset = preset_of(request.preset, teacher_presets())
     schedule, augment = request.scheduled(preset.teacher), request.augment or preset.augment
     prepared = prepare(request.config(), request.data_dir, shared)
     if augment is not None:
@@ -78,7 +78,7 @@ IMAGENET = Preset(Schedule(90, 0.1, (30, 60, 80), batch_size=256, weight_decay=1
 """The usual training on ImageNet: 90 epochs, the rate divided by 10 after 30, 60 and 80 (He et al., CVPR'16)."""
 
 
-def _presets() -> dict[str, Preset]:
+def teacher_presets() -> dict[str, Preset]:
     """The presets that have a schedule for teachers; names of DeepReDuce's start with ``deepreduce-``."""
     others = {f"deepreduce-{name}": make for name, make in deepreduce.PRESETS.items() if name != "quick"}
     makers: dict[str, Callable[[], shallow.Preset | deepreduce.Preset]] = {**shallow.PRESETS, **others}

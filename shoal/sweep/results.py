@@ -22,6 +22,11 @@ SHOWN: dict[str, tuple[float, Callable[[float], str]]] = {
     "seconds": (1, units.seconds),
 }
 """Figures in the table, by name: unit, and how a value is shown. They are the reduced network's if there is one."""
+TESTED = {
+    "largest_on_test": "largest test accuracy of all epochs, selected on the test set",
+    "last_on_test": "test accuracy after the last epoch",
+}
+"""Test accuracies of runs with --test-every-epoch, which stand below the table, and what they are."""
 HEADS = ("runs of", "runs", "accuracy, %", "ReLUs", "MACs, millions", "depth", "seconds")
 """Headings of the table of `group_rows`."""
 
@@ -135,12 +140,22 @@ def summary(records: Sequence[Record]) -> Results:
 
 def group_rows(body: Results) -> list[list[str]]:
     """Rows of the final table, under HEADS: a group, its number of runs, and figures as mean and deviation."""
-    rows = []
-    for group in body["groups"]:
-        axes = ", ".join(f"{axis} {text(value)}" for axis, value in group["axes"].items())
-        cells = [_cell(group, name) for name in SHOWN]
-        rows.append([": ".join(filter(None, (group["stage"], axes))), str(group["runs"]), *cells])
-    return rows
+    return [[_title(group), str(group["runs"]), *(_cell(group, name) for name in SHOWN)] for group in body["groups"]]
+
+
+def remarks_on_tests(body: Results) -> list[str]:
+    """Lines with the largest and last test accuracies of the groups whose runs have them; mean and deviation."""
+    known = [group for group in body["groups"] if headline(group["mean"], "largest_on_test") is not None]
+    return [
+        f"{what}, %: {'; '.join(f'{_title(group)}: {_cell(group, name)}' for group in known)}"
+        for name, what in TESTED.items()
+        if known
+    ]
+
+
+def _title(group: GroupRow) -> str:
+    axes = ", ".join(f"{axis} {text(value)}" for axis, value in group["axes"].items())
+    return ": ".join(filter(None, (group["stage"], axes)))
 
 
 def _cell(group: Mapping[str, Any], name: str) -> str:
@@ -148,7 +163,7 @@ def _cell(group: Mapping[str, Any], name: str) -> str:
     mean, deviation = headline(group["mean"], name), headline(group["sd"], name)
     if mean is None:
         return ""
-    unit, show = SHOWN[name]
+    unit, show = SHOWN.get(name, SHOWN["accuracy"])
     mean, deviation = mean / unit, deviation / unit if deviation else None
     return units.spread(mean, deviation, show) if deviation else show(mean)
 

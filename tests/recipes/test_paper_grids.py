@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from benchmarks.training import paper_scale
+from shoal.jobs import distill, prune
+from shoal.jobs.train import teacher_presets
+from shoal.models import KNOWN as KNOWN_NETWORKS
+from shoal.recipes import deepreduce, inplace, osakd, self_distill
+from shoal.recipes.comparators import METHODS
 from shoal.recipes.deepreduce.designs import parse
 from shoal.recipes.shallow.presets import PRESETS
 from shoal.sweep.grid import Planned, read_grid
@@ -16,12 +22,63 @@ from tests.training.test_training import RESNET18, golden
 
 ROOT = Path(__file__).parents[2]
 
-GRIDS = {"resnet18": 22, "cifar10": 6, "wrn22_8": 3, "deepreduce": 10}
+FOLDER = ROOT / "examples" / "paper"
+GRIDS = {
+    "cifar10": 6,
+    "deepreduce": 10,
+    "deepreduce_fronts": 5,
+    "deepreduce_resnet34": 3,
+    "deepreduce_resnet56": 8,
+    "deepreduce_tiny_imagenet": 7,
+    "inplace": 16,
+    "osakd": 55,
+    "resnet18": 22,
+    "self_distillation": 14,
+    "self_distillation_comparison": 30,
+    "self_distillation_modelnet": 6,
+    "self_distillation_pruning": 12,
+    "self_distillation_studies": 55,
+    "wrn22_8": 3,
+}
+"""Grid file -> its number of runs."""
 SMALL = ("device=cpu", "precision=fp32", "step=eager", "save-seconds=0")
+
+
+def test_every_grid_of_the_folder_is_known() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(GRIDS)
 
 
 def option(words: tuple[str, ...], name: str) -> str | None:
     return words[words.index(name) + 1] if name in words else None
+
+
+def presets(command: str, recipe: str | None) -> Collection[str]:
+    """The presets of a command, those of `distill` for any method."""
+    known: dict[str, Collection[str]] = {
+        "train": teacher_presets(),
+        "reduce": deepreduce.PRESETS if recipe == "deepreduce" else PRESETS,
+        "self-distill": self_distill.PRESETS,
+        "inplace": inplace.PRESETS,
+        "distill": osakd.PRESETS,
+    }
+    return known[command]
+
+
+def check_names(run: Planned) -> None:
+    """What a command looks up by name when it begins: its preset, network and method; and where the seed comes from."""
+    words, command = run.words, run.words[0]
+    if command == "prune":
+        assert option(words, "--method") in prune.METHODS
+        return
+    assert option(words, "--preset") in presets(command, option(words, "--recipe"))
+    if command != "reduce":
+        assert words[-1] in KNOWN_NETWORKS
+    if command == "distill":
+        assert words[-2] in (distill.OSAKD, *METHODS)
+        taught = "--teacher" in words
+        assert taught == (words[-2] in METHODS and METHODS[words[-2]].teacher)
+        assert taught != ("--data" in words)
+        assert not (taught and "--seed" in words)  # the teacher's run decides data and seed
 
 
 @pytest.mark.parametrize("overrides", [(), SMALL])
@@ -39,7 +96,7 @@ def test_every_run_is_one_that_its_command_takes(
         )
         assert option(run.words, "--step") in STEPS
         assert option(run.words, "--precision") in PRECISIONS
-        assert option(run.words, "--preset") in (*PRESETS, "deepreduce-paper")
+        check_names(run)
     reductions = [run for run in runs if run.words[0] == "reduce"]
     assert all(any("teacher" in need for need in run.needs) for run in reductions)
 

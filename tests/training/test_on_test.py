@@ -15,6 +15,7 @@ from shoal.errors import ShoalError
 from shoal.report.tables import comparison_table, remarks_on_tests
 from shoal.storage.run import Run
 from shoal.storage.summary import Figures, Summary
+from shoal.sweep.results import remarks_on_tests as remarks_on_sweep
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import fit
 from shoal.training.objective import Objective, cross_entropy
@@ -140,3 +141,16 @@ def test_self_distill_has_them_for_the_final_classifier(tmp_path: Path) -> None:
     seen, plain = logged(tmp_path, "self-distillation"), logged(tmp_path, "baseline")
     assert summary.reduced["largest_on_test"] == max(seen)
     assert summary.side("baseline")["last_on_test"] == plain[-1]
+
+
+def test_a_sweep_marks_what_is_selected_on_the_test_set() -> None:
+    """Below the table of accuracies of the validation split's epoch; nothing for runs without these figures."""
+    figures = {"reduced.accuracy": 60.0, "reduced.largest_on_test": 64.25, "reduced.last_on_test": 62.5}
+    group = {"stage": "osakd", "axes": {"k": 8}, "seeds": [0, 1], "runs": 2, "sd": dict.fromkeys(figures, 0.5)}
+    body: Any = {"groups": [group | {"mean": figures}]}
+    assert remarks_on_sweep(body) == [
+        "largest test accuracy of all epochs, selected on the test set, %: osakd: k 8: 64.25 ± 0.50",
+        "test accuracy after the last epoch, %: osakd: k 8: 62.50 ± 0.50",
+    ]
+    plain: Any = {"groups": [group | {"mean": {"accuracy": 60.0}}]}
+    assert remarks_on_sweep(plain) == []
