@@ -51,6 +51,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
         "certs": Entry("query", "certs", "Make test certificates for mutual TLS."),
         "serve": Entry("serve", "serve", "Run the server, which holds the weights."),
         "prepare": Entry("query", "prepare", "Make random data with the server, before queries."),
+        "pool": Entry("query", "pool", "Show how many prepared items are left."),
         "query": Entry("query", "query", "Classify images privately, as the server's client."),
     },
     "Measure and plan": {

@@ -52,10 +52,12 @@ def bench_table(body: measuring.Bench) -> Grid:
     return grid(f"prepared queries, medians of {body['rounds']}; {made}", head, rows, caption=caption)
 
 
-REST = """\
-Link: bytes and one-way latencies (with the request for an item) at the rate and round trip that the relay achieved.
-Rest: computation of both parties, TLS, and the relay. All of them share this machine's cores. Two machines have no
-relay, so shoal cost leaves it out; a busy machine makes the rest longer than its forecast, too."""
+REST = (
+    "Link: bytes and one-way latencies (with the request for an item) at the rate and round trip that the relay "
+    "achieved.\n"
+    "Rest: computation of both parties, TLS, and the relay. All of them share this machine's cores. Two machines have "
+    "no relay, so shoal cost leaves it out; a busy machine makes the rest longer than its forecast, too."
+)
 
 
 @expanded

@@ -11,6 +11,7 @@ from shoal.cli.fields import expanded
 from shoal.cli.options import Json, pairs, show
 from shoal.errors import ShoalError
 from shoal.jobs import query as job
+from shoal.jobs.pool import pool as count_items
 from shoal.jobs.query import Compilation, Connection, Preparation, Query
 from shoal.jobs.serve import keep
 from shoal.private.serving.options import ClientOptions
@@ -82,6 +83,27 @@ def prepare(
         )
     else:
         keep(artifact, wanted.keep, wanted.batch, connection, options, json)
+
+
+def pool(
+    artifact: Annotated[Path, typer.Argument(help="The client/ or the server/ half of an artifact.")],
+    pool: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the prepared items; the folder `pool` next to the artifact if left out."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how many prepared items are left, without connecting.
+
+    One item serves one query of one image. At the server, the items of each client are counted. A failure may leave an
+    item at one party only; the two parties delete such items when they next connect.
+
+    Example: shoal pool artifact/client
+    """
+    body = count_items(artifact, pool)
+    shown = {key: value for key, value in body.items() if key != "clients"}
+    shown |= {f"items ready of client {name}": items for name, items in body.get("clients", {}).items()}
+    show(body, json, lambda: pairs(str(artifact), shown))
 
 
 @expanded
