@@ -22,7 +22,7 @@ LEVELS = (
     ("models", "training"),
     ("private.transport",),
     ("private.program",),
-    ("private.protocol",),
+    ("private.products", "private.protocol"),
     ("private.compiler", "private.engine"),
     ("private.serving",),
     ("distillation",),

@@ -6,7 +6,7 @@ import queue
 import secrets
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from shoal.private.program.clear import ring_products
 from shoal.private.program.program import Program, Weights
 from shoal.private.program.steps import Step
 from shoal.private.protocol.layout import Layout
-from shoal.private.protocol.offline import prepare
+from shoal.private.protocol.offline import Masks, prepare
 from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import new_seed
 from shoal.private.transport.certs import fingerprint
@@ -67,11 +67,13 @@ class Engine:
     def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
         return self.dealer.meet(self.client, (bits, words), lambda c, s: (c[0] ^ s[0]) * (c[1] + s[1]), False)
 
-    def product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
-        def compute(mine: np.ndarray, _: None) -> np.ndarray:
-            return self.dealer.ring[step.name](torch.from_numpy(mine.view(np.int64))).numpy().view(np.uint64)
+    def products(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
+        for step in steps:
 
-        return self.dealer.meet(self.client, masks, compute, False)
+            def compute(mine: np.ndarray, _: None, step: Step = step) -> np.ndarray:
+                return self.dealer.ring[step.name](torch.from_numpy(mine.view(np.int64))).numpy().view(np.uint64)
+
+            yield step, self.dealer.meet(self.client, None if masks is None else masks(step), compute, False)
 
 
 class MemoryWire:

@@ -65,9 +65,9 @@ def heard(pipe: Connection) -> Any:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, tls: TLS) -> Iterator[tuple[BaseProcess, str]]:
-    """A server with its pool beside the artifact, and its address."""
-    with forked(serve, folder, tls, None) as (process, pipe):
+def serving(folder: Path, tls: TLS, **more: Any) -> Iterator[tuple[BaseProcess, str]]:
+    """A server with its pool beside the artifact, and its address; `more` are options of the server."""
+    with forked(serve, folder, tls, None, **more) as (process, pipe):
         yield process, heard(pipe)
 
 

@@ -7,7 +7,7 @@ share of the result. No value is opened. This runs in a worker process, as `Exec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,10 @@ from shoal.private.engine.emit import EMIT
 from shoal.private.engine.segments import channels_last, hwc, in_spu_order, parameter_shapes
 from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
 from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
+from shoal.private.products.exchange import MaskSender, Multiplier, packed_steps
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
+from shoal.private.protocol.offline import Masks
 
 # Ring words are int64. The flag applies to the whole process, which does nothing else.
 jax.config.update("jax_enable_x64", True)
@@ -51,7 +53,15 @@ class SpuEngine:
         self.codes: dict[tuple[Any, ...], Any] = {}
         self.runs: list[tuple[str, str, float]] = []
         """Of each run of SPU, in order: its kind, its step (or length), and its seconds."""
+        self.link, self.rings = link, program.exact
+        linear = tuple(step for step in program.steps if f"{step.name}.weight" in self.kernels)
+        self.packings = packed_steps(program, linear) if settings.products == "seal" else {}
+        self.weights = {} if arrays is None else {s.name: arrays[f"{s.name}.weight"] for s in linear}
+        self.sealed: list[tuple[str, float, int, int]] = []
+        """Of each product of SEAL: its step, its seconds, and the bytes that this party sent and received."""
         for name, shape in self.kernels.items():
+            if name.removesuffix(".weight") in self.packings:
+                continue
             self._own(name, None if arrays is None else in_spu_order(arrays[name]), shape, SERVER)
         self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
 
@@ -63,13 +73,35 @@ class SpuEngine:
         """See Engine. SPU's product of a boolean and an arithmetic share takes about 1 us and 8.1 bytes each way."""
         return self._in_pieces("chosen", lambda x, y: (jnp.where(x, y, 0),), (("bit", bits), ("sum", words)), ADDITIVE)
 
-    def product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
-        """See Engine. One homomorphic product; the `count` inferences share its ciphertexts."""
+    def products(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
+        """See Engine. Steps that have a packing are multiplied by SEAL, if the settings ask for it, others by SPU."""
+        packed = [step for step in steps if step.name in self.packings]
+        if packed:
+            yield from self._sealed(packed, masks, count)
+        for step in (s for s in steps if s.name not in self.packings):
+            yield step, self._product(step, None if masks is None else masks(step), count)
+
+    def _sealed(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
+        """The products of SEAL, over SPU's connection."""
+        connection, bits = _Connection(self.link, 1 - self.rank), max(self.rings[s.name] for s in steps)
+        begun = time.perf_counter()
+        if masks is None:
+            made = Multiplier(connection, self.packings, bits, self.weights).products(steps, count)
+        else:
+            made = MaskSender(connection, self.packings, bits).products(steps, masks, count)
+        for step, shares in made:
+            self.sealed.append((step.name, time.perf_counter() - begun, connection.sent, connection.received))
+            connection.sent = connection.received = 0
+            begun = time.perf_counter()
+            yield step, shares
+
+    def _product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
+        """Shares of one step's product by SPU; the `count` inferences share its ciphertexts."""
         shape, name = (count, *hwc(self.shapes[step.inputs[0]])), f"{step.name}.weight"
         axes = (0, *channels_last(len(shape) - 1))
         self._own("mask", None if masks is None else masks.view(np.int64).transpose(axes), shape, CLIENT)
         key, shapes = ("product", step.name, count), {"mask": shape, name: self.kernels[name]}
-        out = words(self._run(key, partial(_product, step), shapes, (np.int64, np.int64)))
+        out = words(self._run(key, partial(_masked, step), shapes, (np.int64, np.int64)))
         out = out.reshape(count, *hwc(step.shape))
         return out.transpose(0, 3, 1, 2) if out.ndim == 4 else out
 
@@ -115,7 +147,24 @@ class SpuEngine:
         self.runtime.set_var(name, self.io.make_shares(local, libspu.VIS_SECRET, owner)[self.rank])
 
 
-def _product(step: Step, mask: Any, weight: Any) -> tuple[Any]:
+class _Connection:
+    """SPU's connection as that of the products of SEAL; counts the bytes of both directions."""
+
+    def __init__(self, link: Any, peer: int) -> None:
+        self.link, self.peer = link, peer
+        self.sent = self.received = 0
+
+    def send(self, data: bytes) -> None:
+        self.link.send(self.peer, data)
+        self.sent += len(data)
+
+    def receive(self) -> bytes:
+        data: bytes = self.link.recv(self.peer)
+        self.received += len(data)
+        return data
+
+
+def _masked(step: Step, mask: Any, weight: Any) -> tuple[Any]:
     return (EMIT[step.op](step, mask, weight, jnp.zeros((), jnp.int64)),)
 
 

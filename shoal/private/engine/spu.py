@@ -61,6 +61,7 @@ class Settings:
     threads: int
     timeout_s: float
     link_s: float
+    products: str = "spu"
 
     def runtime_config(self) -> Any:
         """SPU's own configuration."""

@@ -180,6 +180,7 @@ class _Prepare(_Linked):
         begun, client = time.perf_counter(), self.rank != SERVER
         self.log.read()
         self.engine.runs.clear()
+        self.engine.sealed.clear()
         halves = prepare(self.layout, self.engine, client, [new_seed() for _ in order["names"]])
         for name, half in zip(order["names"], halves, strict=True):
             stage(Path(order["pool"]), name, half, self.program.digest(), client)
@@ -187,8 +188,12 @@ class _Prepare(_Linked):
         for kind, step, seconds in self.engine.runs:
             if kind == "product":
                 steps[step] = steps.get(step, 0.0) + seconds
+        for step, seconds, _, _ in self.engine.sealed:
+            steps[step] = seconds
         lines = self.log.read()
-        traffic = {"sent": sum(line[0] for line in lines), "received": sum(line[1] for line in lines)}
+        sent = sum(line[0] for line in lines) + sum(row[2] for row in self.engine.sealed)
+        received = sum(line[1] for line in lines) + sum(row[3] for row in self.engine.sealed)
+        traffic = {"sent": sent, "received": received}
         facts = {"seconds": time.perf_counter() - begun, "kinds": self._kinds(lines), "steps": steps}
         return facts | traffic, b""
 
@@ -200,6 +205,12 @@ class _Prepare(_Linked):
             row["seconds"] += seconds
             row["bytes"] += line[0] + line[1]
             row["messages"] += line[2] + line[3]
+        if self.engine.sealed:
+            row = kinds.setdefault("product", {"seconds": 0.0, "bytes": 0, "messages": 0})
+            for _, seconds, sent, received in self.engine.sealed:
+                row["seconds"] += seconds
+                row["bytes"] += sent + received
+                row["messages"] += 2
         return kinds
 
 

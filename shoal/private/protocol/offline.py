@@ -20,6 +20,7 @@ from shoal.private.protocol.layout import Layout, ReluLayout
 from shoal.private.protocol.randomness import Half, expand, seeded
 
 Binary = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Masks = Callable[[Step], np.ndarray]
 
 
 class Engine(Protocol):
@@ -31,19 +32,24 @@ class Engine(Protocol):
     def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
         """Arithmetic shares [k] of bit * word, for boolean shares of bits (0 or 1) and arithmetic shares of words."""
 
-    def product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
-        """Arithmetic shares [count, *step.shape] of the server's weights of `step` times the client's `masks`.
+    def products(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
+        """Each of `steps`, in any order, with arithmetic shares [count, *step.shape] of W times the client's masks.
 
-        `masks` is [count, *input shape], None at the server. Nothing is truncated; there is no bias.
+        W are the server's weights of the step. `masks` gives the masks [count, *input shape] of a step; it is None at
+        the server. Nothing is truncated; there is no bias. If the step is truncated exactly, the shares may be those of
+        the product modulo its ring.
         """
 
 
 def prepare(layout: Layout, engine: Engine, client: bool, seeds: Sequence[bytes]) -> list[Half]:
     """One party's halves for ``len(seeds)`` inferences; each inference has its own fresh seed at each party."""
     items = [_Item(layout, client, seed) for seed in seeds]
-    for step in layout.linear:
-        masks = np.stack([i.own(f"{step.inputs[0]}.mask") for i in items]) if client else None
-        for item, share in zip(items, engine.product(step, masks, len(items)), strict=True):
+
+    def masks(step: Step) -> np.ndarray:
+        return np.stack([item.own(f"{step.inputs[0]}.mask") for item in items])
+
+    for step, shares in engine.products(layout.linear, masks if client else None, len(items)):
+        for item, share in zip(items, shares, strict=True):
             item.stored[f"{step.name}.masked_product"] = np.ascontiguousarray(share)
     _run([job for item in items for job in _pair_jobs(item)], engine.ands)
     relus = [(item, relu) for item in items for relu in layout.relus.values()]

@@ -11,6 +11,8 @@ from shoal.errors import ShoalError
 ADDRESS = "127.0.0.1:7766"
 """Where a server listens, and a client looks for it, unless told otherwise."""
 MODES = ("prepared", "direct")
+PRODUCTS = ("spu", "seal")
+"""Who multiplies the server's weights with the client's masks in the offline phase."""
 MOST_ITEMS = 4096
 """Most prepared items of one pool: both parties must be able to send the names of all of them in one message."""
 GIB = 1 << 30
@@ -74,6 +76,10 @@ class ServerOptions(PartyOptions):
     """Let clients stop an inference at an early exit. The server then learns which exit was taken."""
     link_port: int | None = None
     """Port on which SPU's own connection listens; a free one if left out."""
+    products: str = field(default=PRODUCTS[0], metadata={"values": PRODUCTS})
+    """Who multiplies the weights with the clients' masks during preparation: spu (SPU's matrix products), or seal
+    (Microsoft SEAL with packed convolutions, about four times faster; needs seal-python at both parties). Steps whose
+    ring has more than 42 bits stay with SPU."""
     max_batch: int = field(default=128, metadata={"cli": None})
     """Most images of one direct query, and most items of one batch in preparation."""
     shared_weights: bool = field(default=False, metadata={"cli": None})
@@ -86,6 +92,9 @@ class ServerOptions(PartyOptions):
         super().__post_init__()
         for name in ("max_pools", "max_clients", "engines", "max_batch"):
             _require_whole(name, getattr(self, name))
+        _require(
+            "products", self.products, f"one of {', '.join(PRODUCTS)}", self.products in PRODUCTS, "choose one of them"
+        )
         room = math.isfinite(self.pool_gib) and self.pool_gib >= 0
         _require("pool_gib", self.pool_gib, "a number of GiB, 0 or more", room, "choose another")
         _require_port("link_port", self.link_port)

@@ -240,5 +240,6 @@ def _local(half: Artifact, host: str, tls: TLS | None, options: ServerOptions) -
         None if options.link_port is None else f"{host}:{options.link_port}",
         options.max_batch,
         options.shared_weights,
+        options.products,
         options.nice,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal.errors import ShoalError
 from shoal.private.program.artifact import Artifact
+from shoal.private.serving.options import PRODUCTS
 from shoal.private.serving.session import Session, whole
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import Channel, free_port, is_loopback, parse_address
@@ -38,6 +39,7 @@ class Local:
     link: str | None
     max_batch: int = 128
     shared_weights: bool = False
+    products: str = PRODUCTS[0]
     nice: int = 0
 
 
@@ -66,6 +68,7 @@ def link_as_server(session: Session, local: Local, hello: dict[str, Any], task: 
     agreed = {
         "session": secrets.token_hex(16),
         "shared_weights": local.shared_weights,
+        "products": local.products,
         "threads": min(whole(hello, "threads", 1024), local.threads),
     }
     welcome = {"type": "welcome", "terms": local.terms, "link_port": link_port, "max_batch": local.max_batch}
@@ -86,12 +89,13 @@ def link_as_client(
 ) -> dict[str, Any]:
     """Start the SPU process as the server's `welcome` says. Returns its first message when both are ready."""
     _, port = parse_address(link, "client_address")
-    name, shared = welcome.get("session"), welcome.get("shared_weights")
-    if not isinstance(name, str) or not isinstance(shared, bool):
+    name, shared, products = (welcome.get(key) for key in ("session", "shared_weights", "products"))
+    if not isinstance(name, str) or not isinstance(shared, bool) or products not in PRODUCTS:
         raise ShoalError(f"found a malformed answer from {session.control.name}; need a shoal server there")
     agreed = {
         "session": name,
         "shared_weights": shared,
+        "products": products,
         "threads": min(whole(welcome, "threads", 1024), local.threads),
     }
     bind = f"0.0.0.0:{port}" if local.link else link
@@ -118,7 +122,7 @@ def _start_order(
     """The first order to the SPU process, with all that it needs to start."""
     terms = local.artifact.terms
     settings = {k: terms[k] for k in ("field_bits", "fraction_bits", "ot_kind")}
-    settings |= {k: agreed[k] for k in ("shared_weights", "threads")} | {
+    settings |= {k: agreed[k] for k in ("shared_weights", "products", "threads")} | {
         "timeout_s": local.timeout_s,
         "link_s": 30.0,
     }
