@@ -1,14 +1,15 @@
-"""The offline phase of a ResNet18 shape by batch: seconds and bytes an item, by kind of product.
+"""The offline phase of a ResNet18 shape by batch and by who multiplies: seconds and bytes an item, by kind of product.
 
-    python -m benchmarks.private.offline --out benchmarks/results/private_offline.json
+    python -m benchmarks.private.offline --relus 49600 --blocks 3 --out benchmarks/results/private_offline.json
 
-Batches share SPU's packing of answers. Weights are random. Server and client are processes of their own, over mutual
-TLS on loopback.
+Batches share SPU's packing of answers, and SEAL's transforms of weights. Weights are random. Server and client are
+processes of their own, over mutual TLS on loopback.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -22,29 +23,30 @@ from benchmarks.private.phases import process, sized, tls_of
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.serving.client import Client
-from shoal.private.serving.options import ClientOptions
+from shoal.private.serving.options import PRODUCTS, ClientOptions
 from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
 
 
-def measure(folder: Path, certificates: Path, batch: int, least: int) -> dict[str, Any]:
+def measure(folder: Path, certificates: Path, products: str, batch: int, least: int) -> dict[str, Any]:
     """One session that makes whole batches, `least` items or more."""
     count = batch * -(-least // batch)
-    with process("--serve", folder, certificates) as address:
-        options = ClientOptions(timeout_s=WAIT_S, pool=folder / f"pool-{batch}")
+    with process("--serve", folder, certificates, products) as address:
+        options = ClientOptions(timeout_s=WAIT_S, pool=folder / f"pool-{products}-{batch}")
         client = Client(folder, address, tls_of(certificates, "client"), options)
         begun = time.perf_counter()
         made = client.prepare(count, batch=batch)
         seconds = time.perf_counter() - begun
         client.close()
     kinds = {kind: {k: v / count for k, v in row.items()} for kind, row in made.kinds.items()}
-    return {"batch": batch, "items": count, "seconds": seconds / count, "kinds": kinds}
+    return {"products": products, "batch": batch, "items": count, "seconds": seconds / count, "kinds": kinds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--relus", type=int, default=557_056)
     parser.add_argument("--blocks", type=int, default=0)
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=PRODUCTS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--least", type=int, default=4, help="items to make at least")
     parser.add_argument("--out", type=Path)
@@ -56,8 +58,8 @@ def main() -> None:
         graph = sized(a.relus, a.blocks, "resnet18")
         program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
         save_artifact(folder / "artifact", program, weights)
-        for batch in a.batches:
-            rows.append(measure(folder / "artifact", folder / "certs", batch, a.least))
+        for products, batch in itertools.product(a.products, a.batches):
+            rows.append(measure(folder / "artifact", folder / "certs", products, batch, a.least))
             print(json.dumps(rows[-1]), flush=True)
     settings = {k: v for k, v in vars(a).items() if k != "out"}
     if a.out:

@@ -32,7 +32,7 @@ from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
-from shoal.private.serving.options import ClientOptions, ServerOptions
+from shoal.private.serving.options import PRODUCTS, ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.private.transport.channel import admit, connect, listen
@@ -74,10 +74,10 @@ def process(*arguments: object) -> Iterator[str]:
             child.kill()
 
 
-def serve(folder: str, certificates: str) -> None:
+def serve(folder: str, certificates: str, products: str = PRODUCTS[0]) -> None:
     tls = tls_of(Path(certificates), "server")
     share_cores()
-    with Server(folder, "127.0.0.1:0", tls, ServerOptions(timeout_s=WAIT_S, engines=2)) as server:
+    with Server(folder, "127.0.0.1:0", tls, ServerOptions(timeout_s=WAIT_S, engines=2, products=products)) as server:
         print(server.address, flush=True)
         server.serve()
 
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=7, help="items made together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--direct-rounds", type=int, default=3)
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--echo", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()

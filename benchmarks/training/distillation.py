@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.training.superclasses import with_superclasses
 from shoal.data.dataset import Dataset
 from shoal.data.loading import load
 from shoal.distillation.neighbours import Neighbourhood
@@ -72,11 +73,18 @@ def own_exits(**loss: Any) -> Callable[[argparse.Namespace], Teach]:
             base = problem.network()
             after = exit_points(base, problem.spec.shape, "downsample", None)
             spec = replace(problem.spec, exits=after, exit_kind="attention")
-            return Lesson(*self_distill.taught_network(spec, base, preset))
+            return Lesson(*self_distill.taught_network(spec, base, preset))  # adapters do not change the logits
 
         return lesson
 
     return made
+
+
+def public_loss(a: argparse.Namespace) -> Teach:
+    """As `own_exits`, with the loss of the paper's public code (its `reference-code` preset)."""
+    public = self_distill.reference_code()
+    names = ("alpha", "feature_weight", "temperature", "squared", "mean", "distance", "adapters", "skipped", "release")
+    return own_exits(**{name: getattr(public, name) for name in names})(a)
 
 
 def flexible(method: str) -> Callable[[argparse.Namespace], Teach]:
@@ -115,6 +123,7 @@ STUDIES: dict[str, Methods] = {
         "deep-supervision": own_exits(alpha=0.0, feature_weight=0.0),
         "self-distillation": own_exits(),
         "self-distillation-paper": own_exits(alpha=0.6, squared=True),
+        "self-distillation-public": public_loss,
     },
     "inplace": {"baseline": plain} | {name: flexible(name) for name in inplace.METHODS},
 }
@@ -177,7 +186,8 @@ def _moments(name: str, values: list[float]) -> dict[str, float | None]:
 
 def cells_of(settings: dict[str, Any]) -> dict[str, Any]:
     """Of all settings those that a cell's accuracy depends on."""
-    return {k: v for k, v in settings.items() if k not in ("seeds", "methods", "threads", "device")}
+    same = {k: v for k, v in settings.items() if k not in ("seeds", "methods", "threads", "device")}
+    return {k: v for k, v in same.items() if k != "superclasses" or v}  # results from before this option stay valid
 
 
 def settings_of(a: argparse.Namespace) -> dict[str, Any]:
@@ -194,6 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--data-dir")
+    parser.add_argument("--superclasses", action="store_true", help="of CIFAR-100: 20 labels instead of 100")
     parser.add_argument("--model", default="osakd-cnn2")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--resolution", type=float, default=1.0)
@@ -229,6 +240,7 @@ def main() -> None:
         raise SystemExit(f"found cells of other settings in {a.out}; need the same for one table; choose another --out")
     for seed in a.seeds:
         data = load(a.data, a.data_dir, seed=seed, limit=a.limit).to(a.device)
+        data = with_superclasses(data) if a.superclasses else data
         for name in a.methods:
             if f"{name}/{seed}" in done:
                 continue

@@ -6,7 +6,8 @@ Each distinct network of the grids does one step, forward, backward and update, 
 forward pass. Times are processor times of one thread, so waiting for other programs is not in them. Batches are small,
 so that a step has about `--macs` multiply-adds; the update of the weights is timed alone, because it is done once for a
 batch of any size. The minutes of a run follow from its epochs, images and batch size. Losses, augmentation, checkpoints
-and the final test are left out. With `--grid`, only these grids are timed, and the result keeps the others.
+and the final test are left out. With `--grid`, only these grids are timed, and the result keeps the others. With
+`--new`, networks that the result has already keep their times.
 """
 
 from __future__ import annotations
@@ -110,13 +111,14 @@ def main() -> None:
     parser.add_argument(
         "--grid", action="append", help="name of a grid in examples/paper (repeatable); all if left out"
     )
+    parser.add_argument("--new", action="store_true", help="time only networks that the result does not have yet")
     parser.add_argument("--macs", type=float, default=3e9, help="multiply-adds of the forward pass of a timed step")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     torch.set_num_threads(1)
     settings = {"threads": 1, "macs": a.macs, "shared": SHARED}
     body: dict[str, Any] = {"settings": settings, "environment": environment(), "networks": {}, "grids": {}}
-    body |= json.loads(a.out.read_text()) if a.out.exists() and a.grid else {}
+    body |= json.loads(a.out.read_text()) if a.out.exists() and (a.grid or a.new) else {}
     known: dict[Spec, dict[str, float]] = {}
     for path in sorted(GRIDS.glob("*.yaml")):
         if a.grid and path.stem not in a.grid:
@@ -125,7 +127,9 @@ def main() -> None:
         work = trainings(runs)
         every = [training for each in work.values() for training in each]
         for spec in dict.fromkeys(s for one in every for s in (one.spec, one.teacher) if s is not None):
-            if spec not in known:
+            if a.new and label(spec) in body["networks"]:
+                known[spec] = body["networks"][label(spec)]
+            elif spec not in known:
                 known[spec] = body["networks"][label(spec)] = measure(spec, a.macs)
         minutes = {name: sum(seconds(one, known) for one in each) / 60 for name, each in work.items()}
         body["grids"][path.stem] = stages(runs, minutes)

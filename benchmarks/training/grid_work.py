@@ -19,7 +19,7 @@ from shoal.recipes import comparators, deepreduce, inplace, osakd, self_distill,
 from shoal.recipes.deepreduce.designs import RESHAPES, Design, parse
 from shoal.recipes.deepreduce.space import DesignSpace
 from shoal.sweep.grid import Planned
-from shoal.training.schedule import Schedule
+from shoal.training.schedule import Schedule, parse_schedule
 
 CLOUD = (3, 1024, 1)
 DATA: dict[str, tuple[int, tuple[int, ...], int, int]] = {
@@ -28,6 +28,7 @@ DATA: dict[str, tuple[int, tuple[int, ...], int, int]] = {
     "svhn": (10, (3, 32, 32), 73_257, 26_032),
     "fashion-mnist": (10, (1, 32, 32), 60_000, 10_000),
     "tiny-imagenet": (200, (3, 64, 64), 100_000, 10_000),
+    "ILSVRC": (1000, (3, 224, 224), 1_281_167, 50_000),
     "modelnet10": (10, CLOUD, 3_991, 908),
     "modelnet40": (40, CLOUD, 9_843, 2_468),
 }
@@ -64,6 +65,11 @@ class Given:
         """The value of --epochs."""
         return int(self.option("--epochs")) if "--epochs" in self.words else None
 
+    def scheduled(self, own: Callable[[], Schedule]) -> Schedule:
+        """The schedule of --schedule, or else `own`, the preset's; of --epochs epochs if they are given."""
+        text = self.option("--schedule")
+        return longer(parse_schedule(text) if text else own(), self.epochs)
+
     @property
     def source(self) -> tuple[Spec, str]:
         """Spec and data of the run that is the command's argument."""
@@ -84,7 +90,7 @@ class Given:
 def train(given: Given) -> list[Training]:
     """The trainings of `shoal train`; the first one is that of the run's network, as in the functions below."""
     spec, data = given.network()
-    schedule = longer(teacher_presets()[given.option("--preset")].teacher, given.epochs)
+    schedule = given.scheduled(lambda: teacher_presets()[given.option("--preset")].teacher)
     return [Training(spec, data, schedule)]
 
 
@@ -134,8 +140,9 @@ def self_distilled(given: Given) -> list[Training]:
     teacher = given.teacher
     network = None if teacher is None else assemble(teacher)
     grown = self_distill.check_options(options, options.applied(preset), spec, None, network)
-    taught = Training(grown, data, preset.schedule, teacher, copies=2 if options.beside == "dml" else 1)
-    return [taught] if "--no-baseline" in given.words else [taught, Training(spec, data, preset.schedule)]
+    schedule = given.scheduled(lambda: preset.schedule)
+    taught = Training(grown, data, schedule, teacher, copies=2 if options.beside == "dml" else 1)
+    return [taught] if "--no-baseline" in given.words else [taught, Training(spec, data, schedule)]
 
 
 def flexible(given: Given) -> list[Training]:
@@ -144,17 +151,21 @@ def flexible(given: Given) -> list[Training]:
     widths = tuple(float(width) for width in given.option("--widths").split(",") if width)
     preset = inplace.PRESETS[given.option("--preset")](bool(widths))
     options = inplace.Options(given.option("--method"), widths)
-    return [Training(options.spec(spec), data, preset.schedule, tests="--test-every-epoch" in given.words)]
+    schedule = given.scheduled(lambda: preset.schedule)
+    return [Training(options.spec(spec), data, schedule, tests="--test-every-epoch" in given.words)]
 
 
 def distilled(given: Given) -> list[Training]:
     """The trainings of `shoal distill`. Branches that share their first layers count as whole networks."""
     (spec, data), method, preset = given.network(), given.words[-2], given.option("--preset")
     if method == OSAKD:
-        schedule, copies = osakd.PRESETS[preset]().schedule, 1
+        schedule, copies = given.scheduled(lambda: osakd.PRESETS[preset]().schedule), 1
     else:
         found = comparators.METHODS[method]
-        schedule, copies = found.schedule, int(given.option("--branches", "0")) or found.branches or 1
+        schedule, copies = (
+            given.scheduled(lambda: found.schedule),
+            int(given.option("--branches", "0")) or found.branches or 1,
+        )
     tests = "--test-every-epoch" in given.words
     taught = Training(spec, data, schedule, given.teacher, copies, tests)
     return [taught, Training(spec, data, schedule, tests=tests)]

@@ -97,10 +97,13 @@ class Dataset:
 
     @classmethod
     def from_folder(cls, folder: str | Path, **more: Any) -> Dataset:
-        """A folder of images by class; `more` are arguments of `shoal.load`."""
+        """A folder of images by class; `more` are arguments of `shoal.load`. Raises ShoalError as `load` does."""
         from shoal.data.loading import load
 
-        return load(str(Path(folder).absolute()), **more)
+        path = Path(folder).expanduser().absolute()
+        if not path.is_dir():
+            raise ShoalError(f"found no folder at {folder}; need a folder of images by class; correct the path")
+        return load(str(path), **more)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _machine(found: Mapping[str, object]) -> str | None:
 def when(date: str | None) -> str | None:
     """An ISO date as text for people, such as ``2026-11-29 06:32 UTC``; any other text stays as it is."""
     try:
-        return None if date is None else f"{datetime.fromisoformat(date).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        return None if date is None else f"{datetime.fromisoformat(date).astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError):
         return date
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def environment() -> dict[str, object]:
     """Versions of packages, the machine and the time (UTC, ISO 8601) that a result was made with, as JSON data."""
     names = ("shoal", "torch", "numpy", "spu", "jax", "scikit-learn", "safetensors")
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: found for name in names if (found := _version(name))},
         "processor": _processor(),

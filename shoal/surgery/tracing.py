@@ -160,6 +160,22 @@ def check_trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     return graph
 
 
+def check_same(model: nn.Module, graph: Graph, images: Tensor) -> None:
+    """Raise ShoalError unless `graph` gives the logits of `model` for `images` [N, C, H, W], with the same tolerances.
+
+    `graph` may be folded. The images are real ones; `check_trace` compares on random images only.
+    """
+    own = plain_copy(model).eval()
+    with torch.no_grad(), output_to_stderr():
+        same = _close(_results(own, images), _results(graph, images)) or _close_in_double(own, graph, images)
+    if not same:
+        raise ShoalError(
+            f"found that the deployed graph of {type(model).__name__} gives other logits than the module on "
+            f"{len(images)} images of the data set; need the same function; look for hooks, and for code in forward "
+            "that depends on values"
+        )
+
+
 def _can_run(graph: Graph) -> bool:
     names = live(graph)
     return all(node.op in OPS or node.op == "input" for node in graph if node.name in names)

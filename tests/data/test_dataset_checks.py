@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,8 @@ def test_a_loader_of_plain_images() -> None:
         Dataset.from_loader(DataLoader(TensorDataset(images.float() / 255 - 0.5, labels)))
     with pytest.raises(ShoalError, match="found a loader without a batch"):
         Dataset.from_loader([])
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShoalError, match=r"found no folder at .*/nowhere; need a folder of images by class"):
+        Dataset.from_folder(tmp_path / "nowhere")

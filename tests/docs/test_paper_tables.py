@@ -13,7 +13,9 @@ from benchmarks.pages.result_tables import result
 from benchmarks.training.grid_minutes import label, seconds
 from benchmarks.training.grid_work import trainings
 from shoal.networks.spec import Spec
+from shoal.recipes import self_distill
 from shoal.sweep.grid import Planned, read_grid
+from shoal.training.schedule import SCHEDULES, Schedule
 from tests.sweep.test_grid import KNOWN
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,8 @@ TABLES = {
     "grids_osakd": ("I", "II"),
 }
 """The numbers of each paper's tables, with those of its appendix."""
+ROLES = ("self", "plain")
+"""The stages of Fig. 6 that train the networks before they are pruned."""
 ROWS = [row for rows in PAPERS.values() for row in rows]
 
 
@@ -83,6 +87,38 @@ def test_trainings_by_hand() -> None:
     assert taught.tests
     own, peer = work["table1-data=svhn-k=8-seed=0"]
     assert (own.spec, own.data, own.schedule.batch_size) == (peer.spec, "svhn", 64)
+
+
+@pytest.mark.parametrize(
+    ("grid", "stages", "schedule", "augment"),
+    [
+        ("self_distillation_setting", None, SCHEDULES["self-distillation"], "crop-flip-autoaugment"),
+        ("osakd", ("table2", "table2-branches"), SCHEDULES["osakd-resnet"], "crop-flip"),
+    ],
+)
+def test_tables_under_one_setting(grid: str, stages: tuple[str, ...] | None, schedule: Schedule, augment: str) -> None:
+    """Every network of the table, teachers and baselines too, has the same schedule and augmentation."""
+    runs, work = planned(grid), trainings(planned(grid))
+    chosen = [run for run in runs if stages is None or run.stage in stages]
+    assert {one.schedule for run in chosen for one in work[run.name]} == {schedule}
+    assert {run.words[run.words.index("--augment") + 1] for run in chosen} == {augment}
+
+
+def test_the_pruned_networks_had_the_same_training() -> None:
+    """Fig. 6: the plain network has the schedule and augmentation of the preset that its rival has."""
+    runs, work = planned("self_distillation_pruning"), trainings(planned("self_distillation_pruning"))
+    found = {stage: {one.schedule for run in runs if run.stage == stage for one in work[run.name]} for stage in ROLES}
+    assert found["self"] == found["plain"] == {self_distill.paper().schedule}
+    plain = [run.words for run in runs if run.stage == "plain"]
+    assert {words[words.index("--augment") + 1] for words in plain} == {self_distill.paper().augment}
+
+
+def test_separability_has_four_classifiers() -> None:
+    """Table 11 has four classifiers; with the kinds of Table 8, each run has a network of its own."""
+    work = trainings(planned("self_distillation_studies"))
+    assert len(work["separability-seed=0"][0].spec.exits) + 1 == 4
+    kinds = {one.spec.exit_kind for name, few in work.items() if name.startswith("kind-") for one in few}
+    assert kinds == {"attention", "aligned", "attention-se", "attention-cbam", "attention-bam"}
 
 
 def test_seconds_by_hand() -> None:

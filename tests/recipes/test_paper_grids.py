@@ -35,9 +35,11 @@ GRIDS = {
     "resnet18": 22,
     "self_distillation": 14,
     "self_distillation_comparison": 30,
+    "self_distillation_imagenet": 6,
     "self_distillation_modelnet": 6,
     "self_distillation_pruning": 12,
-    "self_distillation_studies": 55,
+    "self_distillation_setting": 30,
+    "self_distillation_studies": 59,
     "wrn22_8": 3,
 }
 """Grid file -> its number of runs."""
@@ -70,7 +72,8 @@ def check_names(run: Planned) -> None:
     if command == "prune":
         assert option(words, "--method") in prune.METHODS
         return
-    assert option(words, "--preset") in presets(command, option(words, "--recipe"))
+    preset = option(words, "--preset")
+    assert preset in presets(command, option(words, "--recipe")) or (preset is None and "--schedule" in words)
     if command != "reduce":
         assert words[-1] in KNOWN_NETWORKS
     if command == "distill":

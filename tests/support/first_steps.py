@@ -9,21 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGE, FLAT = (2, 6, 6), (24,)
+IMAGE = (2, 6, 6)
 
 
 @dataclass(frozen=True)
 class Row:
-    """An operation on the image [N, *shape]. Its result is averaged if it has height and width."""
+    """An operation on the image [N, *IMAGE]. Its result is averaged if it has height and width."""
 
     apply: Callable[[Tensor], Tensor]
-    shape: tuple[int, ...] = IMAGE
     layer: Callable[[], nn.Module] | None = None
 
 
 ROWS: dict[str, Row] = {
     "conv2d": Row(lambda x: x, layer=lambda: nn.Conv2d(2, 3, 3, padding=1)),
-    "linear": Row(lambda x: x, FLAT, lambda: nn.Linear(24, 6)),
+    "linear": Row(lambda x: x.flatten(1), lambda: nn.Linear(72, 6)),
     "relu": Row(F.relu),
     "add": Row(lambda x: x + x),
     "sub": Row(lambda x: x - x[:, [1, 0]]),
@@ -45,7 +44,7 @@ class FirstStep(nn.Module):
         super().__init__()
         self.row, self.layer = row, nn.Identity() if row.layer is None else row.layer()
         with torch.no_grad():
-            size = self.features(torch.zeros(1, *row.shape)).shape[1]
+            size = self.features(torch.zeros(1, *IMAGE)).shape[1]
         self.hidden, self.relu, self.last = nn.Linear(size, 6), nn.ReLU(), nn.Linear(6, 3)
 
     def features(self, x: Tensor) -> Tensor:
@@ -57,11 +56,11 @@ class FirstStep(nn.Module):
 
 
 class AllFirstSteps(nn.Module):
-    """Every row on images of `IMAGE`, each with an exit of its own."""
+    """Every row, each with an exit of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = nn.ModuleList(FirstStep(row) for row in ROWS.values() if row.shape == IMAGE)
+        self.rows = nn.ModuleList(FirstStep(row) for row in ROWS.values())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(row(x) for row in self.rows)

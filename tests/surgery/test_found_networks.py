@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from shoal.data.dataset import Dataset, Split
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
+from shoal.graph.graph import Graph
 from shoal.jobs import inspect
 from shoal.jobs.options import Named
 from shoal.networks.adoption import adopt, check_logits
 from shoal.networks.assembly import assemble
 from shoal.networks.spec import GIVEN, Spec
+from shoal.private.compiler import deployment
 from shoal.private.compiler.compilation import compile
 from shoal.private.compiler.deployment import deploy
 from shoal.private.compiler.refusal import INSTEAD, refusals
@@ -211,3 +214,35 @@ def test_a_graph_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ShoalError, match="found that Net computes something else once traced"):
             act()
+
+
+def test_what_is_deployed_is_compared_with_the_module_on_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folding that changes the function is refused, although the traced graph is right."""
+    model = FORMS[next(iter(FORMS))]()
+
+    def halved(graph: Graph) -> Graph:
+        folded = fold(graph)
+        return replace(folded, weights={key: tensor / 2 for key, tensor in folded.weights.items()})
+
+    deploy(model, data())
+    monkeypatch.setattr(deployment, "fold", halved)
+    with pytest.raises(
+        ShoalError, match=r"found that the deployed graph of .* gives other logits than the module on 20"
+    ):
+        deploy(model, data())
+
+
+@pytest.mark.parametrize("act", [check_trace, inspect.examine, lambda model, _: deploy(model, data())])
+@pytest.mark.parametrize(("change", "found"), [("hook", "a forward hook on 0"), ("forward", "not part of the network")])
+def test_hooks_and_replaced_forwards_are_refused_by_all_commands(
+    change: str, found: str, act: Callable[..., Any]
+) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(SHAPE[0], 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)
+    )
+    if change == "hook":
+        model[0].register_forward_hook(lambda layer, given, out: out * 2 + 1)
+    else:
+        model[0].forward = lambda x: nn.functional.conv2d(x, model[0].weight).sigmoid() * x.mean()
+    with pytest.raises(ShoalError, match=found):
+        act(model, SHAPE)

@@ -229,7 +229,7 @@ def checksum(run: Planned) -> str:
 
 
 def figures(record: Record) -> dict[str, object]:
-    return {key: value for key, value in record.result.items() if key not in ("out", "teacher")}
+    return {key: value for key, value in record.result.items() if key not in ("out", "teacher", "environment")}
 
 
 def epochs_by_stage(run: Planned) -> list[tuple[str, int]]:

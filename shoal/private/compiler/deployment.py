@@ -16,7 +16,10 @@ from shoal.private.compiler.compilation import compile
 from shoal.private.compiler.truncation import MAX_FAILURE
 from shoal.private.program.clear import run_clear
 from shoal.private.program.program import Program, Weights
-from shoal.surgery.tracing import check_trace
+from shoal.surgery.tracing import check_same, check_trace
+
+COMPARED = 32
+"""Calibration images on which the deployed graph is compared with the module."""
 
 
 def deploy(
@@ -30,7 +33,8 @@ def deploy(
     """The folded float graph of `model`, its public program and the server's weights.
 
     Ranges are calibrated on `calibration` training images. `fraction_bits` and `max_failure` are those of `compile`.
-    Raises ShoalError as `check_trace` does, and, naming the node, for operations without a private form and for values
+    The folded graph is compared with `model` on COMPARED of these images. Raises ShoalError as `check_trace` and
+    `check_same` do, and, naming the node, for operations without a private form and for values
     that overflow the ring.
     """
     check_kind(data)
@@ -38,6 +42,7 @@ def deploy(
     # Evenly spread, because some data sets are stored class by class.
     chosen = torch.linspace(0, len(data.train) - 1, min(calibration, len(data.train))).long()
     images = data.normalise(data.train.images[chosen])
+    check_same(model, graph, images[:COMPARED])
     names = list(data.class_names) or None
     facts = {"mean": list(data.mean), "std": list(data.std), "class_names": names, "fit": data.fit}
     program, weights = compile(graph, images, fraction_bits=fraction_bits, max_failure=max_failure, preprocessing=facts)

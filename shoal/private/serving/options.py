@@ -78,7 +78,7 @@ class ServerOptions(PartyOptions):
     """Port on which SPU's own connection listens; a free one if left out."""
     products: str = field(default=PRODUCTS[0], metadata={"values": PRODUCTS})
     """Who multiplies the weights with the clients' masks during preparation: spu (SPU's matrix products), or seal
-    (Microsoft SEAL with packed convolutions, about four times faster; needs seal-python at both parties). Steps whose
+    (Microsoft SEAL, a quarter of the ciphertext products; needs seal-python at both parties). Steps whose
     ring has more than 42 bits stay with SPU."""
     max_batch: int = field(default=128, metadata={"cli": None})
     """Most images of one direct query, and most items of one batch in preparation."""

@@ -16,7 +16,7 @@ from shoal.private.serving.options import MOST_ITEMS, ClientOptions, PartyOption
 
 PROMISED = {
     serve: "listen cert key ca insecure sessions timeout_s pool pool_gib max_pools max_clients engines early_exit "
-    "link_port threads grace_s metrics metrics_port ready_file json",
+    "link_port products threads grace_s metrics metrics_port ready_file json",
     prepare: "count batch keep connect cert key ca insecure timeout_s client_address pool json",
     query: "images mode top_up exit_above connect cert key ca insecure timeout_s client_address pool json",
 }
