@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.pages.gpu_sections import paper, steps
 from benchmarks.pages.grid_sections import PAPERS, grids
+from benchmarks.pages.private_sections import offline
 from benchmarks.pages.result_tables import ROOT, result, table, wrapped
 from benchmarks.pages.training_sections import (
     adopted,
@@ -264,6 +265,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "private_networks": networks,
     "cost_model": cost_model,
     "private_images": images,
+    "private_offline": offline,
     "training": training,
     "architectures": architectures,
     "adopted": adopted,
@@ -276,6 +278,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "inplace_fashion_mnist": teaching("inplace_fashion_mnist"),
     "osakd_fashion_mnist": teaching("osakd_fashion_mnist"),
     "self_cifar100": teaching("self_cifar100"),
+    "self_superclasses": teaching("self_superclasses"),
     "inplace_cifar100": teaching("inplace_cifar100"),
     "osakd_cifar100": teaching("osakd_cifar100"),
     "dynamic": dynamic,
