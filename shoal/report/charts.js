@@ -64,7 +64,7 @@ const DIGIT = 7.5;
 function frame(place, options) {
   const { height, xs, ys, log, xLabel, yLabel } = options;
   const width = Math.max(260, place.clientWidth || 640);
-  const left = 48, right = 14, top = 12, bottom = 46;
+  const left = 60, right = 14, top = 12, bottom = 46;
   const x = scale(xs[0], xs[1], left, width - right, log);
   const y = scale(ys[0], ys[1], height - bottom, top);
   const image = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: options.role, "aria-label": options.label });
