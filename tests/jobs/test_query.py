@@ -78,6 +78,7 @@ def test_names_probabilities_and_items_left(named: Case, connection: job.Connect
     assert shown.caption == "prepared items left: 1"
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_errors_of_the_connection_come_before_those_of_the_pool(
     named: Case, connection: job.Connection, tmp_path: Path

@@ -52,6 +52,7 @@ def test_a_network_whose_stem_has_no_relus_has_no_design_conv1() -> None:
         drops(parse("Conv1", (1, 2, 3, 4)), model, CIFAR)
 
 
+@pytest.mark.slow
 def test_count_takes_the_designs_of_table_1_without_stages() -> None:
     """ResNet18's columns "No ReLUs" and "Conv1": 0 and 66K."""
     bodies = [json.loads(call("count", "resnet18", "--design", name, "--json")) for name in ("NoReLUs", "Conv1")]
@@ -148,6 +149,7 @@ def test_another_network_can_teach_the_designs(tmp_path: Path) -> None:
     assert learned(tmp_path / "other", Teaching(other))[1]["kd"] != usual["kd"]
 
 
+@pytest.mark.slow
 def test_the_command_takes_another_teacher_or_none(tmp_path: Path) -> None:
     """Table 7's way: a small network, taught by a larger one. The run says who taught, and no other may go on."""
     small = ("--data", "digits", "--width", "0.125", "--limit", "200", "--epochs", "1")

@@ -120,6 +120,7 @@ def test_distill_has_them_for_the_network_that_it_deploys(method: str, key: str,
     assert summary.side("baseline")["largest_on_test"] == max(plain)
 
 
+@pytest.mark.slow
 def test_inplace_has_them_for_each_classifier_in_the_epoch_with_the_best_mean(tmp_path: Path) -> None:
     words = ("--width", "0.1", "--widths", "0.5,1", "--test-every-epoch", "--out", str(tmp_path))
     text = call("inplace", "resnet9", *SMALL[:6], *words)
@@ -134,6 +135,7 @@ def test_inplace_has_them_for_each_classifier_in_the_epoch_with_the_best_mean(tm
     assert [found[name]["last_on_test"] for name in ("0.5", "1")] == [narrow[-1], wide[-1]]
 
 
+@pytest.mark.slow
 def test_self_distill_has_them_for_the_final_classifier(tmp_path: Path) -> None:
     words = ("self-distill", "resnet9", *SMALL, "--kind", "aligned", "--out", str(tmp_path))
     assert "selected on the test set, %: plain network" in " ".join(call(*words).split())

@@ -16,6 +16,7 @@ from tests.support.parties import Everything, case, seeded
 UNITS = 12
 
 
+@pytest.mark.slow
 @pytest.mark.private
 def test_items_with_products_of_seal_give_the_same_answers(certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
     net = case(seeded(Everything), tmp_path / "net", {})
