@@ -21,7 +21,7 @@ from shoal.private.engine.emit import EMIT
 from shoal.private.engine.segments import channels_last, hwc, in_spu_order, parameter_shapes
 from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
 from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
-from shoal.private.products.exchange import MaskSender, Multiplier, packed_steps
+from shoal.private.products.exchange import MaskSender, Multiplier, packed_steps, plain_bits
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
 from shoal.private.protocol.offline import Masks
@@ -53,7 +53,7 @@ class SpuEngine:
         self.codes: dict[tuple[Any, ...], Any] = {}
         self.runs: list[tuple[str, str, float]] = []
         """Of each run of SPU, in order: its kind, its step (or length), and its seconds."""
-        self.link, self.rings = link, program.exact
+        self.link, self.program = link, program
         linear = tuple(step for step in program.steps if f"{step.name}.weight" in self.kernels)
         self.packings = packed_steps(program, linear) if settings.products == "seal" else {}
         self.weights = {} if arrays is None else {s.name: arrays[f"{s.name}.weight"] for s in linear}
@@ -83,7 +83,7 @@ class SpuEngine:
 
     def _sealed(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
         """The products of SEAL, over SPU's connection."""
-        connection, bits = _Connection(self.link, 1 - self.rank), max(self.rings[s.name] for s in steps)
+        connection, bits = _Connection(self.link, 1 - self.rank), plain_bits(self.program, steps)
         begun = time.perf_counter()
         if masks is None:
             made = Multiplier(connection, self.packings, bits, self.weights).products(steps, count)

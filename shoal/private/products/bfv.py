@@ -30,6 +30,8 @@ STATISTICAL = 40
 ERROR = 22
 """Bound of one coefficient of a fresh error (SEAL's centred binomial, at most 21), with rounding of the message."""
 MOST_PLAIN_BITS = 42
+MOST_FLOOD_BITS = 90
+"""More would not fit into the words that `Evaluator.flood` computes with."""
 RAW = seal.compr_mode_type.none
 
 
@@ -40,7 +42,7 @@ def flood_bits(plain_bits: int) -> int:
     decryption never fails. After the switch to one prime p, an eighth of p / 2t is 2^(56 - plain_bits) and the rounding
     of the switch at most 2^13 (a ternary key), so plain_bits is at most MOST_PLAIN_BITS.
     """
-    return sum(PRIME_BITS[:2]) - plain_bits - 4
+    return min(sum(PRIME_BITS[:2]) - plain_bits - 4, MOST_FLOOD_BITS)
 
 
 def noise_bits(weights: np.ndarray, together: int) -> int:
@@ -135,7 +137,10 @@ class Evaluator:
     def __init__(self, context: Context, public_key: bytes) -> None:
         self.context, self._id = context, context.seal.first_parms_id()
         self.flood_bits = flood_bits(context.plain_bits)
-        self._encryptor = seal.Encryptor(context.seal, context.seal.from_public_str(public_key))
+        try:
+            self._encryptor = seal.Encryptor(context.seal, context.seal.from_public_str(public_key))
+        except (RuntimeError, ValueError) as error:
+            raise ShoalError(f"found a public key that SEAL refuses ({error}); need one of these parameters") from error
 
     def load(self, words: np.ndarray) -> seal.Ciphertext:
         """The client's ciphertext in NTT form."""

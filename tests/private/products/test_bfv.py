@@ -131,3 +131,20 @@ def test_decryption_has_room_for_the_whole_flooding_error() -> None:
         largest[0, at] = ((1 << evaluator.flood_bits) - 1) % prime
     evaluator.flood = lambda: largest  # type: ignore[method-assign]
     assert np.array_equal(keys.decrypt(evaluator.answer([], mask)), mask)
+
+
+@pytest.mark.parametrize("key", [b"", b"no key", bytes(393_329)])
+def test_a_public_key_that_is_none_is_refused(key: bytes) -> None:
+    with pytest.raises(ShoalError, match="found a public key that SEAL refuses"):
+        bfv.Evaluator(bfv.Context(BITS), key)
+
+
+@pytest.mark.parametrize("bits", [20, 30, BITS, bfv.MOST_PLAIN_BITS])
+def test_flooding_errors_are_one_number_modulo_both_primes(bits: int) -> None:
+    context = bfv.Context(bits)
+    evaluator = bfv.Evaluator(context, bfv.Keys(context).public)
+    words, (p, q) = evaluator.flood(), context.primes
+    found = [a + p * ((b - a) * pow(p, -1, q) % q) for a, b in zip(*words[0, :, :64].tolist(), strict=True)]
+    assert max(found) < 1 << evaluator.flood_bits
+    assert max(found) > 1 << (evaluator.flood_bits - 10)
+    assert not words[1].any()
