@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from shoal.errors import ShoalError
-from shoal.exits.cascades import results_of
 from shoal.surgery.normal_form import edit
+from shoal.surgery.results import results_of
 from shoal.surgery.sizes import operands
 
 
@@ -22,7 +22,7 @@ def with_features(model: nn.Module) -> fx.GraphModule:
 
     def change(traced: fx.GraphModule) -> None:
         sources = []
-        for result in results_of(traced):
+        for result in results_of(traced.graph):
             linear = result.op == "call_module" and isinstance(traced.get_submodule(str(result.target)), nn.Linear)
             if not linear and result.target is not torch.nn.functional.linear:
                 raise ShoalError(f"found logits from {result}; need a linear layer's, whose input is the features")

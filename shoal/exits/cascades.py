@@ -12,6 +12,7 @@ from shoal.channels.slimmable import Slimmable, narrowed
 from shoal.errors import ShoalError
 from shoal.exits.classifiers import keep_exit
 from shoal.exits.figures import exit_costs
+from shoal.surgery.results import results_of
 from shoal.surgery.sizes import fix_sizes, is_tensor, operands
 from shoal.surgery.tracing import graph_of, shapes
 
@@ -75,7 +76,7 @@ def cascade(model: nn.Module, shape: tuple[int, ...]) -> Cascade:
     costs = exit_costs(graph_of(traced))
     fix_sizes(traced)
     traced.graph.eliminate_dead_code()
-    results = results_of(traced)
+    results = results_of(traced.graph)
     if len(results) < 2:
         raise ShoalError("found a network with one classifier; need two or more to leave early; add exits")
     made = Cascade(_cut(traced, results), costs.macs_in_order, costs.macs, costs.in_order[-1].unknown)
@@ -104,12 +105,6 @@ class _SideBySide(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(network(x) for network in self.networks)
-
-
-def results_of(traced: fx.GraphModule) -> tuple[fx.Node, ...]:
-    """The nodes of every exit's logits, weakest first."""
-    result = next(n for n in traced.graph.nodes if n.op == "output").args[0]
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
 def _cut(traced: fx.GraphModule, results: Sequence[fx.Node]) -> list[fx.GraphModule]:

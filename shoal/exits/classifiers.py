@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 from shoal.data.clouds import is_cloud
 from shoal.errors import ShoalError
 from shoal.surgery.normal_form import NORMAL, edit, free_name, module_calls, normalise
+from shoal.surgery.results import output_of, results_of, sources
 from shoal.surgery.sites import ReluSite, relu_sites
 from shoal.surgery.tracing import shapes
 
@@ -87,9 +87,9 @@ def attach(
     traced.train(model.training)
     calls = module_calls(traced)
     _check_sites(after, calls)
-    output = next(n for n in traced.graph.nodes if n.op == "output")
+    output, found = output_of(traced.graph), results_of(traced.graph)
     place = {node: i for i, node in enumerate(traced.graph.nodes)}
-    results = [(_leaves(node, _results(output)[-1], place), node) for node in _results(output)]
+    results = [(_leaves(node, found[-1], place), node) for node in found]
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
     for site in after:
         name = free_name(traced, PREFIX + site.replace(".", "_"))
@@ -115,11 +115,6 @@ def _check_sites(after: Sequence[str], calls: dict[str, fx.Node]) -> None:
         )
 
 
-def _results(output: fx.Node) -> tuple[fx.Node, ...]:
-    result: Any = output.args[0]
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
 def _leaves(result: fx.Node, last: fx.Node, place: dict[fx.Node, int]) -> int:
     """The place of the last node that both results depend on, which is where `result` branches off the path to `last`.
 
@@ -127,17 +122,7 @@ def _leaves(result: fx.Node, last: fx.Node, place: dict[fx.Node, int]) -> int:
     """
     if result is last:
         return len(place)
-    return max((place[node] for node in _sources(result) & _sources(last)), default=0)
-
-
-def _sources(result: fx.Node) -> set[fx.Node]:
-    found, waiting = set[fx.Node](), [result]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
+    return max((place[node] for node in sources(result) & sources(last)), default=0)
 
 
 def depth_order(model: nn.Module, after: Sequence[str]) -> tuple[str, ...]:
@@ -153,11 +138,10 @@ def keep_exit(model: nn.Module, index: int) -> fx.GraphModule:
     """
 
     def cut(traced: fx.GraphModule) -> None:
-        output = next(n for n in traced.graph.nodes if n.op == "output")
-        results = _results(output)
+        results = results_of(traced.graph)
         if not -len(results) <= index < len(results):
             raise ShoalError(f"found no exit {index}; need one of 0 to {len(results) - 1} (or -1 for the final one)")
-        output.args = (results[index],)
+        output_of(traced.graph).args = (results[index],)
 
     return edit(model, cut)
 
@@ -174,4 +158,4 @@ def check_one_classifier(model: nn.Module, name: str) -> None:
 
 def count_exits(model: nn.Module) -> int:
     """The number of classifiers whose logits the forward pass of `model` returns."""
-    return len(_results(next(n for n in normalise(model).graph.nodes if n.op == "output")))
+    return len(results_of(normalise(model).graph))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -14,9 +14,9 @@ from shoal.data.dataset import Dataset
 from shoal.data.normalisation import NORMALISATIONS, moments_of, normalised
 from shoal.errors import ShoalError, ShoalWarning
 from shoal.jobs.inputs import load_data
-from shoal.jobs.options import ARGUMENT, ImageOptions
+from shoal.jobs.options import ARGUMENT, ImageOptions, OutputOption
 from shoal.networks.adoption import check_logits, fit_weights
-from shoal.networks.assembly import assemble, located, own_network
+from shoal.networks.assembly import assemble, located, own_network, with_output
 from shoal.networks.figures import figures
 from shoal.networks.onnx_files import ENDING, open_file
 from shoal.networks.spec import Spec
@@ -34,7 +34,7 @@ FAR = 0.5
 
 
 @dataclass(frozen=True)
-class Request(ImageOptions):
+class Request(ImageOptions, OutputOption):
     """The options of `shoal adopt`."""
 
     model: str = field(metadata=ARGUMENT)
@@ -75,12 +75,14 @@ class Request(ImageOptions):
     def config(self) -> Config:
         """The settings that the run records, without its normalisation."""
         names = ("data", "data_dir", "seed", "limit", "model", "width", "resolution", "weights")
-        return {"command": "adopt"} | {name: getattr(self, name) for name in names} | self.image_settings()
+        own = {"command": "adopt"} | {name: getattr(self, name) for name in names}
+        return own | self.image_settings() | self.output_settings()
 
     def spec(self, data: Dataset) -> Spec:
         """The network's spec for this data set."""
         base, folder = located(self.model)
-        return Spec(base, self.classes or data.classes, data.shape, self.width, self.resolution, folder=folder)
+        classes = self.classes or data.classes
+        return Spec(base, classes, data.shape, self.width, self.resolution, folder=folder, output=self.output)
 
 
 class Adopted(Figures):
@@ -148,6 +150,11 @@ def _is_onnx(request: Request) -> bool:
             f"found --weights {request.weights} beside {request.model}; need one of them, because an ONNX file has its "
             "own weights; leave out --weights"
         )
+    if request.output is not None:
+        raise ShoalError(
+            f"found --output {request.output} with {request.model}; need none, because a network of an ONNX file has "
+            "one output; leave it out"
+        )
     if (request.width, request.resolution) != (1.0, 1.0):
         raise ShoalError(
             f"found --width or --resolution with {request.model}; need neither, because an ONNX file has one size; "
@@ -159,8 +166,10 @@ def _is_onnx(request: Request) -> bool:
 def _from_weights(request: Request, data: Dataset) -> Trained:
     assert request.weights is not None
     spec = request.spec(data)
-    network, weights = own_network(spec), read_weights(request.weights)
-    return Trained(spec, network, weights.claimed, fit_weights(network, weights))
+    # With all outputs, since the file also has the weights of those that are left out.
+    network, weights = own_network(replace(spec, output=None)), read_weights(request.weights)
+    notes = fit_weights(network, weights)
+    return Trained(spec, with_output(network, spec), weights.claimed, notes)
 
 
 def _from_onnx(request: Request, data: Dataset) -> Trained:

@@ -24,7 +24,7 @@ from shoal.networks.figures import counts
 from shoal.networks.stored import load_network
 from shoal.progress import timeline
 from shoal.storage.summary import Counts
-from shoal.surgery.tracing import trace
+from shoal.surgery.tracing import check_trace, trace
 
 HEAD = ["link", "phase", "seconds", "MB", "one-way latencies"]
 
@@ -45,7 +45,7 @@ class Request(Subject):
             spec, model = load_network(self.run)
             return fold(trace(model, spec.shape))
         spec = self.spec()
-        return fold(trace(own_network(spec), spec.shape))
+        return fold(check_trace(own_network(spec), spec.shape))
 
 
 class Spent(TypedDict):

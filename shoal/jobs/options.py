@@ -160,8 +160,22 @@ class ImageOptions:
         return others | self.image_settings()
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutputOption:
+    """Which output of the network's forward pass has the logits."""
+
+    output: int | None = None
+    """For a network of your own that also returns something other than logits, such as features: the number of the
+    output that has the logits, from 0. If left out, all outputs must be logits, from the weakest classifier to the
+    strongest."""
+
+    def output_settings(self) -> Config:
+        """The option for the configuration, if it was given."""
+        return {} if self.output is None else {"output": self.output}
+
+
 @dataclass(frozen=True)
-class NewNetwork(ImageOptions):
+class NewNetwork(ImageOptions, OutputOption):
     """Options of a training from new weights: the network, its data set and the number of epochs."""
 
     model: str = field(metadata=ARGUMENT)
@@ -201,8 +215,9 @@ class NewNetwork(ImageOptions):
 
     def recorded(self) -> Config:
         """All options for the configuration; those of images and `training_settings` only if they were given."""
-        names = ("schedule", "augment", "test_every_epoch")
-        return {k: v for k, v in super().recorded().items() if k not in names} | self.training_settings()
+        names = ("schedule", "augment", "test_every_epoch", "output")
+        others = {k: v for k, v in super().recorded().items() if k not in names}
+        return others | self.training_settings() | self.output_settings()
 
     def training_settings(self) -> Config:
         """Those of --schedule, --augment and --test-every-epoch that were given, for the configuration."""
@@ -219,13 +234,16 @@ class NewNetwork(ImageOptions):
     def spec(self, data: Dataset) -> Spec:
         """The network's spec for this data set. Raises ShoalError as `check_network` does."""
         base, folder = located(self.model)
-        spec = Spec(base, data.classes, data.shape, self.width, self.resolution, replaced=self.replaced, folder=folder)
+        spec = Spec(
+            base, data.classes, data.shape, self.width, self.resolution, replaced=self.replaced, folder=folder,
+            output=self.output,
+        )  # fmt: skip
         check_network(spec)
         return spec
 
 
 @dataclass(frozen=True)
-class Named:
+class Named(OutputOption):
     """Options that name an untrained network."""
 
     model: str = field(metadata=ARGUMENT)
@@ -248,11 +266,14 @@ class Named:
         """The network's spec. Raises ShoalError for an invalid size."""
         shape = input_shape(self.input, self.model)
         base, folder = located(self.model)
-        return Spec(base, self.classes, shape, self.width, self.resolution, replaced=self.replaced, folder=folder)
+        return Spec(
+            base, self.classes, shape, self.width, self.resolution, replaced=self.replaced, folder=folder,
+            output=self.output,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(OutputOption):
     """Options that name a run's network, or an untrained network."""
 
     target: str = field(metadata=ARGUMENT)
@@ -276,7 +297,8 @@ class Subject:
     def spec(self) -> Spec:
         """The spec of a network that is not a run's. Raises ShoalError for an invalid size."""
         base, folder = located(self.target)
-        return Spec(base, self.classes, parse_shape(self.input), self.width, self.resolution, folder=folder)
+        shape = parse_shape(self.input)
+        return Spec(base, self.classes, shape, self.width, self.resolution, folder=folder, output=self.output)
 
 
 def check_network(spec: Spec) -> None:

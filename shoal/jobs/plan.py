@@ -23,6 +23,7 @@ from shoal.networks.stored import load_network
 from shoal.reduction.sensitivity import magnitude_densities, pruning_sensitivity
 from shoal.storage.run import Run
 from shoal.surgery.sites import relu_sites
+from shoal.surgery.tracing import check_trace
 
 HALVES = ((0.5, 1.0), (1.0, 0.5), (0.5, 0.5))
 HEAD = ["#", "ReLUs", "MACs, millions", "depth", "time, s", "MB sent", "one-way latencies"]
@@ -62,7 +63,10 @@ class Request(Subject):
         """The all-ReLU network and its spec: that of a run (for a reduced run its teacher), or a new one by name."""
         if self.run is not None:
             return load_network(self.run, "teacher" if self.run.has("teacher.json") else "model")
-        return self.spec(), own_network(self.spec())
+        spec = self.spec()
+        network = own_network(spec)
+        check_trace(network, spec.shape)
+        return spec, network
 
 
 def sensitivity_of(request: Request, spec: Spec, network: nn.Module) -> tuple[dict[str, float], str]:

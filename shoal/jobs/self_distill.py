@@ -63,11 +63,13 @@ class Request(NewNetwork):
             }
             | ({"replaced": list(self.replaced)} if self.replaced else {})
             | self.image_settings()
+            | self.output_settings()
         )
 
     def _check_run(self) -> None:
         """Raise ShoalError for an option that the given run decides."""
-        usual, names = Request(self.model), ("data", "width", "resolution", "limit", "replaced", "seed", *SIZING)
+        names = ("data", "width", "resolution", "limit", "replaced", "output", "seed", *SIZING)
+        usual = Request(self.model)
         odd = [name for name in names if getattr(self, name) != getattr(usual, name)]
         if odd:
             name = {"replaced": "replace"}.get(odd[0], odd[0])

@@ -31,7 +31,7 @@ class Request(NewNetwork):
         names = ("data", "data_dir", "seed", "limit", "preset", "epochs", "model", "width", "resolution")
         more: Config = {"replaced": list(self.replaced)} if self.replaced else {}
         own = {name: getattr(self, name) for name in names} | more | self.training_settings()
-        return {"command": "train"} | own | self.image_settings()
+        return {"command": "train"} | own | self.image_settings() | self.output_settings()
 
 
 class Trained(Figures):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shoal.data.dataset import Dataset, check_kind
 from shoal.errors import ShoalError
-from shoal.networks.assembly import assemble
+from shoal.networks.assembly import assemble, with_output
 from shoal.networks.spec import GIVEN, Spec
 from shoal.storage.weight_files import PREFIXES, Weights
 from shoal.surgery.tracing import check_trace
@@ -18,24 +18,28 @@ SHOWN = 5
 """Number of names that an error lists of each kind."""
 
 
-def adopt(model: nn.Module, data: Dataset) -> tuple[Spec, nn.Module]:
+def adopt(model: nn.Module, data: Dataset, output: int | None = None) -> tuple[Spec, nn.Module]:
     """The spec and the network of a trained module in memory, for `reduce` and all else that takes a teacher.
 
     `data` has the images that the module was trained for, with the mean and standard deviation that it expects. The
-    network is a copy in eval mode. Raises ShoalError when the module cannot be traced, computes something else once
-    traced, or does not return one logit for each class.
+    network is a copy in eval mode. `output` is the number (from 0) of the output of its forward pass that has the
+    logits; None means that all are logits, of one classifier or of several. Raises ShoalError when the module cannot be
+    traced, computes something else once traced, or does not return one logit for each class.
 
     >>> spec, teacher = adopt(model, data)  # doctest: +SKIP
     """
     check_kind(data)
-    spec = Spec(GIVEN, data.classes, data.shape)
+    spec = Spec(GIVEN, data.classes, data.shape, output=output)
     check_logits(model, spec)
     return spec, assemble(spec, model).eval()
 
 
 def check_logits(model: nn.Module, spec: Spec) -> None:
-    """Raise ShoalError unless `model` can be traced without a change, and returns `spec.classes` logits an image."""
-    graph = check_trace(model, spec.shape)
+    """Raise ShoalError unless `model` can be traced without a change, and returns `spec.classes` logits an image.
+
+    Where `spec` names one output of `model`, the others are not checked.
+    """
+    graph = check_trace(with_output(model, spec), spec.shape)
     logits = graph[graph.outputs[-1]].shape
     if logits != (spec.classes,):
         raise ShoalError(

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from shoal.channels.cut import keep_channels
 from shoal.channels.cut import parse as parse_channels
 from shoal.channels.slimmable import narrowed, slimmable
 from shoal.errors import ShoalError, first_line
 from shoal.exits.attention import add_aligned_exits
-from shoal.exits.classifiers import add_exits, keep_exit
+from shoal.exits.classifiers import add_exits, count_exits, keep_exit
 from shoal.exits.pooled import add_pooled_exits
 from shoal.models import KNOWN, build
 from shoal.networks.onnx_files import ENDING, network_in_file
@@ -28,7 +28,7 @@ from shoal.reduction.dropping import drop_blocks, drop_relus
 from shoal.reduction.gates import add_branches, commit_branches, set_gate
 from shoal.reduction.masks import add_masks
 from shoal.reduction.quadratic import add_quadratics
-from shoal.surgery.normal_form import normalise
+from shoal.surgery.normal_form import NORMAL, normalise
 from shoal.surgery.sites import find_blocks, relu_sites
 from shoal.surgery.substitution import parse, substitute
 
@@ -99,14 +99,23 @@ def _checked_name(reference: str) -> str:
 
 
 def base_model(spec: Spec) -> nn.Module:
-    """The base network of `spec`, newly initialised, after `replaced` and `base_channels` but no other surgery.
+    """The base network of `spec`, newly initialised, after `output`, `replaced` and `base_channels` but no others.
 
-    Raises ShoalError when it cannot be found or called, and when it does not have the layers that these fields name.
+    Raises ShoalError when it cannot be found or called, and when it does not have what these fields name.
     """
-    model = _found(spec)
+    model = with_output(_found(spec), spec)
     if spec.replaced:
         model = substitute(model, parse(spec.replaced), spec.shape)
     return keep_channels(model, spec.shape, parse_channels(spec.base_channels)) if spec.base_channels else model
+
+
+def with_output(model: nn.Module, spec: Spec) -> nn.Module:
+    """`model` with only the output that `spec` names; `model` itself if that is all, or if the others were cut before.
+
+    Raises ShoalError when there is no such output.
+    """
+    cut = isinstance(model, fx.GraphModule) and model.meta.get(NORMAL) and count_exits(model) == 1
+    return model if spec.output is None or cut else normalise(model, spec.shape, spec.output)
 
 
 def _found(spec: Spec) -> nn.Module:
@@ -151,10 +160,11 @@ def _call(factory: Any, spec: Spec) -> nn.Module:
 def assemble(spec: Spec, base: nn.Module | None = None) -> nn.Module:
     """The network that `spec` describes: newly initialised, or made from a copy of `base` with its weights.
 
-    `base` must be like the result of `base_model`, with `replaced` and `base_channels` already applied. Raises
-    ShoalError when the base network does not have a named site or block, or no longer has it.
+    `base` must be like the result of `base_model`, with `replaced` and `base_channels` already applied; it may still
+    have all outputs. Raises ShoalError when the base network does not have a named output, site or block, or no longer
+    has it.
     """
-    model: nn.Module = normalise(base if base is not None else base_model(spec), spec.shape)
+    model: nn.Module = normalise(with_output(base, spec) if base is not None else base_model(spec), spec.shape)
     if spec.dropped_blocks:
         model = drop_blocks(model, spec.shape, spec.dropped_blocks)
     if spec.dropped:

@@ -40,6 +40,8 @@ class Spec:
       if `folder` is empty or is no longer there. `shape` is the images' [C, H, W], which cannot change once there are
       masks.
     - `digest` is the SHA-256 of an ONNX file in `folder`, and empty for other networks.
+    - `output`: index (from 0) of the only output of the base network that is kept, such as its logits without its
+      features; None keeps all.
     - `replaced`: kinds of layers to replace, such as ``relu6=relu``. `base_channels`: the output channels that layers
       keep, such as ``conv1=0-3,5/16`` (see `shoal.channels.cut.written`). Neither is applied to a module that is passed
       to `assemble`.
@@ -78,6 +80,7 @@ class Spec:
     kept_channels: tuple[str, ...] = ()
     folder: str = ""
     digest: str = ""
+    output: int | None = None
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -86,7 +89,7 @@ class Spec:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether the spec changes the base network, other than by `replaced` and `base_channels`."""
+        """Whether the spec changes the base network, other than by `output`, `replaced` and `base_channels`."""
         done = any(getattr(self, name) for name in (*NAMED, "widths", "kept_channels"))
         return done or self.kept_exit is not None
 
@@ -111,6 +114,8 @@ class Spec:
             raise ShoalError(f"found a bad 'kept_width' or 'rest' in {path}; need a spec.json that shoal wrote")
         if body.get("exit_kind", "plain") not in EXIT_KINDS:
             raise ShoalError(f"found a bad 'exit_kind' in {path}; need a spec.json that shoal wrote")
+        if not isinstance(output := body.get("output"), int | None) or isinstance(output, bool) or (output or 0) < 0:
+            raise ShoalError(f"found a bad 'output' in {path}; need a spec.json that shoal wrote")
         if not re.fullmatch(r"([0-9a-f]{64})?", str(body.get("digest", ""))):
             raise ShoalError(f"found a bad 'digest' in {path}; need a spec.json that shoal wrote")
         for name in CHANNELS:

@@ -15,7 +15,7 @@ from shoal.errors import ShoalError
 from shoal.exits.attention import add_adapters, feature_taps
 from shoal.exits.classifiers import check_one_classifier, count_exits, depth_order
 from shoal.exits.points import CHOSEN, FIXED, exit_points
-from shoal.networks.assembly import assemble
+from shoal.networks.assembly import assemble, with_output
 from shoal.networks.spec import EXIT_KINDS, Spec
 from shoal.recipes import beside
 from shoal.recipes.lessons import Lesson
@@ -207,7 +207,7 @@ def check_options(
     beside.check(options.beside, teacher)
     _check_loss(preset, options)
     if base is not None:
-        check_trace(base, spec.shape)
+        check_trace(with_output(base, spec), spec.shape)
     plain = assemble(spec, base)
     check_one_classifier(plain, spec.base)
     if options.after and options.count is not None:

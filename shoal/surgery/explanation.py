@@ -22,6 +22,11 @@ CREATORS = ("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arang
 CONSTANTS = (
     "need constants that depend on no image; make them in __init__ (self.register_buffer), or add zeros with F.pad"
 )
+FUNC = os.sep + "_functorch" + os.sep
+"""Part of the place of torch.func's own files."""
+WHOLE_BATCH = (
+    "need operations on the whole batch [N, C, H, W]; write that function for all images at once, without torch.func"
+)
 TORCH = "need operations of torch on tensors, the same for all images; rewrite that line, or set it up in __init__"
 
 
@@ -74,6 +79,8 @@ def _where(error: Exception) -> str:
 def _read(error: Exception) -> tuple[str, str]:
     """What was found and what to write instead, from an exception of PyTorch or Python."""
     text = first_line(error)
+    if any(FUNC in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+        return f"a call of {'torch.vmap' if text.startswith('vmap(') else 'a function of torch.func'}", WHOLE_BATCH
     call = re.match(r"(\w+)\(\)[: ]", text)
     if call and call.group(1) in CREATORS:
         return f"a call of {call.group(1)}() with sizes or values of the images", CONSTANTS

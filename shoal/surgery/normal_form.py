@@ -18,6 +18,7 @@ from shoal.surgery.constants import settle_created
 from shoal.surgery.explanation import check_values, explained
 from shoal.surgery.idioms import flatten_squeezed, settle_in_place
 from shoal.surgery.preparation import forget_hooks, output_to_stderr, prepared, unwrapped
+from shoal.surgery.results import check_results, choose
 from shoal.surgery.sizes import arg, operands, recorded_builtins, relax_view
 from shoal.surgery.tracer import Tracer, calls_recorded, rename_keywords
 
@@ -25,7 +26,7 @@ NORMAL = "shoal_normal"
 """Set in a GraphModule's meta once every ReLU call is a submodule of its own."""
 
 
-def normalise(model: nn.Module, shape: tuple[int, ...] | None = None) -> fx.GraphModule:
+def normalise(model: nn.Module, shape: tuple[int, ...] | None = None, output: int | None = None) -> fx.GraphModule:
     """A traced copy of `model` in float32 in which every ReLU call is a submodule with a name of its own.
 
     The forward pass is traced in eval mode, so code that runs only in training, such as an auxiliary head, is left
@@ -34,13 +35,15 @@ def normalise(model: nn.Module, shape: tuple[int, ...] | None = None) -> fx.Grap
     parameter, and Python keywords get an underscore. `shape` ([C, H, W]) is needed if forward decides something by the
     size of the images; the result is then for that size. Raises ShoalError when the forward pass cannot be traced (with
     the line, for example where control flow depends on data), when a hook changes values, and when forward returns
-    anything other than a tensor or a flat tuple of tensors.
+    anything other than a tensor or a flat tuple of tensors. With `output`, only that output of forward (from 0) is
+    kept, and the others may be anything.
     """
     _check_kind(model)
     _check_shape(shape)
     if isinstance(model, fx.GraphModule) and model.meta.get(NORMAL):
-        return copy.deepcopy(model)
-    traced = _symbolic(model, shape)
+        traced = copy.deepcopy(model)
+        return traced if output is None else _cut(traced, output)
+    traced = _symbolic(model, shape, output)
     settle_in_place(traced)
     used: set[str] = set()
     for node in list(traced.graph.nodes):
@@ -48,6 +51,14 @@ def normalise(model: nn.Module, shape: tuple[int, ...] | None = None) -> fx.Grap
         _own_dropout(traced, node, used)
         _own_batch_norm(traced, node)
         relax_view(node)
+    if output is not None:
+        traced.graph.eliminate_dead_code()
+    return _finish(traced)
+
+
+def _cut(traced: fx.GraphModule, output: int) -> fx.GraphModule:
+    choose(traced.graph, output, "the network")
+    traced.graph.eliminate_dead_code()
     return _finish(traced)
 
 
@@ -75,7 +86,7 @@ def _finish(traced: fx.GraphModule) -> fx.GraphModule:
     return traced
 
 
-def _symbolic(model: nn.Module, shape: tuple[int, ...] | None) -> fx.GraphModule:
+def _symbolic(model: nn.Module, shape: tuple[int, ...] | None, output: int | None) -> fx.GraphModule:
     modes = {name: module.training for name, module in unwrapped(model).named_modules()}
     tracer, root = Tracer(shape), prepared(model)
     try:
@@ -83,7 +94,9 @@ def _symbolic(model: nn.Module, shape: tuple[int, ...] | None) -> fx.GraphModule
             graph = tracer.trace(root)
     except Exception as error:
         raise explained(error, model, shape, tracer.graph) from error
-    _check_result(graph, type(root).__name__)
+    if output is not None:
+        choose(graph, output, type(root).__name__)
+    check_results(graph, type(root).__name__)
     settle_created(root, graph)
     check_values(graph)
     forget_hooks(root)
@@ -93,23 +106,6 @@ def _symbolic(model: nn.Module, shape: tuple[int, ...] | None) -> fx.GraphModule
     for name, module in traced.named_modules():
         module.training = modes.get(name, modes[""])
     return traced
-
-
-def results_of(node: fx.Node) -> tuple[Any, ...]:
-    """The values that the output node returns, as a tuple also when there is one."""
-    result = node.args[0]
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
-def _check_result(graph: fx.Graph, name: str) -> None:
-    results = results_of(next(n for n in graph.nodes if n.op == "output"))
-    bad = [r for r in results if not isinstance(r, fx.Node)]
-    if bad or not results:
-        what = "nothing" if not bad or bad[0] is None else f"a {type(bad[0]).__name__.removeprefix('immutable_')}"
-        raise ShoalError(
-            f"found that forward returns {what} at {name}; need logits, or a flat tuple of them, from weak to strong; "
-            "return only those tensors"
-        )
 
 
 CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_", torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_)

@@ -21,6 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 
 from shoal.errors import ShoalError, first_line
+from shoal.surgery.replacements import check_global_hooks, check_methods
 
 WRAPPERS: dict[Any, str] = {
     nn.DataParallel: "module",
@@ -39,10 +40,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` in float32 and without wrappers, which computes the same.
 
-    Raises ShoalError for a module that cannot be copied, one with scripted parts and one with lazy layers that were
-    never called.
+    Raises ShoalError for a module that cannot be copied, one with scripted parts, one with lazy layers that were never
+    called, and one whose methods were replaced by functions that hold layers, which a copy would share. Also raises it
+    while there are hooks of all modules.
     """
     inner = unwrapped(model)
+    check_global_hooks()
     _check_parts(inner)
     # Tensors that were computed with gradients cannot be copied; modules keep such as attributes.
     kept = [v for m in inner.modules() for v in vars(m).values() if isinstance(v, Tensor) and v.grad_fn is not None]
@@ -70,6 +73,8 @@ def _check_parts(model: nn.Module) -> None:
                 f"found a scripted module (torch.jit) at {where}; need the Python module, whose layers can be seen; "
                 "use the network as it was before torch.jit.script or torch.jit.trace"
             )
+        if unwrapped(module) is module:
+            check_methods(module, where)
         if any(nn.parameter.is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values())):
             raise ShoalError(
                 f"found a lazy layer without weights at {where}; need weights of known shape; call the network once "

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from shoal.errors import ShoalError
 from shoal.surgery.known_sizes import VALUES, KnownSizes, UntraceableError, Value
 from shoal.surgery.preparation import after_hooks, before_hooks
+from shoal.surgery.replacements import replaced_methods
 
 OWN = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 """Folders whose frames are not the user's."""
@@ -57,7 +58,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether calls of `m` are one node."""
-        if "forward" in vars(m) and not getattr(m.forward, "shoal_call", False):
+        if replaced_methods(m):
             return False
         return hasattr(m, "to_node") or _only_options(m) or super().is_leaf_module(m, module_qualified_name)
 

@@ -16,8 +16,9 @@ from shoal.surgery.constants import settle_constants
 from shoal.surgery.explanation import line_of, no_such_images
 from shoal.surgery.idioms import join_idioms, rename_options
 from shoal.surgery.lowering import lower
-from shoal.surgery.normal_form import normalise, results_of
+from shoal.surgery.normal_form import normalise
 from shoal.surgery.preparation import failure, output_to_stderr, plain_copy
+from shoal.surgery.results import check_classifiers, results_of
 from shoal.surgery.sizes import Shapes, fix_sizes, is_tensor, operands
 
 
@@ -75,7 +76,7 @@ def graph_of(normal: fx.GraphModule) -> Graph:
     making = _Making()
     for node in traced.graph.nodes:
         if node.op == "output":
-            return Graph(tuple(making.nodes), making.weights, _output_names(node, making.names))
+            return Graph(tuple(making.nodes), making.weights, _output_names(traced.graph, making.names))
         if is_tensor(node):  # `fix_sizes` has already written sizes into the arguments that use them
             making.add(node, lower(traced, node))
     raise ShoalError("found a traced model without an output; need one; trace it again")
@@ -119,11 +120,12 @@ class _Making:
         return name
 
 
-def _output_names(node: fx.Node, names: dict[fx.Node, str]) -> tuple[str, ...]:
-    missing = [r for r in results_of(node) if r not in names]
+def _output_names(graph: fx.Graph, names: dict[fx.Node, str]) -> tuple[str, ...]:
+    results = results_of(graph)
+    missing = [r for r in results if r not in names]
     if missing:
         raise ShoalError(f"found a size returned at {missing[0]}; need logits; return only tensors")
-    return tuple(names[r] for r in results_of(node))
+    return tuple(names[r] for r in results)
 
 
 IMAGES = 3
@@ -136,11 +138,11 @@ def check_trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     All commands use this function, so they accept the same networks. The traced module and the graph are compared with
     the module on random images in eval mode, with tolerances of 1e-3 relative and 1e-4 absolute; a graph with
     operations that it cannot run is not run. Raises ShoalError when `model` cannot be traced, fails on such images,
-    computes something else once traced, or returns several results of different shapes.
+    computes something else once traced, or returns anything other than the logits of classifiers (`check_classifiers`).
     """
     traced, own = shapes(model, shape), plain_copy(model).eval()
     graph, name = graph_of(traced), type(model).__name__
-    _check_results(traced, name)
+    check_classifiers(traced, name)
     reads: list[nn.Module | Graph] = [traced, *([graph] if _can_run(graph) else [])]
     device = next((p.device for p in own.parameters()), torch.device("cpu"))
     images = torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -179,22 +181,6 @@ def check_same(model: nn.Module, graph: Graph, images: Tensor) -> None:
 def _can_run(graph: Graph) -> bool:
     names = live(graph)
     return all(node.op in OPS or node.op == "input" for node in graph if node.name in names)
-
-
-def _check_results(traced: fx.GraphModule, name: str) -> None:
-    output = next(n for n in traced.graph.nodes if n.op == "output")
-    found = [tuple(r.meta["shape"]) for r in results_of(output)]
-    if len(set(found)) > 1:
-        raise ShoalError(
-            f"found that forward returns results of shapes {', '.join(map(str, found))} at {name}; need logits of one "
-            "number of classes, from weak to strong; return only the logits, and features from another method"
-        )
-    if len(found[0]) != 1:
-        raise ShoalError(
-            f"found that forward returns a result of shape {found[0]} for one image at {name}; need one logit for each "
-            "class, [N, classes]; pool and flatten the features (x.flatten(1)), and return neither the class (argmax) "
-            "nor feature maps"
-        )
 
 
 def _results(network: nn.Module | Graph, images: Tensor) -> list[Tensor]:

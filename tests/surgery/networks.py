@@ -185,6 +185,7 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "addmm": lambda: net(flat=lambda m, x: torch.addmm(m.shift, x.mean((2, 3)), m.second.weight.flatten(1))),
     "standardised weights": lambda: layered(Standardised(4, 4, 3)),
     "forward replaced on a layer": lambda: functional(),
+    "method replaced on a layer": lambda: functional("_conv_forward"),
     "padding of TensorFlow": lambda: layered(Samepadded(4, 4, 3, 2)),
     "mirrored borders": lambda: net(lambda m, x: F.pad(x, (1, 2, 1, 0), mode="reflect")),
     "repeated borders": lambda: net(lambda m, x: nn.ReplicationPad2d((1, 0, 2, 0))(x)),
@@ -312,12 +313,13 @@ class Named(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.kind = nn.Linear(4, CLASSES), namedtuple("Results", "aux logits")
+        self.fc, self.aux = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+        self.kind = namedtuple("Results", "aux logits")
         randomise(self.eval())
 
     def forward(self, x: Tensor) -> Any:
-        logits = super().forward(x)
-        return self.kind(logits * 0.5, logits)
+        features = self.act(self.bn(self.conv(x))).mean((2, 3))
+        return self.kind(self.aux(features), self.fc(features))
 
 
 class Dropped(nn.Module):
@@ -325,10 +327,11 @@ class Dropped(nn.Module):
         return torch.dropout(F.dropout3d(x, 0.2, self.training), 0.1, self.training)
 
 
-def functional() -> nn.Module:
-    """The forward of a convolution is replaced on the instance."""
+def functional(method: str = "forward") -> nn.Module:
+    """A method of a convolution is replaced on the instance; `forward` calls `_conv_forward`."""
     model = net(lambda m, x: m.second(x))
-    model.second.forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight * 2, padding=1), model.second)
+    computed = types.MethodType(lambda self, x, *_: F.conv2d(x, self.weight * 2, padding=1), model.second)
+    setattr(model.second, method, computed)
     return model
 
 

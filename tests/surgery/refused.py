@@ -103,6 +103,27 @@ RAISED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: net(kind=LogitsAndFeatures),
         r"found that forward returns results of shapes \(5,\), \(4, 6, 8\) at LogitsAndFeatures; .*only the logits",
     ),
+    "features of as many columns": (
+        lambda: AsManyFeatures(),
+        r"found that output 0 is computed from the last layer of output 1 at AsManyFeatures; need one output, or "
+        r"classifiers .* of their own; choose the one .* by --output .*, out of 0 \(fc\), 1 \(normalize\); or return",
+    ),
+    "logits and their softmax": (
+        lambda: doubled(lambda m, logits: (logits, logits.softmax(1))),
+        r"found that output 1 is computed from the last layer of output 0 .* out of 0 \(fc\), 1 \(softmax\)",
+    ),
+    "logits twice": (
+        lambda: doubled(lambda m, logits: (logits, logits)),
+        "found that output 1 is computed from the last layer of output 0",
+    ),
+    "a classifier that reads another": (
+        lambda: doubled(lambda m, logits: (logits, m.second(F.relu(logits)))),
+        r"found that output 1 is computed from the last layer of output 0 .* out of 0 \(fc\), 1 \(second\)",
+    ),
+    "logits and a list": (
+        lambda: doubled(lambda m, logits: (logits, [logits])),
+        "found that forward returns a list at Doubled; need logits, .*choose one of a tuple by --output",
+    ),
     "dict": (lambda: LogitsByName(), "found that forward returns a dict at LogitsByName; .*return only those tensors"),
     "hook": (
         lambda: hooked("forward", lambda module, args, result: result * 2),
@@ -119,7 +140,30 @@ RAISED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "pre-hook": (lambda: hooked("pre", halve_images), "found a forward pre-hook on conv that .*halve_images.*; write"),
     "padding pre-hook": (lambda: hooked("pre", pad_images), "found a forward pre-hook on conv that .*pad_images"),
     "hook that needs values": (lambda: hooked("forward", note), "found a forward hook on conv that cannot be traced"),
-    "forward of another layer": (lambda: borrowed(), "found a (layer or parameter that is not part|call of)"),
+    "forward of another layer": (
+        lambda: borrowed(),
+        r"found forward of conv replaced by borrowed\S*, a function that holds layers .*; need layers .*; write a ",
+    ),
+    "forward wrapped": (
+        lambda: wrapped("forward"),
+        "found forward of conv replaced by wrapped.*, a function that holds",
+    ),
+    "method wrapped": (
+        lambda: wrapped("_conv_forward"),
+        "found _conv_forward of conv replaced by wrapped.*, a function that holds",
+    ),
+    "call wrapped": (
+        lambda: wrapped("_call_impl"),
+        "found _call_impl of conv replaced by wrapped.*, which tracing leaves out; need layers .*; write a class",
+    ),
+    "vmap": (
+        lambda: unmade(lambda m, x: torch.vmap(lambda image: image * 2)(x)),
+        "found a call of torch.vmap" + LINE + r"operations on the whole batch .*; write that function for all images",
+    ),
+    "torch.func": (
+        lambda: unmade(lambda m, x: torch.func.vjp(lambda image: image * 2, x)[0]),
+        "found a call of a function of torch.func" + LINE + "operations on the whole batch",
+    ),
     "scripted block": (
         lambda: layered(torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))),
         "found a scripted module .torch.jit. at layer; need the Python module",
@@ -207,6 +251,33 @@ class LogitsAndFeatures(Net):
         return self.fc(self.act(features).mean((2, 3))), features
 
 
+class AsManyFeatures(nn.Module):
+    """Logits, and as many features as there are classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(4, CLASSES, 1), nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.conv(x).mean((2, 3))
+        return self.fc(F.relu(features)), F.normalize(features)
+
+
+class Doubled(Net):
+    """Results that are a function of the logits of one classifier."""
+
+    def __init__(self, results: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.fc, self.second, self.results = nn.Linear(4, CLASSES), nn.Linear(CLASSES, CLASSES), results
+
+    def forward(self, x: Tensor) -> Any:
+        return self.results(self, super().forward(x))
+
+
+def doubled(results: Callable[[Any, Tensor], Any]) -> nn.Module:
+    return Doubled(results)
+
+
 class LogitsByName(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -253,6 +324,14 @@ def borrowed() -> nn.Module:
     model, other = Hooked(), nn.Conv2d(4, 4, 1)
     old = other.forward
     model.conv.forward = lambda x: old(x) * 2
+    return model
+
+
+def wrapped(method: str) -> nn.Module:
+    """A method of the convolution is replaced by a closure around it."""
+    model = Hooked()
+    old = getattr(model.conv, method)
+    setattr(model.conv, method, lambda *given: old(*given) * 2)
     return model
 
 

@@ -152,6 +152,19 @@ def test_check_and_compile_refuse_the_same_for_the_same_reason(form: str, monkey
     assert refusals(graph)
 
 
+@pytest.mark.parametrize("kind", ["hook", "pre_hook"])
+def test_hooks_of_all_modules_are_refused_by_all_commands(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    handle = getattr(torch.nn.modules.module, f"register_module_forward_{kind}")(lambda *given: None)
+    try:
+        found = commands(model, monkeypatch)
+    finally:
+        handle.remove()
+    assert len(set(found.values())) == 1
+    words = rf"found a forward {kind.replace('_', '-')} of all modules \(.*lambda.*register_module_forward_{kind}\) at "
+    assert re.match(words + "every layer; need layers .*; remove it", found["check"])
+
+
 def test_advice_says_what_to_do() -> None:
     for name, need in INSTEAD.items():
         assert ";" in need, name
@@ -233,7 +246,7 @@ def test_what_is_deployed_is_compared_with_the_module_on_images(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("act", [check_trace, inspect.examine, lambda model, _: deploy(model, data())])
-@pytest.mark.parametrize(("change", "found"), [("hook", "a forward hook on 0"), ("forward", "not part of the network")])
+@pytest.mark.parametrize(("change", "found"), [("hook", "a forward hook on 0"), ("forward", "forward of 0 replaced")])
 def test_hooks_and_replaced_forwards_are_refused_by_all_commands(
     change: str, found: str, act: Callable[..., Any]
 ) -> None:
