@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check slow docs format clean install
+.PHONY: demo test check slow docs format lock clean install
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -40,6 +40,16 @@ docs: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# PyTorch's build depends on the machine, and brings its own CUDA packages on some.
+UNPINNED = torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
+  cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	{ head -2 requirements/private.txt; $(BIN)/uv pip compile pyproject.toml --extra private --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header --quiet $(addprefix --no-emit-package ,$(UNPINNED)); } > requirements/new
+	mv requirements/new requirements/private.txt
 
 clean:
 	rm -rf $(VENV) runs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
