@@ -47,8 +47,8 @@ class PreparedCost:
 def layout_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Layout:
     """The layout of a graph that is not compiled, with `sign_bits` for every sign.
 
-    Products whose wrap bits are sent together with the next signs (see `lifting.schedule`) get rings of `NARROW_BITS`
-    bits. Raises ShoalError, naming the node, for operations without a private form.
+    Linear layers, and steps whose wraps are sent together with the next signs (see `lifting.schedule`), get rings of
+    `NARROW_BITS` bits. Raises ShoalError, naming the node, for operations without a private form.
     """
     steps, keep, outputs = lower(expand_max_pools(graph))
     bits = {s.name: sign_bits for s in steps if s.op == "relu"}
@@ -59,6 +59,7 @@ def layout_of(graph: Graph, sign_bits: int = 18, fraction_bits: int = 14) -> Lay
     everywhere = dict.fromkeys((s.name for s in layout.truncating), FIELD_BITS)
     rides = schedule(layout.steps, outputs, everywhere, fraction_bits, bits).rides
     program.exact.update({name: NARROW_BITS for names in rides.values() for name in names})
+    program.exact.update({step.name: NARROW_BITS for step in layout.linear})
     return Layout(program)
 
 

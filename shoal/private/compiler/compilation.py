@@ -19,9 +19,9 @@ from shoal.graph.ops import Node
 from shoal.private.compiler.refusal import refusals, step_of
 from shoal.private.compiler.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
 from shoal.private.program.clear import run_clear
-from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS, Demand, FixedPoint, choose_fraction_bits
+from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS, PRODUCT_BITS, Demand, FixedPoint, choose_fraction_bits
 from shoal.private.program.program import VERSION, Program, Weights
-from shoal.private.program.steps import TRUNCATING, Step
+from shoal.private.program.steps import LINEAR, TRUNCATING, Step
 from shoal.private.protocol.carry import SINGLE_GATE_BITS
 from shoal.private.protocol.layout import Layout
 
@@ -117,7 +117,7 @@ def _parameters(graph: Graph, steps: Iterable[Step]) -> dict[str, np.ndarray]:
     """float64 weight and bias of each linear step (zeros without a bias). Raises ShoalError for NaN and infinity."""
     table: dict[str, np.ndarray] = {}
     for step in steps:
-        if step.op in ("conv2d", "linear"):
+        if step.op in LINEAR:
             own = graph.parameters(step.name)
             bias = own.get("bias", torch.zeros(len(own["weight"])))
             table |= {
@@ -211,8 +211,11 @@ def _truncations(
     # A truncation whose wraps travel with the next signs costs no exchange.
     rides = Layout(replace(program, exact=everywhere)).schedule.rides
     reader = {name: relu for relu, names in rides.items() for name in names}
-    exact, bound = exact_steps(chances, max_failure, reader)
-    rings = {name: ring_bits(products[name], fixed) for name in products if name in exact}
+    rings = {name: ring_bits(product, fixed) for name, product in products.items()}
+    # A product in the whole ring would be too wide for SEAL, so other linear layers take an exchange of their own.
+    narrow = {step.name for step in program.steps if step.op in LINEAR and rings[step.name] <= PRODUCT_BITS}
+    exact, bound = exact_steps(chances, max_failure, narrow | reader.keys())
+    rings = {name: bits for name, bits in rings.items() if name in exact}
     for name in rings.keys() & reader.keys():
         rings[name] = max(rings[name], program.fraction_bits + program.sign_bits[reader[name]] + 1)
     return replace(program, exact=rings, failure_bound=bound)

@@ -18,6 +18,8 @@ from shoal.errors import ShoalError
 FIELD_BITS = 64
 EXACT_BITS = 53
 """float64 represents every integer up to 2^53, so sums that stay below it are exact in any order."""
+PRODUCT_BITS = 42
+"""The largest ring of a product that `shoal.private.products` can make."""
 WIDE_WEIGHT_BITS = 40
 WEIGHT_LIMB_BITS = 16
 

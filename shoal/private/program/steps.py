@@ -135,5 +135,7 @@ OPS: dict[str, Op] = {
     "take": Op(("index",), _take_shape),
     "pad": Op(("pads",), _pad_shape),
 }
+LINEAR = ("conv2d", "linear")
+"""Operations with weights; each is a product of the server's weights and the client's mask."""
 TRUNCATING = ("conv2d", "linear", "avg_pool2d", "mean")
 """Operations whose result is a truncated product."""

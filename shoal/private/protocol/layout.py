@@ -14,12 +14,11 @@ from functools import cached_property
 import numpy as np
 
 from shoal.private.program.program import Program
-from shoal.private.program.steps import TRUNCATING, Shape, Step
+from shoal.private.program.steps import LINEAR, TRUNCATING, Shape, Step
 from shoal.private.protocol.bitslice import plane_words
 from shoal.private.protocol.carry import Carry
 from shoal.private.protocol.lifting import Schedule, schedule
 
-LINEAR = ("conv2d", "linear")
 HEADER_BYTES = 8
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from shoal.private.program.clear import VALUES, biases, ring_products
 from shoal.private.program.fixed import FixedPoint
 from shoal.private.program.program import Weights
-from shoal.private.program.steps import Step
+from shoal.private.program.steps import LINEAR, Step
 from shoal.private.protocol.image import image_share
-from shoal.private.protocol.layout import LINEAR, Layout, ReluLayout
+from shoal.private.protocol.layout import Layout, ReluLayout
 from shoal.private.protocol.lifting import Lift, Names
 from shoal.private.protocol.signs import ONES, Rider, Side, select, sign
 

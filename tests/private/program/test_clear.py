@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError
+from shoal.graph.folding import fold
 from shoal.graph.graph import Graph
 from shoal.graph.ops import Node
+from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.clear import ring_products, run_clear
-from shoal.private.program.fixed import FixedPoint
+from shoal.private.program.fixed import PRODUCT_BITS, FixedPoint
 from shoal.private.program.program import Program, Weights
-from shoal.private.program.steps import OPS, Step
+from shoal.private.program.steps import LINEAR, OPS, Step
 from shoal.surgery.tracing import trace
 
 SHAPE = (3, 8, 8)
@@ -250,3 +252,13 @@ def test_run_clear_refuses_what_does_not_fit(compiled: tuple[Program, Weights]) 
     other = Weights(weights.arrays | {"a.weight": np.zeros((8, 8, 5, 5), np.int64)})
     with pytest.raises(ShoalError, match=r"found shape \(8, 8, 5, 5\) at a.weight"):
         run_clear(program, other, images())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "wrn-16-4", "vgg16-avg", "mobilenetv2"])
+def test_every_linear_layer_is_exact_in_a_ring_that_seal_can_multiply_in(name: str) -> None:
+    torch.manual_seed(0)
+    graph = fold(trace(build(name, 4, width=0.125).eval(), (3, 32, 32)))
+    program, _ = compile(graph, torch.rand(4, 3, 32, 32))
+    linear = [step.name for step in program.steps if step.op in LINEAR]
+    assert linear
+    assert all(program.exact[name] <= PRODUCT_BITS for name in linear)
