@@ -21,18 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.private.phases import WAIT_S, process, tls_of
+from benchmarks.private.queries import agreement, measure
 from shoal.data.loading import load
 from shoal.graph.folding import fold
 from shoal.private.compiler.compilation import compile
-from shoal.private.program.artifact import save_artifact
-from shoal.private.serving.client import Client
-from shoal.private.serving.options import ClientOptions
-from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
 from shoal.surgery.tracing import trace
 
@@ -80,42 +77,23 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def orion(python: Path, network: nn.Module, calibration: Tensor, images: Tensor, folder: Path) -> dict[str, Any]:
-    """Orion's logits and seconds for `images`."""
+    """Orion's agreement and seconds for `images`."""
     save_file(network.state_dict(), folder / "weights.safetensors")
     save_file({"calibration": calibration, "images": images}, folder / "data.safetensors")
     party = Path(__file__).with_name("orion_party.py")
     ended = subprocess.run([python, party, folder], capture_output=True, text=True, check=True)
     found = json.loads(ended.stdout.splitlines()[-1])
     row = {"setup_s": found["setup_s"], "online_s": statistics.median(found["seconds"])}
-    return row | _agreement(network, images, torch.tensor(found["logits"]))
+    with torch.no_grad():
+        return row | agreement(network(images).numpy(), np.array(found["logits"]))
 
 
 def shoal(network: nn.Module, calibration: Tensor, images: Tensor, folder: Path) -> dict[str, Any]:
-    """Shoal's logits, seconds and bytes for `images`."""
+    """Shoal's agreement, seconds and bytes for `images`."""
     program, weights = compile(fold(trace(network, SHAPE)), calibration)
-    save_artifact(folder / "artifact", program, weights)
-    make_certificates(folder / "certs")
-    options = ClientOptions(timeout_s=WAIT_S)
-    with process("--serve", folder / "artifact", folder / "certs", "seal") as address:
-        client = Client(folder / "artifact", address, tls_of(folder / "certs", "client"), options)
-        made = client.prepare(len(images), batch=BATCH)
-        with client:
-            results = [client.query(image[None].numpy()) for image in images]
-    row = {
-        # The first batch also makes keys, and SPU compiles.
-        "offline_s": statistics.median(facts["seconds"] / items for items, facts in made.batches[1:]),
-        "online_s": statistics.median(result.seconds for result in results),
-        "online_bytes": results[0].bytes,
-    }
-    logits = torch.tensor([result.logits[0].tolist() for result in results])
-    return row | _agreement(network, images, logits)
-
-
-def _agreement(network: nn.Module, images: Tensor, logits: Tensor) -> dict[str, Any]:
+    logits, figures = measure(program, weights, images, BATCH, folder)
     with torch.no_grad():
-        plain = network(images)
-    error = float((plain - logits).abs().max())
-    return {"images": len(images), "same_class": int((plain.argmax(1) == logits.argmax(1)).sum()), "error": error}
+        return figures | agreement(network(images).numpy(), logits)
 
 
 def main() -> None:
