@@ -24,7 +24,7 @@ from shoal.private.protocol.lifting import schedule
 
 AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
 """Bytes, both ways, of an AND of two 64-bit words and of a product of a bit and a word (SPU 0.9.5, FM64)."""
-REFILL_BYTES, REFILL = 740_000, 10_500_000
+REFILL_BYTES, REFILL = 266_259, 10_500_000
 """Bytes and correlated oblivious transfers of one refill of Ferret. An AND of two bits uses one in each direction."""
 CLAIM_LATENCIES = 2
 """One-way latencies before an inference: the client names the item that it spends, and the server answers."""
@@ -112,24 +112,23 @@ def homomorphic(layout: Layout, step: Step, batch: int = 1) -> Products:
     return Products(share * work.products, share * work.automorphisms, share * (work.sent + work.returned))
 
 
-def word_ands(layout: Layout) -> int:
-    """Number of ANDs of 64-bit words in the offline phase of one inference."""
-    return sum(relu.words * relu.carry.products for relu in layout.relus.values())
+def chosen_words(layout: Layout) -> float:
+    """Number of products of a bit and a word in the offline phase: one per kept ReLU.
 
-
-def chosen_words(layout: Layout) -> int:
-    """Number of products of a bit and a word in the offline phase: two per kept ReLU, one per exact truncation."""
-    return sum(2 * relu.count for relu in layout.relus.values()) + sum(layout.exact.values())
+    A bit that becomes a word counts as half of one: one per kept ReLU and one per exact truncation.
+    """
+    kept = sum(relu.count for relu in layout.relus.values())
+    return kept + (kept + sum(layout.exact.values())) / 2
 
 
 def runs(layout: Layout) -> int:
     """Number of SPU calls per batch, not counting additional calls because long vectors are divided."""
-    return len(layout.linear) + (5 if layout.relus else 0) + (1 if layout.relus or layout.exact else 0)
+    return len(layout.linear) + layout.and_rounds + bool(layout.relus) + bool(layout.relus or layout.exact)
 
 
 def _offline(layout: Layout, m: Machine, link: Link, batch: int) -> PrivateCost:
     work = [homomorphic(layout, step, batch) for step in layout.linear]
-    ands, chosen = word_ands(layout), chosen_words(layout)
+    ands, chosen = layout.word_ands, chosen_words(layout)
     size = sum(w.bytes for w in work) + AND_BYTES * ands + CHOSEN_BYTES * chosen
     size += 2 * REFILL_BYTES * (64 * ands + chosen) / REFILL
     seconds = m.product_s * sum(w.products for w in work) + m.automorphism_s * sum(w.automorphisms for w in work)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.errors import ShoalError
+from shoal.graph.index import check_index
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,6 @@ def _take(p: dict[str, Tensor], a: dict[str, Any], x: Tensor) -> Tensor:
         if index is not None:
             x = x.index_select(dim, torch.tensor(index, device=x.device))
     return x
-
-
-def check_index(index: Any, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `index` has, for each dimension of `shape`, a list of valid positions or None (all)."""
-    if not isinstance(index, list) or len(index) != len(shape):
-        raise ValueError(f"an index whose number of dimensions is not that of {shape}")
-    for size, positions in zip(shape, index, strict=True):
-        if positions is not None and (not positions or any(type(p) is not int or not 0 <= p < size for p in positions)):
-            raise ValueError(f"positions outside 0..{size - 1}")
 
 
 OPS: dict[str, Callable[..., Tensor]] = {

@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from shoal.costs.machine import Machine
-from shoal.costs.model import chosen_words, homomorphic, linear_values, macs, weights, word_ands
+from shoal.costs.model import chosen_words, homomorphic, linear_values, macs, weights
 from shoal.errors import ShoalError
 from shoal.graph.folding import fold
 from shoal.measuring.loopback import client_tls, serving
@@ -211,7 +211,7 @@ def _offline_constants(layout: Layout, made: Offline) -> dict[str, float]:
     names = ("product_s", "automorphism_s", "run_s")
     products, automorphisms, run = _fit([[w.products, w.automorphisms, 1.0] for w in work], seconds, _typical(names))
     found = {"product_s": products, "automorphism_s": automorphisms, "run_s": run}
-    found["and_s"] = made.kinds["and"]["seconds"] / made.items / word_ands(layout)
+    found["and_s"] = made.kinds["and"]["seconds"] / made.items / layout.word_ands
     return found | {"chosen_s": made.kinds["chosen"]["seconds"] / made.items / chosen_words(layout)}
 
 

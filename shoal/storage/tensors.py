@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from shoal.errors import ShoalError
+from shoal.storage.arrays import unreadable
 from shoal.storage.files import cannot_write, replacing, write_text
 from shoal.storage.shard_index import Shard, names_in, read_index
 from shoal.storage.shards import check_limit, index_path, indexed, is_shard, pack, read, strays
@@ -159,6 +160,4 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        raise ShoalError(
-            f"found an unreadable weight file at {path} ({error}); need an intact safetensors file; make it again"
-        ) from error
+        raise unreadable(path, error) from error

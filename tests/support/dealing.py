@@ -67,6 +67,9 @@ class Engine:
     def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
         return self.dealer.meet(self.client, (bits, words), lambda c, s: (c[0] ^ s[0]) * (c[1] + s[1]), False)
 
+    def lifted(self, bits: np.ndarray) -> np.ndarray:
+        return self.dealer.meet(self.client, bits, lambda c, s: c ^ s, False)
+
     def products(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
         for step in steps:
 
@@ -104,6 +107,14 @@ class MemoryWire:
         theirs = self.receive(mine.size)
         self.traffic.latencies -= 1
         return theirs
+
+
+def one_relu(count: int, bits: int) -> Program:
+    """A program of one relu step, r, over `count` values below 2^bits."""
+    step = {"name": "r", "op": "relu", "inputs": ["x"], "shape": [count], "attrs": {}}
+    body = {"input_shape": [count], "outputs": ["r"], "exact": {}, "steps": [step], "sign_bits": {"r": bits}}
+    more = {"version": "", "fraction_bits": 4, "field_bits": 64, "input": "x", "preprocessing": {}}
+    return Program._parse(body | more | {"error_bound": 0.0}, {})
 
 
 def wires() -> tuple[MemoryWire, MemoryWire]:

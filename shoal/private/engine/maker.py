@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, starmap
 from typing import Any
 
 import jax
@@ -24,20 +26,47 @@ from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
 from shoal.private.products.exchange import MaskSender, Multiplier, packed_steps, plain_bits
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
+from shoal.private.protocol.bitslice import WORD
+from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.offline import Masks
 
 # Ring words are int64. The flag applies to the whole process, which does nothing else.
 jax.config.update("jax_enable_x64", True)
 
-PIECES = tuple(1 << bits for bits in (17, 14, 11, 8, 5))
-"""Lengths that a vector is split into. Each length needs an executable; these few suffice for all vectors."""
+MOST = 1 << 17
+"""Most words of one run. A run costs 5 ms beside its words, so longer runs would save less than 1 % of the time, and
+each doubling takes 150 MB or more at each party."""
+REFILL = 10_500_000
+"""Transfers that an instance of Ferret makes each way when it starts, and again whenever they are used up."""
 START = 8
+"""The length for which an executable is compiled; its text with another length is the executable of that length."""
+PAIR: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
 KINDS: dict[str, tuple[type, Callable[[Any, Any], Any]]] = {
     "word": (np.int64, lambda x, y: x & y),
     "bit": (np.bool_, lambda x, y: x < y),
     "sum": (np.int64, lambda x, y: x + y),
 }
 """Of each kind of share, its type, and an operation on two private words whose result is such a share."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation on two vectors of shares that a party writes. `takes` names it among those of the same `kind`.
+
+    `operands` are their kinds, from KINDS; `stored` is SPU's storage type of the result.
+    """
+
+    kind: str
+    takes: str
+    function: Callable[[Any, Any], Any]
+    operands: tuple[str, str]
+    stored: bytes
+
+
+AND = Operation("and", "words", lambda x, y: (x & y,), ("word", "word"), BOOLEAN)
+CHOSEN = Operation("chosen", "words", lambda x, y: (jnp.where(x, y, 0),), ("bit", "sum"), ADDITIVE)
+LIFTED = Operation("chosen", "bits", lambda x, y: (x.astype(jnp.int64) + y,), ("bit", "sum"), ADDITIVE)
+"""The sum makes SPU convert the bits, which it would otherwise put off."""
 
 
 class SpuEngine:
@@ -50,9 +79,9 @@ class SpuEngine:
         self.rank, self.runtime, self.io = rank, spu.Runtime(link, config), spu.Io(2, config)
         self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
         self.kernels = {k: v for k, v in parameter_shapes(program).items() if k.endswith(".weight")}
-        self.codes: dict[tuple[Any, ...], Any] = {}
+        self.codes: dict[Any, Any] = {}
         self.runs: list[tuple[str, str, float]] = []
-        """Of each run of SPU, in order: its kind, its step (or length), and its seconds."""
+        """Of each run of SPU, in order: its kind, its step (or what it takes), and its seconds."""
         self.link, self.program = link, program
         linear = tuple(step for step in program.steps if f"{step.name}.weight" in self.kernels)
         self.packings = packed_steps(program, linear) if settings.products == "seal" else {}
@@ -66,12 +95,20 @@ class SpuEngine:
         self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
 
     def ands(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """See Engine. SPU's AND of boolean shares takes 0.06 us and 0.25 bytes each way per bit."""
-        return self._in_pieces("and", lambda x, y: (x & y,), (("word", a), ("word", b)), BOOLEAN)
+        """See Engine. SPU's AND of boolean shares takes 2 bits each way and 2 of Ferret's transfers per bit.
+
+        Ferret is the limit: of the 0.24 us of a core per bit at each party, its transfers take 0.16. With refills, both
+        directions together take 0.55 bytes per bit (benchmarks/results/private_ands.json).
+        """
+        return self._in_pieces(AND, a, b)
 
     def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """See Engine. SPU's product of a boolean and an arithmetic share takes about 1 us and 8.1 bytes each way."""
-        return self._in_pieces("chosen", lambda x, y: (jnp.where(x, y, 0),), (("bit", bits), ("sum", words)), ADDITIVE)
+        """See Engine. SPU's product of a boolean and an arithmetic share takes 0.8 us and 8.1 bytes each way."""
+        return self._in_pieces(CHOSEN, bits, words)
+
+    def lifted(self, bits: np.ndarray) -> np.ndarray:
+        """See Engine. It takes one transfer in place of the two of `chosen`: 8 bytes one way and a bit the other."""
+        return self._in_pieces(LIFTED, bits, np.zeros_like(bits))
 
     def products(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
         """See Engine. Steps that have a packing are multiplied by SEAL, if the settings ask for it, others by SPU."""
@@ -101,39 +138,40 @@ class SpuEngine:
         axes = (0, *channels_last(len(shape) - 1))
         self._own("mask", None if masks is None else masks.view(np.int64).transpose(axes), shape, CLIENT)
         key, shapes = ("product", step.name, count), {"mask": shape, name: self.kernels[name]}
-        out = words(self._run(key, partial(_masked, step), shapes, (np.int64, np.int64)))
+        compiled = partial(compile_code, partial(_masked, step), shapes, ("out",), (np.int64, np.int64))
+        out = words(self._run(key, compiled))
         out = out.reshape(count, *hwc(step.shape))
         return out.transpose(0, 3, 1, 2) if out.ndim == 4 else out
 
-    def _in_pieces(
-        self, key: str, function: Callable[..., Any], operands: tuple[tuple[str, np.ndarray], ...], stored: bytes
-    ) -> np.ndarray:
-        """`function` of two vectors of shares that this party writes."""
-        kinds, vectors = tuple(KINDS[kind][0] for kind, _ in operands), [v for _, v in operands]
+    def _in_pieces(self, operation: Operation, *vectors: np.ndarray) -> np.ndarray:
+        """`operation` on two vectors of shares that this party writes."""
         parts = []
-        for start, size, used in _pieces(vectors[0].size):
-            for name, (kind, vector) in zip("xy", operands, strict=True):
-                piece = np.zeros(size, np.uint64)
-                piece[:used] = vector[start : start + used]
-                self.runtime.set_var(name, replaced(self.like[kind], piece, (size,), libspu.Share()))
-            shapes: dict[str, tuple[int, ...]] = {"x": (size,), "y": (size,)}
-            out = self._run((key, size), function, shapes, kinds)
-            parts.append(words(out, stored)[:used])
+        for piece in pieces(vectors[0].size):
+            size = piece.stop - piece.start
+            for name, kind, vector in zip("xy", operation.operands, vectors, strict=True):
+                self.runtime.set_var(name, replaced(self.like[kind], vector[piece], (size,), libspu.Share()))
+            out = self._run((operation.kind, operation.takes, size), partial(self._sized, operation, size))
+            parts.append(words(out, operation.stored))
         return np.concatenate(parts)
+
+    def _sized(self, operation: Operation, size: int) -> Any:
+        """The executable of `operation` on `size` words."""
+        if operation not in self.codes:
+            kinds = tuple(KINDS[kind][0] for kind in operation.operands)
+            self.codes[operation] = compile_code(operation.function, PAIR, ("out",), kinds)
+        return resized(self.codes[operation], START, size)
 
     def _template(self, function: Callable[..., Any]) -> Any:
         """A share that SPU made itself; its metadata is copied for shares that this party writes."""
         for name, owner in (("x", CLIENT), ("y", SERVER)):
             self._own(name, np.arange(START) if owner == self.rank else None, (START,), owner)
-        shapes: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
-        return self._run(("template", function), lambda x, y: (function(x, y),), shapes, (np.int64, np.int64))
+        compiled = partial(compile_code, lambda x, y: (function(x, y),), PAIR, ("out",), (np.int64, np.int64))
+        return self._run(("template", function), compiled)
 
-    def _run(
-        self, key: tuple[Any, ...], function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], kinds: Any
-    ) -> Any:
-        """This party's share of `function` of the variables in `shapes`; it is compiled once for each `key`."""
+    def _run(self, key: tuple[Any, ...], compiled: Callable[[], Any]) -> Any:
+        """This party's share of the result of an executable, which is `compiled` once for each `key`."""
         if key not in self.codes:
-            self.codes[key] = compile_code(function, shapes, ("out",), kinds)
+            self.codes[key] = compiled()
         begun = time.perf_counter()
         self.runtime.run(self.codes[key])
         self.runs.append((str(key[0]), str(key[1]), time.perf_counter() - begun))
@@ -168,11 +206,28 @@ def _masked(step: Step, mask: Any, weight: Any) -> tuple[Any]:
     return (EMIT[step.op](step, mask, weight, jnp.zeros((), jnp.int64)),)
 
 
-def _pieces(length: int) -> Iterator[tuple[int, int, int]]:
-    """(start, length of the piece, used part of it): the largest pieces that fit; the last one is padded."""
-    start = 0
-    while start < length:
-        size = next((p for p in PIECES if p <= length - start), PIECES[-1])
-        used = min(size, length - start)
-        yield start, size, used
-        start += used
+def resized(code: Any, old: int, new: int) -> Any:
+    """An executable of SPU for vectors of `old` words, rewritten for vectors of `new` words.
+
+    Its code is text, and the length is part of the types only. This takes microseconds, a compilation 35 ms.
+    """
+    changed = libspu.Executable()
+    changed.ParseFromString(code.SerializeToString())
+    changed.code = code.code.replace(b"tensor<%dx" % old, b"tensor<%dx" % new)
+    return changed
+
+
+def pieces(length: int) -> Iterator[slice]:
+    """As few pieces of at most `MOST` words as possible, of lengths that differ by one word at most; no padding."""
+    count = -(-length // MOST)
+    ends = [length * i // count for i in range(count + 1)]
+    return starmap(slice, pairwise(ends))
+
+
+def instances(layout: Layout, batch: int) -> int:
+    """How many of Ferret's instances a batch of `batch` items is worth. SPU opens one for each of its threads.
+
+    The start of an instance takes 2.3 s of a core, 1.5 MB and 0.2 GB at each party, and makes `REFILL` transfers each
+    way. Another one is worth this only if the batch uses up more.
+    """
+    return max(1, batch * layout.word_ands * WORD // REFILL)

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,16 @@ class _Prepare(_Linked):
     def __init__(self, order: dict[str, Any]) -> None:
         # Making items can wait, so all other processes of this machine come first.
         os.nice(order["nice"])
-        from shoal.private.engine.maker import SpuEngine
+        from shoal.private.engine.maker import SpuEngine, instances
         from shoal.private.protocol.layout import Layout
 
         super().__init__(order)
         begun = time.perf_counter()
         self.layout = Layout(self.program)
+        if self.settings.products == "seal":
+            # SPU's products use all threads; its ANDs would only open more instances of Ferret.
+            most = instances(self.layout, order["batch"])
+            self.settings = replace(self.settings, threads=min(self.settings.threads, most))
         self.engine = SpuEngine(self.program, self.link, self.rank, self.settings, self.arrays)
         self.times["keys_s"] = time.perf_counter() - begun
 

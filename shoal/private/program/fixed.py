@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    # Processes that make items read programs but need no PyTorch, whose import takes longer than a second.
+    from torch import Tensor
 
 FIELD_BITS = 64
 EXACT_BITS = 53
@@ -27,7 +29,7 @@ MOST_BITS, LEAST_BITS = 18, 8
 COMFORT_BITS = {1: 12, 2: 12, 3: 14}
 """By softness, the fraction bits that a soft demand must leave: with fewer, precision matters more than keeping
 activations under 2^24 (1), signs within 20 bits (2) or products in one limb (3)."""
-Words = TypeVar("Words", Any, Tensor)
+Words = TypeVar("Words", Any, "Tensor")
 """int64 words: a NumPy array or a torch tensor."""
 
 
@@ -88,7 +90,7 @@ class FixedPoint:
 
 
 def _float64(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
+    if hasattr(values, "detach"):  # a tensor
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
 
@@ -178,6 +180,8 @@ class RingConv2d(RingProduct):
     """
 
     def __init__(self, weight: Tensor, attrs: dict[str, Any]) -> None:
+        import torch.nn.functional as F
+
         stride, padding, dilation = (tuple(attrs[k]) for k in ("stride", "padding", "dilation"))
         super().__init__(lambda a, w: F.conv2d(a, w, None, stride, padding, dilation, attrs["groups"]), weight)
 
@@ -186,6 +190,8 @@ class RingLinear(RingProduct):
     """int64 [N, F] times the transpose of `weight` int64 [O, F], mod 2^64, not truncated."""
 
     def __init__(self, weight: Tensor) -> None:
+        import torch.nn.functional as F
+
         super().__init__(F.linear, weight)
 
 

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from shoal.errors import ShoalError
 from shoal.private.program.fixed import FIELD_BITS, FixedPoint
 from shoal.private.program.steps import TRUNCATING, Shape, Step, check_step
+from shoal.storage.arrays import load_arrays
 from shoal.storage.files import read_json, replacing, write_text
-from shoal.storage.tensors import load_weights
 
 __all__ = ["Program", "Step", "Weights"]
 
@@ -85,12 +85,12 @@ class Program:
     def load(cls, folder: Path | str) -> Program:
         """Read what `save` wrote. Raises ShoalError for another version and for a truncated or altered file."""
         path = Path(folder) / "program.json"
-        body, tensors = read_json(path), load_weights(Path(folder) / "keep.safetensors")
+        body, tensors = read_json(path), load_arrays(Path(folder) / "keep.safetensors")
         version = body.get("version") if isinstance(body, dict) else None
         if version != VERSION:
             raise ShoalError(f"found program version {version!r} at {path}; need {VERSION!r}; compile again")
         try:
-            program = cls._parse(body, {k: v.numpy() for k, v in tensors.items()})
+            program = cls._parse(body, tensors)
             if program.digest() != body["digest"]:
                 raise ShoalError(f"found a program unlike what was saved at {path}; need it unaltered; compile again")
             program.check()
@@ -185,7 +185,7 @@ class Weights:
     def load(cls, folder: Path | str) -> Weights:
         """Read what `save` wrote. Raises ShoalError for a file that is missing, truncated or altered."""
         path = Path(folder) / "weights.safetensors"
-        weights = cls({k: v.numpy() for k, v in load_weights(path).items()})
+        weights = cls(load_arrays(path))
         try:
             with safe_open(path, framework="np") as file:
                 stated = (file.metadata() or {}).get("sha256")

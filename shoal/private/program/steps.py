@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.graph.ops import check_index
+from shoal.graph.index import check_index
 
 Shape = tuple[int, ...]
 

@@ -18,6 +18,7 @@ from shoal.private.program.steps import LINEAR, TRUNCATING, Shape, Step
 from shoal.private.protocol.bitslice import plane_words
 from shoal.private.protocol.carry import Carry
 from shoal.private.protocol.lifting import Schedule, schedule
+from shoal.private.protocol.rounds import rounds
 
 HEADER_BYTES = 8
 
@@ -91,6 +92,18 @@ class Layout:
             count = math.prod(step.shape) if kept is None else len(kept)
             layouts[step.name] = ReluLayout(step.name, count, positions, Carry(self.program.sign_bits[step.name]))
         return layouts
+
+    @property
+    def word_ands(self) -> int:
+        """ANDs of 64-bit words in the offline phase of one inference."""
+        wraps = self.wrap_words(self.exact)
+        return sum(relu.words * relu.carry.products for relu in self.relus.values()) + wraps
+
+    @property
+    def and_rounds(self) -> int:
+        """Dependent rounds of ANDs in the offline phase. Pairs and wraps are in the first, with the gates' first."""
+        first = int(bool(self.relus or self.exact))
+        return max([first, *(len(rounds(relu.carry)) for relu in self.relus.values())])
 
     @cached_property
     def exact(self) -> dict[str, int]:

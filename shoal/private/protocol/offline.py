@@ -7,19 +7,19 @@ because engines are more efficient on long vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from shoal.private.program.steps import Step
 from shoal.private.protocol.bitslice import unpack
-from shoal.private.protocol.carry import Gate
 from shoal.private.protocol.layout import Layout, ReluLayout
 from shoal.private.protocol.randomness import Half, expand, seeded
+from shoal.private.protocol.rounds import rounds
 
-Binary = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Masks = Callable[[Step], np.ndarray]
 
 
@@ -31,6 +31,9 @@ class Engine(Protocol):
 
     def chosen(self, bits: np.ndarray, words: np.ndarray) -> np.ndarray:
         """Arithmetic shares [k] of bit * word, for boolean shares of bits (0 or 1) and arithmetic shares of words."""
+
+    def lifted(self, bits: np.ndarray) -> np.ndarray:
+        """Arithmetic shares [k] of bits, for boolean shares of bits (0 or 1)."""
 
     def products(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
         """Each of `steps`, in any order, with arithmetic shares [count, *step.shape] of W times the client's masks.
@@ -51,14 +54,14 @@ def prepare(layout: Layout, engine: Engine, client: bool, seeds: Sequence[bytes]
     for step, shares in engine.products(layout.linear, masks if client else None, len(items)):
         for item, share in zip(items, shares, strict=True):
             item.stored[f"{step.name}.masked_product"] = np.ascontiguousarray(share)
-    _run([job for item in items for job in _pair_jobs(item)], engine.ands)
-    relus = [(item, relu) for item in items for relu in layout.relus.values()]
-    gates = [_Gates(item, relu) for item, relu in relus]
-    for bit in range(1, max((g.size for each in gates for g in each.gates), default=1) - 1):
-        _run([job for each in gates for job in each.base_jobs(bit)], engine.ands)
-    _run([job for each in gates for job in each.block_jobs()], engine.ands)
+    gates = [_Gates(item, relu) for item in items for relu in layout.relus.values()]
+    for depth in range(layout.and_rounds):
+        # Pairs and wraps depend on nothing, so they join the first round.
+        first = [] if depth else [job for item in items for job in (*_pair_jobs(item), *_wrap_jobs(item))]
+        _run(first + [job for each in gates for job in each.jobs(depth)], engine.ands)
     for each in gates:
         each.finish()
+    _run([job for item in items for job in _lift_jobs(item)], engine.lifted)
     _run([job for item in items for job in _word_jobs(item)], engine.chosen)
     return [Half(item.seed, item.stored, layout.fields(client)) for item in items]
 
@@ -70,6 +73,8 @@ class _Item:
         self.layout, self.client, self.seed = layout, client, seed
         self.random = expand(seed, seeded(layout.fields(client)))
         self.stored: dict[str, np.ndarray] = {}
+        self.wraps: dict[str, np.ndarray] = {}
+        """Of each step that is truncated exactly, boolean shares of p q in planes (see `_wrap_jobs`)."""
 
     def own(self, name: str) -> np.ndarray:
         """The party's own random words of this name."""
@@ -77,102 +82,89 @@ class _Item:
 
     def keep(self, name: str) -> Callable[[np.ndarray], None]:
         """A function that stores an array under `name`."""
+        return partial(self.stored.__setitem__, name)
 
-        def put(array: np.ndarray) -> None:
-            self.stored[name] = array
-
-        return put
+    def meet(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of the client's words and of the server's: a party's own words, and zeros for those of the other."""
+        none = np.zeros_like(words)
+        return (words, none) if self.client else (none, words)
 
 
 @dataclass
 class _Job:
-    """Two operands of the same shape, and a function that takes the result."""
+    """Operands of the same shape, and a function that takes the result."""
 
-    a: np.ndarray
-    b: np.ndarray
+    operands: tuple[np.ndarray, ...]
     take: Callable[[np.ndarray], None]
 
 
-def _run(jobs: list[_Job], operation: Binary) -> None:
+def _run(jobs: list[_Job], operation: Callable[..., np.ndarray]) -> None:
     """Run all of `jobs` in one call of `operation`."""
-    jobs = [job for job in jobs if job.a.size]
+    jobs = [job for job in jobs if job.operands[0].size]
     if not jobs:
         return
-    a, b = (np.concatenate([getattr(job, side).ravel() for job in jobs]) for side in "ab")
-    result, start = operation(a, b), 0
+    sides = zip(*(job.operands for job in jobs), strict=True)
+    result, start = operation(*(np.concatenate([each.ravel() for each in side]) for side in sides)), 0
     for job in jobs:
+        shape, end = job.operands[0].shape, start + job.operands[0].size
         # Copies: a view would keep the words of all other inferences in memory.
-        job.take(result[start : start + job.a.size].reshape(job.a.shape).copy())
-        start += job.a.size
+        job.take(result[start:end].reshape(shape).copy())
+        start = end
 
 
 def _pair_jobs(item: _Item) -> Iterator[_Job]:
-    """Products of the client's and the server's masks. Each party knows its factor; the other's share of it is zero."""
+    """Products of the client's and the server's masks."""
     for relu in item.layout.relus.values():
         masks = item.own(f"{relu.name}.digits")
         pairs = np.array(relu.carry.pairs, np.int64).reshape(-1, 2)
         mine = masks[pairs[:, 0 if item.client else 1]]
-        none = np.zeros_like(mine)
-        a, b = (mine, none) if item.client else (none, mine)
-        yield _Job(a, b, item.keep(f"{relu.name}.pairs"))
+        yield _Job(item.meet(mine), item.keep(f"{relu.name}.pairs"))
+
+
+def _wrap_jobs(item: _Item) -> Iterator[_Job]:
+    """Products p q of the client's bit and the server's bit, for each value that is truncated exactly."""
+    for name in item.layout.exact:
+        yield _Job(item.meet(item.own(f"{name}.top")), partial(item.wraps.__setitem__, name))
 
 
 class _Gates:
-    """Products of masks for all gates of one relu step in one inference, block by block."""
+    """Products of masks for all gates of one relu step in one inference, round by round."""
 
     def __init__(self, item: _Item, relu: ReluLayout) -> None:
-        self.item, self.relu = item, relu
-        self.gates = [gate for level in relu.carry.levels for gate in level]
-        masks, starts = item.own(f"{relu.name}.inputs"), np.cumsum([0, *(g.inputs for g in self.gates)])
-        self.masks = [masks[s : s + g.inputs] for s, g in zip(starts, self.gates, strict=False)]
-        self.base = [self._start(g, m) for g, m in zip(self.gates, self.masks, strict=True)]
-        self.blocks: dict[tuple[int, int], np.ndarray] = {}
+        self.item, self.relu, self.rounds = item, relu, rounds(relu.carry)
+        masks = item.own(f"{relu.name}.inputs")
+        self.inputs = len(masks)
+        products = sum(len(each.made) for each in self.rounds)
+        self.table = np.concatenate([masks, np.empty((products, relu.words), np.uint64)])
 
-    def _start(self, gate: Gate, masks: np.ndarray) -> np.ndarray:
-        base = np.zeros((gate.base, masks.shape[1]), np.uint64)
-        base[[1 << i for i in range(gate.size - 1)]] = masks[: gate.size - 1]
-        return base
+    def jobs(self, depth: int) -> Iterator[_Job]:
+        """The ANDs of one round, counted from 0; they need the results of the rounds before it."""
+        if depth < len(self.rounds):
+            each = self.rounds[depth]
+            yield _Job((self.table[each.left], self.table[each.right]), self._assign(each.made))
 
-    def base_jobs(self, bit: int) -> Iterator[_Job]:
-        """Products over the sets whose highest bit is `bit`: its mask times the products over the lower sets."""
-        for gate, base in zip(self.gates, self.base, strict=True):
-            if bit < gate.size - 1:
-                lower, top = base[1 : 1 << bit], base[1 << bit]
-                yield _Job(lower, np.broadcast_to(top, lower.shape), _assign(base[(1 << bit) + 1 : 2 << bit]))
+    def _assign(self, rows: np.ndarray) -> Callable[[np.ndarray], None]:
+        def put(array: np.ndarray) -> None:
+            self.table[rows] = array
 
-    def block_jobs(self) -> Iterator[_Job]:
-        """For each further input, its mask times the products of its block."""
-        for at, (gate, base, masks) in enumerate(zip(self.gates, self.base, self.masks, strict=True)):
-            for i, size in enumerate(gate.blocks):
-                top = masks[gate.size - 1 + i]
-                self.blocks[at, i] = np.empty((size - 1, masks.shape[1]), np.uint64)
-                yield _Job(base[1:size], np.broadcast_to(top, (size - 1, top.size)), _assign(self.blocks[at, i]))
+        return put
 
     def finish(self) -> None:
-        """Store the products in the order in which `signs` reads them."""
-        parts = []
-        for at, (gate, base) in enumerate(zip(self.gates, self.base, strict=True)):
-            parts.append(base[[s for s in range(1, gate.base) if s & (s - 1)]])
-            parts += [self.blocks[at, i] for i in range(len(gate.blocks))]
-        empty = np.empty((0, self.relu.words), np.uint64)
-        self.item.stored[f"{self.relu.name}.products"] = np.concatenate([empty, *parts])
+        """Store the products; the table's order is that in which `signs` reads them."""
+        self.item.stored[f"{self.relu.name}.products"] = self.table[self.inputs :].copy()
 
 
-def _assign(target: np.ndarray) -> Callable[[np.ndarray], None]:
-    def put(array: np.ndarray) -> None:
-        target[...] = array
+def _lift_jobs(item: _Item) -> Iterator[_Job]:
+    """Bits as words: the random bit of each kept ReLU, and p q of each value that is truncated exactly."""
+    for relu in item.layout.relus.values():
+        bits = unpack(item.own(f"{relu.name}.choice"), relu.count)
+        yield _Job((bits,), item.keep(f"{relu.name}.choice_word"))
+    for name, count in item.layout.exact.items():
+        yield _Job((unpack(item.wraps[name], count),), item.keep(f"{name}.wrap"))
 
-    return put
 
-
-def _word_jobs(item: _Item) -> Iterable[_Job]:
-    """Bits times words: for each kept ReLU its random bit times its random word and times 1; and those of wraps."""
+def _word_jobs(item: _Item) -> Iterator[_Job]:
+    """For each kept ReLU its random bit times its random word."""
     for relu in item.layout.relus.values():
         bits, value = unpack(item.own(f"{relu.name}.choice"), relu.count), item.own(f"{relu.name}.value")
-        one = np.full(relu.count, item.client, np.uint64)
-        yield _Job(bits, value, item.keep(f"{relu.name}.chosen_value"))
-        yield _Job(bits, one, item.keep(f"{relu.name}.choice_word"))
-    for name, count in item.layout.exact.items():
-        top = unpack(item.own(f"{name}.top"), count)
-        none = np.zeros(count, np.uint64)
-        yield _Job(top, none, item.keep(f"{name}.wrap")) if item.client else _Job(none, top, item.keep(f"{name}.wrap"))
+        yield _Job((bits, value), item.keep(f"{relu.name}.chosen_value"))

@@ -9,7 +9,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.private.program.clear import run_clear
-from shoal.private.program.program import Program
 from shoal.private.protocol.bitslice import pack, plane_words, slice_bits, unpack
 from shoal.private.protocol.carry import Carry
 from shoal.private.protocol.layout import Layout, ReluLayout
@@ -17,7 +16,7 @@ from shoal.private.protocol.offline import prepare
 from shoal.private.protocol.online import Inference, Prepared
 from shoal.private.protocol.randomness import expand, new_seed
 from shoal.private.protocol.signs import ONES, Side, select, sign
-from tests.support.dealing import Dealer, both, wires
+from tests.support.dealing import Dealer, both, one_relu, wires
 from tests.support.inferences import infer, new_name, truncating
 from tests.support.parties import Case, Everything, case, seeded
 
@@ -29,10 +28,7 @@ class Site:
     """A program of one relu step over `count` values below 2^bits, with dealt randomness and two wires."""
 
     def __init__(self, count: int, bits: int) -> None:
-        step = {"name": "r", "op": "relu", "inputs": ["x"], "shape": [count], "attrs": {}}
-        body = {"input_shape": [count], "outputs": ["r"], "exact": {}, "steps": [step], "sign_bits": {"r": bits}}
-        more = {"version": "", "fraction_bits": 4, "field_bits": 64, "input": "x", "preprocessing": {}}
-        program = Program._parse(body | more | {"error_bound": 0.0}, {})
+        program = one_relu(count, bits)
         self.layout = Layout(program)
         self.relu: ReluLayout = self.layout.relus["r"]
         dealer = Dealer(program, None)  # type: ignore[arg-type]  # no linear step, no weight
