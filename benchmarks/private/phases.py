@@ -4,7 +4,9 @@
 
 Weights are random: times and bytes depend on shapes and on the number of kept ReLUs alone. Server and client are
 processes of their own, over mutual TLS on loopback. The floor is the same messages on the same kind of connection with
-no computing, plus the network's plain float convolutions.
+no computing, plus the network's plain float convolutions. Queries, bare exchanges and plain convolutions alternate, so
+that a busy machine slows down all of them. Between two queries is a pause, in which both parties claim and read the
+next item. With --rehearse no items are made: random words take their place, the logits are wrong, the times are not.
 """
 
 from __future__ import annotations
@@ -28,16 +30,20 @@ from benchmarks.private.direct import SHAPE, WAIT_S, network
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
 from shoal.jobs.serve import share_cores
+from shoal.measuring.rehearsal import stock
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.protocol.layout import Layout
-from shoal.private.serving.client import Client
+from shoal.private.serving.client import Client, Result
 from shoal.private.serving.options import PRODUCTS, ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.private.transport.channel import admit, connect, listen
 from shoal.private.transport.wire import SocketWire
 from shoal.storage.environment import environment
+
+PAUSE_S = 0.2
+"""Seconds between two queries."""
 
 
 def sized(relus: int, blocks: int, model: str) -> Graph:
@@ -76,8 +82,8 @@ def process(*arguments: object) -> Iterator[str]:
 
 def serve(folder: str, certificates: str, products: str = PRODUCTS[0]) -> None:
     tls = tls_of(Path(certificates), "server")
-    share_cores()
-    with Server(folder, "127.0.0.1:0", tls, ServerOptions(timeout_s=WAIT_S, engines=2, products=products)) as server:
+    options = ServerOptions(timeout_s=WAIT_S, engines=2, products=products, threads=share_cores())
+    with Server(folder, "127.0.0.1:0", tls, options) as server:
         print(server.address, flush=True)
         server.serve()
 
@@ -101,29 +107,34 @@ def tls_of(folder: Path, name: str) -> TLS:
     return TLS(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
 
 
-def floor(script: list[tuple[int, int]], graph: Graph, folder: Path, certificates: Path, rounds: int) -> float:
-    """Median seconds of the bare exchanges, plus those of the plain convolutions."""
-    path = folder / "script.json"
+def alternate(
+    client: Client, x: np.ndarray, graph: Graph, folder: Path, certificates: Path, rounds: int
+) -> tuple[list[Result], dict[str, float]]:
+    """The results of `rounds` queries, and the median seconds of the bare exchanges and of the plain convolutions."""
+    script, path = record(client, x), folder / "script.json"
     path.write_text(json.dumps(script))
-    times = []
+    queries, bare, plains = list[Result](), list[float](), list[float]()
     with process("--echo", path, certificates) as address:
         channel = connect(address, tls_of(certificates, "client"), 30.0)
-        for _ in range(rounds + 2):
+        for _ in range(rounds + 1):
+            time.sleep(PAUSE_S)
+            queries.append(client.query(x))
             begun = time.perf_counter()
             play(SocketWire(channel, 60.0), script)
-            times.append(time.perf_counter() - begun)
-    return statistics.median(times[2:]) + plain(graph, rounds)
+            bare.append(time.perf_counter() - begun)
+            plains.append(plain(graph, x))
+    return queries[1:], {"exchanges_s": statistics.median(bare[1:]), "plain_s": statistics.median(plains[1:])}
 
 
-def plain(graph: Graph, rounds: int) -> float:
-    """Median seconds of the float network without its ReLUs, by and large its convolutions."""
-    x, times = torch.rand(1, *SHAPE), []
+def plain(graph: Graph, x: np.ndarray) -> float:
+    """Seconds of the float network without its ReLUs, by and large its convolutions; the faster of two runs."""
+    image, times = torch.from_numpy(x), []
     with torch.no_grad():
-        for _ in range(rounds + 2):
+        for _ in range(2):  # the query before has taken its weights out of the caches
             begun = time.perf_counter()
-            graph(x)
+            graph(image)
             times.append(time.perf_counter() - begun)
-    return statistics.median(times[2:])
+    return min(times)
 
 
 def measure(graph: Graph, folder: Path, certificates: Path, a: argparse.Namespace, direct: bool) -> dict[str, Any]:
@@ -132,23 +143,26 @@ def measure(graph: Graph, folder: Path, certificates: Path, a: argparse.Namespac
     x = (np.random.default_rng(0).random((1, *SHAPE)) * 2 - 1).astype(np.float32)
     with torch.no_grad():
         truth = graph(torch.from_numpy(x))[-1].numpy()
-    row = facts(graph, Layout(program))
+    row, count = facts(graph, Layout(program)), a.rounds + 2
+    if a.rehearse:
+        stock(Layout(program), (folder / "client/pool", folder / "server/pool"), certificates / "client.pem", count)
     with process("--serve", folder, certificates) as address:
-        client = Client(folder, address, tls_of(certificates, "client"), ClientOptions(timeout_s=WAIT_S))
-        begun = time.perf_counter()
-        client.prepare(a.rounds + 2, batch=a.batch, progress=lambda made, _: print("made", made, flush=True))
-        row["offline_s"] = (time.perf_counter() - begun) / (a.rounds + 2)
+        options = ClientOptions(timeout_s=WAIT_S, claim_ahead=True)
+        client = Client(folder, address, tls_of(certificates, "client"), options)
+        if not a.rehearse:
+            begun = time.perf_counter()
+            client.prepare(count, batch=a.batch, progress=lambda made, _: print("made", made, flush=True))
+            row["offline_s"] = (time.perf_counter() - begun) / count
         with client:
-            queries = [client.query(x) for _ in range(a.rounds + 1)][1:]
-            script = record(client, x)
+            queries, bounds = alternate(client, x, graph, folder, certificates, a.rounds)
         row |= {k: statistics.median(getattr(q, k) for q in queries) for k in ("relu_s", "linear_s", "bytes")}
-        row |= {"online_s": statistics.median(q.seconds for q in queries)}
+        row |= {"online_s": statistics.median(q.seconds for q in queries)} | bounds
         row |= {"messages": queries[0].messages, "latencies": queries[0].latencies}
         row["logit_error"] = max(float(np.abs(q.logits - truth).max()) for q in queries)
         row["error_bound"] = program.error_bound
-        if direct:
+        if direct and not a.rehearse:
             row["direct_s"] = direct_seconds(folder, address, certificates, x, a.direct_rounds)
-    row["floor_s"] = floor(script, graph, folder, certificates, a.rounds)
+    row["floor_s"] = row["exchanges_s"] + row["plain_s"]
     return row
 
 
@@ -194,6 +208,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=7, help="items made together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--direct-rounds", type=int, default=3)
+    parser.add_argument("--rehearse", action="store_true", help="random words in place of items; times of queries only")
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--echo", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
@@ -213,15 +228,11 @@ def main() -> None:
 
 
 def write(a: argparse.Namespace, rows: dict[str, Any]) -> None:
-    direct = next(iter(rows.values()))["direct_s"]
-    figures = {
-        relus: {
-            "online_times_faster_than_direct": direct / row["online_s"],
-            "online_over_floor": row["online_s"] / row["floor_s"],
-            "offline_and_online_over_direct": (row["offline_s"] + row["online_s"]) / direct,
-        }
-        for relus, row in rows.items()
-    }
+    direct = next(iter(rows.values())).get("direct_s")
+    figures = {relus: {"online_over_floor": row["online_s"] / row["floor_s"]} for relus, row in rows.items()}
+    for relus, row in rows.items() if direct else ():
+        figures[relus]["online_times_faster_than_direct"] = direct / row["online_s"]
+        figures[relus]["offline_and_online_over_direct"] = (row["offline_s"] + row["online_s"]) / direct
     settings = {k: v for k, v in vars(a).items() if k not in ("out", "serve", "echo")}
     body = {"settings": settings, "environment": environment(), "figures": figures, "networks": rows}
     if a.out:

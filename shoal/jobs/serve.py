@@ -40,7 +40,7 @@ class Operation:
     """Options of `shoal serve`: how the process runs, and what it reports."""
 
     threads: int | None = None
-    """Number of CPU threads for the server's arithmetic in prepared queries; half of the cores if left out."""
+    """Number of CPU threads for the convolutions of a prepared query; one for each core if left out."""
     sessions: int | None = None
     """Stop after this many client sessions; run until stopped if left out."""
     grace_s: float = field(default=5.0, metadata={"cli": "--grace"})
@@ -55,15 +55,16 @@ class Operation:
     """Write the log as JSON, one object on each line."""
 
 
-def share_cores(threads: int | None = None) -> None:
-    """Set the number of CPU threads that torch uses in this process; half of the cores if None.
+def share_cores(threads: int | None = None) -> int:
+    """The number of threads that share a convolution: `threads`, or one for each core if None.
 
-    Threads that wait for the next product keep a core busy. With one thread for each core they would slow down other
-    sessions and a client on the same machine. Raises ShoalError for less than 1.
+    They sleep while there is nothing to do. Torch's own threads, which keep a core busy while they wait for the next
+    product, are reduced to one. Raises ShoalError for less than 1.
     """
     if threads is not None and threads < 1:
-        raise ShoalError(f"found {threads} threads; need 1 or more; leave --threads out for half of the cores")
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
+        raise ShoalError(f"found {threads} threads; need 1 or more; leave --threads out for one for each core")
+    torch.set_num_threads(1)
+    return threads or os.cpu_count() or 1
 
 
 def serve(artifact: Path, listen: str, tls: TLS | None, options: ServerOptions, operation: Operation) -> None:
@@ -71,8 +72,8 @@ def serve(artifact: Path, listen: str, tls: TLS | None, options: ServerOptions, 
 
     Raises ShoalError for a wrong artifact, unusable TLS files, and an address that cannot be used.
     """
-    share_cores(operation.threads)
-    server = Server(artifact, listen, tls, replace(options, nice=BACKGROUND))
+    threads = share_cores(operation.threads)
+    server = Server(artifact, listen, tls, replace(options, nice=BACKGROUND, threads=threads))
     # The server ends before the monitor, so that the last figures include its end.
     with Monitor(server.metrics.snapshot, operation.metrics, operation.metrics_port) as monitor, server:
         log_to_standard_error(operation.json)

@@ -19,6 +19,7 @@ import torch
 
 from shoal.private.protocol.online import Inference
 from shoal.private.protocol.pool import Pool
+from shoal.private.protocol.randomness import Half
 from shoal.private.serving.client import Client
 from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
@@ -122,9 +123,9 @@ def befall(step: str, ending: int) -> None:
             os.kill(os.getpid(), ending)
             time.sleep(HANG)  # it may take the kernel a moment
 
-    def claiming(pool: Pool, name: object) -> Any:
+    def claiming(pool: Pool, name: object, read: Half | None = None) -> Any:
         meet("claim")
-        half = claim(pool, name)
+        half = claim(pool, name, read)
         meet("claimed")
         return half
 

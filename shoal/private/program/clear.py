@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.errors import ShoalError
+from shoal.private.program.convolution import Team
 from shoal.private.program.fixed import FixedPoint, RingConv2d, RingLinear, RingProduct
 from shoal.private.program.program import Program, Weights
 from shoal.private.program.steps import Shape, Step
@@ -72,12 +73,15 @@ class _Machine:
         return torch.from_numpy(out.view(np.int64))
 
 
-def ring_products(program: Program, weights: Weights) -> dict[str, RingProduct]:
-    """Of each linear step, the product with its weights, prepared once."""
+def ring_products(program: Program, weights: Weights, team: Team | None = None) -> dict[str, RingProduct]:
+    """Of each linear step, the product with its weights, prepared once; `team` shares the work of convolutions."""
     table: dict[str, RingProduct] = {}
     for step in (s for s in program.steps if s.op in ("conv2d", "linear")):
         weight = torch.from_numpy(weights.arrays[f"{step.name}.weight"])
-        table[step.name] = RingConv2d(weight, step.attrs) if step.op == "conv2d" else RingLinear(weight)
+        if step.op == "linear":
+            table[step.name] = RingLinear(weight)
+        else:
+            table[step.name] = RingConv2d(weight, step.attrs, prod(step.shape[1:]), team)
     return table
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
     # Processes that make items read programs but need no PyTorch, whose import takes longer than a second.
+    import torch
     from torch import Tensor
+
+    from shoal.private.program.convolution import Team
 
 FIELD_BITS = 64
 EXACT_BITS = 53
@@ -141,14 +143,19 @@ def choose_fraction_bits(demands: list[Demand], given: int | None) -> int:
 
 
 class RingProduct:
-    """`product(x, weight)` mod 2^64 for int64 operands, exact; `product` is bilinear over float64.
+    """`product(x, weight)` mod 2^64 for int64 operands, exact; `product` takes float64 integers and returns int64.
 
     Operands are split into limbs so small that every partial sum is exact in float64; the limbs of the weight are
     made once. Dimension 0 of `weight` counts the outputs. Each output is a sum of products of x with weight entries
     that uses every entry at most once. Raises ShoalError for 2^36 weights per output or more.
     """
 
-    def __init__(self, product: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> None:
+    def __init__(
+        self,
+        product: Callable[[Tensor, Tensor], Tensor],
+        weight: Tensor,
+        memory_format: torch.memory_format | None = None,
+    ) -> None:
         self.product = product
         self.parts: list[tuple[int, Tensor, int]] = []
         # Wide weights would leave only a few bits for each limb of x, so they are split first.
@@ -157,17 +164,22 @@ class RingProduct:
             norm = _norm(w)
             if norm.bit_length() >= EXACT_BITS:
                 raise ShoalError(f"found {w[0].numel()} weights an output; need fewer than 2^36; split the layer")
-            self.parts.append((shift, w.double(), norm))
+            wide = w.double() if memory_format is None else w.double().contiguous(memory_format=memory_format)
+            self.parts.append((shift, wide, norm))
 
     def __call__(self, x: Tensor, ring_bits: int = FIELD_BITS) -> Tensor:
         """The int64 product with int64 `x`, correct at least modulo 2^`ring_bits`."""
-        if ring_bits < FIELD_BITS:
-            x = x << (FIELD_BITS - ring_bits) >> (FIELD_BITS - ring_bits)
-        top, total = peak(x), None
+        unused = FIELD_BITS - ring_bits
+        if unused:
+            x = (x << unused).bitwise_right_shift_(unused)
+        top, total = 1 << (ring_bits - 1), None
+        if any(top * norm > 2**EXACT_BITS for _, _, norm in self.parts):
+            top = peak(x)  # the words may be smaller than their ring
         for weight_shift, w, norm in self.parts:
             for shift, a in limbs(x, EXACT_BITS - norm.bit_length()) if top * norm > 2**EXACT_BITS else [(0, x)]:
                 if shift + weight_shift < FIELD_BITS:
-                    part = self.product(a.double(), w).long() << (shift + weight_shift)
+                    part = self.product(a.double(), w)
+                    part = part << (shift + weight_shift) if shift + weight_shift else part
                     total = part if total is None else total.add_(part)
         assert total is not None  # both operands have at least one limb, at shift zero
         return total
@@ -176,14 +188,17 @@ class RingProduct:
 class RingConv2d(RingProduct):
     """Cross-correlation of int64 [N, C, H, W] with `weight` int64 [O, C/groups, kh, kw], mod 2^64, not truncated.
 
-    `attrs` holds stride, padding, dilation (pairs) and groups.
+    `attrs` holds stride, padding, dilation (pairs) and groups. `plane`, the number of outputs per channel, chooses the
+    faster form; `team` shares the work.
     """
 
-    def __init__(self, weight: Tensor, attrs: dict[str, Any]) -> None:
-        import torch.nn.functional as F
+    def __init__(
+        self, weight: Tensor, attrs: dict[str, Any], plane: int | None = None, team: Team | None = None
+    ) -> None:
+        from shoal.private.program.convolution import Convolution
 
-        stride, padding, dilation = (tuple(attrs[k]) for k in ("stride", "padding", "dilation"))
-        super().__init__(lambda a, w: F.conv2d(a, w, None, stride, padding, dilation, attrs["groups"]), weight)
+        convolution = Convolution(attrs, plane, team)
+        super().__init__(convolution, weight, convolution.format)
 
 
 class RingLinear(RingProduct):
@@ -192,7 +207,7 @@ class RingLinear(RingProduct):
     def __init__(self, weight: Tensor) -> None:
         import torch.nn.functional as F
 
-        super().__init__(F.linear, weight)
+        super().__init__(lambda x, w: F.linear(x, w).long(), weight)
 
 
 def limbs(words: Tensor, bits: int) -> list[tuple[int, Tensor]]:

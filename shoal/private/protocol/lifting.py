@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shoal.private.program.steps import Step
-from shoal.private.protocol.bitslice import pack, unpack
+from shoal.private.protocol.bitslice import bits_of, pack, spread
 
 Names = tuple[str, ...]
 
@@ -79,11 +79,17 @@ class Lift:
         """`words` (uint64) are this party's share of y in Z_2^`ring_bits`."""
         self.client, self.count = client, words.size
         self.shift = np.uint64(ring_bits - fraction_bits)
-        f, offset = np.uint64(fraction_bits), np.uint64(client << (ring_bits - 2))
-        flat = (words + offset) & np.uint64((1 << ring_bits) - 1)
-        self.low = (flat >> f) - (offset >> f)
+        unused, offset = np.uint64(64 - ring_bits), 1 << (ring_bits - 2)
+        # With the ring at the top of the words, the top bit is their sign and no mask is needed.
+        low = words << unused
+        if client:
+            low += np.uint64(offset) << unused
+        self.top = pack(low.view(np.int64) < 0)
+        low >>= unused + np.uint64(fraction_bits)
+        if client:
+            low -= np.uint64(offset >> fraction_bits)
+        self.low = low
         """The result's share modulo 2^(ring_bits - fraction_bits)."""
-        self.top = pack(flat >= np.uint64(1 << (ring_bits - 1)))
         self.mine = self.top
         self.correction: np.ndarray | None = None
 
@@ -102,9 +108,9 @@ class Lift:
         known = self.top & ~theirs
         if not self.client:
             known |= theirs & self.mine
-        flip = np.uint64(0) - unpack(self.mine ^ theirs, self.count)
-        out = product ^ flip
-        out -= flip
-        out -= unpack(known, self.count)
+        flip = bits_of(self.mine ^ theirs, self.count)
+        # (1 - 2 e) z is z or its complement plus 1; with that 1 goes what is known.
+        out = product ^ spread(-flip)
+        out += spread(flip - bits_of(known, self.count))
         out <<= self.shift
         self.correction = out

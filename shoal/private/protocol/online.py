@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shoal.private.program.clear import VALUES, biases, ring_products
+from shoal.private.program.convolution import Team
 from shoal.private.program.fixed import FixedPoint
 from shoal.private.program.program import Weights
 from shoal.private.program.steps import LINEAR, Step
@@ -30,10 +31,11 @@ GoOn = Callable[[int, Tensor], bool]
 class Prepared:
     """What stays the same for all inferences: the layout and, at the server, the weights, ready to multiply with."""
 
-    def __init__(self, layout: Layout, weights: Weights | None) -> None:
+    def __init__(self, layout: Layout, weights: Weights | None, threads: int = 1) -> None:
+        """`threads` share the work of each convolution at the server."""
         self.layout, self.program = layout, layout.program
         self.fixed = FixedPoint(self.program.fraction_bits, self.program.field_bits)
-        self.ring = ring_products(self.program, weights) if weights else {}
+        self.ring = ring_products(self.program, weights, Team(threads)) if weights else {}
         self.bias = biases(self.program, weights) if weights else {}
         self.last = {name: i for i, step in enumerate(layout.steps) for name in step.inputs}
 
@@ -102,7 +104,11 @@ class Inference:
         for waiting, times in sorted(self.narrow.pop(name, Counter()).items()):
             correction = self.lifts[waiting].correction
             assert correction is not None
-            self.values[name] = self.values[name] + times * _shaped(correction, self.values[name].shape)
+            # In place: a value with wraps to come is a truncation's or a sum's own memory, and nobody looks into it.
+            # By NumPy: torch may use several threads here, which then keep a core busy.
+            flat, shape = _flat(self.values[name]), self.values[name].shape
+            flat += correction if times == 1 else np.uint64(times) * correction
+            self.values[name] = _shaped(flat, shape)
         return self.values[name]
 
     def _goes_on(self, early: GoOn | bool, logits: list[Tensor]) -> bool:

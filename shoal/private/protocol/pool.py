@@ -170,8 +170,17 @@ class Pool:
         """Names of all items, ready or staged."""
         return [*self.names(), *self.staged()]
 
-    def claim(self, name: object) -> Half:
+    def look(self, name: object) -> Half:
+        """Read a ready item before it is claimed. It stays ready; nothing that depends on it may be sent.
+
+        Raises ShoalError for an item that does not exist, is damaged, or belongs to another program.
+        """
+        return self._read(self.folder / f"{_checked(name)}{READY}", _checked(name))
+
+    def claim(self, name: object, read: Half | None = None) -> Half:
         """Take an item. When this returns, its file is deleted and its name is spent.
+
+        `read` is the item as `look` returned it, which saves reading it again.
 
         Raises ShoalError for an item that does not exist, was used before, or belongs to another program.
         """
@@ -186,7 +195,7 @@ class Pool:
             except OSError as error:
                 raise ShoalError(f"found no item {name} ready; need one; prepare more") from error
             try:
-                return self._read(taken, name)
+                return self._read(taken, name) if read is None else read
             finally:
                 self._spend(taken)
 

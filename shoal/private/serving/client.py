@@ -117,7 +117,7 @@ class Client:
                 self.setup, self._queries = direct.setup, direct
             else:
                 self._meet(session, self.pool)
-                self._queries = PreparedQueries(session, self.local, self.pool)
+                self._queries = PreparedQueries(session, self.local, self.pool, self.options.claim_ahead)
         self.setup_s = time.perf_counter() - started
         if self.options.keep is not None and self._refill is None:
             top_up = partial(self.top_up, self.options.keep, batch=self.options.batch)
@@ -132,6 +132,8 @@ class Client:
     @property
     def ready(self) -> int:
         """Prepared items that are ready here; 0 in direct mode."""
+        if isinstance(self._queries, PreparedQueries):
+            return self._queries.ready
         return len(self.pool.names()) if self.pool is not None else 0
 
     @property
@@ -145,8 +147,7 @@ class Client:
             self._stopped.set()
             self._refill.close()
         if self._queries is not None:
-            self._queries.session.end({"type": "bye"})
-            self._queries = None
+            self._end(self._queries.session)
         if self.pool is not None:
             self.pool.close()
 
@@ -259,6 +260,11 @@ class Client:
             yield
         except BaseException:
             # After an interruption the two parties may be at different steps, so the session cannot go on.
-            session.end({"type": "bye"})
-            self._queries = None
+            self._end(session)
             raise
+
+    def _end(self, session: Session) -> None:
+        session.end({"type": "bye"})
+        if isinstance(self._queries, PreparedQueries):
+            self._queries.release()
+        self._queries = None

@@ -85,12 +85,15 @@ class ServerOptions(PartyOptions):
     shared_weights: bool = field(default=False, metadata={"cli": None})
     """In direct mode, secret-share the weights with the client instead of keeping them. It doubles the work and is
     there for comparison only."""
+    threads: int = field(default=1, metadata={"cli": None})
+    """Threads that share each convolution of a prepared query. They sleep while there is none; torch's own threads,
+    which do not, are better limited to one with `torch.set_num_threads` then."""
     nice: int = field(default=0, metadata={"cli": None})
     """What is added to the niceness of SPU processes that make items, so that queries come first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_pools", "max_clients", "engines", "max_batch"):
+        for name in ("max_pools", "max_clients", "engines", "max_batch", "threads"):
             _require_whole(name, getattr(self, name))
         _require(
             "products", self.products, f"one of {', '.join(PRODUCTS)}", self.products in PRODUCTS, "choose one of them"
@@ -126,6 +129,9 @@ class ClientOptions(PartyOptions):
     batch: int = field(default=1, metadata={"cli": None})
     """In prepared mode, items that `keep` makes together. In direct mode, images of a query that is compiled at
     setup; other sizes are compiled when they are first used."""
+    claim_ahead: bool = field(default=False, metadata={"cli": None})
+    """In prepared mode, claim the next query's item as soon as a query is answered, so that the next one does not wait
+    for the disk. When the session ends, the item that was claimed last is lost."""
     keep: int | None = field(default=None, metadata={"cli": None})
     """Prepared items that a thread keeps ready while the client is open; no thread if None."""
 

@@ -1,7 +1,8 @@
 """Prepared mode, at both parties: sessions that make correlated randomness, and sessions of queries that spend it.
 
 An item has the same name at both parties, and is ready once both have staged it. For a query both parties claim one
-item, which deletes it from disk before anything that depends on it is sent.
+item, which deletes it from disk before anything that depends on it is sent. After a query, both read the item of the
+next one, whose name the client has sent. If the client asks for it, they claim it, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import torch
 from shoal.errors import ShoalError
 from shoal.private.protocol.online import GoOn, Inference, Prepared
 from shoal.private.protocol.pool import Pool
+from shoal.private.protocol.randomness import Half
 from shoal.private.protocol.signs import Side
+from shoal.private.serving.ahead import Ahead, Background
 from shoal.private.serving.direct import Answered
 from shoal.private.serving.options import MOST_ITEMS
 from shoal.private.serving.refill import Proceed
@@ -179,17 +182,21 @@ def serve_queries(
     theirs = names_of(session.payload)
     mine = pool.everything()
     session.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
-    pool.agree(theirs)
+    agreed, ahead = set(pool.agree(theirs)), Ahead(pool)
+    if first := next((name for name in theirs if name in agreed), None):
+        ahead.fetch(first, claim=False)
     while (message := session.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
         if early and not early_exit:
             raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
         name = message.get("name")
-        half = pool.claim(name)
+        half = ahead.take(name)
         session.control.send({"type": "go"})
         wire = SocketWire(session.control, local.timeout_s)
         Inference(prepared, Side(False, wire, half, str(name))).run(None, early)
         answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
+        if message.get("next") is not None:
+            ahead.fetch(message["next"], claim=message.get("claim") is True)
 
 
 class PreparedQueries:
@@ -197,23 +204,51 @@ class PreparedQueries:
 
     max_batch = 1
 
-    def __init__(self, session: Session, local: Local, pool: Pool) -> None:
-        self.session, self.local, self.pool = session, local, pool
+    def __init__(self, session: Session, local: Local, pool: Pool, claim_ahead: bool = False) -> None:
+        self.session, self.local, self.pool, self.claim_ahead = session, local, pool, claim_ahead
         self.prepared = Prepared(pool.layout, None)
+        self.next = Background(pool)
+        if first := self.next.next_name():
+            self.next.start(first, claim=False)  # the server does not hear of it yet
+
+    @property
+    def ready(self) -> int:
+        """Items for queries to come: those on disk, and one that is claimed ahead."""
+        return len(self.pool.names()) + self.next.ahead.claimed
+
+    def release(self) -> None:
+        """Forget the item that was read ahead; one that was claimed ahead is lost."""
+        self.next.end()
 
     def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:
         """Figures and logits of one image, int64 [1, *shape]. See `Client.query` for `exit_above`."""
         self.session.check()  # a session that the server has ended must not cost an item
-        names = self.pool.names()
-        if not names:
+        self.next.wait()
+        name = self.next.next_name()
+        if name is None:
             raise ShoalError("found no prepared item left; need one for each image; run shoal prepare")
-        # The request contains only the item's name, so both parties may claim it at the same time.
-        with self.pool.asking(names[0]):
-            self.session.control.send({"type": "infer", "name": names[0], "early": exit_above is not None})
-            half = self.pool.claim(names[0])
+        after = self.next.next_name(besides=name)
+        half = self._claim(name, after, exit_above is not None)
+        figures = self._infer(name, half, images, exit_above)
+        if after is not None:
+            self.next.start(after, self.claim_ahead)
+        return figures
+
+    def _claim(self, name: str, after: str | None, early: bool) -> Half:
+        """Ask for an inference with this item, and claim it; `after` is the item of the next one."""
+        request = {"type": "infer", "name": name, "early": early, "next": after, "claim": self.claim_ahead}
+        # The request contains only names, so both parties may claim the item at the same time.
+        with self.pool.asking(name):
+            if after is not None and self.claim_ahead:
+                self.next.ask(after)
+            self.session.control.send(request)
+            half = self.next.ahead.take(name)
             self.session.from_peer(("go",), self.local.timeout_s)
+        return half
+
+    def _infer(self, name: str, half: Half, images: np.ndarray, exit_above: float | None) -> dict[str, Any]:
         wire = SocketWire(self.session.control, self.local.timeout_s)
-        run = Inference(self.prepared, Side(True, wire, half, names[0]))
+        run = Inference(self.prepared, Side(True, wire, half, name))
         logits = run.run(torch.from_numpy(images), self._unsure(exit_above))
         traffic, fixed = wire.traffic, self.prepared.fixed
         figures: dict[str, Any] = {"bytes": traffic.sent + traffic.received, "messages": traffic.messages}

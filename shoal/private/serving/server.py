@@ -56,7 +56,7 @@ class Server:
         weights.check(half.program)
         self.local = _local(half, host, tls, options)
         self.layout = Layout(half.program)
-        self.prepared = Prepared(self.layout, weights)
+        self.prepared = Prepared(self.layout, weights, options.threads)
         root = half.folder / "pool" if options.pool is None else Path(options.pool)
         self.pools = Pools(root / half.terms["digest"][:16], self.layout, options.max_pools)
         self.served = 0

@@ -21,6 +21,7 @@ from shoal.errors import ShoalError
 from shoal.private.transport.channel import Channel, ClosedError
 
 HEADER = struct.Struct("<II")
+HEADER_WORDS = 1
 CHUNK = 1 << 18
 
 
@@ -73,22 +74,21 @@ class SocketWire:
         return self._both(None, words)
 
     def _both(self, mine: np.ndarray | None, words: int) -> np.ndarray:
-        out = b"" if mine is None else HEADER.pack(self.turn, mine.nbytes) + mine.tobytes()
-        into = bytearray(words * 8 + HEADER.size if words else 0)
+        out, into = _framed(self.turn, mine), np.empty(words + HEADER_WORDS if words else 0, "<u8")
         try:
-            _move(self.sock, memoryview(out), memoryview(into), time.monotonic() + self.seconds)
+            _move(self.sock, out.data.cast("B"), into.data.cast("B"), time.monotonic() + self.seconds)
         except (OSError, ValueError) as error:
             raise ClosedError(
                 f"found {self.channel.name} gone or silent in an inference ({error}); need it running; query again"
             ) from error
-        if words and HEADER.unpack_from(into) != (self.turn, words * 8):
-            number, size = HEADER.unpack_from(into)
+        if words and HEADER.unpack_from(into.data) != (self.turn, words * 8):
+            number, size = HEADER.unpack_from(into.data)
             raise ShoalError(
                 f"found message {number} of {size} bytes from {self.channel.name}; need message {self.turn} of "
                 f"{words * 8}; use one artifact and one version of shoal at both"
             )
-        self._count(len(out), len(into))
-        return np.frombuffer(into, "<u8", words, HEADER.size) if words else np.empty(0, np.uint64)
+        self._count(out.nbytes, into.nbytes)
+        return into[HEADER_WORDS:]
 
     def _count(self, sent: int, received: int) -> None:
         self.turn += 1
@@ -97,6 +97,16 @@ class SocketWire:
         self.traffic.messages += (sent > 0) + (received > 0)
         # For a message one way, the receiver waits for it and the sender waits for what follows.
         self.traffic.latencies += 1
+
+
+def _framed(turn: int, mine: np.ndarray | None) -> np.ndarray:
+    """A message as it goes over the wire: header and words, as uint64; nothing if `mine` is None."""
+    if mine is None:
+        return np.empty(0, "<u8")
+    out = np.empty(HEADER_WORDS + mine.size, "<u8")
+    HEADER.pack_into(out.data, 0, turn, mine.nbytes)
+    out[HEADER_WORDS:] = mine.ravel()
+    return out
 
 
 def _move(sock: socket.socket, out: memoryview, into: memoryview, limit: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
+from shoal.private.program import convolution
+from shoal.private.program.convolution import Team
 from shoal.private.program.fixed import FixedPoint, RingConv2d, RingLinear, limbs, peak
 
 # --- exact arithmetic ------------------------------------------------------------------------------------------
@@ -48,12 +51,17 @@ def big_conv(x: np.ndarray, w: np.ndarray, s: int, p: int, d: int, groups: int) 
     p=st.integers(0, 2),
     d=st.integers(1, 2),
     groups=st.sampled_from((1, 2)),
+    plane=st.sampled_from((None, 1, 1 << 20)),
+    threads=st.integers(1, 3),
 )
-def test_conv_is_exact_mod_2_64(seed: int, x_bits: int, w_bits: int, s: int, p: int, d: int, groups: int) -> None:
+def test_conv_is_exact_mod_2_64(
+    seed: int, x_bits: int, w_bits: int, s: int, p: int, d: int, groups: int, plane: int | None, threads: int
+) -> None:
     rng = np.random.default_rng(seed)
     x, w = words(rng, x_bits, (2, 4, 5, 6)), words(rng, w_bits, (4, 4 // groups, 3, 3))
     attrs = {"stride": (s, s), "padding": (p, p), "dilation": (d, d), "groups": groups}
-    got = RingConv2d(torch.from_numpy(w), attrs)(torch.from_numpy(x))
+    with mock.patch.object(convolution, "LEAST_PRODUCTS", 1):  # or these would be too small to be shared
+        got = RingConv2d(torch.from_numpy(w), attrs, plane, Team(threads))(torch.from_numpy(x))
     np.testing.assert_array_equal(got.numpy(), big_conv(x, w, s, p, d, groups))
 
 
