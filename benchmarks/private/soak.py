@@ -132,7 +132,8 @@ def soak(minutes: float, clients: int, root: Path) -> dict[str, Any]:
     where = [folders(net, h, root / "server", tls["client"].cert, f"{i:016x}") for i, h in enumerate(homes)]
     with contextlib.ExitStack() as stack:
         # A session that ends may overlap with the client's next.
-        start = forked(serve, net.folder, tls["server"], root / "server", max_clients=2 * clients)
+        most = {"max_clients": 2 * clients, "certificate_sessions": 2 * clients, "query_budget": 0}
+        start = forked(serve, net.folder, tls["server"], root / "server", **most)
         server, words = stack.enter_context(start)
         address, pipes = heard(words), []
         for home, images in zip(homes, run.images, strict=True):

@@ -95,14 +95,16 @@ def pool(
 ) -> None:
     """Show how many prepared items are left, without connecting.
 
-    One item serves one query of one image. At the server, the items of each client are counted. A failure may leave an
+    One item serves one query of one image. At the server, the items of each client are counted, and the queries
+    that each certificate has spent of its budget (serve --query-budget). A failure may leave an
     item at one party only; the two parties delete such items when they next connect.
 
     Example: shoal pool artifact/client
     """
     body = count_items(artifact, pool)
-    shown = {key: value for key, value in body.items() if key != "clients"}
+    shown = {key: value for key, value in body.items() if key not in ("clients", "spent")}
     shown |= {f"items ready of client {name}": items for name, items in body.get("clients", {}).items()}
+    shown |= {f"queries spent by certificate {name}": count for name, count in body.get("spent", {}).items()}
     show(body, json, lambda: pairs(str(artifact), shown))
 
 

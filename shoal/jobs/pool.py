@@ -8,6 +8,7 @@ from typing import Any
 from shoal.private.program.artifact import load_artifact
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import ready_names
+from shoal.private.serving.budget import read_spent
 from shoal.private.serving.metrics import short_name
 
 
@@ -15,7 +16,8 @@ def pool(artifact: Path, root: Path | None) -> dict[str, Any]:
     """The ready items of one half of an artifact, read from disk: the client's pool, or all pools of the server.
 
     `root` is the folder of the items, the folder `pool` next to the artifact if None. ``clients`` has the number of
-    items of each client at the server, by the short name that its log uses. Raises ShoalError for a wrong artifact.
+    items of each client at the server, by the short name that its log uses, and ``spent`` the queries that each
+    certificate has spent, by the first 16 hex digits of its fingerprint. Raises ShoalError for a wrong artifact.
     """
     server = (artifact / "weights.safetensors").exists()
     half = load_artifact(artifact, "server" if server else "client")
@@ -26,4 +28,10 @@ def pool(artifact: Path, root: Path | None) -> dict[str, Any]:
         return {"folder": str(folder), "ready": ready, "bytes": ready * size}
     clients = {short_name(path.name): len(ready_names(path)) for path in sorted(folder.glob("*-*"))}
     ready = sum(clients.values())
-    return {"folder": str(folder), "ready": ready, "bytes": ready * size, "clients": clients}
+    return {
+        "folder": str(folder),
+        "ready": ready,
+        "bytes": ready * size,
+        "clients": clients,
+        "spent": read_spent(folder),
+    }

@@ -23,7 +23,7 @@ from shoal.private.program.program import Program
 from shoal.private.serving.client import Client
 from shoal.private.serving.direct import Result
 from shoal.private.serving.options import ADDRESS, MODES, ClientOptions
-from shoal.private.transport.certs import TLS, make_certificates
+from shoal.private.transport.certs import TLS, fingerprint_of_file, make_certificates
 from shoal.progress import counter
 from shoal.report.layout import Grid
 from shoal.storage.run import Run
@@ -71,10 +71,12 @@ def compile_run(folder: Path, out: Path, chosen: Compilation) -> dict[str, Any]:
 def certs(folder: Path, names: list[str], overwrite: bool) -> dict[str, Any]:
     """Make test certificates in `folder` for parties with these host names or addresses.
 
+    The result has the SHA-256 fingerprint of each party's certificate, for `ServerOptions.allow`.
     Raises ShoalError when certificates are there and `overwrite` is false.
     """
-    make_certificates(folder, tuple(names), overwrite=overwrite)
-    return {"ca": str(folder / "ca.pem"), "names": ", ".join(names), "folder": str(folder)}
+    made = make_certificates(folder, tuple(names), overwrite=overwrite)
+    prints = {f"fingerprint of {party}.pem": fingerprint_of_file(tls.cert) for party, tls in made.items()}
+    return {"ca": str(folder / "ca.pem"), "names": ", ".join(names), "folder": str(folder)} | prints
 
 
 @dataclass(frozen=True, kw_only=True)

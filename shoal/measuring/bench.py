@@ -20,7 +20,7 @@ from shoal.errors import ShoalError
 from shoal.measuring.loopback import client_tls, serving
 from shoal.measuring.rehearsal import stock
 from shoal.measuring.relay import probe, relayed
-from shoal.private.program.program import Program
+from shoal.private.program.program import Program, Weights
 from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
 from shoal.private.serving.direct import Result
@@ -99,7 +99,13 @@ def bench(artifact: Path, request: Request) -> Bench:
         sessions, count = len(links) + (not request.rehearse), len(links) * (rounds + 1)
         if request.rehearse:
             layout = Layout(Program.load(artifact / "client"))
-            stock(layout, (folder / "client", folder / "server"), folder / "certs" / "client.pem", count)
+            stock(
+                layout,
+                (folder / "client", folder / "server"),
+                folder / "certs" / "client.pem",
+                count,
+                Weights.load(artifact / "server").digest(),
+            )
         address = stack.enter_context(serving(artifact, folder / "certs", sessions, folder / "server"))
         offline = None if request.rehearse else _prepare(artifact, address, folder, count, request.batch)
         rows = {name: _measure(artifact, address, folder, name, rounds) for name in links}

@@ -30,7 +30,7 @@ from shoal.measuring.repeats import ROUNDS, Laps, repeated, spread
 from shoal.models import build
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
-from shoal.private.program.program import Program
+from shoal.private.program.program import Program, Weights
 from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
 from shoal.private.serving.options import ClientOptions
@@ -168,7 +168,7 @@ def _stocked(folder: Path, name: str, facts: tuple[str, float, float]) -> Layout
     """The layout of one network, after writing rehearsal items for its queries to both parties' pools."""
     layout = _saved(folder / name, _sparse(*facts), SHAPE)
     pools, count = (folder / name / "mine", folder / name / "theirs"), WARM + ROUNDS * QUERIES
-    stock(layout, pools, folder / "certs" / "client.pem", count)
+    stock(layout, pools, folder / "certs" / "client.pem", count, Weights.load(folder / name / "server").digest())
     return layout
 
 

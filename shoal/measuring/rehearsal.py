@@ -18,8 +18,11 @@ from shoal.private.protocol.randomness import Half, new_seed
 from shoal.private.transport.certs import fingerprint
 
 
-def stock(layout: Layout, roots: tuple[Path, Path], certificate: Path, count: int) -> None:
-    """Add `count` rehearsal items to the pools of a client and its server, in the folders `roots` (client, server)."""
+def stock(layout: Layout, roots: tuple[Path, Path], certificate: Path, count: int, weights: str) -> None:
+    """Add `count` rehearsal items to the pools of a client and its server, in the folders `roots` (client, server).
+
+    `weights` is the digest of the server's weights.
+    """
     digest, name = layout.program.digest(), "0" * 16
     owner = fingerprint(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
     folders = roots[0] / digest[:16], roots[1] / digest[:16] / f"{owner}-{name}"
@@ -29,7 +32,7 @@ def stock(layout: Layout, roots: tuple[Path, Path], certificate: Path, count: in
     for i in range(count):
         item = f"{secrets.token_hex(16)}-{i:06d}"
         for folder, client in zip(folders, (True, False), strict=True):
-            stage(folder, item, _noise(layout, client), digest, client)
+            stage(folder, item, _noise(layout, client), digest, client, "" if client else weights)
             (folder / f"{item}.staged").rename(folder / f"{item}.item")
 
 

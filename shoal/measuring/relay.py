@@ -33,12 +33,15 @@ class Counters:
 class Relay:
     """Forwards connections from `address` to `target` (``"host:port"``) over a simulated link, `profile`.
 
-    Runs in its own thread between `start` and `stop`. Raises ShoalError for a malformed target.
+    All connections share the rate of the link, in each direction. Runs in its own thread between `start` and `stop`.
+    Raises ShoalError for a malformed target.
     """
 
     def __init__(self, target: str, profile: Link) -> None:
         self.target, self.profile, self.counters = parse_address(target, "the relay's target"), profile, Counters()
         self.address = ""
+        self._free = {"up": 0.0, "down": 0.0}
+        """When the link is free in each direction."""
         self._ready, self._ended = threading.Event(), asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
@@ -85,9 +88,9 @@ class Relay:
         """Forward one direction: each chunk waits until the link is free, then takes half a round trip."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         deliver = asyncio.ensure_future(self._deliver(queue, sink))
-        free = 0.0
         while data := await _read(source):
-            free = max(free, time.perf_counter()) + 8 * len(data) / self.profile.rate
+            free = max(self._free[way], time.perf_counter()) + 8 * len(data) / self.profile.rate
+            self._free[way] = free
             setattr(self.counters, way, getattr(self.counters, way) + len(data))
             queue.put_nowait((free + self.profile.rtt_s / 2, data))
         queue.put_nowait((time.perf_counter() + self.profile.rtt_s / 2, b""))

@@ -115,7 +115,7 @@ def test_rehearsal_items_are_as_large_as_real_ones(tmp_path: Path) -> None:
     made = case(seeded(Everything), tmp_path / "artifact", {})
     make_certificates(tmp_path / "certs")
     layout = Layout(made.program)
-    stock(layout, (tmp_path / "c", tmp_path / "s"), tmp_path / "certs" / "client.pem", 3)
+    stock(layout, (tmp_path / "c", tmp_path / "s"), tmp_path / "certs" / "client.pem", 3, "")
     pool = Pool(tmp_path / "c" / made.program.digest()[:16], layout, True)
     assert len(pool.names()) == 3
     assert pool.bytes() / 3 == pytest.approx(layout.stored_bytes(True), abs=4096)

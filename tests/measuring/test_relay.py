@@ -46,6 +46,26 @@ def test_a_transfer_takes_its_bytes_and_its_way(profile: Link) -> None:
     assert spent >= 8 * len(data) / profile.rate + profile.rtt_s
 
 
+def test_connections_share_the_rate_of_the_link() -> None:
+    """Two transfers at once take as long as one of both sizes."""
+    profile, size = Link(16e6, 0.01), 200_000
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        heard: list[bytes] = []
+        threads = [threading.Thread(target=sink, args=(listener, heard), daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        with relayed(f"127.0.0.1:{listener.getsockname()[1]}", profile) as relay:
+            with connection(relay.address) as one, connection(relay.address) as two:
+                begun = time.perf_counter()
+                for sock in (one, two):
+                    sock.sendall(bytes(size))
+                    sock.shutdown(socket.SHUT_WR)
+                assert one.recv(3) == two.recv(3) == b"end"
+                spent = time.perf_counter() - begun
+            assert relay.counters.up == sum(map(len, heard)) == 2 * size
+    assert spent >= 8 * 2 * size / profile.rate + profile.rtt_s
+
+
 def test_a_probe_gives_what_the_profile_says_or_refuses() -> None:
     try:
         found = probe(LINKS["wan"])

@@ -150,7 +150,7 @@ def deal(case: Case, where: tuple[Path, Path], count: int) -> list[str]:
     made = both(lambda client: prepare(layout, dealer.engine(client), client, [new_seed() for _ in names]))
     for folder, halves, client in zip(where, made, (CLIENT, SERVER), strict=True):
         for name, half in zip(names, halves, strict=True):
-            stage(folder, name, half, digest, client)
+            stage(folder, name, half, digest, client, "" if client else case.weights.digest())
     return names
 
 
@@ -161,7 +161,7 @@ def stock(
     where = folders(case, client_root, server_root, certificate, name)
     names = deal(case, where, count)
     for folder, client in zip(where, (CLIENT, SERVER), strict=True):
-        pool = Pool(folder, Layout(case.program), client)
+        pool = Pool(folder, Layout(case.program), client, weights="" if client else case.weights.digest())
         pool.commit(names)
         pool.close()
     return where

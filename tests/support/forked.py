@@ -31,7 +31,7 @@ from tests.support.waiting import HANG
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["numpy", "torch", "shoal.private.serving.client"])
-TURNS = 10
+TURNS = 11
 """Messages of the small network one after the other: three linear layers, two of ReLUs, the logits."""
 STEPS = ("claim", "claimed", "told", *(f"message {k}" for k in range(TURNS)), "done")
 """Of one inference at either party: before and after its claim, its "infer" (before the claim) or "go" (after), its

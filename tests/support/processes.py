@@ -63,3 +63,14 @@ def shoal(*words: object) -> Iterator[subprocess.Popen[str]]:
 
 def tls_words(tls: TLS) -> list[object]:
     return ["--cert", tls.cert, "--key", tls.key, "--ca", tls.ca]
+
+
+def tcp_sockets(pid: int, listening: bool) -> list[int]:
+    """The local ports of the TCP sockets of a process, IPv4 and IPv6: those that listen, or all others."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(link))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()]
+    mine = [row for row in rows if f"socket:[{row[9]}]" in inodes]
+    return sorted(int(row[1].rpartition(":")[2], 16) for row in mine if (row[3] == "0A") == listening)

@@ -30,7 +30,7 @@ from shoal.private.engine.segments import (
 from shoal.private.engine.shares import replaced, words
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
-from shoal.private.transport.certs import TLS
+from shoal.private.transport.tunnel import SPU_SOCKET, TUNNEL_SOCKET
 
 try:
     import jax
@@ -80,21 +80,16 @@ class Settings:
         return config
 
 
-def open_link(rank: int, hosts: tuple[str, str], session: str, tls: TLS | None, settings: Settings) -> Any:
-    """SPU's own connection between `hosts`, the server's and the client's ``"host:port"``; mutual TLS unless None."""
+def open_link(rank: int, folder: Path, session: str, settings: Settings) -> Any:
+    """SPU's connection. It listens and connects on Unix sockets in `folder`; the parent carries it to the peer."""
     desc = libspu.link.Desc()
     desc.id = session
-    desc.add_party("server", hosts[SERVER])
-    desc.add_party("client", hosts[CLIENT])
+    for party, name in ((SERVER, "server"), (CLIENT, "client")):
+        desc.add_party(name, f"unix:{folder / (SPU_SOCKET if party == rank else TUNNEL_SOCKET)}")
     desc.recv_timeout_ms = int(settings.timeout_s * 1000)
     desc.http_timeout_ms = int(min(settings.timeout_s, 120.0) * 1000)
     desc.connect_retry_interval_ms = 250
     desc.connect_retry_times = max(1, int(settings.link_s / 0.25))
-    if tls is not None:
-        desc.enable_ssl = True
-        for side in (desc.client_ssl_opts, desc.server_ssl_opts):
-            side.cert.certificate_path, side.cert.private_key_path = str(tls.cert), str(tls.key)
-            side.verify.verify_depth, side.verify.ca_file_path = 2, str(tls.ca)
     return libspu.link.create_brpc(desc, rank)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import queue
 import resource
-import select
 import shutil
 import signal
 import socket
@@ -28,18 +27,24 @@ import numpy as np
 
 import shoal
 from shoal.errors import ShoalError
-from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import Channel, ClosedError
+from shoal.private.transport.tunnel import SPU_SOCKET, TUNNEL_SOCKET, Tunnel, listen_locally
 
 MAX_PAYLOAD = (1 << 32) - 1
 
 
 class Worker:
-    """The parent's handle: a child process, the channel to it, and a temporary folder for its logs."""
+    """The parent's handle: a child process, the channel to it, and a temporary folder for its logs and sockets.
+
+    SPU's connection leaves the folder through a `Tunnel` only, which `carry` starts.
+    """
+
+    tunnel: Tunnel | None
 
     def __init__(self, start: dict[str, Any]) -> None:
+        self.scratch, self.listener = _private_folder()
+        self.rank, self.tunnel = start["rank"], None
         ours, theirs = socket.socketpair()
-        self.scratch = Path(tempfile.mkdtemp(prefix="shoal-"))
         self.channel = Channel(ours, "the SPU process", MAX_PAYLOAD)
         with theirs, open(self.scratch / "worker.log", "wb") as log:
             self.process = subprocess.Popen(
@@ -54,17 +59,34 @@ class Worker:
             )
         self.channel.send({"type": "start", "scratch": str(self.scratch), **start})
 
+    def carry(self, link: Channel) -> None:
+        """Carry SPU's connection over `link`, the second connection to the peer."""
+        self.tunnel = Tunnel(link, self.listener, self.scratch / SPU_SOCKET, self.rank)
+
     def log_tail(self) -> str:
         """The last line that the process printed, for error messages."""
         text = (self.scratch / "worker.log").read_text(errors="replace").strip()
         return text.splitlines()[-1][:300] if text else "it printed nothing"
 
     def end(self) -> None:
-        """Kill the process if it is still running, and remove its folder."""
+        """Kill the process if it is still running, end its connection, and remove its folder."""
+        if self.tunnel is not None:
+            self.tunnel.close()
+        self.listener.close()
         self.process.kill()
         self.process.wait()
         self.channel.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _private_folder() -> tuple[Path, socket.socket]:
+    """A temporary folder with mode 0700, and the socket in it to which SPU connects."""
+    folder = Path(tempfile.mkdtemp(prefix="shoal-"))
+    try:
+        return folder, listen_locally(folder / TUNNEL_SOCKET)
+    except ShoalError:
+        folder.rmdir()
+        raise
 
 
 def _import_path() -> str:
@@ -94,7 +116,7 @@ def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], byt
     """Pass orders on. When the parent is gone, end this process even while SPU blocks."""
     try:
         while True:
-            select.select([channel.sock], [], [])
+            channel.wait()
             orders.put(channel.receive())
     except ClosedError:
         # The parent can no longer remove the folder, in which this process runs (see Worker).
@@ -124,10 +146,11 @@ class _Linked:
         begun = time.perf_counter()
         self.log = LinkLog(Path(order["scratch"]))
         self.settings, self.rank = Settings(**order["settings"]), order["rank"]
-        tls = None if order["tls"] is None else TLS(**{k: Path(v) for k, v in order["tls"].items()})
         self.program = Program.load(order["folder"])
-        self.link = open_link(self.rank, tuple(order["hosts"]), order["session"], tls, self.settings)
-        self.arrays = Weights.load(order["folder"]).arrays if self.rank == SERVER else None
+        self.link = open_link(self.rank, Path(order["scratch"]), order["session"], self.settings)
+        weights = Weights.load(order["folder"]) if self.rank == SERVER else None
+        self.arrays = None if weights is None else weights.arrays
+        self.weights = "" if weights is None else weights.digest()
         self.times = {"link_s": time.perf_counter() - begun}
 
 
@@ -187,7 +210,7 @@ class _Prepare(_Linked):
         self.engine.sealed.clear()
         halves = prepare(self.layout, self.engine, client, [new_seed() for _ in order["names"]])
         for name, half in zip(order["names"], halves, strict=True):
-            stage(Path(order["pool"]), name, half, self.program.digest(), client)
+            stage(Path(order["pool"]), name, half, self.program.digest(), client, self.weights)
         steps: dict[str, float] = {}
         for kind, step, seconds in self.engine.runs:
             if kind == "product":

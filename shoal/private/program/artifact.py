@@ -18,6 +18,7 @@ SERVER_ADVICE = {
     "spu": "install the same SPU at both",
     "jax": "install the same JAX at both",
     "artifact": "use one version of shoal at both",
+    "items": "use one version of shoal at both",
 }
 """Advice for terms of the two parties that differ, where the cause is not the artifact's contents."""
 

@@ -37,8 +37,8 @@ class Team:
             return
         running = [self._others.submit(task) for task in others]
         mine()
-        for task in running:
-            task.result()
+        for other in running:
+            other.result()
 
 
 class Convolution:

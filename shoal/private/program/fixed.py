@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -164,8 +165,8 @@ class RingProduct:
             norm = _norm(w)
             if norm.bit_length() >= EXACT_BITS:
                 raise ShoalError(f"found {w[0].numel()} weights an output; need fewer than 2^36; split the layer")
-            wide = w.double() if memory_format is None else w.double().contiguous(memory_format=memory_format)
-            self.parts.append((shift, wide, norm))
+            doubles = w.double() if memory_format is None else w.double().contiguous(memory_format=memory_format)
+            self.parts.append((shift, doubles, norm))
 
     def __call__(self, x: Tensor, ring_bits: int = FIELD_BITS) -> Tensor:
         """The int64 product with int64 `x`, correct at least modulo 2^`ring_bits`."""

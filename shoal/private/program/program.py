@@ -179,7 +179,7 @@ class Weights:
         """Write `weights.safetensors` into `folder`."""
         arrays = {k: np.ascontiguousarray(v) for k, v in self.arrays.items()}
         with replacing(Path(folder) / "weights.safetensors") as scratch:
-            save_file(arrays, scratch, metadata={"sha256": self._checksum()})
+            save_file(arrays, scratch, metadata={"sha256": self.digest()})
 
     @classmethod
     def load(cls, folder: Path | str) -> Weights:
@@ -191,11 +191,12 @@ class Weights:
                 stated = (file.metadata() or {}).get("sha256")
         except (OSError, SafetensorError) as error:
             raise ShoalError(f"found an unreadable weight file at {path} ({error}); need an intact one") from error
-        if stated != weights._checksum() or any(a.dtype != np.int64 for a in weights.arrays.values()):
+        if stated != weights.digest() or any(a.dtype != np.int64 for a in weights.arrays.values()):
             raise ShoalError(f"found weights unlike what was saved at {path}; need them unaltered; compile again")
         return weights
 
-    def _checksum(self) -> str:
+    def digest(self) -> str:
+        """SHA-256 of all words in hex; the server's prepared items have it, because they serve these weights only."""
         hasher = hashlib.sha256()
         _absorb(hasher, self.arrays, "<i8")
         return hasher.hexdigest()

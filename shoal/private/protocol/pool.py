@@ -26,6 +26,8 @@ from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.randomness import Half
 
 NAME = re.compile(r"[0-9a-f]{32}-[0-9]{6}")
+PLAN_VERSION = "shoal-item-1"
+"""The format of an item: which arrays it has, in which order they come from the seed, and how both parties use them."""
 READY, STAGED, CLAIMED, LEDGER, SEED = ".item", ".staged", ".claimed", "spent", "seed"
 LOCK_POLL = 0.05
 
@@ -33,14 +35,18 @@ LOCK_POLL = 0.05
 class Pool:
     """One party's items for one program and one peer, in `folder`.
 
-    `spent` holds all names that were ever claimed here. Opening a pool destroys items that a crash left claimed; items
-    that were staged but not committed wait for `agree`. Raises ShoalError when another process holds the folder for
-    longer than `wait_s` seconds.
+    `spent` holds all names that were ever claimed here. Opening a pool destroys items that a crash left claimed, and
+    items made for other weights than those with the digest `weights` (the server's) or by another version; `dropped` is
+    the number of the latter. Items that were staged but not committed wait for `agree`. Raises ShoalError when another
+    process holds the folder for longer than `wait_s` seconds, and from all methods in a process forked from its own.
     """
 
-    def __init__(self, folder: Path | str, layout: Layout, client: bool, wait_s: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path | str, layout: Layout, client: bool, wait_s: float = 0.0, weights: str = ""
+    ) -> None:
         self.folder, self.layout, self.client = Path(folder), layout, client
-        self.digest = layout.program.digest()
+        self.digest, self.weights = layout.program.digest(), weights
+        self._process = os.getpid()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         self._turn = threading.RLock()
@@ -53,6 +59,7 @@ class Pool:
             for path in self.folder.glob(f"*{CLAIMED}"):
                 self._spend(path)
             self._sweep()
+            self.dropped = self._drop_others()
         except BaseException:
             self.close()  # this process may try again
             raise
@@ -71,6 +78,27 @@ class Pool:
                     )
                 time.sleep(LOCK_POLL)
         return handle
+
+    def _drop_others(self) -> int:
+        """Delete items that no query here can use: of another program, weights or version; returns how many."""
+        dropped = 0
+        for path in [*self.folder.glob(f"*{READY}"), *self.folder.glob(f"*{STAGED}")]:
+            with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="np") as file:
+                if file.metadata() != self._facts(path.stem):
+                    path.unlink()
+                    dropped += 1
+        return dropped
+
+    def _facts(self, name: str) -> dict[str, str]:
+        return _facts(name, self.digest, self.client, self.weights)
+
+    def require_owner(self) -> None:
+        """Raise ShoalError in a process forked from the one that opened this pool: both would spend its items."""
+        if os.getpid() != self._process:
+            raise ShoalError(
+                f"found the pool {self.folder} opened by the process that this one was forked from; need one process; "
+                "open it in that process only, or after the fork"
+            )
 
     def _sweep(self) -> None:
         """Remove files that a crash left half written. No other process may be writing now."""
@@ -114,6 +142,7 @@ class Pool:
         Until the block ends, `agree` keeps these items although the peer of another session may not know them yet.
         The function raises ShoalError for names that were used before.
         """
+        self.require_owner()
         mine: set[str] = set()
 
         def expect(names: list[str]) -> None:
@@ -148,6 +177,7 @@ class Pool:
 
     def commit(self, names: Iterable[str]) -> None:
         """Make these staged items ready; the peer must have them, too."""
+        self.require_owner()
         with self._turn:
             for name in names:
                 (self.folder / f"{_checked(name)}{STAGED}").rename(self.folder / f"{name}{READY}")
@@ -155,6 +185,7 @@ class Pool:
 
     def agree(self, theirs: Iterable[str]) -> list[str]:
         """Keep only the items that the peer has, too, whether staged or ready; returns the names that are ready now."""
+        self.require_owner()
         with self._turn:
             common = {_checked(name) for name in theirs} & set(self.everything())
             self.commit(name for name in self.staged() if name in common - self.fresh)
@@ -182,8 +213,10 @@ class Pool:
 
         `read` is the item as `look` returned it, which saves reading it again.
 
-        Raises ShoalError for an item that does not exist, was used before, or belongs to another program.
+        Raises ShoalError for an item that does not exist, was used before, or belongs to another program,
+        other weights or another version.
         """
+        self.require_owner()
         name = _checked(name)
         path, taken = self.folder / f"{name}{READY}", self.folder / f"{name}{CLAIMED}"
         with self._turn:
@@ -206,8 +239,10 @@ class Pool:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError) as error:
             raise ShoalError(f"found item {name} unreadable ({error}); need it intact; query again") from error
-        if facts != _facts(name, self.digest, self.client):
-            raise ShoalError(f"found another item or program at {name}; need what was prepared; prepare again")
+        if facts != self._facts(name):
+            raise ShoalError(
+                f"found another item, program, weights or version at {name}; need what was prepared; prepare again"
+            )
         seed = arrays.pop(SEED, np.empty(0, np.uint8)).tobytes()
         return Half(seed, arrays, self.layout.fields(self.client))
 
@@ -247,14 +282,19 @@ def _locked(handle: int) -> bool:
     return True
 
 
-def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> None:
-    """Write an item that is not ready yet. Raises ShoalError when the disk is full; finished items stay."""
+def stage(folder: Path, name: str, half: Half, digest: str, client: bool, weights: str = "") -> None:
+    """Write an item that is not ready yet. Raises ShoalError when the disk is full; finished items stay.
+
+    `digest` is the program's, `weights` that of the server's weights (empty at the client).
+    """
     # The peer may have staged its half already, so a partly written file must not have the item's name.
     path, scratch = folder / f"{_checked(name)}{STAGED}", folder / f".{name}.tmp"
     arrays = half.stored | {SEED: np.frombuffer(half.seed, np.uint8)}
     try:
         scratch.touch(0o600)
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, _facts(name, digest, client))
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch, _facts(name, digest, client, weights)
+        )
         # The writer may have replaced the file by one with the usual mode.
         scratch.chmod(0o600)
         flush(scratch)
@@ -264,8 +304,9 @@ def stage(folder: Path, name: str, half: Half, digest: str, client: bool) -> Non
         raise ShoalError(f"found no room to keep prepared items at {folder} ({error}); need some; free it") from error
 
 
-def _facts(name: str, digest: str, client: bool) -> dict[str, str]:
-    return {"name": name, "program": digest, "party": "client" if client else "server"}
+def _facts(name: str, digest: str, client: bool, weights: str) -> dict[str, str]:
+    party = "client" if client else "server"
+    return {"plan": PLAN_VERSION, "name": name, "program": digest, "party": party, "weights": weights}
 
 
 def _checked(name: object) -> str:

@@ -2,14 +2,13 @@
 
 A control connection (mutual TLS) to the `Server` first checks that both parties agree on the program and the versions.
 It then carries one session: queries from prepared randomness, preparation, or direct queries. For the latter two, SPU
-runs in a process of its own, over a second connection.
+runs in a process of its own, over a second connection to the same port.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from shoal.private.program.artifact import load_artifact
 from shoal.private.program.images import encoded
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool
+from shoal.private.serving.client_id import own_name
 from shoal.private.serving.direct import DirectQueries, Result, combined
 from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.prepared import (
@@ -45,14 +45,12 @@ from shoal.private.serving.spu_link import (
     BACKGROUND,
     SETUP_SECONDS,
     Local,
-    hosts_of,
     link_as_client,
-    offer_link,
-    require_spu,
     spu_threads,
+    terms_of,
 )
 from shoal.private.transport.certs import TLS
-from shoal.private.transport.channel import connect, parse_address, require_tls
+from shoal.private.transport.channel import connect, parse_address, peer_address, require_tls
 
 __all__ = ["TLS", "Client", "ClientOptions", "Result", "Server", "ServerOptions"]
 
@@ -77,15 +75,15 @@ class Client:
         host, _ = parse_address(address, "the server's address")
         require_tls(host, tls, options.insecure)
         half = load_artifact(artifact, "client")
-        terms = half.terms | require_spu()
+        terms = terms_of(half)
         threads = spu_threads(options.spu_threads)
-        self.local = Local(half, terms, tls, options.timeout_s, threads, options.client_address)
+        self.local = Local(half, terms, tls, options.timeout_s, threads)
         self.address, self.options = address, options
         self.setup_s, self.setup = 0.0, dict[str, float]()
         self.root = half.folder / "pool" if options.pool is None else Path(options.pool)
         layout, folder = Layout(half.program), self.root / terms["digest"][:16]
         self.pool = Pool(folder, layout, True, options.pool_wait_s) if options.mode == "prepared" else None
-        self._making = threading.Lock()
+        self._making, self._process = threading.Lock(), os.getpid()
         self._refill: Refill | None = None
         self._queries: DirectQueries | PreparedQueries | None = None
         self._stopped = threading.Event()
@@ -143,6 +141,8 @@ class Client:
 
     def close(self) -> None:
         """End the session, a batch that is being made, too. May be called again."""
+        if os.getpid() != self._process:
+            return  # the session is that of the process that this one was forked from
         if self._refill is not None:
             self._stopped.set()
             self._refill.close()
@@ -166,7 +166,7 @@ class Client:
         Raises ShoalError in direct mode and when the server's pool is full.
         """
         with self._making:
-            return self._prepare(self.local, self.own_pool, Request(count, min(batch, count), progress, proceed))
+            return self._prepare_all(self.local, self.own_pool, Request(count, min(batch, count), progress, proceed))
 
     def top_up(self, keep: int, proceed: Proceed | None = None, *, batch: int = 1) -> int:
         """Make as many items as are missing for `keep` to be ready; returns how many were made.
@@ -183,7 +183,7 @@ class Client:
         if missing <= 0:
             return 0
         with self._making:
-            return self._prepare(background, pool, Request(missing, min(batch, missing), None, proceed)).items
+            return self._prepare_all(background, pool, Request(missing, min(batch, missing), None, proceed)).items
 
     @property
     def own_pool(self) -> Pool:
@@ -192,13 +192,19 @@ class Client:
             raise ShoalError("found mode 'direct'; need 'prepared' to make items; open another client")
         return self.pool
 
+    def _prepare_all(self, local: Local, pool: Pool, request: Request) -> Offline:
+        """Makes the items, in several sessions where the server ends a turn because other clients wait."""
+        cost = self._prepare(local, pool, request)
+        while cost.items < request.count and (request.proceed is None or request.proceed()):
+            cost.batches += self._prepare(local, pool, request.rest(cost.items)).batches
+        return cost
+
     def _prepare(self, local: Local, pool: Pool, request: Request) -> Offline:
         session = self._connect()
         try:
-            link = offer_link(session.control, local)
-            hello = {"task": "prepare", "client": self._name(), "link": link, "threads": local.threads}
+            hello = {"task": "prepare", "client": self._name(), "threads": local.threads}
             welcome = self._agree(session, hello | {"batch": request.batch})
-            link_as_client(session, local, welcome, link, "prepare", request.batch)
+            link_as_client(session, local, welcome, "prepare", request.batch)
             return prepare(session, local, pool, request)
         finally:
             session.end({"type": "bye"})
@@ -212,6 +218,7 @@ class Client:
         Raises ShoalError for images of another shape, type or range, after which the session goes on; and when the
         server fails, which ends the session.
         """
+        self._require_owner()
         words = encoded(self.local.artifact.program, images, rounded=self.options.mode == "direct")
         queries = self._queries
         if queries is None:
@@ -226,10 +233,19 @@ class Client:
                 rows.append(queries.query(words[i : i + size], exit_above))
         return combined(rows, time.perf_counter() - started, self.options.mode)
 
+    def _require_owner(self) -> None:
+        """Raise ShoalError in a process forked from the one that made this client: both would use its session."""
+        if os.getpid() != self._process:
+            raise ShoalError(
+                "found a client made by the process that this one was forked from; need one client in each process; "
+                "make it after the fork"
+            )
+
     def _connect(self) -> Session:
+        self._require_owner()
         control = connect(self.address, self.local.tls, self.options.connect_s, MAX_LIST)
         try:
-            hosts_of(control)
+            peer_address(control)
         except ShoalError:
             control.close()
             raise
@@ -246,13 +262,7 @@ class Client:
 
     def _name(self) -> str:
         """This pool's name at the server, so that several pools of one certificate do not mix."""
-        path = self.root / "client-id"
-        if not path.exists():
-            path.write_text(secrets.token_hex(8))
-        name = path.read_text().strip()
-        if not re.fullmatch("[0-9a-f]{16}", name):
-            raise ShoalError(f"found {name[:40]!r} at {path}; need 16 hex digits; remove it and the pool")
-        return name
+        return own_name(self.root)
 
     @contextlib.contextmanager
     def _ending_on_error(self, session: Session) -> Iterator[None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.private.serving.session import Session, whole
-from shoal.private.serving.spu_link import Local, link_as_client, link_as_server, offer_link
+from shoal.private.serving.spu_link import Local, link_as_client, link_as_server
 
 Answered = Callable[[float, int, int], None]
 """Called by the server for each answered query with its seconds, and the bytes it sent and received for it."""
@@ -24,7 +24,7 @@ class Result:
     `taken` is the exit at which each image stopped, `logits` [N, classes] are those of that exit. `exits` holds the
     logits of all exits, in their order; exits after the one taken hold NaN. `seconds` is the whole query as seen by
     the client, `relu_s` and `linear_s` are parts of it. `bytes` and `messages` count both directions, without TLS and
-    the framing of SPU's own connection. `latencies` counts one-way latencies in sequence (0 in direct mode, where it
+    the framing of SPU's connection. `latencies` counts one-way latencies in sequence (0 in direct mode, where it
     is not known). `memory_bytes` is the peak memory so far of the client's process that computes.
     """
 
@@ -73,16 +73,15 @@ class DirectQueries:
         self.session, self.local, self.batch = session, local, batch
         self.max_batch, self.server_memory_bytes = 0, 0
         self.setup: dict[str, float] = {}
-        self.link = offer_link(session.control, local)
 
     def hello(self) -> dict[str, Any]:
         """What the server needs to know to start its SPU process."""
-        return {"task": "direct", "link": self.link, "batch": self.batch, "threads": self.local.threads}
+        return {"task": "direct", "batch": self.batch, "threads": self.local.threads}
 
     def open(self, welcome: dict[str, Any]) -> None:
         """Make keys, pass weights, compile, and warm up with a small product and ReLU."""
         self.max_batch = whole(welcome, "max_batch", 1 << 20)
-        ready = link_as_client(self.session, self.local, welcome, self.link, "direct", self.batch)
+        ready = link_as_client(self.session, self.local, welcome, "direct", self.batch)
         self.setup = {k: v for k, v in ready.items() if k.endswith("_s")}
 
     def query(self, images: np.ndarray, exit_above: float | None = None) -> dict[str, Any]:

@@ -6,7 +6,14 @@ import logging
 import threading
 
 from shoal.private.serving.metrics import FAILURES, REFUSALS, SESSIONS, Metrics
-from shoal.private.serving.session import EngineError, RefusedError, Session, SessionStoppedError, TimedOutError
+from shoal.private.serving.session import (
+    EngineError,
+    RefusedError,
+    Session,
+    SessionStoppedError,
+    TimedOutError,
+    printable,
+)
 from shoal.private.transport.channel import ClosedError
 
 KINDS: dict[type[Exception], str] = {
@@ -61,5 +68,6 @@ class Journal:
         self._note("failed", kind, str(error))
 
     def _note(self, event: str, kind: str, message: str) -> None:
+        message = printable(message, 1000)  # parts of it may come from a peer, to move the cursor or fake a line
         self.log.warning("%s", message, extra={"facts": {"event": event, "kind": kind}})
         self.errors = [*self.errors[-19:], message]

@@ -28,8 +28,9 @@ def _require_whole(name: str, value: object) -> None:
     _require(name, value, "a whole number of 1 or more", sound, "choose another")
 
 
-def _require_port(name: str, port: int | None) -> None:
-    _require(name, port, "a port from 1 to 65535", port is None or 1 <= port <= 65535, "leave it out for a free one")
+def _require_gib(name: str, size: float | None) -> None:
+    sound = size is None or (math.isfinite(size) and size >= 0)
+    _require(name, size, "a number of GiB, 0 or more", sound, "choose another")
 
 
 def _require_seconds(name: str, seconds: float) -> None:
@@ -64,24 +65,39 @@ class ServerOptions(PartyOptions):
 
     pool_gib: float = 4.0
     """Maximum size in GiB of the prepared items that the server keeps for each pool of a client."""
+    certificate_gib: float | None = None
+    """Maximum size in GiB of all prepared items that the server keeps for one client certificate; half of --disk-gib
+    if left out."""
+    disk_gib: float = 64.0
+    """Maximum size in GiB of all prepared items that the server keeps."""
+    memory_gib: float | None = None
+    """Memory in GiB for the SPU processes that make items, by an estimate before each starts; what the machine has
+    available then if left out."""
     max_pools: int = 64
     """Maximum number of pools (sets of prepared items) that the server keeps for each client certificate."""
     max_clients: int = 8
     """Maximum number of sessions (client connections) at once; more are refused. A client that also makes items takes
     two."""
+    certificate_sessions: int | None = None
+    """Maximum number of sessions at once of one client certificate; half of --max-clients if left out, but at least
+    2."""
+    allow: Path | None = None
+    """File with the certificates that may connect: the SHA-256 fingerprint of one on each line, as shoal certs shows
+    it. If left out, every certificate of the authority may connect. The file is read again for each connection."""
+    query_budget: int = 10_000
+    """Maximum number of prepared queries answered for one client certificate, counted in budget.json in the folder of
+    the prepared items; 0 means no limit."""
     engines: int = 1
     """Maximum number of SPU processes at once. Each direct query and each preparation needs one; clients wait for a
     free one."""
     early_exit: bool = False
     """Let clients stop an inference at an early exit. The server then learns which exit was taken."""
-    link_port: int | None = None
-    """Port on which SPU's own connection listens; a free one if left out."""
     products: str = field(default=PRODUCTS[0], metadata={"values": PRODUCTS})
     """Who multiplies the weights with the clients' masks during preparation: spu (SPU's matrix products), or seal
     (Microsoft SEAL, a quarter of the ciphertext products; needs seal-python at both parties). Steps whose
     ring has more than 42 bits stay with SPU."""
-    max_batch: int = field(default=128, metadata={"cli": None})
-    """Most images of one direct query, and most items of one batch in preparation."""
+    max_batch: int = 32
+    """Most items of one batch in preparation. A batch keeps an SPU process until all its items are made."""
     shared_weights: bool = field(default=False, metadata={"cli": None})
     """In direct mode, secret-share the weights with the client instead of keeping them. It doubles the work and is
     there for comparison only."""
@@ -95,31 +111,47 @@ class ServerOptions(PartyOptions):
         super().__post_init__()
         for name in ("max_pools", "max_clients", "engines", "max_batch", "threads"):
             _require_whole(name, getattr(self, name))
+        if self.certificate_sessions is not None:
+            _require_whole("certificate_sessions", self.certificate_sessions)
         _require(
             "products", self.products, f"one of {', '.join(PRODUCTS)}", self.products in PRODUCTS, "choose one of them"
         )
-        room = math.isfinite(self.pool_gib) and self.pool_gib >= 0
-        _require("pool_gib", self.pool_gib, "a number of GiB, 0 or more", room, "choose another")
-        _require_port("link_port", self.link_port)
+        counted = isinstance(self.query_budget, int) and not isinstance(self.query_budget, bool)
+        sound = counted and self.query_budget >= 0
+        _require("query_budget", self.query_budget, "a whole number of 0 or more", sound, "choose another")
+        for name in ("pool_gib", "certificate_gib", "disk_gib", "memory_gib"):
+            _require_gib(name, getattr(self, name))
+
+    @property
+    def sessions_each(self) -> int:
+        """The same limit as `certificate_sessions`, with its default."""
+        return self.certificate_sessions or max(2, self.max_clients // 2)
 
     @property
     def pool_bytes(self) -> int:
         """The same limit as `pool_gib`, in bytes."""
         return int(self.pool_gib * GIB)
 
+    @property
+    def certificate_bytes(self) -> int:
+        """The same limit as `certificate_gib`, with its default, in bytes."""
+        return int((self.disk_gib / 2 if self.certificate_gib is None else self.certificate_gib) * GIB)
+
+    @property
+    def disk_bytes(self) -> int:
+        """The same limit as `disk_gib`, in bytes."""
+        return int(self.disk_gib * GIB)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The same limit as `memory_gib`, in bytes."""
+        return None if self.memory_gib is None else int(self.memory_gib * GIB)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions(PartyOptions):
-    """How a `Client` queries. Raises ShoalError for values that cannot work.
+    """How a `Client` queries. Raises ShoalError for values that cannot work."""
 
-    SPU's own connection goes both ways: the server also connects to the client, at the address that the client came
-    from and a free port. Where that is not possible, give `client_address`.
-    """
-
-    client_address: str | None = None
-    """host:port at which the server reaches this machine for SPU's own connection. This machine then listens on that
-    port of all its interfaces. If left out, the server uses the address that the connection came from and a free
-    port."""
     mode: str = field(default=MODES[0], metadata={"cli": None})
     """"prepared" spends one prepared item an image; "direct" computes everything in SPU when the query comes."""
     connect_s: float = field(default=15.0, metadata={"cli": None})

@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import threading
 from pathlib import Path
 
-from shoal.errors import ShoalError
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import READY, Pool
 from shoal.private.serving.metrics import Level, short_name
-from shoal.private.serving.session import RefusedError, printable
+from shoal.private.serving.session import PeerError, RefusedError, printable
+
+LOG = logging.getLogger("shoal.private.serving.pools")
 
 
 class Pools:
     """Pools of one program in `folder`. Each is opened when its client first connects, and held until `close`.
 
-    A certificate may have at most `most` pools, because clients choose the names of their pools themselves.
+    `weights` is the digest of the server's weights; items that were made with others are dropped. A certificate may
+    have at most `most` pools, because clients choose the names of their pools themselves.
     """
 
-    def __init__(self, folder: Path, layout: Layout, most: int) -> None:
-        self.folder, self.layout, self.most = folder, layout, most
+    def __init__(self, folder: Path, layout: Layout, weights: str, most: int) -> None:
+        self.folder, self.layout, self.weights, self.most = folder, layout, weights, most
         self._open: dict[str, Pool] = {}
         self._guard = threading.Lock()
 
     def of(self, identity: str, name: object) -> Pool:
         """The pool of the client with this certificate and name.
 
-        Raises ShoalError for a malformed name, RefusedError when the certificate already has the most pools.
+        Raises PeerError for a malformed name, RefusedError when the certificate already has the most pools.
         """
         if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{16}", name):
-            raise ShoalError(f"found client name {printable(name, 40)}; need 16 hex digits; need a shoal client there")
+            raise PeerError(f"found client name {printable(name, 40)}; need 16 hex digits; need a shoal client there")
         key = f"{identity}-{name}"
         with self._guard:
             if key not in self._open:
                 self._require_room(identity, key)
-                self._open[key] = Pool(self.folder / key, self.layout, False)
+                self._open[key] = self._opened(key)
             return self._open[key]
+
+    def _opened(self, key: str) -> Pool:
+        pool = Pool(self.folder / key, self.layout, False, weights=self.weights)
+        if pool.dropped:
+            LOG.warning(
+                "found %d prepared items of other weights or another version in the pool of %s; dropped them",
+                pool.dropped,
+                short_name(key),
+            )
+        return pool
 
     def _require_room(self, identity: str, key: str) -> None:
         others = [path for path in self.folder.glob(f"{identity}-*") if path.name != key]

@@ -7,6 +7,7 @@ next one, whose name the client has sent. If the client asks for it, they claim 
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import secrets
 import time
@@ -24,9 +25,11 @@ from shoal.private.protocol.randomness import Half
 from shoal.private.protocol.signs import Side
 from shoal.private.serving.ahead import Ahead, Background
 from shoal.private.serving.direct import Answered
+from shoal.private.serving.limits import Place
 from shoal.private.serving.options import MOST_ITEMS
 from shoal.private.serving.refill import Proceed
-from shoal.private.serving.session import RefusedError, Session, whole
+from shoal.private.serving.room import Room
+from shoal.private.serving.session import PeerError, Session, whole
 from shoal.private.serving.spu_link import Local, link_as_server
 from shoal.private.transport.wire import SocketWire
 
@@ -78,10 +81,10 @@ def _sums(tables: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, 
 
 
 def names_of(payload: bytes) -> list[str]:
-    """The names of items in a peer's message. Raises ShoalError for too many."""
+    """The names of items in a peer's message. Raises PeerError for too many."""
     names = payload.decode("ascii", "replace").split()
     if len(names) > MOST_ITEMS:
-        raise ShoalError(f"found {len(names)} names of prepared items; need at most {MOST_ITEMS}; prepare fewer")
+        raise PeerError(f"found {len(names)} names of prepared items; need at most {MOST_ITEMS}; prepare fewer")
     return names
 
 
@@ -94,33 +97,40 @@ def payload_of(names: list[str]) -> bytes:
 
 
 def serve_preparation(
-    session: Session, local: Local, hello: dict[str, Any], pool: Pool, most_bytes: int, made: Made
+    session: Session, local: Local, hello: dict[str, Any], pool: Pool, allowance: Allowance, made: Made
 ) -> None:
     """Serve one session of preparation, until it ends."""
     batch = whole(hello, "batch", local.max_batch)
-    # The parties could not agree on more names than fit in a message.
-    room = min(most_bytes // max(1, pool.layout.stored_bytes(False)), MOST_ITEMS)
-    require_room(pool, 1, room)
-    link_as_server(session, local, hello, "prepare", batch)
-    with pool.making() as expect:
+    begun = False
+    with allowance.for_items(pool, 1):
+        pass  # a client without room must not start an SPU process
+    with allowance.room.for_batch(pool.layout, batch), pool.making() as expect:
+        link_as_server(session, local, hello, "prepare", batch)
         while (message := session.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
             names = message.get("names")
             if not isinstance(names, list) or not 1 <= len(names) <= batch:
-                raise ShoalError(f"found a request for other than 1 to {batch} items; need a shoal client there")
-            require_room(pool, len(names), room)
-            expect(names)
-            session.control.send({"type": "go"})
-            facts = _make(session, local, pool, names)
+                raise PeerError(f"found a request for other than 1 to {batch} items; need a shoal client there")
+            if begun and allowance.place.over():
+                session.control.send({"type": "turn"})
+                return
+            with allowance.for_items(pool, len(names)):
+                expect(names)
+                session.control.send({"type": "go"})
+                facts = _make(session, local, pool, names)
+            begun = True
             made(len(names), facts["sent"], facts["received"])
 
 
-def require_room(pool: Pool, more: int, room: int) -> None:
-    # Staged items take room, too: a crash or a client that left may have prevented their commit.
-    have = len(pool.everything())
-    if have + more > room:
-        raise RefusedError(
-            f"found {have} prepared items of at most {room}; need room for {more} more; query first", "room"
-        )
+@dataclass(frozen=True)
+class Allowance:
+    """What one session of preparation may take of the server: its turn at an SPU process, and room."""
+
+    place: Place
+    room: Room
+
+    def for_items(self, pool: Pool, count: int) -> contextlib.AbstractContextManager[None]:
+        """Disk for `count` more items of this client. Raises RefusedError where there is none."""
+        return self.room.for_items(pool, self.place.identity, count)
 
 
 @dataclass(frozen=True)
@@ -135,9 +145,18 @@ class Request:
     progress: Progress | None = None
     proceed: Proceed | None = None
 
+    def rest(self, made: int) -> Request:
+        """The same request without the items that are made."""
+        progress = self.progress
+        told = None if progress is None else lambda done, _: progress(made + done, self.count)
+        return Request(self.count - made, self.batch, told, self.proceed)
+
 
 def prepare(session: Session, local: Local, pool: Pool, request: Request) -> Offline:
-    """The client's side: makes the items once both SPU processes are connected; finished items stay."""
+    """The client's side: makes the items once both SPU processes are connected; finished items stay.
+
+    Makes fewer when the server ends this client's turn, because others wait.
+    """
     made, cost = 0, Offline()
     with pool.making() as expect:
         while made < request.count and (not made or request.proceed is None or request.proceed()):
@@ -145,7 +164,8 @@ def prepare(session: Session, local: Local, pool: Pool, request: Request) -> Off
             names = [f"{base}-{i:06d}" for i in range(size)]
             expect(names)
             session.control.send({"type": "make", "names": names})
-            session.from_peer(("go",), local.timeout_s)
+            if session.from_peer(("go", "turn"), local.timeout_s)["type"] == "turn":
+                break
             cost.batches.append((size, _make(session, local, pool, names)))
             made += size
             if request.progress is not None:
@@ -172,13 +192,21 @@ def _make(session: Session, local: Local, pool: Pool, names: list[str]) -> dict[
 # ---------------------------------------------------------------- spending
 
 
-def serve_queries(
-    session: Session, local: Local, prepared: Prepared, pool: Pool, answered: Answered, early_exit: bool
-) -> None:
-    """Serve one session of prepared queries, until it ends. `session.payload` holds the client's list of items.
+@dataclass(frozen=True)
+class Rules:
+    """How a server answers one client's queries. `spend` counts one, and raises RefusedError beyond the budget.
 
-    `early_exit` says whether clients may stop an inference at an early exit, which the server then learns.
+    `answered` hears of each answer. `early_exit` says whether clients may stop an inference at an early exit, which
+    the server then learns.
     """
+
+    spend: Callable[[], None]
+    answered: Answered
+    early_exit: bool
+
+
+def serve_queries(session: Session, local: Local, prepared: Prepared, pool: Pool, rules: Rules) -> None:
+    """Serve one session of prepared queries, until it ends. `session.payload` holds the client's list of items."""
     theirs = names_of(session.payload)
     mine = pool.everything()
     session.control.send({"type": "welcome", "terms": local.terms}, payload_of(mine))
@@ -187,14 +215,15 @@ def serve_queries(
         ahead.fetch(first, claim=False)
     while (message := session.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
-        if early and not early_exit:
-            raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
+        if early and not rules.early_exit:
+            raise PeerError("found a query with early exit; need a server that allows it (--early-exit)")
         name = message.get("name")
+        rules.spend()
         half = ahead.take(name)
         session.control.send({"type": "go"})
         wire = SocketWire(session.control, local.timeout_s)
         Inference(prepared, Side(False, wire, half, str(name))).run(None, early)
-        answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
+        rules.answered(time.perf_counter() - started, wire.traffic.sent, wire.traffic.received)
         if message.get("next") is not None:
             ahead.fetch(message["next"], claim=message.get("claim") is True)
 

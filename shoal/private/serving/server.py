@@ -17,22 +17,26 @@ from shoal.private.program.program import Weights
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.online import Prepared
 from shoal.private.protocol.pool import Pool
+from shoal.private.serving.budget import Budget
 from shoal.private.serving.direct import serve_direct
 from shoal.private.serving.journal import Journal
+from shoal.private.serving.limits import GREETING_SECONDS, Connection, Connections, Engines, Place
 from shoal.private.serving.metrics import Metrics, short_name
 from shoal.private.serving.options import ServerOptions
 from shoal.private.serving.pools import Pools
-from shoal.private.serving.prepared import MAX_LIST, serve_preparation, serve_queries
-from shoal.private.serving.session import POLL_SECONDS, RefusedError, Session, compare, printable
-from shoal.private.serving.spu_link import Local, require_spu, spu_threads
-from shoal.private.transport.certs import TLS
+from shoal.private.serving.prepared import MAX_LIST, Allowance, Rules, serve_preparation, serve_queries
+from shoal.private.serving.room import Room
+from shoal.private.serving.session import POLL_SECONDS, PeerError, RefusedError, Session, compare, printable
+from shoal.private.serving.spu_link import Local, spu_threads, terms_of
+from shoal.private.transport.allowed import read_fingerprints
+from shoal.private.transport.certs import TLS, full_fingerprint
 from shoal.private.transport.channel import Channel, admit, first_ready, listen, parse_address, require_tls
 
 TASKS = ("direct", "prepare", "query")
+HIDDEN = "found the session ended by the server; need it open; see the server's log"
+"""What a client hears of an error that is not meant for it."""
 ENGINE_WAIT = 120.0
 """Seconds that a client waits for an SPU process. It leaves the queue when it closes the connection."""
-UNGREETED = 16
-"""Connections beyond `max_clients` that may be in their TLS handshake or being refused; more are closed."""
 
 
 class Server:
@@ -51,17 +55,20 @@ class Server:
     ) -> None:
         host, _ = parse_address(address, "the server's address")
         require_tls(host, tls, options.insecure, server=True)
+        _require_list(tls, options)
         half, self.options = load_artifact(artifact, "server"), options
         weights = Weights.load(half.folder)
         weights.check(half.program)
-        self.local = _local(half, host, tls, options)
+        self.local = _local(half, tls, options)
         self.layout = Layout(half.program)
         self.prepared = Prepared(self.layout, weights, options.threads)
         root = half.folder / "pool" if options.pool is None else Path(options.pool)
-        self.pools = Pools(root / half.terms["digest"][:16], self.layout, options.max_pools)
+        self.pools = Pools(root / half.terms["digest"][:16], self.layout, weights.digest(), options.max_pools)
+        self.budget = Budget(self.pools.folder, options.query_budget)
         self.served = 0
+        self.connections = Connections(options.max_clients, options.sessions_each)
         self._sessions: dict[threading.Thread, Session | None] = {}
-        self._guard, self._engines = threading.Lock(), threading.BoundedSemaphore(options.engines)
+        self._guard, self.engines, self.room = threading.Lock(), Engines(options.engines), Room(root, options)
         self._closing, self._stopped, self._deadline = threading.Event(), threading.Event(), 0.0
         self._serving = threading.Lock()
         self.metrics = Metrics(self.pools.levels)
@@ -84,6 +91,7 @@ class Server:
             while not self._closing.is_set() and (max_sessions is None or self.served < max_sessions):
                 if first_ready(waiting, POLL_SECONDS) is not None:
                     self._admit()
+                self.connections.expire()
         self._drain()
 
     def stop(self, grace_s: float = 0.0) -> None:
@@ -113,6 +121,7 @@ class Server:
             if self._closing.is_set() and time.monotonic() > self._deadline:
                 self._stopped.set()
             self._threads(wait_s=POLL_SECONDS / 5)
+            self.connections.expire()
         self._end_sessions()
 
     def _end_sessions(self) -> None:
@@ -139,87 +148,109 @@ class Server:
             self.journal.failed("accept", error)
             time.sleep(POLL_SECONDS)
             return
-        if len(self._sessions) >= self.options.max_clients + UNGREETED:
-            sock.close()
-            self.journal.refused(
-                "connections", f"found {len(self._sessions)} connections at the server; closed one unheard"
-            )
-            return
-        thread = threading.Thread(target=self._session, args=(sock, peer[0]), daemon=True)
+        thread = threading.Thread(target=self._session, args=(sock, self.connections.enter(sock, peer[0])), daemon=True)
         with self._guard:
             self._sessions[thread] = None
         self.metrics.connected(1)
         thread.start()
 
-    def _session(self, sock: socket.socket, peer: str) -> None:
+    def _session(self, sock: socket.socket, connection: Connection) -> None:
         """One client's connection, from the TLS handshake to the end."""
         me, agreed = threading.current_thread(), False
         try:
-            session = Session(admit(sock, peer, self.local.tls, MAX_LIST), self._stopped, self._closing)
+            channel = admit(sock, connection.host, self.local.tls, MAX_LIST, GREETING_SECONDS)
+            session = Session(channel, self._stopped, self._closing)
         except (ShoalError, OSError) as error:
-            self.journal.failed("tls", error)
+            self._failed_early("tls", connection, error)
         else:
             self._sessions[me] = session
-            agreed = self._converse(session)
+            agreed = self._converse(session, connection)
         finally:
             self.metrics.connected(-1)
+            self.connections.leave(connection)
             with self._guard:
                 self.served += agreed
                 del self._sessions[me]
 
-    def _converse(self, session: Session) -> bool:
-        """Agree on the terms and serve; returns whether the session began."""
+    def _failed_early(self, kind: str, connection: Connection, error: Exception) -> None:
+        """A connection ended before its session began: by the limits for silent ones, or by a failure of its own."""
+        if connection.cut:
+            self.journal.refused("connections", f"{connection.cut}; closed one of {connection.host}")
+        else:
+            self.journal.failed(kind, error)
+
+    def _converse(self, session: Session, connection: Connection) -> bool:
+        """Hear the first message, agree on the terms and serve; returns whether the session began."""
         farewell, agreed = None, False
         try:
-            if len(self._sessions) > self.options.max_clients:
-                raise RefusedError(
-                    f"found {self.options.max_clients} clients at the server; need fewer; try again later", "clients"
-                )
-            hello = session.next_order(("hello",), 10.0)
+            hello = session.next_order(("hello", "link"), GREETING_SECONDS)
+            self.connections.greet(connection)
+            self._require_allowed(session.control)
+            if hello["type"] == "link":  # the second connection of a session, which now has it
+                self.local.links.hand_over(session.control, hello.get("token"))
+                session.handed_over = True
+                return False
+            self.connections.begin(connection, session.control.identity())
             compare(hello.get("terms"), self.local.terms)
             task = hello.get("task")
             if task not in TASKS:
-                raise ShoalError(f"found task {printable(task, 40)}; need one of {', '.join(TASKS)}")
+                raise PeerError(f"found task {printable(task, 40)}; need one of {', '.join(TASKS)}")
             self.journal.began(task)
             agreed = task == "query"
             self._serve(session, task, hello)
         except (ShoalError, OSError) as error:
             agreed = agreed or session.worker is not None
-            self.journal.ended(error, session, agreed)
-            # Refusals contain only what both parties know. Later failures may contain paths of the server.
-            hidden = "found the session ended by the server; need it open; see the server's log"
-            told = isinstance(error, RefusedError) or not agreed
-            farewell = {"type": "error", "message": str(error) if told else hidden}
+            if connection.cut:
+                self._failed_early("handshake", connection, error)
+            else:
+                self.journal.ended(error, session, agreed)
+            # Other errors may contain paths and addresses of the server.
+            told = str(error) if isinstance(error, PeerError) else HIDDEN
+            farewell = {"type": "error", "message": told}
         finally:
             agreed = agreed or session.worker is not None
             session.end(farewell)
         return agreed
 
+    def _require_allowed(self, control: Channel) -> None:
+        """Raise RefusedError unless the operator's list has the client's certificate."""
+        certificate = control.certificate()
+        if self.options.allow is None or certificate is None:
+            return
+        found = full_fingerprint(certificate)
+        if found not in read_fingerprints(self.options.allow):
+            raise RefusedError(
+                f"found a certificate with the fingerprint {found} that this server does not admit; need one of its "
+                "list; ask its operator",
+                "allow",
+            )
+
     def _serve(self, session: Session, task: str, hello: dict[str, Any]) -> None:
         if task == "query":
-            pool = self._pool(session, hello)
+            pool, identity = self._pool(session, hello), session.control.identity()
+            self.budget.require(identity)
             answered = partial(self.journal.answered, "prepared", short_name(pool.folder.name))
-            serve_queries(session, self.local, self.prepared, pool, answered, self.options.early_exit)
+            rules = Rules(partial(self.budget.spend, identity), answered, self.options.early_exit)
+            serve_queries(session, self.local, self.prepared, pool, rules)
             return
-        self._queue(session)
-        try:
+        with self.engines.place(session.control.identity()) as place:
+            self._queue(session, place)
             if task == "direct":
                 client = short_name(session.control.identity())
                 serve_direct(session, self.local, hello, partial(self.journal.answered, "direct", client))
             else:
+                self.budget.require(session.control.identity())
                 pool = self._pool(session, hello)
                 made = partial(self.journal.made, short_name(pool.folder.name))
-                serve_preparation(session, self.local, hello, pool, self.options.pool_bytes, made)
-        finally:
-            self._engines.release()
+                serve_preparation(session, self.local, hello, pool, Allowance(place, self.room), made)
 
-    def _queue(self, session: Session) -> None:
+    def _queue(self, session: Session, place: Place) -> None:
         """Wait for a free SPU process, and tell the client to wait."""
-        if self._engines.acquire(blocking=False):
+        if place.wait(0):
             return
         session.control.send({"type": "wait"})
         limit = time.monotonic() + ENGINE_WAIT
-        while not self._engines.acquire(timeout=POLL_SECONDS):
+        while not place.wait(POLL_SECONDS):
             if self._closing.is_set() or time.monotonic() > limit or first_ready([session.control], 0) is not None:
                 raise RefusedError(
                     "found the server's SPU busy with other clients; need it free; try again later", "engines"
@@ -229,15 +260,25 @@ class Server:
         return self.pools.of(session.control.identity(), hello.get("client"))
 
 
-def _local(half: Artifact, host: str, tls: TLS | None, options: ServerOptions) -> Local:
+def _require_list(tls: TLS | None, options: ServerOptions) -> None:
+    """Raise ShoalError for a list of certificates that cannot be read, or that nothing can be compared with."""
+    if options.allow is None:
+        return
+    read_fingerprints(options.allow)
+    if tls is None:
+        raise ShoalError(
+            "found a list of certificates (allow) without TLS; need TLS to have certificates; leave one out"
+        )
+
+
+def _local(half: Artifact, tls: TLS | None, options: ServerOptions) -> Local:
     """What this server brings to its sessions."""
     return Local(
         half,
-        half.terms | require_spu(),
+        terms_of(half),
         tls,
         options.timeout_s,
         spu_threads(options.spu_threads),
-        None if options.link_port is None else f"{host}:{options.link_port}",
         options.max_batch,
         options.shared_weights,
         options.products,

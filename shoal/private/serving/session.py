@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from shoal.errors import ShoalError
@@ -15,7 +16,11 @@ from shoal.private.transport.channel import Channel, ClosedError, first_ready
 POLL_SECONDS = 0.25
 
 
-class RefusedError(ShoalError):
+class PeerError(ShoalError):
+    """What a peer did wrong or may not have, in words that it may read: they say nothing that only this party knows."""
+
+
+class RefusedError(PeerError):
     """The server refuses a client that did nothing wrong. `reason` is one word for the server's counters."""
 
     def __init__(self, message: str, reason: str) -> None:
@@ -36,14 +41,14 @@ class EngineError(ShoalError):
 
 
 class Session:
-    """A control channel and, once started, an SPU process. If either ends, the session ends.
+    """A control channel and, once started, an SPU process with its connection. If any of them ends, the session ends.
 
     The event `stopped` ends the session at once; `closing` ends it when it waits for the peer's next order.
     """
 
     def __init__(self, control: Channel, stopped: threading.Event, closing: threading.Event | None = None) -> None:
         self.control, self.stopped, self.closing = control, stopped, closing or stopped
-        self.idle = False
+        self.idle = self.handed_over = False
         self.worker: Worker | None = None
         self.inbox: list[tuple[dict[str, Any], bytes]] = []
         self.payload = b""
@@ -51,6 +56,11 @@ class Session:
     def start(self, order: dict[str, Any]) -> None:
         """Start the SPU process with `order`."""
         self.worker = Worker(order)
+
+    def carry(self, link: Channel) -> None:
+        """Carry the connection of the SPU process over `link`, until the session ends."""
+        assert self.worker is not None
+        self.worker.carry(link)
 
     def order(self, message: dict[str, Any], payload: bytes = b"") -> None:
         """Send the SPU process an order."""
@@ -87,6 +97,12 @@ class Session:
             if found is not None:
                 return found
 
+    def until(self, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait until `holds`. The SPU process has nothing to say yet but errors; messages of the peer are kept."""
+        limit = time.monotonic() + seconds
+        while not holds():
+            self._step(limit)
+
     def _step(self, limit: float) -> tuple[dict[str, Any], bytes] | None:
         """Wait a moment for a message. Returns one of the SPU process; keeps one of the peer."""
         if self.stopped.is_set() or (self.idle and self.closing.is_set()):
@@ -96,6 +112,7 @@ class Session:
         ends = [self.control] if self.worker is None else [self.worker.channel, self.control]
         ready = first_ready(ends, POLL_SECONDS)
         if ready is None:
+            self._check_tunnel()
             return None
         if ready is self.control:
             self._keep(*self.control.receive())
@@ -120,8 +137,16 @@ class Session:
             # When the peer dies, SPU and the control connection report it at the same time; the latter says why.
             if first_ready([self.control], POLL_SECONDS):
                 self._keep(*self.control.receive())
+            self._check_tunnel()
             raise EngineError(message["message"])
         return message, payload
+
+    def _check_tunnel(self) -> None:
+        """Raise why SPU's connection has ended, unless the peer says more about it on the control connection."""
+        if self.worker is None or self.worker.tunnel is None or not self.worker.tunnel.ended:
+            return
+        if first_ready([self.control], POLL_SECONDS) is None:
+            self.worker.tunnel.check()
 
     def end(self, farewell: dict[str, Any] | None = None) -> None:
         """Send `farewell` if the peer still listens, end the SPU process, and close the connection."""
@@ -130,17 +155,18 @@ class Session:
                 self.control.send(farewell)
         if self.worker is not None:
             self.worker.end()
-        self.control.close()
+        if not self.handed_over:
+            self.control.close()
 
 
 def compare(client: object, server: object) -> None:
-    """Raise ShoalError unless both parties' terms are equal. The error names the first that differs."""
+    """Raise PeerError unless both parties' terms are equal. The error names the first that differs."""
     if not isinstance(client, dict) or not isinstance(server, dict):
-        raise ShoalError("found a peer that states no terms; need a shoal party there; mend the address")
+        raise PeerError("found a peer that states no terms; need a shoal party there; mend the address")
     for name in sorted(client.keys() | server.keys(), key=_rank_of_term):
         mine, theirs = client.get(name), server.get(name)
         if mine != theirs or type(mine) is not type(theirs):
-            raise ShoalError(
+            raise PeerError(
                 f"found {printable(name, 40)} {printable(mine, 80)} at the client and {printable(theirs, 80)} at "
                 f"the server; need the same at both; {SERVER_ADVICE.get(name, 'copy the client half again')}"
             )
@@ -152,10 +178,10 @@ def _rank_of_term(name: object) -> tuple[int, str]:
 
 
 def whole(message: dict[str, Any], name: str, most: int) -> int:
-    """The whole number `name` in a peer's message. Raises ShoalError unless it is from 1 to `most`."""
+    """The whole number `name` in a peer's message. Raises PeerError unless it is from 1 to `most`."""
     value = message.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ShoalError(f"found {name} {printable(value, 40)} from the peer; need a whole number from 1 to {most}")
+        raise PeerError(f"found {name} {printable(value, 40)} from the peer; need a whole number from 1 to {most}")
     return value
 
 

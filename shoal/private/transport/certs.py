@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import ipaddress
 import os
+import ssl
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,7 +40,20 @@ class TLS:
 
 def fingerprint(certificate: bytes) -> str:
     """A name for a certificate in DER: 16 hex digits of its SHA-256."""
-    return hashlib.sha256(certificate).hexdigest()[:16]
+    return full_fingerprint(certificate)[:16]
+
+
+def full_fingerprint(certificate: bytes) -> str:
+    """The SHA-256 of a certificate in DER, in 64 hex digits."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """The SHA-256 of the certificate in a PEM file. Raises ShoalError for a file without one."""
+    try:
+        return full_fingerprint(ssl.PEM_cert_to_DER_cert(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ShoalError(f"found no certificate at {path} ({error}); need a PEM file; make it again") from error
 
 
 def make_certificates(
@@ -93,7 +107,6 @@ def _encoding() -> Any:
 
 def _key_bytes(key: Any) -> bytes:
     s = _crypto()[2]
-    # SPU's brpc reads both the traditional form and PKCS8, which Python's ssl and openssl write today.
     return bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
 
 
@@ -107,7 +120,7 @@ def _ca_extensions(x509: Any) -> list[tuple[Any, bool]]:
 
 
 def _leaf_extensions(x509: Any, names: tuple[str, ...]) -> list[tuple[Any, bool]]:
-    # Both parties listen and connect for SPU's own connection, so each certificate serves both roles.
+    # Each certificate serves both roles, so that two machines can take turns as server and client.
     roles = [x509.ExtendedKeyUsageOID.SERVER_AUTH, x509.ExtendedKeyUsageOID.CLIENT_AUTH]
     return [
         (x509.BasicConstraints(ca=False, path_length=None), True),

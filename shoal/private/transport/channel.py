@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import math
 import select
 import socket
 import ssl
@@ -74,15 +75,22 @@ class Channel:
             parts += piece
         return bytes(parts)
 
+    def wait(self) -> None:
+        """Return when there is something to receive, or the other end is gone."""
+        wait_for([self.sock], None)
+
     def pending(self) -> bool:
         """Whether the TLS layer holds decrypted bytes, which select cannot see."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def identity(self) -> str:
         """The fingerprint of the peer's certificate (16 hex digits); ``"plain"`` without TLS."""
-        if not isinstance(self.sock, ssl.SSLSocket):
-            return "plain"
-        return fingerprint(self.sock.getpeercert(True) or b"")
+        found = self.certificate()
+        return "plain" if found is None else fingerprint(found)
+
+    def certificate(self) -> bytes | None:
+        """The peer's certificate in DER; None without TLS."""
+        return self.sock.getpeercert(True) or b"" if isinstance(self.sock, ssl.SSLSocket) else None
 
     def close(self) -> None:
         """Close the socket. May be called again."""
@@ -96,8 +104,25 @@ def first_ready(channels: list[Channel], seconds: float) -> Channel | None:
     for channel in channels:
         if channel.pending():
             return channel
-    ready, _, _ = select.select([c.sock for c in channels], [], [], max(0.0, seconds))
+    ready = wait_for([c.sock for c in channels], max(0.0, seconds))
     return next((c for c in channels if c.sock in ready), None)
+
+
+def wait_for(
+    reading: list[socket.socket], seconds: float | None, writing: list[socket.socket] | None = None
+) -> set[socket.socket]:
+    """Those sockets that can be read, or written to, or have ended; empty if none can within `seconds` (None: any).
+
+    Unlike `select.select`, it works with any number of open files. Raises ValueError for a closed socket.
+    """
+    asked = {sock.fileno(): select.POLLIN for sock in reading}
+    for sock in writing or []:
+        asked[sock.fileno()] = asked.get(sock.fileno(), 0) | select.POLLOUT
+    waiting = select.poll()
+    for number, events in asked.items():
+        waiting.register(number, events)
+    found = {number for number, _ in waiting.poll(None if seconds is None else math.ceil(1000 * seconds))}
+    return {sock for sock in (*reading, *(writing or [])) if sock.fileno() in found}
 
 
 def parse_address(text: object, what: str) -> tuple[str, int]:
@@ -148,17 +173,16 @@ def listen(address: str) -> socket.socket:
     return sock
 
 
-def free_port(host: str) -> int:
-    """A port of `host` that was free a moment ago."""
-    with contextlib.closing(listen(f"{host}:0")) as sock:
-        return int(sock.getsockname()[1])
+def admit(
+    sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0, seconds: float = FRAME_SECONDS
+) -> Channel:
+    """The channel to an accepted client, whose TLS handshake may take `seconds`.
 
-
-def admit(sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0) -> Channel:
-    """The channel to an accepted client. Raises ShoalError without a certificate that our authority signed."""
+    Raises ShoalError without a certificate that our authority signed.
+    """
     name = f"the client at {peer}"
     try:
-        return Channel(_secure(sock, tls, None), name, max_payload)
+        return Channel(_secure(sock, tls, None, seconds), name, max_payload)
     except (OSError, ShoalError) as error:
         sock.close()
         if isinstance(error, ShoalError):
@@ -172,7 +196,29 @@ def admit(sock: socket.socket, peer: str, tls: TLS | None, max_payload: int = 0)
 def connect(address: str, tls: TLS | None, seconds: float, max_payload: int = 0) -> Channel:
     """Connect to a server and check its certificate, trying for `seconds`. Raises ShoalError when that fails."""
     host, port = parse_address(address, "the server's address")
-    sock, name = _reach(host, port, seconds), f"the server at {address}"
+    return _connected(_reach(host, port, seconds), host, tls, f"the server at {address}", max_payload)
+
+
+def connect_again(control: Channel, tls: TLS | None, seconds: float) -> Channel:
+    """Another connection to the server of `control`: same machine, port and host name, also where a name has several
+    addresses. Raises ShoalError as `connect` does."""
+    ip, port = peer_address(control)
+    host = control.sock.server_hostname if isinstance(control.sock, ssl.SSLSocket) else None
+    return _connected(_reach(ip, port, seconds), host or ip, tls, control.name, 0)
+
+
+def peer_address(control: Channel) -> tuple[str, int]:
+    """The peer's IP address and port. Raises ShoalError when a server that refuses us has closed already."""
+    try:
+        ip, port = control.sock.getpeername()[:2]
+    except OSError as error:
+        raise ShoalError(
+            f"found that {control.name} is gone after the TLS handshake; need a certificate signed by its authority"
+        ) from error
+    return str(ip), int(port)
+
+
+def _connected(sock: socket.socket, host: str, tls: TLS | None, name: str, max_payload: int) -> Channel:
     try:
         return Channel(_secure(sock, tls, host), name, max_payload)
     except OSError as error:
@@ -200,9 +246,9 @@ def _reach(host: str, port: int, seconds: float) -> socket.socket:
             time.sleep(0.2)
 
 
-def _secure(sock: socket.socket, tls: TLS | None, host: str | None) -> socket.socket:
+def _secure(sock: socket.socket, tls: TLS | None, host: str | None, seconds: float = FRAME_SECONDS) -> socket.socket:
     """Wrap `sock` in mutual TLS (as the client of `host`, or as the server) and set it up for control frames."""
-    sock.settimeout(FRAME_SECONDS)
+    sock.settimeout(seconds)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _keep_alive(sock)
     if tls is None:

@@ -6,7 +6,6 @@ the same steps, so each knows the number and length of the next message. Anythin
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import struct
@@ -18,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.private.transport.channel import Channel, ClosedError
+from shoal.private.transport.channel import Channel, ClosedError, wait_for
 
 HEADER = struct.Struct("<II")
 HEADER_WORDS = 1
@@ -138,5 +137,5 @@ def _try(operation: Callable[[memoryview], int], view: memoryview) -> int:
 
 def _wait(sock: socket.socket, writing: bool, reading: bool, limit: float) -> None:
     left = limit - time.monotonic()
-    if left <= 0 or not any(select.select([sock] if reading else [], [sock] if writing else [], [], left)):
+    if left <= 0 or not wait_for([sock] if reading else [], left, [sock] if writing else []):
         raise TimeoutError("no progress in time")

@@ -24,7 +24,7 @@ from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.offline import prepare
 from shoal.private.protocol.pool import Pool, stage
 from shoal.private.protocol.randomness import Half, new_seed
-from shoal.private.serving.prepared import require_room
+from shoal.private.serving.room import require_room
 from tests.support.dealing import Dealer, both
 from tests.support.forked import forked, heard
 from tests.support.parties import Case

@@ -16,9 +16,10 @@ from shoal.private.serving.options import MOST_ITEMS, ClientOptions, PartyOption
 
 PROMISED = {
     serve: "listen cert key ca insecure sessions timeout_s pool pool_gib max_pools max_clients engines early_exit "
-    "link_port products threads grace_s metrics metrics_port ready_file json",
-    prepare: "count batch keep connect cert key ca insecure timeout_s client_address pool json",
-    query: "images mode top_up exit_above connect cert key ca insecure timeout_s client_address pool json",
+    "certificate_sessions allow query_budget certificate_gib disk_gib memory_gib max_batch "
+    "products threads grace_s metrics metrics_port ready_file json",
+    prepare: "count batch keep connect cert key ca insecure timeout_s pool json",
+    query: "images mode top_up exit_above connect cert key ca insecure timeout_s pool json",
 }
 """The options that users of these commands know, by the names of their values."""
 
@@ -32,7 +33,7 @@ def test_the_commands_have_the_promised_options(command: Any) -> None:
 def test_a_command_and_its_class_have_the_same_defaults(command: Any) -> None:
     options = ServerOptions() if command is serve else ClientOptions()
     shown = inspect.signature(command).parameters
-    shared = [f.name for f in fields(options) if f.name in shown]
+    shared = [f.name for f in fields(options) if f.name in shown and f.metadata.get("cli", f.name)]
     assert {"timeout_s", "pool", "insecure"} <= set(shared)
     for name in shared:
         assert shown[name].default == getattr(options, name)
@@ -51,10 +52,15 @@ def test_every_option_is_explained(cls: type[PartyOptions]) -> None:
         (ServerOptions, {"timeout_s": 0}, "found timeout_s 0; need a number of seconds above 0; choose"),
         (ClientOptions, {"timeout_s": float("inf")}, "found timeout_s inf; need"),
         (ServerOptions, {"max_clients": 0}, "found max_clients 0; need a whole number of 1 or more"),
+        (ServerOptions, {"certificate_sessions": 0}, "found certificate_sessions 0; need a whole number of 1 or more"),
         (ServerOptions, {"engines": True}, "found engines True; need a whole number"),
         (ServerOptions, {"max_pools": 1.5}, "found max_pools 1.5; need a whole number"),
         (ServerOptions, {"pool_gib": -1.0}, "found pool_gib -1.0; need a number of GiB, 0 or more"),
-        (ServerOptions, {"link_port": 70_000}, "found link_port 70000; need a port from 1 to 65535"),
+        (ServerOptions, {"disk_gib": float("nan")}, "found disk_gib nan; need a number of GiB, 0 or more"),
+        (ServerOptions, {"certificate_gib": -1.0}, "found certificate_gib -1.0; need a number of GiB"),
+        (ServerOptions, {"memory_gib": -1.0}, "found memory_gib -1.0; need a number of GiB"),
+        (ServerOptions, {"query_budget": -1}, "found query_budget -1; need a whole number of 0 or more"),
+        (ServerOptions, {"max_batch": 0}, "found max_batch 0; need a whole number"),
         (ServerOptions, {"spu_threads": 0}, "found spu_threads 0; need a whole number"),
         (ClientOptions, {"mode": "fast"}, "found mode 'fast'; need one of prepared, direct"),
         (ClientOptions, {"mode": "direct", "keep": 2}, "found keep=2 in mode 'direct'; need prepared mode"),
@@ -78,3 +84,6 @@ def test_a_value_that_cannot_work_gets_one_sentence(cls: Any, wrong: dict[str, A
 def test_room_in_gib_is_room_in_bytes() -> None:
     assert ServerOptions().pool_bytes == 4 << 30
     assert ServerOptions(pool_gib=30_000 / 2**30).pool_bytes == 30_000
+    assert ServerOptions(disk_gib=10.0).certificate_bytes == 5 << 30
+    assert ServerOptions(certificate_gib=2.0).certificate_bytes == 2 << 30
+    assert (ServerOptions().memory_bytes, ServerOptions(memory_gib=1.5).memory_bytes) == (None, 3 << 29)

@@ -255,6 +255,6 @@ def test_early_exits_are_opt_in(certs: dict[str, TLS], tmp_path: Path, spu: None
             assert np.abs(some.logits[i] - whole.exits[taken][i]).max() < 1e-3
     with in_thread(Server(two.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))) as server:
         client = Client(two.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c"))
-        with client, pytest.raises(ShoalError, match="server's log"):
+        with client, pytest.raises(ShoalError, match="need a server that allows it"):
             client.query(images[:1], exit_above=0.5)
         assert any("--early-exit" in e for e in server.errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -18,7 +19,7 @@ from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.refill import Backoff, Refill
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
-from shoal.private.transport.channel import free_port
+from shoal.private.transport.channel import listen
 from tests.support.dealing import stock
 from tests.support.parties import Case, Small, case, seeded, small_mask
 from tests.support.processes import in_thread, shoal, tls_words
@@ -103,7 +104,8 @@ def test_a_client_keeps_its_pool_between_queries(net: Case, certs: dict[str, TLS
 @pytest.mark.private
 def test_a_process_keeps_a_pool_that_others_query(net: Case, certs: dict[str, TLS], tmp_path: Path, spu: None) -> None:
     stock(net, tmp_path / "c", tmp_path / "s", certs["client"].cert, 1)
-    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    with contextlib.closing(listen("127.0.0.1:0")) as sock:
+        address = f"127.0.0.1:{sock.getsockname()[1]}"  # free again after the block
     where = ["--connect", address, "--pool", tmp_path / "c", *tls_words(certs["client"])]
     with shoal("prepare", net.folder / "client", "--keep", 2, "--json", *where) as keeper:
         assert keeper.stderr is not None

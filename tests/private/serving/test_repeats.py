@@ -32,6 +32,7 @@ def draw(pipe: Connection, folder: Path, pool: Path) -> None:
     """Say 200 seeds, and the names that a preparation without SPU gives its 20 items."""
     prepared._make = lambda *_: None  # type: ignore[assignment,misc]
     session = Mock()
+    session.from_peer.return_value = {"type": "go"}
     prepared.prepare(session, Mock(), Pool(pool, Layout(Program.load(folder)), CLIENT), prepared.Request(20, 7))
     names = [name for call in session.control.send.call_args_list for name in call.args[0]["names"]]
     pipe.send(([new_seed() for _ in range(200)], names))
