@@ -28,18 +28,21 @@ from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
 
 
-def measure(folder: Path, certificates: Path, products: str, batch: int, least: int) -> dict[str, Any]:
-    """One session that makes whole batches, `least` items or more."""
-    count = batch * -(-least // batch)
-    with process("--serve", folder, certificates, products) as address:
-        options = ClientOptions(timeout_s=WAIT_S, pool=folder / f"pool-{products}-{batch}")
+def measure(folder: Path, certificates: Path, products: str, batch: int, a: argparse.Namespace) -> dict[str, Any]:
+    """One session that makes whole batches, `a.least` items or more; the first batch fills the weight cache."""
+    count = batch * -(-a.least // batch)
+    with process("--serve", folder, certificates, products, a.workers) as address:
+        pool = folder / f"pool-{products}-{batch}"
+        options = ClientOptions(timeout_s=WAIT_S, pool=pool, workers=a.client_workers)
         client = Client(folder, address, tls_of(certificates, "client"), options)
         begun = time.perf_counter()
         made = client.prepare(count, batch=batch)
         seconds = time.perf_counter() - begun
         client.close()
     kinds = {kind: {k: v / count for k, v in row.items()} for kind, row in made.kinds.items()}
-    return {"products": products, "batch": batch, "items": count, "seconds": seconds / count, "kinds": kinds}
+    batches = [{k: facts["kinds"][k]["seconds"] / size for k in facts["kinds"]} for size, facts in made.batches]
+    row = {"products": products, "batch": batch, "items": count, "seconds": seconds / count, "kinds": kinds}
+    return row | {"seconds_by_batch": batches, "memory_bytes": [facts["memory"] for _, facts in made.batches]}
 
 
 def main() -> None:
@@ -47,8 +50,10 @@ def main() -> None:
     parser.add_argument("--relus", type=int, default=557_056)
     parser.add_argument("--blocks", type=int, default=0)
     parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=PRODUCTS)
+    parser.add_argument("--workers", default="2", help="workers of SEAL at the server")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--least", type=int, default=4, help="items to make at least")
+    parser.add_argument("--client-workers", default="1", help="workers of SEAL at the client")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     rows = []
@@ -59,7 +64,7 @@ def main() -> None:
         program, weights = compile(graph, torch.rand(16, *SHAPE) * 2 - 1)
         save_artifact(folder / "artifact", program, weights)
         for products, batch in itertools.product(a.products, a.batches):
-            rows.append(measure(folder / "artifact", folder / "certs", products, batch, a.least))
+            rows.append(measure(folder / "artifact", folder / "certs", products, batch, a))
             print(json.dumps(rows[-1]), flush=True)
     settings = {k: v for k, v in vars(a).items() if k != "out"}
     if a.out:

@@ -80,9 +80,9 @@ def process(*arguments: object) -> Iterator[str]:
             child.kill()
 
 
-def serve(folder: str, certificates: str, products: str = PRODUCTS[0]) -> None:
+def serve(folder: str, certificates: str, products: str = PRODUCTS[0], workers: str = "2") -> None:
     tls = tls_of(Path(certificates), "server")
-    options = ServerOptions(timeout_s=WAIT_S, engines=2, products=products, threads=share_cores())
+    options = ServerOptions(timeout_s=WAIT_S, engines=2, products=products, threads=share_cores(), workers=workers)
     with Server(folder, "127.0.0.1:0", tls, options) as server:
         print(server.address, flush=True)
         server.serve()

@@ -17,6 +17,7 @@ from shoal.networks.figures import counts
 from shoal.networks.stored import load_network
 from shoal.private.compiler.deployment import deploy
 from shoal.private.compiler.truncation import MAX_FAILURE
+from shoal.private.products.parameters import least_margin
 from shoal.private.program.artifact import OT_KINDS, save_artifact
 from shoal.private.program.images import check_limit
 from shoal.private.program.program import Program
@@ -65,6 +66,7 @@ def compile_run(folder: Path, out: Path, chosen: Compilation) -> dict[str, Any]:
     save_artifact(out, program, weights, ot_kind=chosen.ot_kind)
     facts = {"digest": program.digest(), "fraction_bits": program.fraction_bits, "error_bound": program.error_bound}
     facts |= {"failure_bound": program.failure_bound, "exact_truncations": len(program.exact)}
+    facts |= {"seal_steps": len(program.products.get("steps", ())), "least_margin_bits": least_margin(program, weights)}
     return {"client": str(out / "client"), "server": str(out / "server")} | facts | counts(cost(graph))
 
 

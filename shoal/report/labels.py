@@ -58,6 +58,8 @@ DEPLOYMENT: dict[str, tuple[str, Show]] = {
     "fraction_bits": ("fraction bits", units.count),
     "failure_bound": ("bound of the chance of a failed truncation", units.probability),
     "exact_truncations": ("layers truncated exactly", units.count),
+    "seal_steps": ("layers multiplied by SEAL", units.count),
+    "least_margin_bits": ("least margin of flooding over noise, bits", str),
     "ca": ("certificate authority", str),
     "names": ("names", str),
     "folder": ("folder", str),

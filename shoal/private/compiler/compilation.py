@@ -18,6 +18,7 @@ from shoal.graph.max_pool import expand_max_pools
 from shoal.graph.ops import Node
 from shoal.private.compiler.refusal import refusals, step_of
 from shoal.private.compiler.truncation import MAX_FAILURE, exact_steps, failure_chances, ring_bits, sign_bits
+from shoal.private.products.parameters import choose
 from shoal.private.program.clear import run_clear
 from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS, PRODUCT_BITS, Demand, FixedPoint, choose_fraction_bits
 from shoal.private.program.program import VERSION, Program, Weights
@@ -43,7 +44,8 @@ def compile(
 
     `calibration` [N, *input shape] holds preprocessed images; magnitudes up to `margin` times theirs must fit.
     `fraction_bits` None chooses the most that fit, at most 18. Just enough steps are truncated exactly to keep the
-    probability of a failed local truncation in one inference at most `max_failure`. `preprocessing` holds lists
+    probability of a failed local truncation in one inference at most `max_failure`. SEAL multiplies the weights of all
+    steps for which its answers hide them (`shoal.private.products.parameters`). `preprocessing` holds lists
     ``mean`` and ``std``, one number for each channel, ``class_names`` (list or None), and if there is one ``fit``, the
     rule of `shoal.data.images.FITS` for images of another size; by default images are not changed. Raises ShoalError,
     naming the node, for operations without a private form, for NaN and infinity, and for magnitudes that do not fit.
@@ -65,6 +67,7 @@ def compile(
     public = {k: rounded_up(v) for k, v in ranges.items()}
     program = replace(program, ranges=public, input_limit=input_limit(ranges[name], margin))
     weights = Weights({name: fixed.encode(value, name) for name, value in parameters.items()})
+    program = replace(program, products=choose(program, weights))
     program.check()
     return replace(program, error_bound=_error_bound(graph, program, weights, calibration.detach().cpu())), weights
 

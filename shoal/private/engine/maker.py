@@ -23,7 +23,9 @@ from shoal.private.engine.emit import EMIT
 from shoal.private.engine.segments import channels_last, hwc, in_spu_order, parameter_shapes
 from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
 from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
-from shoal.private.products.exchange import MaskSender, Multiplier, packed_steps, plain_bits
+from shoal.private.products.exchange import MaskSender, Multiplier
+from shoal.private.products.parameters import packings
+from shoal.private.products.workers import hire
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
 from shoal.private.protocol.bitslice import WORD
@@ -38,6 +40,8 @@ MOST = 1 << 17
 each doubling takes 150 MB or more at each party."""
 REFILL = 10_500_000
 """Transfers that an instance of Ferret makes each way when it starts, and again whenever they are used up."""
+REFILLS = 4
+"""Refills that each instance of Ferret must be worth; they take about three times as long as the start of one."""
 START = 8
 """The length for which an executable is compiled; its text with another length is the executable of that length."""
 PAIR: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
@@ -76,16 +80,16 @@ class SpuEngine:
         self, program: Program, link: Any, rank: int, settings: Settings, arrays: dict[str, np.ndarray] | None
     ) -> None:
         config = settings.runtime_config()
+        self.packings = packings(program) if settings.products == "seal" else {}
+        # Workers start while SPU makes its keys below.
+        crew = self.crew = hire(settings.workers) if self.packings else None
         self.rank, self.runtime, self.io = rank, spu.Runtime(link, config), spu.Io(2, config)
         self.shapes = {program.input: program.input_shape} | {s.name: s.shape for s in program.steps}
         self.kernels = {k: v for k, v in parameter_shapes(program).items() if k.endswith(".weight")}
         self.codes: dict[Any, Any] = {}
         self.runs: list[tuple[str, str, float]] = []
         """Of each run of SPU, in order: its kind, its step (or what it takes), and its seconds."""
-        self.link, self.program = link, program
-        linear = tuple(step for step in program.steps if f"{step.name}.weight" in self.kernels)
-        self.packings = packed_steps(program, linear) if settings.products == "seal" else {}
-        self.weights = {} if arrays is None else {s.name: arrays[f"{s.name}.weight"] for s in linear}
+        self.link = link
         self.sealed: list[tuple[str, float, int, int]] = []
         """Of each product of SEAL: its step, its seconds, and the bytes that this party sent and received."""
         for name, shape in self.kernels.items():
@@ -93,6 +97,13 @@ class SpuEngine:
                 continue
             self._own(name, None if arrays is None else in_spu_order(arrays[name]), shape, SERVER)
         self.like = {kind: self._template(function) for kind, (_, function) in KINDS.items()}
+        if crew is not None:
+            bits = program.products["plain_bits"]
+            if arrays is None:
+                self.masks = MaskSender(self.packings, bits, crew)
+            else:
+                weights = {name: arrays[f"{name}.weight"] for name in self.packings}
+                self.multiplier = Multiplier(self.packings, bits, weights, crew, settings.cache_bytes)
 
     def ands(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """See Engine. SPU's AND of boolean shares takes 2 bits each way and 2 of Ferret's transfers per bit.
@@ -120,16 +131,15 @@ class SpuEngine:
 
     def _sealed(self, steps: Sequence[Step], masks: Masks | None, count: int) -> Iterator[tuple[Step, np.ndarray]]:
         """The products of SEAL, over SPU's connection."""
-        connection, bits = _Connection(self.link, 1 - self.rank), plain_bits(self.program, steps)
-        begun = time.perf_counter()
+        connection, sent, received, begun = _Connection(self.link, 1 - self.rank), 0, 0, time.perf_counter()
         if masks is None:
-            made = Multiplier(connection, self.packings, bits, self.weights).products(steps, count)
+            made = self.multiplier.products(connection, steps, count)
         else:
-            made = MaskSender(connection, self.packings, bits).products(steps, masks, count)
+            made = self.masks.products(connection, steps, masks, count)
         for step, shares in made:
-            self.sealed.append((step.name, time.perf_counter() - begun, connection.sent, connection.received))
-            connection.sent = connection.received = 0
-            begun = time.perf_counter()
+            now = time.perf_counter()
+            self.sealed.append((step.name, now - begun, connection.sent - sent, connection.received - received))
+            sent, received, begun = connection.sent, connection.received, now
             yield step, shares
 
     def _product(self, step: Step, masks: np.ndarray | None, count: int) -> np.ndarray:
@@ -228,6 +238,6 @@ def instances(layout: Layout, batch: int) -> int:
     """How many of Ferret's instances a batch of `batch` items is worth. SPU opens one for each of its threads.
 
     The start of an instance takes 2.3 s of a core, 1.5 MB and 0.2 GB at each party, and makes `REFILL` transfers each
-    way. Another one is worth this only if the batch uses up more.
+    way. Another one never saves work. On idle cores it saves time, if each has several refills to make.
     """
-    return max(1, batch * layout.word_ands * WORD // REFILL)
+    return max(1, batch * layout.word_ands * WORD // (REFILLS * REFILL))

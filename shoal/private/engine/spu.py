@@ -52,7 +52,8 @@ FIELDS = {32: "FM32", 64: "FM64", 128: "FM128"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What both parties must agree on, and how many seconds this party waits for messages and for the connection."""
+    """What both parties must agree on, and how this party works: how many seconds it waits for messages and for the
+    connection, and the workers and the weight cache of SEAL's products."""
 
     field_bits: int
     fraction_bits: int
@@ -62,6 +63,8 @@ class Settings:
     timeout_s: float
     link_s: float
     products: str = "spu"
+    workers: str = "1"
+    cache_bytes: int = 0
 
     def runtime_config(self) -> Any:
         """SPU's own configuration."""

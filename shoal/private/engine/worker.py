@@ -222,7 +222,9 @@ class _Prepare(_Linked):
         received = sum(line[1] for line in lines) + sum(row[3] for row in self.engine.sealed)
         traffic = {"sent": sent, "received": received}
         facts = {"seconds": time.perf_counter() - begun, "kinds": self._kinds(lines), "steps": steps}
-        return facts | traffic, b""
+        # The workers' memory is this party's, too.
+        workers = 0 if self.engine.crew is None else self.engine.crew.memory()
+        return facts | traffic | {"memory": _peak_memory() + workers}, b""
 
     def _kinds(self, lines: list[tuple[int, int, int, int]]) -> dict[str, dict[str, float]]:
         """Seconds, bytes and messages of each kind of product."""

@@ -15,45 +15,31 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import seal
 
 from shoal.errors import ShoalError
+from shoal.private.products.parameters import DEGREE, PRIME_BITS, flood_bits
 
-DEGREE = 8192
-PRIME_BITS = (60, 60, 60)
-"""Two primes of ciphertexts and the special prime of keys; together 180 of the 218 bits that are 128-bit secure."""
-STATISTICAL = 40
-"""Bits by which the flooding error exceeds the noise of products."""
-ERROR = 22
-"""Bound of one coefficient of a fresh error (SEAL's centred binomial, at most 21), with rounding of the message."""
-MOST_PLAIN_BITS = 42
-MOST_FLOOD_BITS = 90
-"""More would not fit into the words that `Evaluator.flood` computes with."""
+try:
+    import seal
+except ImportError as _error:
+    raise ShoalError(
+        f"found no Microsoft SEAL ({_error}); need seal-python of the private extra; do pip install shoal[private]"
+    ) from _error
+
 RAW = seal.compr_mode_type.none
+_ONE = np.eye(1, DEGREE, dtype=np.int64)[0]
 
 
-def flood_bits(plain_bits: int) -> int:
-    """Bits of the flooding error for t = 2^`plain_bits`: the most that decryption allows, whatever the weights are.
+@dataclass(frozen=True)
+class Factor:
+    """Weights in NTT form. SEAL cannot multiply by zero, so `plain` is 1 where the weights are all `zero`."""
 
-    q / 2t is 2^(119 - plain_bits). The error takes at most an eighth of it, the noise of products far less, so a
-    decryption never fails. After the switch to one prime p, an eighth of p / 2t is 2^(56 - plain_bits) and the rounding
-    of the switch at most 2^13 (a ternary key), so plain_bits is at most MOST_PLAIN_BITS.
-    """
-    return min(sum(PRIME_BITS[:2]) - plain_bits - 4, MOST_FLOOD_BITS)
-
-
-def noise_bits(weights: np.ndarray, together: int) -> int:
-    """Bits of the worst noise of an answer with `together` outputs, for weights int64 [outputs, ...].
-
-    A coefficient of the noise is a sum of fresh errors times the coefficients of the weight polynomials, and so at most
-    ERROR times the sum of the magnitudes of all weights of these outputs.
-    """
-    sums = np.abs(weights.reshape(len(weights), -1)).sum(1)
-    most = np.pad(sums, (0, -len(sums) % together)).reshape(-1, together).sum(1).max(initial=0)
-    return int(ERROR * max(int(most), 1)).bit_length()
+    plain: seal.Plaintext
+    zero: bool
 
 
 class Context:
@@ -111,15 +97,19 @@ class Context:
         return made
 
 
-class Keys:
-    """The client's keys for one preparation; the secret key is never stored."""
+def make_keys(context: Context) -> tuple[bytes, bytes]:
+    """A fresh public key and its secret key."""
+    generator = seal.KeyGenerator(context.seal)
+    return bytes(generator.create_public_key().to_string()), bytes(generator.secret_key().to_string())
 
-    def __init__(self, context: Context) -> None:
-        generator = seal.KeyGenerator(context.seal)
-        self.context, self._secret = context, generator.secret_key()
-        self.public = bytes(generator.create_public_key().to_string())
-        self._encryptor = seal.Encryptor(context.seal, generator.create_public_key(), self._secret)
-        self._decryptor = seal.Decryptor(context.seal, self._secret)
+
+class Keys:
+    """What the client does with its `secret` key of `make_keys`, which is never stored."""
+
+    def __init__(self, context: Context, secret: bytes) -> None:
+        self.context = context
+        key = context.seal.from_secret_str(secret)
+        self._encryptor, self._decryptor = seal.Encryptor(context.seal, key), seal.Decryptor(context.seal, key)
 
     def encrypt(self, coefficients: np.ndarray) -> np.ndarray:
         """A fresh ciphertext, uint64 [2, 2, DEGREE], of coefficients uint64 [DEGREE], taken modulo t."""
@@ -148,33 +138,40 @@ class Evaluator:
         self.context.evaluator.transform_to_ntt_inplace(made)
         return made
 
-    def weights(self, coefficients: np.ndarray) -> seal.Plaintext | None:
-        """Signed coefficients int64 [DEGREE] in NTT form; None if all are zero, which SEAL cannot multiply by."""
-        if not coefficients.any():
-            return None
-        made = self.context.plaintext((coefficients & ((1 << self.context.plain_bits) - 1)).astype(np.uint64))
+    def weights(self, coefficients: np.ndarray) -> Factor:
+        """Signed coefficients int64 [DEGREE] as a factor of products."""
+        zero = not coefficients.any()
+        used = _ONE if zero else coefficients & ((1 << self.context.plain_bits) - 1)
+        made = self.context.plaintext(used.astype(np.uint64))
         self.context.evaluator.transform_to_ntt_inplace(made, self._id)
-        return made
+        return Factor(made, zero)
 
-    def answer(self, pairs: Iterable[tuple[seal.Ciphertext, seal.Plaintext | None]], mask: np.ndarray) -> np.ndarray:
-        """The sum of all products plus `mask` (uint64 [DEGREE] below t), as a ciphertext uint64 [2, 1, DEGREE]."""
-        evaluator, total = self.context.evaluator, None
-        for cipher, weights in pairs:
-            if weights is None:
-                continue
-            part = evaluator.multiply_plain(cipher, weights)
-            if total is None:
-                total = part
+    def answer(self, pairs: Iterable[tuple[seal.Ciphertext, Factor]], mask: np.ndarray) -> np.ndarray:
+        """The sum of all products plus `mask` (uint64 [DEGREE] below t), as a ciphertext uint64 [2, 1, DEGREE].
+
+        Products by zero weights take the same steps as others, but on a sum that is thrown away, so that the time of
+        an answer does not show how many of its weights are zero (to one addition, a hundredth of its time).
+        """
+        evaluator = self.context.evaluator
+        sums: dict[bool, seal.Ciphertext] = {}
+        for cipher, factor in pairs:
+            part = evaluator.multiply_plain(cipher, factor.plain)
+            if factor.zero in sums:
+                evaluator.add_inplace(sums[factor.zero], part)
             else:
-                evaluator.add_inplace(total, part)
-        answer = self._encryptor.encrypt_zero()
-        if total is not None:
-            evaluator.transform_from_ntt_inplace(total)
-            evaluator.add_inplace(answer, total)
+                sums[factor.zero] = part
+        answer = self.zero()
+        total = sums[False not in sums]
+        evaluator.transform_from_ntt_inplace(total)
+        evaluator.add_inplace(answer if False in sums else total, total)
         evaluator.add_plain_inplace(answer, self.context.plaintext(mask))
         evaluator.add_inplace(answer, self.context.ciphertext(self.flood()))
         evaluator.mod_switch_to_next_inplace(answer)
         return self.context.words(answer)
+
+    def zero(self) -> seal.Ciphertext:
+        """A fresh encryption of zero under the client's public key."""
+        return self._encryptor.encrypt_zero()
 
     def flood(self) -> np.ndarray:
         """Words [2, 2, DEGREE] of a ciphertext (e, 0), with e uniform in [0, 2^flood_bits)."""
@@ -182,12 +179,14 @@ class Evaluator:
         low = random_bits(DEGREE, min(self.flood_bits, 60))
         high = random_bits(DEGREE, self.flood_bits - 60) if self.flood_bits > 60 else np.zeros_like(low)
         for at, prime in enumerate(self.context.primes):
-            # 2^60 - prime is below 2^24 and `high` below 2^30, so nothing here reaches 2^64.
-            words[0, at] = (low + high * np.uint64((1 << 60) - prime)) % np.uint64(prime)
+            # 2^60 - prime is below 2^24 and `high` below 2^30, so each sum is below twice the prime.
+            found = low + high * np.uint64((1 << 60) - prime)
+            words[0, at] = np.where(found < prime, found, found - np.uint64(prime))
         return words
 
 
 def random_bits(count: int, bits: int) -> np.ndarray:
     """uint64 [count], uniform in [0, 2^bits), from the operating system's generator."""
-    words = np.frombuffer(secrets.token_bytes(8 * count), "<u8")
-    return words >> np.uint64(64 - bits)
+    size = next(size for size in (1, 2, 4, 8) if bits <= 8 * size)
+    words = np.frombuffer(secrets.token_bytes(size * count), f"<u{size}")
+    return words.astype(np.uint64) >> np.uint64(8 * size - bits)

@@ -28,16 +28,19 @@ outputs whose inputs overlap. With a 1x1 kernel and a stride, only the values th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.private.program.steps import Shape, Step
+
+if TYPE_CHECKING:
+    # Importing steps takes seconds, because it imports torch; workers only need polynomials.
+    from shoal.private.program.steps import Shape, Step
 
 Pair = tuple[int, int]
 
@@ -138,6 +141,11 @@ class Packing:
         """(answer, input) of every polynomial of weights that a group needs, in order of the answers."""
         return tuple((o, i) for o in range(self.answers) for i in range(self.inputs) if self._common(o, i))
 
+    @cached_property
+    def among(self) -> frozenset[Pair]:
+        """The same pairs, to look one up."""
+        return frozenset(self.pairs)
+
     def _common(self, answer: int, index: int) -> bool:
         per_in, per_out = self.conv.channels // self.conv.groups, self.conv.outputs // self.conv.groups
         first, last = answer * self.co // per_out, (min((answer + 1) * self.co, self.conv.outputs) - 1) // per_out
@@ -193,28 +201,35 @@ class Packing:
         at: np.ndarray = self.top + m * self.ci * self.size - c * self.size - a * dh * self.plane[1] - b * dw
         return at
 
-    def weight_polynomials(self, weights: np.ndarray) -> Iterator[np.ndarray]:
-        """int64 [degree] for each of `pairs`, of `weights` int64 [O, C/groups, kh, kw] (or [O, F])."""
-        weights = weights.reshape(self.conv.outputs, -1, *self.conv.kernel)
-        for answer, index in self.pairs:
-            block = self._block(weights, answer * self.co, index * self.ci)
-            out = np.zeros(self.degree, np.int64)
-            out[self._weight_positions[: block.shape[0], : block.shape[1]]] = block
-            yield out
+    def needed(self, answers: Iterable[int]) -> tuple[int, ...]:
+        """The inputs, in order, of which any of `answers` is computed."""
+        wanted = set(answers)
+        return tuple(sorted({index for answer, index in self.pairs if answer in wanted}))
 
-    def _block(self, weights: np.ndarray, first: int, low: int) -> np.ndarray:
+    def rows(self, weights: np.ndarray, answer: int) -> np.ndarray:
+        """The part of `weights` int64 [O, C/groups, kh, kw] (or [O, F]) of which `answer` is computed."""
+        first = answer * self.co
+        return weights.reshape(self.conv.outputs, -1, *self.conv.kernel)[first : first + self.co]
+
+    def weight_polynomial(self, rows: np.ndarray, answer: int, index: int) -> np.ndarray:
+        """int64 [degree] of the pair (`answer`, `index`), with `rows` of that answer."""
+        block = self._block(rows, answer * self.co, index * self.ci)
+        out = np.zeros(self.degree, np.int64)
+        out[self._weight_positions[: block.shape[0], : block.shape[1]]] = block
+        return out
+
+    def _block(self, rows: np.ndarray, first: int, low: int) -> np.ndarray:
         """Weights of outputs from `first` for channels from `low`, of the block-diagonal matrix of all groups."""
-        conv = self.conv
-        last, high = min(first + self.co, conv.outputs), min(low + self.ci, conv.channels)
+        conv, high = self.conv, min(low + self.ci, self.conv.channels)
         if conv.groups == 1:
-            return weights[first:last, low:high]
+            return rows[:, low:high]
         per_in, per_out = conv.channels // conv.groups, conv.outputs // conv.groups
-        block = np.zeros((last - first, high - low, *conv.kernel), np.int64)
-        for m in range(first, last):
-            begin = m // per_out * per_in
+        block = np.zeros((len(rows), high - low, *conv.kernel), np.int64)
+        for m, row in enumerate(rows):
+            begin = (first + m) // per_out * per_in
             start, end = max(begin, low), min(begin + per_in, high)
             if start < end:
-                block[m - first, start - low : end - low] = weights[m, start - begin : end - begin]
+                block[m, start - low : end - low] = row[start - begin : end - begin]
         return block
 
     @cached_property
@@ -225,25 +240,29 @@ class Packing:
         at: np.ndarray = self.top + m * self.ci * self.size + s * i * width + r * j
         return at
 
-    def read(self, answers: np.ndarray) -> np.ndarray:
-        """uint64 [O, rows, columns] from the coefficients of `answers` uint64 [tiles, answers, degree]."""
+    def place(self, values: np.ndarray) -> np.ndarray:
+        """uint64 [O, rows, columns] from the coefficients at `positions`, uint64 [tiles, answers, positions.size]."""
         rows, columns = self.conv.result
         out = np.empty((self.answers * self.co, rows, columns), np.uint64)
-        for part, (row, column) in zip(answers, self.tiles, strict=True):
+        for part, (row, column) in zip(values, self.tiles, strict=True):
             place = out[:, row : row + self.tile[0], column : column + self.tile[1]]
-            read = part[:, self.positions].reshape(self.answers * self.co, *self.tile)
+            read = part.reshape(self.answers * self.co, *self.tile)
             place[...] = read[:, : place.shape[1], : place.shape[2]]
         return out[: self.conv.outputs]
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Milliseconds of one polynomial of weights, one product, one polynomial of the input, and one answer."""
+    """Milliseconds of one polynomial of weights, one product, one polynomial of the input, and one answer.
 
-    weight: float = 0.45
-    product: float = 0.25
-    input: float = 4.0
-    answer: float = 5.0
+    A polynomial of weights takes 0.44, but a batch shares it and later batches find it in the cache; the price is that
+    of a batch of four. Others count both parties' work.
+    """
+
+    weight: float = 0.11
+    product: float = 0.26
+    input: float = 3.1
+    answer: float = 4.7
 
     def of(self, packing: Packing) -> float:
         """Milliseconds for one inference; transfer of the ciphertexts at 100 MB/s is in the prices."""

@@ -11,7 +11,7 @@ from shoal.errors import ShoalError
 from shoal.private.program.program import Program, Weights
 from shoal.storage.files import read_json, write_text
 
-VERSION = "shoal-artifact-1"
+VERSION = "shoal-artifact-2"
 SPU_VERSION = "0.9.5"
 OT_KINDS = ("YACL_Ferret", "YACL_Softspoken")
 SERVER_ADVICE = {
@@ -93,4 +93,5 @@ def _terms(program: Program, ot_kind: Any, mode: Any) -> dict[str, Any]:
         "field_bits": program.field_bits,
         "fraction_bits": program.fraction_bits,
         "ot_kind": ot_kind,
+        "products": program.products,
     }

@@ -21,7 +21,7 @@ from shoal.storage.files import read_json, replacing, write_text
 
 __all__ = ["Program", "Step", "Weights"]
 
-VERSION = "shoal-program-4"
+VERSION = "shoal-program-5"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,8 @@ class Program:
     For prepared inference: the input of relu step s is below 2^``sign_bits[s]`` units, `margin` times what calibration
     saw. Steps in `exact` are truncated exactly: their products are computed modulo 2^``exact[s]`` and stay, by the
     same `margin`, below a quarter of that. All other steps are truncated locally; `failure_bound` is an upper bound of
-    the probability that any local truncation of one inference fails.
+    the probability that any local truncation of one inference fails. `products` holds the parameters of SEAL's products
+    and under ``steps`` the steps that it multiplies (`shoal.private.products.parameters`); empty if there is none.
     """
 
     version: str
@@ -57,6 +58,7 @@ class Program:
     exact: dict[str, int] = field(default_factory=dict)
     failure_bound: float = 0.0
     input_limit: float = 0.0
+    products: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 of all fields in hex, which the parties compare before they start."""
@@ -149,6 +151,7 @@ def _check_phases(program: Program) -> None:
     sound = all(isinstance(b, int) and 1 <= b <= FIELD_BITS - 2 for b in bits.values())
     least = program.fraction_bits + 2
     sound = sound and all(isinstance(b, int) and least <= b <= FIELD_BITS for b in program.exact.values())
+    sound = sound and set(program.products.get("steps", ())) <= set(program.exact)
     if set(bits) - relus or not sound or not set(program.exact) <= truncating:
         raise ShoalError("found sign bits or exact truncations of other steps; need this program's; compile again")
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from shoal.errors import ShoalError
 from shoal.private.program.steps import Step
 from shoal.private.protocol.bitslice import unpack
 from shoal.private.protocol.layout import Layout, ReluLayout
@@ -45,7 +46,12 @@ class Engine(Protocol):
 
 
 def prepare(layout: Layout, engine: Engine, client: bool, seeds: Sequence[bytes]) -> list[Half]:
-    """One party's halves for ``len(seeds)`` inferences; each inference has its own fresh seed at each party."""
+    """One party's halves for ``len(seeds)`` inferences; each inference has its own fresh seed at each party.
+
+    Raises ShoalError for equal seeds: inferences with the same masks would reveal the difference of their images.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ShoalError("found one seed for several prepared items; need a fresh one for each; make them again")
     items = [_Item(layout, client, seed) for seed in seeds]
 
     def masks(step: Step) -> np.ndarray:

@@ -77,7 +77,7 @@ class Client:
         half = load_artifact(artifact, "client")
         terms = terms_of(half)
         threads = spu_threads(options.spu_threads)
-        self.local = Local(half, terms, tls, options.timeout_s, threads)
+        self.local = Local(half, terms, tls, options.timeout_s, threads, workers=options.hired)
         self.address, self.options = address, options
         self.setup_s, self.setup = 0.0, dict[str, float]()
         self.root = half.folder / "pool" if options.pool is None else Path(options.pool)

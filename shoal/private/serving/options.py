@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.errors import ShoalError
+from shoal.private.products.workers import RAY, usual_workers
 
 ADDRESS = "127.0.0.1:7766"
 """Where a server listens, and a client looks for it, unless told otherwise."""
 MODES = ("prepared", "direct")
-PRODUCTS = ("spu", "seal")
+PRODUCTS = ("seal", "spu")
 """Who multiplies the server's weights with the client's masks in the offline phase."""
+MOST_WORKERS = 256
 MOST_ITEMS = 4096
 """Most prepared items of one pool: both parties must be able to send the names of all of them in one message."""
 GIB = 1 << 30
@@ -49,6 +51,10 @@ class PartyOptions:
     between two queries."""
     pool: Path | None = None
     """Folder of the prepared items; the folder `pool` next to the artifact if left out."""
+    workers: str | None = None
+    """Number of processes that compute SEAL's products while items are made. If left out, a server takes one for each
+    core, at most 4, and a client, which has less to compute, half as many. "ray" takes one for each CPU of a Ray
+    cluster instead, at most 16: the cluster at RAY_ADDRESS, or a local one."""
     spu_threads: int | None = field(default=None, metadata={"cli": None})
     """Threads of an SPU process, at most 8; one for each core if None. The smaller number of both parties counts."""
 
@@ -57,6 +63,14 @@ class PartyOptions:
         _require("timeout_s", self.timeout_s, "a number of seconds above 0", sound, "choose another")
         if self.spu_threads is not None:
             _require_whole("spu_threads", self.spu_threads)
+        text = self.workers
+        sound = text is None or text == RAY or (str(text).isdecimal() and 1 <= int(text) <= MOST_WORKERS)
+        _require("workers", text, f"a number from 1 to {MOST_WORKERS}, or {RAY}", sound, "leave it out for the default")
+
+    @property
+    def hired(self) -> str:
+        """The workers that this party takes, also where `workers` leaves it open."""
+        return str(self.workers or usual_workers())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +107,12 @@ class ServerOptions(PartyOptions):
     early_exit: bool = False
     """Let clients stop an inference at an early exit. The server then learns which exit was taken."""
     products: str = field(default=PRODUCTS[0], metadata={"values": PRODUCTS})
-    """Who multiplies the weights with the clients' masks during preparation: spu (SPU's matrix products), or seal
-    (Microsoft SEAL, a quarter of the ciphertext products; needs seal-python at both parties). Steps whose
-    ring has more than 42 bits stay with SPU."""
+    """Who multiplies the weights with the clients' masks during preparation: seal (Microsoft SEAL; steps whose ring
+    has more than 42 bits stay with SPU), or spu (SPU's matrix products, four times as many, and answers that are not
+    independent of each other)."""
+    weight_cache_gib: float = 2.0
+    """Maximum size in GiB of the weights that each session which makes items keeps ready for SEAL's products. A
+    ResNet18 fills 2. What does not fit is made ready for every batch again; 0 keeps none."""
     max_batch: int = 32
     """Most items of one batch in preparation. A batch keeps an SPU process until all its items are made."""
     shared_weights: bool = field(default=False, metadata={"cli": None})
@@ -119,7 +136,7 @@ class ServerOptions(PartyOptions):
         counted = isinstance(self.query_budget, int) and not isinstance(self.query_budget, bool)
         sound = counted and self.query_budget >= 0
         _require("query_budget", self.query_budget, "a whole number of 0 or more", sound, "choose another")
-        for name in ("pool_gib", "certificate_gib", "disk_gib", "memory_gib"):
+        for name in ("pool_gib", "certificate_gib", "disk_gib", "memory_gib", "weight_cache_gib"):
             _require_gib(name, getattr(self, name))
 
     @property
@@ -178,3 +195,8 @@ class ClientOptions(PartyOptions):
         _require_whole("batch", self.batch)
         _require_seconds("connect_s", self.connect_s)
         _require_seconds("pool_wait_s", self.pool_wait_s)
+
+    @property
+    def hired(self) -> str:
+        """The workers that this party takes, also where `workers` leaves it open."""
+        return str(self.workers or max(1, usual_workers() // 2))

@@ -216,7 +216,7 @@ def serve_queries(session: Session, local: Local, prepared: Prepared, pool: Pool
     while (message := session.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
         if early and not rules.early_exit:
-            raise PeerError("found a query with early exit; need a server that allows it (--early-exit)")
+            raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
         name = message.get("name")
         rules.spend()
         half = ahead.take(name)

@@ -22,7 +22,7 @@ from shoal.private.serving.direct import serve_direct
 from shoal.private.serving.journal import Journal
 from shoal.private.serving.limits import GREETING_SECONDS, Connection, Connections, Engines, Place
 from shoal.private.serving.metrics import Metrics, short_name
-from shoal.private.serving.options import ServerOptions
+from shoal.private.serving.options import GIB, ServerOptions
 from shoal.private.serving.pools import Pools
 from shoal.private.serving.prepared import MAX_LIST, Allowance, Rules, serve_preparation, serve_queries
 from shoal.private.serving.room import Room
@@ -283,4 +283,6 @@ def _local(half: Artifact, tls: TLS | None, options: ServerOptions) -> Local:
         options.shared_weights,
         options.products,
         options.nice,
+        options.hired,
+        int(options.weight_cache_gib * GIB),
     )

@@ -29,7 +29,8 @@ BACKGROUND = 10
 class Local:
     """What is the same in all sessions of a party. `nice` is added to the niceness of SPU processes that make items.
 
-    At a server, `links` are the second connections that its sessions wait for.
+    `workers` and `cache_bytes` are those of SEAL's products. At a server, `links` are the second connections that its
+    sessions wait for.
     """
 
     artifact: Artifact
@@ -41,6 +42,8 @@ class Local:
     shared_weights: bool = False
     products: str = PRODUCTS[0]
     nice: int = 0
+    workers: str = "1"
+    cache_bytes: int = 0
     links: Links = field(default_factory=Links)
 
 
@@ -138,6 +141,8 @@ def _start_order(local: Local, rank: int, agreed: dict[str, Any], task: str, bat
     settings |= {k: agreed[k] for k in ("shared_weights", "products", "threads")} | {
         "timeout_s": local.timeout_s,
         "link_s": 30.0,
+        "workers": local.workers,
+        "cache_bytes": local.cache_bytes,
     }
     start = {"folder": str(local.artifact.folder.resolve()), "rank": rank, "task": task, "batch": batch}
     return start | {"session": agreed["session"], "settings": settings, "nice": local.nice}

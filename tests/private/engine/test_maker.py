@@ -36,7 +36,7 @@ def test_pieces_are_few_and_equal(length: int) -> None:
 
 def test_a_small_batch_opens_one_instance_of_ferret() -> None:
     layout = Layout(one_relu(64 * 10, 18))
-    alone = maker.REFILL // (64 * layout.word_ands)
+    alone = maker.REFILLS * maker.REFILL // (64 * layout.word_ands)
     assert instances(layout, 1) == instances(layout, alone) == instances(layout, 2 * alone - 1) == 1
     assert instances(layout, 2 * alone + 2) == 2  # each makes its own transfers
 

@@ -18,6 +18,7 @@ from shoal.errors import ShoalError
 from shoal.graph.graph import Graph
 from shoal.graph.ops import Node
 from shoal.private.compiler.compilation import compile
+from shoal.private.products.parameters import MOST_FLOOD_BITS
 from shoal.private.program.clear import run_clear
 from shoal.private.program.program import Program, Weights
 from shoal.surgery.tracing import trace
@@ -96,7 +97,7 @@ def test_program_json_holds_no_weight(compiled: tuple[Program, Weights], tmp_pat
     body = json.loads((tmp_path / "program.json").read_text())
     assert set(body) == {"digest", *vars(program)} - {"keep"}
     collect(body)
-    small = {float(n) for n in range(65)}  # sizes, strides and versions
+    small = {float(n) for n in range(MOST_FLOOD_BITS + 1)}  # sizes, strides, versions and bits of parameters
     held = {abs(float(w)) for a in weights.arrays.values() for w in a.ravel()} - small
     graph = net()
     held |= {abs(float(w)) for k, t in graph.weights.items() for w in t.double().flatten()} - small

@@ -248,6 +248,22 @@ def test_seeds_do_not_repeat(small: Case) -> None:
                 assert not np.array_equal(one[name], two[name])
 
 
+def test_items_with_one_seed_are_not_made(small: Case) -> None:
+    layout, dealer, seed = Layout(small.program), Dealer(small.program, small.weights), new_seed()
+    with pytest.raises(ShoalError, match="found one seed for several prepared items"):
+        prepare(layout, dealer.engine(True), True, [seed, new_seed(), seed])
+
+
+def test_a_spent_name_is_not_made_again(small: Case, halves: tuple[Half, Half], tmp_path: Path) -> None:
+    pool = filled(tmp_path, small, halves[0], NAMES[:1])
+    pool.claim(NAMES[0])
+    assert pool.everything() == []
+    with pool.making() as expect, pytest.raises(ShoalError, match=f"found item {NAMES[0]} made before"):
+        expect(NAMES[:1])
+    assert not pool.fresh
+    pool.close()
+
+
 @pytest.mark.parametrize("staged", [0, 1, 2])
 @pytest.mark.parametrize(("more", "room", "fits"), [(1, 3, True), (2, 3, False), (1, 2, False)])
 def test_room_is_counted_for_every_batch(

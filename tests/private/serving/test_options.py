@@ -17,9 +17,9 @@ from shoal.private.serving.options import MOST_ITEMS, ClientOptions, PartyOption
 PROMISED = {
     serve: "listen cert key ca insecure sessions timeout_s pool pool_gib max_pools max_clients engines early_exit "
     "certificate_sessions allow query_budget certificate_gib disk_gib memory_gib max_batch "
-    "products threads grace_s metrics metrics_port ready_file json",
-    prepare: "count batch keep connect cert key ca insecure timeout_s pool json",
-    query: "images mode top_up exit_above connect cert key ca insecure timeout_s pool json",
+    "products workers weight_cache_gib threads grace_s metrics metrics_port ready_file json",
+    prepare: "count batch keep connect cert key ca insecure timeout_s pool workers json",
+    query: "images mode top_up exit_above connect cert key ca insecure timeout_s pool workers json",
 }
 """The options that users of these commands know, by the names of their values."""
 
@@ -61,6 +61,9 @@ def test_every_option_is_explained(cls: type[PartyOptions]) -> None:
         (ServerOptions, {"memory_gib": -1.0}, "found memory_gib -1.0; need a number of GiB"),
         (ServerOptions, {"query_budget": -1}, "found query_budget -1; need a whole number of 0 or more"),
         (ServerOptions, {"max_batch": 0}, "found max_batch 0; need a whole number"),
+        (ServerOptions, {"weight_cache_gib": -1.0}, "found weight_cache_gib -1.0; need a number of GiB, 0 or more"),
+        (ServerOptions, {"workers": "0"}, "found workers '0'; need a number from 1 to 256, or ray; leave it out"),
+        (ClientOptions, {"workers": "many"}, "found workers 'many'; need a number from 1 to 256, or ray; leave it out"),
         (ServerOptions, {"spu_threads": 0}, "found spu_threads 0; need a whole number"),
         (ClientOptions, {"mode": "fast"}, "found mode 'fast'; need one of prepared, direct"),
         (ClientOptions, {"mode": "direct", "keep": 2}, "found keep=2 in mode 'direct'; need prepared mode"),
@@ -87,3 +90,14 @@ def test_room_in_gib_is_room_in_bytes() -> None:
     assert ServerOptions(disk_gib=10.0).certificate_bytes == 5 << 30
     assert ServerOptions(certificate_gib=2.0).certificate_bytes == 2 << 30
     assert (ServerOptions().memory_bytes, ServerOptions(memory_gib=1.5).memory_bytes) == (None, 3 << 29)
+
+
+@pytest.mark.parametrize("given", ["ray", "3", "256"])
+def test_workers_are_those_asked_for(given: str) -> None:
+    assert ServerOptions(workers=given).hired == given
+
+
+def test_workers_are_one_for_each_core_up_to_four_and_half_as_many_at_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, hired, half in ((None, "1", "1"), (1, "1", "1"), (2, "2", "1"), (3, "3", "1"), (64, "4", "2")):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert (ServerOptions().hired, ClientOptions().hired) == (hired, half)
