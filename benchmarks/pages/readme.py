@@ -41,17 +41,12 @@ DEMO = {
     "macs": "multiply-accumulates of the convolutions (MACs)",
     "depth": "convolutions on the longest path",
     "params": "parameters",
-    "private.setup_s": "direct mode: session set-up (s)",
-    "private.online_s": "direct mode: time per image (s)",
-    "private.relu_s": "direct mode: time in ReLUs per image (s)",
-    "private.linear_s": "direct mode: time in linear layers per image (s)",
-    "private.bytes": "direct mode: traffic per image (MB)",
-    "private.messages": "direct mode: messages per image",
-    "prepared.offline_s": "prepared mode: offline phase per image (s)",
-    "prepared.online_s": "prepared mode: online phase per image (s)",
-    "prepared.bytes": "prepared mode: online traffic per image (MB)",
-    "prepared.messages": "prepared mode: online messages per image",
-    "private.max_abs_logit_error": "direct mode: largest error of a logit",
+    "prepared.offline_s": "offline phase: time per image (s)",
+    "prepared.offline_bytes": "offline phase: traffic per image (MB)",
+    "prepared.online_s": "online phase: time per image (s)",
+    "prepared.bytes": "online phase: traffic per image (MB)",
+    "prepared.messages": "online phase: messages per image",
+    "prepared.max_abs_logit_error": "largest error of a logit",
 }
 """The rows of the demo's table, by their path in a summary, in words for a reader who is new to shoal."""
 
@@ -71,8 +66,9 @@ in the clear executor, which does the same integer arithmetic in one process wit
 logit is {error:.5f}; the compiled program states an upper bound of {seen["error_bound"]:.5f}.
 
 Made by `shoal demo --out runs/demo` with seed {summary["seed"]} on a shared machine
-({machine["processor"]}, {machine["cores"]} cores). Times are medians of five queries of one image each, between
-two processes over TLS on loopback. Raw figures: `benchmarks/results/demo.json`."""
+({machine["processor"]}, {machine["cores"]} cores), between two processes over TLS on loopback. Queries of the two
+networks, and batches of their items, alternate; times are medians over {summary["reduced"]["prepared"]["images"]}
+queries of one image each, and over the batches. Raw figures: `benchmarks/results/demo.json`."""
 
 
 def direct() -> str:
@@ -93,8 +89,10 @@ def direct() -> str:
     out = "benchmarks/results/private_direct.json"
     command = f"python -m benchmarks.private.direct --rounds {settings['rounds']} --out {out}"
     shared = ratios["linear_server_owned_over_shared"]
-    return f"""**Direct mode, ResNet18 shape** (3x32x32 images, 100 classes, random weights, two processes, TLS on
-loopback, means of {settings["rounds"]} queries that alternate between the two networks): `{command}`
+    cut = "are cut so that each has one answer" if settings.get("cut") else "share encryptions of zero"
+    return f"""**ResNet18 shape inside SPU** (3x32x32 images, 100 classes, random weights, two processes on loopback,
+means of {settings["rounds"]} queries that alternate between the two networks; matrix products {cut}):
+`{command}`
 
 {table(head, rows)}
 
@@ -107,8 +105,8 @@ def phases() -> str:
     body = result("private_phases")
     networks, figures = body["networks"], body["figures"]
     direct_s = next(iter(networks.values()))["direct_s"]
-    head = ("ReLUs", "convolutions", "online (s)", "online against direct mode", "online / floor", "one-way latencies")
-    head += ("online traffic (MB)", "offline (s)", "(offline + online) / direct", "disk, client + server (MB)")
+    head = ("ReLUs", "convolutions", "online (s)", "online against all in SPU", "online / floor", "one-way latencies")
+    head += ("online traffic (MB)", "offline (s)", "(offline + online) / all in SPU", "disk, client + server (MB)")
     rows = []
     for name, row in networks.items():
         ratios, disk = figures[name], sum(row["disk_bytes"].values())
@@ -127,14 +125,14 @@ def phases() -> str:
             )
         )
     rounds = body["settings"]["rounds"]
-    return f"""**Prepared mode, ResNet18 shapes** (3x32x32 images, 100 classes, random weights, two processes, TLS on
+    return f"""**ResNet18 shapes** (3x32x32 images, 100 classes, random weights, two processes, TLS on
 loopback, medians of {rounds} queries):
 `python -m benchmarks.private.phases --out benchmarks/results/private_phases.json`
 
 {table(head, rows)}
 
-"Direct" is the unreduced network (all ReLUs) entirely in SPU: {direct_s:.1f} s in the same run. The floor is the time
-of the same messages without any computation, plus the time of the float convolutions."""
+"All in SPU" is the unreduced network (all ReLUs) entirely inside SPU: {direct_s:.1f} s in the same run. The floor is
+the time of the same messages without any computation, plus the time of the float convolutions."""
 
 
 def others() -> str:
@@ -169,7 +167,7 @@ benchmarks/results/private_others.json`
 
 The columns were not measured under equal conditions:
 
-- *shoal*: the networks of the prepared-mode table above. TLS is on. The offline phase has its own column.
+- *shoal*: the networks of the table of phases above. TLS is on. The offline phase has its own column.
 - *CrypTen*: the same kind of machine at another time, two processes with {settings["threads"]} thread each, no TLS,
   medians of {settings["rounds"]}, largest logit error {error:.4f}. Its first party is trusted: **insecure, for
   comparison only**. The server makes the triples (random data that
@@ -190,9 +188,8 @@ def networks() -> str:
         seconds = [f"{network['online_s']:.3f}" for network in (none, lan, wan)]
         counts = (f"{row['relus']:,}", str(row["depth"]), str(none["latencies"]), f"{none['bytes'] / 1e6:.1f}")
         rows.append((name, *counts, *seconds, f"{first / wan['online_s']:.2f}x faster"))
-    direct = next(iter(body["networks"].values()))["networks"]
-    forecast = ", ".join(f"{direct[k]['direct_forecast_s']:.0f}" for k in ("none", "lan", "wan"))
-    achieved = {k: direct[k]["achieved"] for k in ("lan", "wan")}
+    links = next(iter(body["networks"].values()))["networks"]
+    achieved = {k: links[k]["achieved"] for k in ("lan", "wan")}
     rates = {k: f"{v['rtt_s'] * 1e3:.2f} ms and {v['rate'] / 1e6:.0f} Mbit/s" for k, v in achieved.items()}
     return f"""**LAN and WAN**: ResNet18 shapes over a relay that imitates a LAN (3 Gbit/s, round trip 0.3 ms) and a WAN
 (400 Mbit/s, round trip 40 ms); medians of {body["rounds"]} prepared queries with rehearsal items (random words in place
@@ -202,8 +199,7 @@ benchmarks/results/private_networks.json`
 {table(head, rows)}
 
 The relay was tested before the measurement and achieved {rates["lan"]} (LAN), {rates["wan"]} (WAN). "Auxiliary exit"
-is the unreduced network with the auxiliary classifier before its last stage. Direct mode was not measured over these
-links. For the unreduced network in direct mode the cost model forecasts {forecast} s (loopback, LAN, WAN)."""
+is the unreduced network with the auxiliary classifier before its last stage."""
 
 
 def cost_model() -> str:
@@ -245,7 +241,7 @@ def images() -> str:
     alone = ", ".join(f"{whole[f'exit_{i}_accuracy']:.2f}" for i in range(len(whole["exits_taken"])))
     settings = body["settings"]
     return f"""**Many images, and early exit in private inference**: resnet10 x {settings["width"]} with three exits,
-trained on digits (seed {settings["seed"]}); {settings["images"]} test images in prepared mode between two processes.
+trained on digits (seed {settings["seed"]}); {settings["images"]} test images between two processes.
 The threshold {body["threshold"]} was chosen on the validation split, so that at most 0.2 points are lost there:
 `python -m benchmarks.private.images --out benchmarks/results/private_images.json`
 

@@ -22,8 +22,9 @@ import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.private.direct import SHAPE, WAIT_S, network
+from benchmarks.private.direct import SHAPE, network
 from benchmarks.private.phases import process, tls_of
+from benchmarks.private.spu_parties import WAIT_S, SpuParties
 from shoal.costs.machine import Machine
 from shoal.costs.model import direct_cost, layout_of, prepared_cost
 from shoal.graph.graph import Graph
@@ -69,7 +70,7 @@ def offline(folder: Path, certs: Path, items: int) -> dict[str, float]:
     tls, options = tls_of(certs, "client"), ClientOptions(timeout_s=WAIT_S)
     with process("--serve", folder, certs) as address, Client(folder, address, tls, options) as client:
         made = client.prepare(items + 1).later
-        disk = client.pool.bytes() / (items + 1) if client.pool else 0
+        disk = client.pool.bytes() / (items + 1)
     found = {f"offline_{unit}": _total(made, unit) for unit in ("seconds", "bytes")}
     return {"offline_s": found["offline_seconds"], "offline_bytes": found["offline_bytes"], "disk_bytes": disk}
 
@@ -84,12 +85,9 @@ def online(folder: Path, certs: Path, items: int) -> dict[str, float]:
 
 
 def direct(folder: Path, certs: Path, items: int) -> dict[str, float]:
-    x, tls = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32), tls_of(certs, "client")
-    with (
-        process("--serve", folder, certs) as address,
-        Client(folder, address, tls, ClientOptions(timeout_s=WAIT_S, mode="direct")) as client,
-    ):
-        results = [client.query(x) for _ in range(items)][1:]
+    x = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
+    with SpuParties(folder) as parties:
+        results = [parties.query(x) for _ in range(items)][1:]
     return {"direct_s": statistics.median(r.seconds for r in results), "direct_bytes": results[0].bytes}
 
 

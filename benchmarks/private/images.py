@@ -30,7 +30,7 @@ from shoal.models import build
 from shoal.private.compiler.deployment import clear_agreement, compare, deploy
 from shoal.private.program.artifact import save_artifact
 from shoal.private.serving.client import Client
-from shoal.private.serving.direct import Result
+from shoal.private.serving.result import Result
 from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
 from shoal.training.objective import cross_entropy

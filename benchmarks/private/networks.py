@@ -21,7 +21,7 @@ from benchmarks.private.direct import SHAPE
 from benchmarks.private.phases import sized
 from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, prepared_cost
+from shoal.costs.model import prepared_cost
 from shoal.exits.classifiers import add_exits, keep_exit
 from shoal.graph.counting import cost
 from shoal.graph.folding import fold
@@ -65,7 +65,6 @@ def measure(graph: Graph, folder: Path, rounds: int, machine: Machine) -> dict[s
     row["networks"] = bench(folder, Request(rounds=rounds, rehearse=True))["networks"]
     for name, network in LINKS.items():
         row["networks"][name]["forecast_s"] = prepared_cost(layout, machine, network).online.seconds
-        row["networks"][name]["direct_forecast_s"] = direct_cost(graph, machine, network).seconds
     return row
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.private.direct import SHAPE, WAIT_S
+from benchmarks.private.direct import SHAPE
 from benchmarks.private.phases import process, sized, tls_of
+from benchmarks.private.spu_parties import WAIT_S
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
 from shoal.private.serving.client import Client

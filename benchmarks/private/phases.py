@@ -1,4 +1,4 @@
-"""Prepared private inference of a ResNet18 shape: online, offline and floor, beside the direct run of the same network.
+"""Prepared private inference of a ResNet18 shape: online, offline and floor, beside the whole network inside SPU.
 
     python -m benchmarks.private.phases --out benchmarks/results/private_phases.json
 
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.private.direct import SHAPE, WAIT_S, network
+from benchmarks.private.direct import SHAPE, network
+from benchmarks.private.spu_parties import WAIT_S, SpuParties
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
 from shoal.jobs.serve import share_cores
@@ -161,7 +162,7 @@ def measure(graph: Graph, folder: Path, certificates: Path, a: argparse.Namespac
         row["logit_error"] = max(float(np.abs(q.logits - truth).max()) for q in queries)
         row["error_bound"] = program.error_bound
         if direct and not a.rehearse:
-            row["direct_s"] = direct_seconds(folder, address, certificates, x, a.direct_rounds)
+            row["direct_s"] = direct_seconds(folder, x, a.direct_rounds)
     row["floor_s"] = row["exchanges_s"] + row["plain_s"]
     return row
 
@@ -177,11 +178,10 @@ def record(client: Client, x: np.ndarray) -> list[tuple[int, int]]:
     return Watched.script
 
 
-def direct_seconds(folder: Path, address: str, certificates: Path, x: np.ndarray, rounds: int) -> float:
-    with Client(
-        folder, address, tls_of(certificates, "client"), ClientOptions(timeout_s=WAIT_S, mode="direct")
-    ) as client:
-        times = [client.query(x).seconds for _ in range(rounds + 1)]
+def direct_seconds(folder: Path, x: np.ndarray, rounds: int) -> float:
+    """Median seconds of a query that runs inside SPU as a whole."""
+    with SpuParties(folder) as parties:
+        times = [parties.query(x).seconds for _ in range(rounds + 1)]
     print("direct", times, flush=True)
     return statistics.median(times[1:])
 

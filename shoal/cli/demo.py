@@ -12,7 +12,7 @@ from shoal.report import comparison_table
 def demo(request: job.Request, json: Json = False) -> None:
     """Train, reduce and privately run a network on scikit-learn's digits.
 
-    It takes less than 6 minutes on two cores, and downloads nothing.
+    It takes less than 3 minutes on two cores, and downloads nothing.
     """
     summary = job.demo(request)
     show(summary.as_json(), json, lambda: comparison_table(summary))

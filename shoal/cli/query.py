@@ -114,7 +114,7 @@ def query(artifact: Artifact, asked: Query, connection: Connection, options: Cli
 
     The server computes on secret shares of the images (each share alone is random) and learns neither the images nor
     the answers. The client learns the classes and logits but not the weights. Prepare one item for each image first
-    (shoal prepare), or give --top-up.
+    (shoal prepare): if none is ready, the command makes the missing ones itself, which takes much longer than a query.
 
     Example: shoal query artifact/client IMAGE.png --cert certs/client.pem --key certs/client.key --ca certs/ca.pem
     """

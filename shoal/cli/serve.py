@@ -25,9 +25,9 @@ def serve(
 ) -> None:
     """Run the server of private inference, which holds the weights.
 
-    The server learns how many images a client sends, but neither the images nor the
-    answers. It serves prepared queries, their preparation (shoal prepare) and direct queries, as each client chooses.
-    Clients need a certificate signed by the authority of --ca.
+    The server learns how many images a client sends, but neither the images nor the answers. It answers queries and,
+    together with each client, makes the items that queries use up (shoal prepare). Clients need a certificate signed
+    by the authority of --ca.
 
     Example: shoal serve artifact/server --cert certs/server.pem --key certs/server.key --ca certs/ca.pem
     """

@@ -15,7 +15,7 @@ from shoal.costs.protocols import PrivateCost, SpuConstants, cheetah_blocks, spu
 from shoal.graph.graph import Graph
 from shoal.graph.max_pool import expand_max_pools
 from shoal.private.compiler.compilation import lower
-from shoal.private.engine.segments import parameter_shapes
+from shoal.private.engine.shapes import parameter_shapes
 from shoal.private.program.fixed import EXACT_BITS, FIELD_BITS
 from shoal.private.program.program import VERSION, Program
 from shoal.private.program.steps import Step

@@ -33,7 +33,7 @@ class Request:
     """The run folder to write."""
     overwrite: bool = False
     """Replace an earlier run in --out."""
-    images: int = 32
+    images: int = 20
     """Number of test images that are classified privately, between two processes on this machine."""
     seed: int = 0
     """Seed of initial weights, batches and the validation split."""
@@ -42,7 +42,7 @@ class Request:
 def demo(request: Request) -> Summary:
     """Train a network on scikit-learn's digits, reduce it, and classify images privately with both networks.
 
-    Raises ShoalError for no images, without the package spu, and for a folder that cannot be written.
+    Raises ShoalError for fewer than three images, without the package spu, and for a folder that cannot be written.
     """
     from shoal.measuring import two_parties as demonstration
     from shoal.private.transport.certs import make_certificates
@@ -53,10 +53,10 @@ def demo(request: Request) -> Summary:
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:  # keys are never stored in a run folder
         make_certificates(Path(folder))
         job, summary = _reduced_digits(out, settings)
-        for name, which in (("baseline", "teacher"), ("reduced", "model")):
-            network = load_network(job.run, which)[1]
-            found = demonstration.measure(out / name, network, job.data, Path(folder), request.images, say)
-            summary.side(name).update(found)
+        networks = {"baseline": load_network(job.run, "teacher")[1], "reduced": load_network(job.run, "model")[1]}
+        found = demonstration.measure(networks, job.data, out, Path(folder), request.images, say)
+        for name, figures in found.items():
+            summary.side(name).update(figures)
     summary.agreement = demonstration.agreement_of(summary.reduced)
     summary.write(job.run)
     plot_comparison(summary, out / "comparison.png")
@@ -65,11 +65,11 @@ def demo(request: Request) -> Summary:
 
 def _check_demo(settings: Settings, images: int) -> None:
     """Raise ShoalError, before minutes of training, if the private queries could not run afterwards."""
+    from shoal.measuring.two_parties import check_images
     from shoal.private.serving.spu_link import require_spu
 
     settings.check()
-    if images < 1:
-        raise ShoalError(f"found {images} images to query; need 1 or more; leave --images out for 32")
+    check_images(images)
     require_spu()
 
 

@@ -21,9 +21,9 @@ from shoal.private.products.parameters import least_margin
 from shoal.private.program.artifact import OT_KINDS, save_artifact
 from shoal.private.program.images import check_limit
 from shoal.private.program.program import Program
-from shoal.private.serving.client import Client
-from shoal.private.serving.direct import Result
-from shoal.private.serving.options import ADDRESS, MODES, ClientOptions
+from shoal.private.serving.client import ON_DEMAND, Client
+from shoal.private.serving.options import ADDRESS, ClientOptions
+from shoal.private.serving.result import Result
 from shoal.private.transport.certs import TLS, fingerprint_of_file, make_certificates
 from shoal.progress import counter
 from shoal.report.layout import Grid
@@ -144,7 +144,7 @@ def prepare(artifact: Path, wanted: Preparation, connection: Connection, options
         with counter("prepared items", wanted.count) as progress:
             made = client.prepare(wanted.count, batch=wanted.batch, progress=progress)
         facts = {f"{kind}_{what}": row[what] for kind, row in made.kinds.items() for what in ("seconds", "bytes")}
-        return facts | {"made": wanted.count, "ready": client.ready, "bytes": client.own_pool.bytes()}
+        return facts | {"made": wanted.count, "ready": client.ready, "bytes": client.pool.bytes()}
     finally:
         client.close()
 
@@ -156,20 +156,18 @@ class Query:
     images: tuple[Path, ...] = field(metadata={"cli": "argument"})
     """Image files. They must have the model's input size, unless the model was trained with --size: then other images
     are brought to that size by the same rule (--fit)."""
-    mode: str = MODES[0]
-    """"prepared" is fast and spends one item of `shoal prepare` for each image; "direct" needs no preparation and
-    takes much longer."""
     top_up: bool = False
-    """If there are fewer prepared items than images, make the missing ones first instead of stopping."""
+    """If there are fewer prepared items than images, make all missing ones before the first query. Otherwise a query
+    that finds none makes at most 8 when it needs them."""
     exit_above: float | None = None
     """For networks with early exits: stop at the first exit whose largest softmax probability is at least this (0 to
     1). The server must run with --early-exit."""
 
 
 def query(artifact: Path, asked: Query, connection: Connection, options: ClientOptions) -> dict[str, Any]:
-    """Classify image files privately; with `asked.top_up` make missing items first.
+    """Classify image files privately. Missing items are made, first if `asked.top_up`, else when they are needed.
 
-    Raises ShoalError for unreadable or unfit images, missing items, and when the server cannot be reached or fails.
+    Raises ShoalError for unreadable or unfit images, and when the server cannot be reached or fails.
     """
     program = Program.load(artifact)
     x = np.stack([pixels_of(path, program) for path in asked.images])
@@ -177,38 +175,29 @@ def query(artifact: Path, asked: Query, connection: Connection, options: ClientO
     images = ((x / np.float32(255)) - mean) / std
     for path, image in zip(asked.images, images, strict=True):
         check_limit(program, image, str(path))
-    with connection.client(artifact, replace(with_pool_wait(options), mode=asked.mode)) as client:
-        # The session is open: errors of the server or the certificates come before those of the pool.
-        missing = len(x) - client.ready if client.pool is not None else 0
-        if missing > 0:
-            _top_up(client, missing, asked.top_up)
+    with connection.client(artifact, with_pool_wait(options)) as client:
+        # The session is open: errors of the server or the certificates come before those of making items.
+        missing = len(x) - client.ready
+        if asked.top_up and missing > 0:
+            with counter("prepared items", missing) as progress:
+                client.prepare(missing, progress=progress)
         results = _classify(client, images, asked.exit_above)
-        facts = {"mode": asked.mode, "setup_s": client.setup_s, "online_s": sum(r.seconds for r in results)}
-        left = {"items_left": client.ready} if client.pool is not None else {}
-    facts |= {k: sum(getattr(r, k) for r in results) for k in ("bytes", "messages", "latencies")} | left
+        facts = {"setup_s": client.setup_s, "items_left": client.ready}
+    sums = {"online_s": "seconds"} | {k: k for k in ("bytes", "messages", "latencies", "made", "making_s")}
+    facts |= {name: sum(getattr(r, figure) for r in results) for name, figure in sums.items()}
     names = program.preprocessing.get("class_names")
-    return facts | {
-        "results": [_row(path, r.logits[0], r.taken[0], names) for path, r in zip(asked.images, results, strict=True)]
-    }
+    answers = [(logits, taken) for r in results for logits, taken in zip(r.logits, r.taken, strict=True)]
+    return facts | {"results": [_row(path, *a, names) for path, a in zip(asked.images, answers, strict=True)]}
 
 
 def _classify(client: Client, images: np.ndarray, exit_above: float | None) -> list[Result]:
-    """The result of each of the normalised images [N, C, H, W], asked one after the other."""
+    """The results of the normalised images [N, C, H, W], asked in groups for which a query makes missing items."""
     results = []
     with counter("images", len(images)) as progress:
-        for i, image in enumerate(images):
-            results.append(client.query(image[None], exit_above=exit_above))
-            progress(i + 1, len(images))
+        for i in range(0, len(images), ON_DEMAND):
+            results.append(client.query(images[i : i + ON_DEMAND], exit_above=exit_above))
+            progress(min(i + ON_DEMAND, len(images)), len(images))
     return results
-
-
-def _top_up(client: Client, missing: int, allowed: bool) -> None:
-    if not allowed:
-        raise ShoalError(
-            f"found {missing} prepared items too few; need one for each image; run shoal prepare, or give --top-up"
-        )
-    with counter("prepared items", missing) as progress:
-        client.prepare(missing, progress=progress)
 
 
 def _row(path: Path, logits: np.ndarray, taken: int, names: list[str] | None) -> dict[str, Any]:
@@ -240,14 +229,14 @@ def pixels_of(path: Path, program: Program) -> np.ndarray:
 def query_table(body: dict[str, Any]) -> Grid:
     """A table of the images with their classes, and the cost of the queries in its title."""
     spent = f"{units.seconds(body['online_s'])} s, {units.megabytes(body['bytes'])} MB"
-    sent = f"{units.count(body['messages'])} messages"
-    if body["latencies"]:  # unknown in direct mode
-        sent += f", {units.count(body['latencies'])} one-way latencies"
-    title = f"{body['mode']}: set-up {units.seconds(body['setup_s'])} s; all queries {spent}, {sent}"
+    sent = f"{units.count(body['messages'])} messages, {units.count(body['latencies'])} one-way latencies"
+    title = f"set-up {units.seconds(body['setup_s'])} s; all queries {spent}, {sent}"
     rows = [[row["image"], str(row["class"]), _percent(row), _others(row["top"])] for row in body["results"]]
-    left = f"prepared items left: {units.count(body['items_left'])}" if "items_left" in body else ""
+    notes = [f"prepared items left: {units.count(body['items_left'])}"]
+    if body["made"]:
+        notes.insert(0, f"no item was ready; made {units.count(body['made'])} in {units.seconds(body['making_s'])} s")
     head = ["image", "class", "probability, %", "next likeliest, %"]
-    return Grid(title, head, rows, texts=(0, 1, 3), shorten=True, caption=left)
+    return Grid(title, head, rows, texts=(0, 1, 3), shorten=True, caption="; ".join(notes))
 
 
 def _percent(row: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ def keep(artifact: Path, items: int, batch: int, connection: Connection, options
         raise ShoalError(f"found {items} items to keep in batches of {batch}; need 1 to {MOST_ITEMS} and 1 or more")
     log_to_standard_error(as_json)
     client = connection.client(artifact, with_pool_wait(options))
-    folder, backoff = client.own_pool.folder, Backoff()
+    folder, backoff = client.pool.folder, Backoff()
     client.close()
     logging.info("keeping %d items ready at %s", items, folder)
     attempt = replace(options, pool_wait_s=0.0, connect_s=CONNECT_SECONDS)
@@ -149,7 +149,7 @@ def keep(artifact: Path, items: int, batch: int, connection: Connection, options
 
 def _top_up(client: Client, items: int, batch: int) -> None:
     try:
-        made = client.top_up(items, lambda: not client.own_pool.wanted(), batch=batch)
+        made = client.top_up(items, lambda: not client.pool.wanted(), batch=batch)
         ready = client.ready
         logging.info("%d items made, %d ready", made, ready, extra={"facts": {"made": made, "ready": ready}})
     finally:

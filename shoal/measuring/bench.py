@@ -23,8 +23,8 @@ from shoal.measuring.relay import probe, relayed
 from shoal.private.program.program import Program, Weights
 from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
-from shoal.private.serving.direct import Result
 from shoal.private.serving.options import ClientOptions
+from shoal.private.serving.result import Result
 from shoal.private.transport.certs import make_certificates
 from shoal.progress import counter
 from shoal.storage.run import Run

@@ -20,7 +20,7 @@ from shoal.units import count, percent, ratio
 
 PAPER_MARKERS = "D^vPX"
 PAPER_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
-NO_COSTS = ("accuracy", "private.max_abs_logit_error", "private.setup_s")
+NO_COSTS = ("accuracy", "prepared.max_abs_logit_error")
 SPEED = {"lower": "faster", "higher": "slower"}
 """Rows of the comparison that are not costs of an inference."""
 

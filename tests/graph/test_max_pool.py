@@ -25,14 +25,11 @@ from shoal.private.program.clear import run_clear
 from shoal.private.program.program import Program
 from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
-from shoal.private.serving.options import ClientOptions, ServerOptions
-from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from shoal.surgery.tracing import trace
 from tests.private.protocol.test_phases import infer
 from tests.support.forked import serving
 from tests.support.parties import SHAPE, Case, case, seeded
-from tests.support.processes import in_thread
 
 BELOW = -50.0
 """Far below any padding of zeros: a padded pool that looked at the padding would give 0."""
@@ -203,15 +200,3 @@ def test_prepared_between_two_processes(pooled: Case, certs: dict[str, TLS], spu
             result = client.query(pooled.images[:2].numpy())
     assert np.abs(result.logits - pooled.truth(2)).max() <= pooled.program.error_bound
     assert result.bytes == 2 * Layout(pooled.program).online.bytes
-
-
-@pytest.mark.slow
-@pytest.mark.private
-def test_direct_inside_spu(pooled: Case, spu: None) -> None:
-    server = Server(pooled.folder, "127.0.0.1:0", None, ServerOptions(insecure=True, spu_threads=1))
-    with (
-        in_thread(server),
-        Client(pooled.folder, server.address, None, ClientOptions(mode="direct", insecure=True, batch=2)) as client,
-    ):
-        result = client.query(pooled.images[:2].numpy())
-        assert np.abs(result.logits - pooled.truth(2)).max() <= pooled.program.error_bound

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from shoal.cli.fields import docs_of
 from shoal.errors import ShoalError
 from shoal.jobs import query as job
 from shoal.private.compiler.compilation import compile
 from shoal.private.program.artifact import save_artifact
-from shoal.private.serving.client import Client
-from shoal.private.serving.options import MODES, ClientOptions, ServerOptions
+from shoal.private.serving.client import ON_DEMAND, Client
+from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
 from shoal.private.transport.certs import TLS
 from tests.support.dealing import stock
@@ -76,15 +77,20 @@ def test_names_probabilities_and_items_left(named: Case, connection: job.Connect
     shown = job.query_table(body)
     assert shown.rows[0][1] == body["results"][0]["class"]
     assert shown.caption == "prepared items left: 1"
+    assert (body["made"], body["making_s"]) == (0, 0)
+    assert job.query_table(body | {"made": 2, "making_s": 7.5}).caption == (
+        "no item was ready; made 2 in 7.50 s; prepared items left: 1"
+    )
 
 
-@pytest.mark.slow
+def test_the_help_says_how_many_items_a_query_makes() -> None:
+    assert f"makes at most {ON_DEMAND} when" in docs_of(job.Query)["top_up"]
+
+
 @pytest.mark.private
-def test_errors_of_the_connection_come_before_those_of_the_pool(
+def test_errors_of_the_connection_come_before_items_are_made(
     named: Case, connection: job.Connection, tmp_path: Path
 ) -> None:
-    with pytest.raises(ShoalError, match=r"found 2 prepared items too few; need one for each image"):
-        ask(named, connection, tmp_path / "empty")
     away = replace(connection, connect="127.0.0.1:1")
     with pytest.raises(ShoalError, match=r"127\.0\.0\.1:1"):
         ask(named, away, tmp_path / "empty")
@@ -109,9 +115,8 @@ def test_an_image_beyond_calibration_is_named_before_anything_is_connected(named
 
 
 @pytest.mark.private
-@pytest.mark.parametrize("mode", MODES)
-def test_a_client_refuses_an_image_beyond_calibration(named: Case, tmp_path: Path, spu: None, mode: str) -> None:
-    client = Client(named.folder, "127.0.0.1:1", None, ClientOptions(mode=mode, pool=tmp_path, insecure=True))
+def test_a_client_refuses_an_image_beyond_calibration(named: Case, tmp_path: Path, spu: None) -> None:
+    client = Client(named.folder, "127.0.0.1:1", None, ClientOptions(pool=tmp_path, insecure=True))
     with pytest.raises(ShoalError, match="found a value of magnitude 99 at image 0; need at most"):
         client.query(np.full((1, *named.program.input_shape), 99, np.float32))
     client.close()

@@ -159,8 +159,7 @@ def anytime() -> Grid:
 def answers() -> Grid:
     top = [{"class": name, "probability": 0.2} for name in ("aeroplane", "pickup_truck", "ship", "bird", "automobile")]
     result = {"image": "/data/images/a/long/way/down/to/the/file-0001.png", "top": top} | top[0]
-    facts: dict[str, Any] = {"items_left": 3} | {
-        "mode": "prepared",
+    facts: dict[str, Any] = {"items_left": 3, "made": 2, "making_s": 7.5} | {
         "online_s": 0.0456,
         "setup_s": 13.9,
         "bytes": 845_000,

@@ -23,7 +23,6 @@ from shoal.private.protocol.randomness import Half
 from shoal.private.serving.client import Client
 from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.server import Server
-from shoal.private.serving.session import Session
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import Channel
 from shoal.private.transport.wire import HEADER, SocketWire
@@ -92,24 +91,17 @@ def ask(pipe: Connection, folder: Path, tls: TLS, pool: Path, address: str, imag
 
 
 def go_on_asking(
-    pipe: Connection, folder: Path, tls: TLS, address: str, pool: Path | None, images: np.ndarray, make: int = 0
+    pipe: Connection, folder: Path, tls: TLS, address: str, pool: Path, images: np.ndarray, make: int = 0
 ) -> None:
-    """A client that makes items, then queries, for ever; without a pool in direct mode. It says what it begins."""
-    options = ClientOptions(mode="prepared" if pool else "direct", pool=pool)
-    client = Client(folder, address, tls, options)
+    """A client that makes items, then queries while some are left, then waits. It says what it begins."""
+    client = Client(folder, address, tls, ClientOptions(pool=pool))
     if make:
         client.prepare(make, progress=lambda made, _: pipe.send(f"made {made}"))
     with client:
-        wait = Session.from_worker
-
-        def waiting(session: Session, seconds: float) -> Any:
-            pipe.send("computing")
-            return wait(session, seconds)
-
-        Session.from_worker = waiting  # type: ignore[method-assign]
         pipe.send("open")
-        while True:
+        while client.ready >= len(images):
             client.query(images)
+        time.sleep(HANG)
 
 
 def befall(step: str, ending: int) -> None:

@@ -1,7 +1,7 @@
 """SPU as the engine of the offline phase: exact ring products, and products of shares that the parties write.
 
 A party writes its own random words as its share of a value (`shares.replaced`), SPU multiplies, and the party reads its
-share of the result. No value is opened. This runs in a worker process, as `Executor` does.
+share of the result. No value is opened. This runs in a worker process.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import spu
 from spu import libspu
 
-from shoal.private.engine.emit import EMIT
-from shoal.private.engine.segments import channels_last, hwc, in_spu_order, parameter_shapes
+from shoal.private.engine.layers import multiply
+from shoal.private.engine.shapes import channels_last, hwc, in_spu_order, parameter_shapes
 from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
 from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
 from shoal.private.products.exchange import MaskSender, Multiplier
@@ -213,7 +213,7 @@ class _Connection:
 
 
 def _masked(step: Step, mask: Any, weight: Any) -> tuple[Any]:
-    return (EMIT[step.op](step, mask, weight, jnp.zeros((), jnp.int64)),)
+    return (multiply(step, mask, weight),)
 
 
 def resized(code: Any, old: int, new: int) -> Any:

@@ -18,12 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import shoal
 from shoal.errors import ShoalError
@@ -126,18 +123,17 @@ def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], byt
 
 def _work(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
     order, _ = orders.get()
-    task = TASKS[order["task"]](order)
+    task = _Prepare(order)
     channel.send({"type": "ready", "memory": _peak_memory(), **task.times})
     while True:
-        order, payload = orders.get()
+        order, _ = orders.get()
         if order["type"] == "stop":
             return
-        facts, data = task.answer(order, payload)
-        channel.send({"type": "done", "memory": _peak_memory(), **facts}, data)
+        channel.send({"type": "done", "memory": _peak_memory(), **task.answer(order)})
 
 
 class _Linked:
-    """The start of every task: SPU's log, the program and SPU's connection to the peer."""
+    """The start: SPU's log, the program and SPU's connection to the peer."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         from shoal.private.engine.spu import LinkLog, Settings, open_link
@@ -152,31 +148,6 @@ class _Linked:
         self.arrays = None if weights is None else weights.arrays
         self.weights = "" if weights is None else weights.digest()
         self.times = {"link_s": time.perf_counter() - begun}
-
-
-class _Direct(_Linked):
-    """Answers direct queries: every step runs inside SPU."""
-
-    def __init__(self, order: dict[str, Any]) -> None:
-        from shoal.private.engine.spu import Executor
-
-        super().__init__(order)
-        begun = time.perf_counter()
-        self.executor = Executor(self.program, self.link, self.rank, self.settings, self.log)
-        self.executor.set_weights(self.arrays)
-        self.executor.prepare(order["batch"])
-        prepared = time.perf_counter()
-        self.executor.warm_up()
-        self.times |= {"compile_s": prepared - begun, "warm_s": time.perf_counter() - prepared}
-
-    def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
-        """Run one query; returns shapes and cost, and the logits as bytes."""
-        images = None
-        if payload:
-            images = np.frombuffer(payload, np.float32).reshape(order["batch"], *self.program.input_shape)
-        logits, tally = self.executor.query(order["batch"], images)
-        data = b"".join(np.ascontiguousarray(a).tobytes() for a in logits)
-        return {"shapes": [a.shape for a in logits], **asdict(tally)}, data
 
 
 class _Prepare(_Linked):
@@ -198,7 +169,7 @@ class _Prepare(_Linked):
         self.engine = SpuEngine(self.program, self.link, self.rank, self.settings, self.arrays)
         self.times["keys_s"] = time.perf_counter() - begun
 
-    def answer(self, order: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:
+    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Make one batch of items with the names in the order; returns seconds and traffic."""
         from shoal.private.protocol.offline import prepare
         from shoal.private.protocol.pool import stage
@@ -224,7 +195,7 @@ class _Prepare(_Linked):
         facts = {"seconds": time.perf_counter() - begun, "kinds": self._kinds(lines), "steps": steps}
         # The workers' memory is this party's, too.
         workers = 0 if self.engine.crew is None else self.engine.crew.memory()
-        return facts | traffic | {"memory": _peak_memory() + workers}, b""
+        return facts | traffic | {"memory": _peak_memory() + workers}
 
     def _kinds(self, lines: list[tuple[int, int, int, int]]) -> dict[str, dict[str, float]]:
         """Seconds, bytes and messages of each kind of product."""
@@ -244,7 +215,6 @@ class _Prepare(_Linked):
 
 
 SERVER = 0
-TASKS: dict[str, Callable[[dict[str, Any]], _Direct | _Prepare]] = {"direct": _Direct, "prepare": _Prepare}
 
 
 def _peak_memory() -> int:

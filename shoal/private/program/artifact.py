@@ -32,9 +32,7 @@ class Artifact:
     terms: dict[str, Any]
 
 
-def save_artifact(
-    folder: Path | str, program: Program, weights: Weights, *, ot_kind: str = OT_KINDS[0], mode: str = "direct"
-) -> None:
+def save_artifact(folder: Path | str, program: Program, weights: Weights, *, ot_kind: str = OT_KINDS[0]) -> None:
     """Write `client/` (program, manifest) and `server/` (the same and the weights) into `folder`.
 
     `ot_kind` chooses SPU's oblivious transfers. "YACL_Ferret" sends an eighth of the bytes for a ReLU, and takes half
@@ -47,7 +45,7 @@ def save_artifact(
     weights.check(program)
     for half in ("client", "server"):
         program.save(Path(folder) / half)
-        manifest = _terms(program, ot_kind, mode)
+        manifest = _terms(program, ot_kind)
         write_text(Path(folder) / half / "manifest.json", json.dumps(manifest, indent=1))
     weights.save(Path(folder) / "server")
 
@@ -65,7 +63,7 @@ def load_artifact(folder: Path | str, half: str) -> Artifact:
     if version != VERSION:
         raise ShoalError(f"found artifact version {version!r} at {folder}; need {VERSION!r}; compile it again")
     program = Program.load(folder)
-    if terms != _terms(program, terms.get("ot_kind"), terms.get("mode")) or terms["ot_kind"] not in OT_KINDS:
+    if terms != _terms(program, terms.get("ot_kind")) or terms["ot_kind"] not in OT_KINDS:
         raise ShoalError(
             f"found a manifest that does not fit the program at {folder}; need one artifact's; save it again"
         )
@@ -83,12 +81,11 @@ def _check_half(folder: Path, half: str) -> None:
         )
 
 
-def _terms(program: Program, ot_kind: Any, mode: Any) -> dict[str, Any]:
+def _terms(program: Program, ot_kind: Any) -> dict[str, Any]:
     return {
         "artifact": VERSION,
         "compiled_for_spu": SPU_VERSION,
         "protocol": "CHEETAH",
-        "mode": mode,
         "digest": program.digest(),
         "field_bits": program.field_bits,
         "fraction_bits": program.fraction_bits,

@@ -9,8 +9,8 @@ from shoal.private.program.fixed import FixedPoint
 from shoal.private.program.program import Program
 
 
-def encoded(program: Program, images: np.ndarray, rounded: bool = False) -> np.ndarray:
-    """Normalised images [N, C, H, W] as int64 words; if `rounded`, as the float32 numbers that SPU encodes so.
+def encoded(program: Program, images: np.ndarray) -> np.ndarray:
+    """Normalised images [N, C, H, W] as int64 words.
 
     Raises ShoalError for another shape, for no image, for types other than float, for NaN, and for values beyond the
     program's input limit.
@@ -23,10 +23,7 @@ def encoded(program: Program, images: np.ndarray, rounded: bool = False) -> np.n
         )
     for i, image in enumerate(array):
         check_limit(program, image, f"image {i}")
-    words = FixedPoint(program.fraction_bits).encode(array, "the images")
-    if not rounded:
-        return words
-    return np.ascontiguousarray(words.astype(np.float64) / 2**program.fraction_bits, np.float32)
+    return FixedPoint(program.fraction_bits).encode(array, "the images")
 
 
 def check_limit(program: Program, image: np.ndarray, name: str) -> None:

@@ -36,12 +36,12 @@ class Journal:
         """A session began: both parties' terms agree."""
         self.metrics.count(SESSIONS, task)
 
-    def answered(self, mode: str, client: str, seconds: float, sent: int, received: int) -> None:
+    def answered(self, client: str, seconds: float, sent: int, received: int) -> None:
         """A query was answered in full; `sent` and `received` are bytes at this server."""
-        self.metrics.answered(mode, seconds, sent, received)
-        facts = {"event": "query", "mode": mode, "client": client, "seconds": round(seconds, 6)}
+        self.metrics.answered(seconds, sent, received)
+        facts = {"event": "query", "client": client, "seconds": round(seconds, 6)}
         facts |= {"sent": sent, "received": received}
-        self.log.info("%s query of %s: %.3f s", mode, client, seconds, extra={"facts": facts})
+        self.log.info("query of %s: %.3f s", client, seconds, extra={"facts": facts})
 
     def made(self, client: str, items: int, sent: int, received: int) -> None:
         """A batch of prepared items is ready at both parties."""

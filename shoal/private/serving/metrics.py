@@ -13,7 +13,7 @@ from typing import Any
 
 BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Upper limits, in seconds, of the buckets of a query's histogram; one more bucket holds the rest."""
-SESSIONS, QUERIES, REFUSALS, FAILURES = "sessions", "queries", "refusals", "failures"
+SESSIONS, REFUSALS, FAILURES = "sessions", "refusals", "failures"
 
 
 def short_name(client: str) -> str:
@@ -53,10 +53,10 @@ class Metrics:
     def __init__(self, levels: Callable[[], dict[str, Level]]) -> None:
         self.levels = levels
         self._guard, self._begun = threading.Lock(), time.monotonic()
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in (SESSIONS, QUERIES, REFUSALS, FAILURES)}
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in (SESSIONS, REFUSALS, FAILURES)}
         self._bytes: dict[str, Counter[str]] = {}
-        self._seconds: dict[str, Histogram] = {}
-        self._open = self._made = 0
+        self._seconds = Histogram()
+        self._open = self._made = self._queries = 0
 
     def count(self, name: str, kind: str) -> None:
         """Count one more of `name`: a session by task, a refusal by reason, or a failure by kind."""
@@ -68,12 +68,12 @@ class Metrics:
         with self._guard:
             self._open += change
 
-    def answered(self, mode: str, seconds: float, sent: int, received: int) -> None:
-        """Count a query answered in full in `mode` "prepared" or "direct", its seconds and bytes."""
+    def answered(self, seconds: float, sent: int, received: int) -> None:
+        """Count a query answered in full, its seconds and bytes."""
         with self._guard:
-            self._counts[QUERIES][mode] += 1
-            self._seconds.setdefault(mode, Histogram()).add(seconds)
-            self._traffic(mode, sent, received)
+            self._queries += 1
+            self._seconds.add(seconds)
+            self._traffic("query", sent, received)
 
     def made(self, items: int, sent: int, received: int) -> None:
         """Count a batch of prepared items that is ready at both parties, and its bytes."""
@@ -90,8 +90,8 @@ class Metrics:
         with self._guard:
             body: dict[str, Any] = {"uptime_s": time.monotonic() - self._begun, "sessions_open": self._open}
             body |= {name: dict(counts) for name, counts in self._counts.items()}
+            body |= {"queries": self._queries, "query_seconds": self._seconds.body()}
             body |= {"items_made": self._made, "bytes": {task: dict(both) for task, both in self._bytes.items()}}
-            body |= {"query_seconds": {mode: h.body() for mode, h in self._seconds.items()}}
         pools = {client: {"items": level.items, "bytes": level.bytes} for client, level in sorted(levels.items())}
         return body | {"pools": pools, "disk_bytes": sum(level.bytes for level in levels.values())}
 
@@ -108,23 +108,23 @@ def exposition(body: dict[str, Any]) -> str:
     family("sessions_open", "gauge", "Connections open now.", {"": body["sessions_open"]})
     for name, label, help_ in (
         (SESSIONS, "task", "Sessions that began, by task."),
-        (QUERIES, "mode", "Queries answered in full."),
         (REFUSALS, "reason", "Sessions or batches refused for want of room."),
         (FAILURES, "kind", "Sessions that failed."),
     ):
         family(f"{name}_total", "counter", help_, {f'{{{label}="{k}"}}': v for k, v in body[name].items()})
+    family("queries_total", "counter", "Queries answered in full.", {"": body["queries"]})
     family("items_made_total", "counter", "Prepared items made.", {"": body["items_made"]})
     traffic = {f'{{task="{t}",direction="{d}"}}': v for t, both in body["bytes"].items() for d, v in both.items()}
     family("bytes_total", "counter", "Bytes of queries and preparation, as this server sees them.", traffic)
     family("query_seconds", "histogram", "Seconds of answered queries.", {})
-    lines.extend(line for mode, h in body["query_seconds"].items() for line in _histogram(mode, h))
+    lines.extend(_histogram(body["query_seconds"]))
     pools = body["pools"].items()
     family("pool_items", "gauge", "Items ready, by client.", {f'{{client="{c}"}}': p["items"] for c, p in pools})
     family("pool_bytes", "gauge", "Bytes on disk, by client.", {f'{{client="{c}"}}': p["bytes"] for c, p in pools})
     return "\n".join(lines) + "\n"
 
 
-def _histogram(mode: str, body: dict[str, Any]) -> list[str]:
+def _histogram(body: dict[str, Any]) -> list[str]:
     ends = body["upto"] | {"+Inf": body["count"]}
-    lines = [f'shoal_query_seconds_bucket{{mode="{mode}",le="{end}"}} {count}' for end, count in ends.items()]
-    return [*lines, *(f'shoal_query_seconds_{k}{{mode="{mode}"}} {body[k]}' for k in ("sum", "count"))]
+    lines = [f'shoal_query_seconds_bucket{{le="{end}"}} {count}' for end, count in ends.items()]
+    return [*lines, *(f"shoal_query_seconds_{k} {body[k]}" for k in ("sum", "count"))]

@@ -11,7 +11,6 @@ from shoal.private.products.workers import RAY, usual_workers
 
 ADDRESS = "127.0.0.1:7766"
 """Where a server listens, and a client looks for it, unless told otherwise."""
-MODES = ("prepared", "direct")
 PRODUCTS = ("seal", "spu")
 """Who multiplies the server's weights with the client's masks in the offline phase."""
 MOST_WORKERS = 256
@@ -102,8 +101,7 @@ class ServerOptions(PartyOptions):
     """Maximum number of prepared queries answered for one client certificate, counted in budget.json in the folder of
     the prepared items; 0 means no limit."""
     engines: int = 1
-    """Maximum number of SPU processes at once. Each direct query and each preparation needs one; clients wait for a
-    free one."""
+    """Maximum number of SPU processes at once. Each client that makes items needs one; clients wait for a free one."""
     early_exit: bool = False
     """Let clients stop an inference at an early exit. The server then learns which exit was taken."""
     products: str = field(default=PRODUCTS[0], metadata={"values": PRODUCTS})
@@ -115,11 +113,8 @@ class ServerOptions(PartyOptions):
     ResNet18 fills 2. What does not fit is made ready for every batch again; 0 keeps none."""
     max_batch: int = 32
     """Most items of one batch in preparation. A batch keeps an SPU process until all its items are made."""
-    shared_weights: bool = field(default=False, metadata={"cli": None})
-    """In direct mode, secret-share the weights with the client instead of keeping them. It doubles the work and is
-    there for comparison only."""
     threads: int = field(default=1, metadata={"cli": None})
-    """Threads that share each convolution of a prepared query. They sleep while there is none; torch's own threads,
+    """Threads that share each convolution of a query. They sleep while there is none; torch's own threads,
     which do not, are better limited to one with `torch.set_num_threads` then."""
     nice: int = field(default=0, metadata={"cli": None})
     """What is added to the niceness of SPU processes that make items, so that queries come first."""
@@ -169,29 +164,22 @@ class ServerOptions(PartyOptions):
 class ClientOptions(PartyOptions):
     """How a `Client` queries. Raises ShoalError for values that cannot work."""
 
-    mode: str = field(default=MODES[0], metadata={"cli": None})
-    """"prepared" spends one prepared item an image; "direct" computes everything in SPU when the query comes."""
     connect_s: float = field(default=15.0, metadata={"cli": None})
     """Seconds to wait for the server when connecting."""
     pool_wait_s: float = field(default=0.0, metadata={"cli": None})
     """Seconds to wait for another process to release the pool."""
     batch: int = field(default=1, metadata={"cli": None})
-    """In prepared mode, items that `keep` makes together. In direct mode, images of a query that is compiled at
-    setup; other sizes are compiled when they are first used."""
+    """Most items that are made together, by `keep` and by a query that finds too few."""
     claim_ahead: bool = field(default=False, metadata={"cli": None})
-    """In prepared mode, claim the next query's item as soon as a query is answered, so that the next one does not wait
-    for the disk. When the session ends, the item that was claimed last is lost."""
+    """Claim the next query's item as soon as a query is answered, so that the next one does not wait for the disk. When
+    the session ends, the item that was claimed last is lost."""
     keep: int | None = field(default=None, metadata={"cli": None})
     """Prepared items that a thread keeps ready while the client is open; no thread if None."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require("mode", self.mode, f"one of {', '.join(MODES)}", self.mode in MODES, "choose one of them")
-        if self.keep is not None and (self.mode != "prepared" or not 0 < self.keep <= MOST_ITEMS):
-            raise ShoalError(
-                f"found keep={self.keep} in mode {self.mode!r}; need prepared mode and 1 to {MOST_ITEMS} items; "
-                "leave keep out to make none"
-            )
+        if self.keep is not None and not 0 < self.keep <= MOST_ITEMS:
+            raise ShoalError(f"found keep={self.keep}; need 1 to {MOST_ITEMS} items; leave keep out to make none")
         _require_whole("batch", self.batch)
         _require_seconds("connect_s", self.connect_s)
         _require_seconds("pool_wait_s", self.pool_wait_s)

@@ -1,4 +1,4 @@
-"""Prepared mode, at both parties: sessions that make correlated randomness, and sessions of queries that spend it.
+"""Items at both parties: sessions that make correlated randomness, and sessions of queries that spend it.
 
 An item has the same name at both parties, and is ready once both have staged it. For a query both parties claim one
 item, which deletes it from disk before anything that depends on it is sent. After a query, both read the item of the
@@ -24,7 +24,6 @@ from shoal.private.protocol.pool import Pool
 from shoal.private.protocol.randomness import Half
 from shoal.private.protocol.signs import Side
 from shoal.private.serving.ahead import Ahead, Background
-from shoal.private.serving.direct import Answered
 from shoal.private.serving.limits import Place
 from shoal.private.serving.options import MOST_ITEMS
 from shoal.private.serving.refill import Proceed
@@ -37,6 +36,8 @@ MAX_LIST = 1 << 18
 """Most bytes of a list of names in a message."""
 Progress = Callable[[int, int], None]
 """Called with (items made, items asked)."""
+Answered = Callable[[float, int, int], None]
+"""Called by the server for each answered query with its seconds, and the bytes it sent and received for it."""
 Made = Callable[[int, int, int], None]
 """Called by the server for each finished batch with (items, bytes that SPU sent, bytes that SPU received)."""
 
@@ -105,7 +106,7 @@ def serve_preparation(
     with allowance.for_items(pool, 1):
         pass  # a client without room must not start an SPU process
     with allowance.room.for_batch(pool.layout, batch), pool.making() as expect:
-        link_as_server(session, local, hello, "prepare", batch)
+        link_as_server(session, local, hello)
         while (message := session.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
             names = message.get("names")
             if not isinstance(names, list) or not 1 <= len(names) <= batch:
@@ -230,8 +231,6 @@ def serve_queries(session: Session, local: Local, prepared: Prepared, pool: Pool
 
 class PreparedQueries:
     """The client's side of a session of prepared queries. Each query takes one image and spends one item."""
-
-    max_batch = 1
 
     def __init__(self, session: Session, local: Local, pool: Pool, claim_ahead: bool = False) -> None:
         self.session, self.local, self.pool, self.claim_ahead = session, local, pool, claim_ahead

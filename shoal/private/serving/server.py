@@ -18,7 +18,6 @@ from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.online import Prepared
 from shoal.private.protocol.pool import Pool
 from shoal.private.serving.budget import Budget
-from shoal.private.serving.direct import serve_direct
 from shoal.private.serving.journal import Journal
 from shoal.private.serving.limits import GREETING_SECONDS, Connection, Connections, Engines, Place
 from shoal.private.serving.metrics import Metrics, short_name
@@ -32,7 +31,7 @@ from shoal.private.transport.allowed import read_fingerprints
 from shoal.private.transport.certs import TLS, full_fingerprint
 from shoal.private.transport.channel import Channel, admit, first_ready, listen, parse_address, require_tls
 
-TASKS = ("direct", "prepare", "query")
+TASKS = ("prepare", "query")
 HIDDEN = "found the session ended by the server; need it open; see the server's log"
 """What a client hears of an error that is not meant for it."""
 ENGINE_WAIT = 120.0
@@ -229,20 +228,16 @@ class Server:
         if task == "query":
             pool, identity = self._pool(session, hello), session.control.identity()
             self.budget.require(identity)
-            answered = partial(self.journal.answered, "prepared", short_name(pool.folder.name))
+            answered = partial(self.journal.answered, short_name(pool.folder.name))
             rules = Rules(partial(self.budget.spend, identity), answered, self.options.early_exit)
             serve_queries(session, self.local, self.prepared, pool, rules)
             return
         with self.engines.place(session.control.identity()) as place:
             self._queue(session, place)
-            if task == "direct":
-                client = short_name(session.control.identity())
-                serve_direct(session, self.local, hello, partial(self.journal.answered, "direct", client))
-            else:
-                self.budget.require(session.control.identity())
-                pool = self._pool(session, hello)
-                made = partial(self.journal.made, short_name(pool.folder.name))
-                serve_preparation(session, self.local, hello, pool, Allowance(place, self.room), made)
+            self.budget.require(session.control.identity())
+            pool = self._pool(session, hello)
+            made = partial(self.journal.made, short_name(pool.folder.name))
+            serve_preparation(session, self.local, hello, pool, Allowance(place, self.room), made)
 
     def _queue(self, session: Session, place: Place) -> None:
         """Wait for a free SPU process, and tell the client to wait."""
@@ -280,7 +275,6 @@ def _local(half: Artifact, tls: TLS | None, options: ServerOptions) -> Local:
         options.timeout_s,
         spu_threads(options.spu_threads),
         options.max_batch,
-        options.shared_weights,
         options.products,
         options.nice,
         options.hired,

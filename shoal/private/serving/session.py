@@ -173,7 +173,7 @@ def compare(client: object, server: object) -> None:
 
 
 def _rank_of_term(name: object) -> tuple[int, str]:
-    order = ["artifact", "spu", "jax", "protocol", "mode", "digest"]
+    order = ["artifact", "spu", "jax", "protocol", "digest"]
     return (order.index(name) if isinstance(name, str) and name in order else len(order), str(name))
 
 

@@ -39,7 +39,6 @@ class Local:
     timeout_s: float
     threads: int
     max_batch: int = 128
-    shared_weights: bool = False
     products: str = PRODUCTS[0]
     nice: int = 0
     workers: str = "1"
@@ -67,18 +66,16 @@ def spu_threads(asked: int | None) -> int:
     return max(1, min(8, asked or os.cpu_count() or 1))
 
 
-def link_as_server(session: Session, local: Local, hello: dict[str, Any], task: str, batch: int) -> None:
+def link_as_server(session: Session, local: Local, hello: dict[str, Any]) -> None:
     """Welcome a client whose terms agree and start the SPU process that serves it. Returns when it is ready."""
     agreed = {
         "session": secrets.token_hex(16),
-        "shared_weights": local.shared_weights,
         "products": local.products,
         "threads": min(whole(hello, "threads", 1024), local.threads),
     }
     with local.links.expect(session.control) as expected:
-        welcome = {"type": "welcome", "terms": local.terms, "link": expected.token, "max_batch": local.max_batch}
-        session.control.send(welcome | agreed)
-        session.start(_start_order(local, SERVER, agreed, task, batch))
+        session.control.send({"type": "welcome", "terms": local.terms, "link": expected.token} | agreed)
+        session.start(_start_order(local, SERVER, agreed))
         link = _second_connection(session, expected)
         link.send({"type": "linked"})
         session.carry(link)
@@ -86,22 +83,20 @@ def link_as_server(session: Session, local: Local, hello: dict[str, Any], task: 
     session.control.send({"type": "ready"})
 
 
-def link_as_client(session: Session, local: Local, welcome: dict[str, Any], task: str, batch: int) -> dict[str, Any]:
-    """Start the SPU process as the server's `welcome` says. Returns its first message when both are ready."""
-    name, token, shared, products = (welcome.get(key) for key in ("session", "link", "shared_weights", "products"))
-    if not (isinstance(name, str) and isinstance(token, str) and isinstance(shared, bool) and products in PRODUCTS):
+def link_as_client(session: Session, local: Local, welcome: dict[str, Any]) -> None:
+    """Start the SPU process as the server's `welcome` says. Returns when both are ready."""
+    name, token, products = (welcome.get(key) for key in ("session", "link", "products"))
+    if not (isinstance(name, str) and isinstance(token, str) and products in PRODUCTS):
         raise ShoalError(f"found a malformed answer from {session.control.name}; need a shoal server there")
     agreed = {
         "session": name,
-        "shared_weights": shared,
         "products": products,
         "threads": min(whole(welcome, "threads", 1024), local.threads),
     }
-    session.start(_start_order(local, CLIENT, agreed, task, batch))
+    session.start(_start_order(local, CLIENT, agreed))
     session.carry(connect_second(session.control, local.tls, token))
-    ready, _ = session.from_worker(SETUP_SECONDS)
+    session.from_worker(SETUP_SECONDS)
     session.from_peer(("ready",), SETUP_SECONDS)
-    return ready
 
 
 def _second_connection(session: Session, expected: Expected) -> Channel:
@@ -134,15 +129,15 @@ def connect_second(control: Channel, tls: TLS | None, token: str) -> Channel:
     return link
 
 
-def _start_order(local: Local, rank: int, agreed: dict[str, Any], task: str, batch: int) -> dict[str, Any]:
+def _start_order(local: Local, rank: int, agreed: dict[str, Any]) -> dict[str, Any]:
     """The first order to the SPU process, with all that it needs to start."""
     terms = local.artifact.terms
     settings = {k: terms[k] for k in ("field_bits", "fraction_bits", "ot_kind")}
-    settings |= {k: agreed[k] for k in ("shared_weights", "products", "threads")} | {
+    settings |= {k: agreed[k] for k in ("products", "threads")} | {
         "timeout_s": local.timeout_s,
         "link_s": 30.0,
         "workers": local.workers,
         "cache_bytes": local.cache_bytes,
     }
-    start = {"folder": str(local.artifact.folder.resolve()), "rank": rank, "task": task, "batch": batch}
-    return start | {"session": agreed["session"], "settings": settings, "nice": local.nice}
+    start = {"folder": str(local.artifact.folder.resolve()), "rank": rank, "nice": local.nice}
+    return start | {"session": agreed["session"], "settings": settings}

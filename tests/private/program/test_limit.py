@@ -33,9 +33,8 @@ def test_an_image_that_would_overflow_is_refused_and_one_at_the_limit_is_right(s
     assert error_of(small, at_limit[1]) <= 4 * small.program.error_bound
     # This is what would happen without the limit.
     assert error_of(small, beyond[1]) > 1000 * small.program.error_bound
-    for rounded in (False, True):  # as prepared and direct mode encode
-        with pytest.raises(ShoalError, match=SENTENCE):
-            encoded(small.program, beyond, rounded=rounded)
+    with pytest.raises(ShoalError, match=SENTENCE):
+        encoded(small.program, beyond)
     at_limit[1] *= 1.0001
     with pytest.raises(ShoalError, match=SENTENCE):
         encoded(small.program, at_limit)

@@ -12,13 +12,9 @@ from shoal.private.program.clear import run_clear
 from shoal.private.program.steps import OPS
 from shoal.private.protocol import online
 from shoal.private.protocol.image import image_share
-from shoal.private.serving.client import Client
-from shoal.private.serving.options import ClientOptions, ServerOptions
-from shoal.private.serving.server import Server
-from tests.support.first_steps import IMAGE, ROWS, AllFirstSteps, FirstStep
+from tests.support.first_steps import IMAGE, ROWS, FirstStep
 from tests.support.inferences import infer, new_name, truncating
 from tests.support.parties import Case, case
-from tests.support.processes import in_thread
 
 UNITS = 40
 """Each truncation may be one unit off, and a layer after it multiplies that."""
@@ -66,19 +62,3 @@ def test_the_shares_add_up_and_depend_on_the_item() -> None:
     assert torch.equal(client + server, image)
     assert not torch.isin(image_share(new_name(), IMAGE, None), server).any()
     assert len(server.unique()) == server.numel()
-
-
-@pytest.mark.slow
-@pytest.mark.private
-def test_every_operation_may_read_the_image_inside_spu(tmp_path: Path, spu: None) -> None:
-    # SPU truncates a value that one party owns at that party, so direct mode needs no pad.
-    net = case(AllFirstSteps(), tmp_path, {}, shape=IMAGE)
-    images = net.images[:4].numpy()
-    options = ServerOptions(insecure=True, spu_threads=1)
-    with (
-        in_thread(Server(tmp_path, "127.0.0.1:0", None, options)) as server,
-        Client(tmp_path, server.address, None, ClientOptions(mode="direct", insecure=True, batch=4)) as client,
-    ):
-        exits = client.query(images).exits
-    for found, clear in zip(exits, run_clear(net.program, net.weights, images), strict=True):
-        assert np.abs(found - clear).max() <= UNITS * net.unit

@@ -19,7 +19,7 @@ PROMISED = {
     "certificate_sessions allow query_budget certificate_gib disk_gib memory_gib max_batch "
     "products workers weight_cache_gib threads grace_s metrics metrics_port ready_file json",
     prepare: "count batch keep connect cert key ca insecure timeout_s pool workers json",
-    query: "images mode top_up exit_above connect cert key ca insecure timeout_s pool workers json",
+    query: "images top_up exit_above connect cert key ca insecure timeout_s pool workers json",
 }
 """The options that users of these commands know, by the names of their values."""
 
@@ -65,14 +65,8 @@ def test_every_option_is_explained(cls: type[PartyOptions]) -> None:
         (ServerOptions, {"workers": "0"}, "found workers '0'; need a number from 1 to 256, or ray; leave it out"),
         (ClientOptions, {"workers": "many"}, "found workers 'many'; need a number from 1 to 256, or ray; leave it out"),
         (ServerOptions, {"spu_threads": 0}, "found spu_threads 0; need a whole number"),
-        (ClientOptions, {"mode": "fast"}, "found mode 'fast'; need one of prepared, direct"),
-        (ClientOptions, {"mode": "direct", "keep": 2}, "found keep=2 in mode 'direct'; need prepared mode"),
-        (
-            ClientOptions,
-            {"keep": MOST_ITEMS + 1},
-            "found keep=4097 in mode 'prepared'; need prepared",
-        ),
-        (ClientOptions, {"keep": 0}, "found keep=0 in mode 'prepared'; need prepared mode and 1 to 4096 items"),
+        (ClientOptions, {"keep": MOST_ITEMS + 1}, "found keep=4097; need 1 to 4096 items"),
+        (ClientOptions, {"keep": 0}, "found keep=0; need 1 to 4096 items"),
         (ClientOptions, {"batch": 0}, "found batch 0; need a whole number"),
         (ClientOptions, {"connect_s": -1.0}, "found connect_s -1.0; need a number of seconds, 0 or more"),
         (ClientOptions, {"pool_wait_s": float("nan")}, "found pool_wait_s nan; need a number of seconds"),

@@ -8,10 +8,8 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,58 +20,40 @@ import torch
 from shoal.errors import ShoalError
 from shoal.private.program.artifact import save_artifact
 from shoal.private.program.clear import run_clear
-from shoal.private.serving.client import Client
+from shoal.private.serving.client import ON_DEMAND, Client
 from shoal.private.serving.options import ClientOptions, ServerOptions
+from shoal.private.serving.prepared import Offline, Request
 from shoal.private.serving.server import Server
 from shoal.private.serving.session import Session
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.private.transport.channel import parse_address
-from tests.support.forked import forked, go_on_asking, heard, serving
-from tests.support.parties import SHAPE, Case, Everything, Small, case, seeded, small_mask
+from tests.support.dealing import deal, stock
+from tests.support.forked import forked, heard, serving
+from tests.support.parties import SHAPE, Case, Small, case, small_mask
 from tests.support.processes import children, gone, in_thread
+from tests.support.waiting import eventually
 
-MANY = 16
-"""Images of a batch that takes long enough to be interrupted."""
 UNITS = 6
 """Each truncation may be one unit off; the little networks here have few, damped by the layers after them."""
 
 
-@pytest.fixture(scope="module")
-def served(small: Case, certs: dict[str, TLS], spu: None) -> Iterator[tuple[BaseProcess, str]]:
-    with serving(small.folder, certs["server"]) as found:
-        yield found
+def client_of(artifact: Path, address: str, tls: TLS | None, pool: Path, **more: Any) -> Client:
+    return Client(artifact, address, tls, ClientOptions(pool=pool, **more))
 
 
-def direct(artifact: Path, address: str, tls: TLS | None, **more: Any) -> Client:
-    """A client whose queries run in SPU as a whole."""
-    return Client(artifact, address, tls, ClientOptions(mode="direct", **more))
+# ---------------------------------------------------------------- answers
 
 
-# ---------------------------------------------------------------- two processes over TLS
-
-
-@pytest.mark.slow
 @pytest.mark.private
-def test_server_goes_on_when_a_client_is_killed_mid_inference(
-    small: Case, certs: dict[str, TLS], served: tuple[BaseProcess, str]
+def test_queries_of_several_images_give_the_networks_logits(
+    small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None
 ) -> None:
-    process, address = served
-    asking = small.folder, certs["client"], address, None, small.images[:MANY].numpy()
-    with forked(go_on_asking, *asking) as (client, pipe):
-        assert [heard(pipe) for _ in range(2)] == ["open", "computing"]
-        workers = children(process.pid or 0) + children(client.pid or 0)
-        assert len(workers) == 2
-    assert all(gone(pid) for pid in workers)
-    assert process.is_alive()
-
-
-@pytest.mark.slow
-@pytest.mark.private
-def test_queries_and_batches_give_the_networks_logits(
-    small: Case, certs: dict[str, TLS], served: tuple[BaseProcess, str]
-) -> None:
-    _, address = served
-    with direct(small.folder / "client", address, certs["client"]) as client:
+    stock(small, tmp_path / "c", tmp_path / "s", certs["client"].cert, 6)
+    server = Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))
+    with (
+        in_thread(server),
+        client_of(small.folder / "client", server.address, certs["client"], tmp_path / "c") as client,
+    ):
         assert client.setup_s > 0
         results = [client.query(small.images[:n].numpy()) for n in (1, 1, 3)]
         for bad in (np.zeros((1, 1, 9, 8), np.float32), np.zeros((0, *SHAPE), np.float32)):
@@ -82,15 +62,9 @@ def test_queries_and_batches_give_the_networks_logits(
         with pytest.raises(ShoalError, match="NaN"):
             client.query(np.full((1, *SHAPE), np.nan, np.float32))
         results.append(client.query(small.images[:1].numpy()))  # the session outlives a user's mistake
-        assert client._queries is not None
-        client._queries.max_batch = 2  # type: ignore[misc]  # more images than the server takes go in parts
-        results.append(client.query(small.images[:3].numpy()))
     for result in results:
-        truth = small.truth(len(result.logits))
         assert result.logits.dtype == np.float64
-        assert np.abs(result.logits - truth).max() <= UNITS * small.unit + 1e-6
-        assert result.bytes > 10_000
-        assert result.messages > 50
+        assert np.abs(result.logits - small.truth(len(result.logits))).max() <= UNITS * small.unit + 1e-6
         assert 0 < result.relu_s + result.linear_s < result.seconds
         assert result.memory_bytes > 1 << 20
     with pytest.raises(ShoalError, match="no open session"):
@@ -105,47 +79,61 @@ def test_that_comparison_would_notice_a_misplaced_mask(small: Case) -> None:
     assert np.abs(run_clear(wrong, small.weights, small.images[:3])[-1] - right).max() > 100 * UNITS * small.unit
 
 
+# ---------------------------------------------------------------- items made when a query needs them
+
+
+@pytest.mark.private
+def test_a_query_makes_what_its_images_lack_a_few_at_a_time(
+    small: Case, certs: dict[str, TLS], tmp_path: Path, spu: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = stock(small, tmp_path / "c", tmp_path / "s", certs["client"].cert, 1)
+    server = Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))
+    asked: list[int] = []
+
+    def dealt(local: object, request: Request) -> Offline:
+        """Items of a dealer, in place of those of two SPU processes."""
+        assert client._queries is None  # a session that waits for long would be ended by the server
+        asked.append(request.count)
+        deal(small, where, request.count)
+        return Offline([(request.count, {})])
+
+    with in_thread(server), client_of(small.folder, server.address, certs["client"], tmp_path / "c") as client:
+        client._prepare = dealt  # type: ignore[method-assign]
+        many = small.images[: ON_DEMAND + 3]
+        result = client.query(many.numpy())
+        assert asked == [ON_DEMAND, 2]
+        assert result.made == ON_DEMAND + 2
+        assert result.making_s > 0
+        assert client.ready == 0
+        assert np.abs(result.logits - small.truth(len(many))).max() <= UNITS * small.unit + 1e-6
+    assert f"no item is ready; making {ON_DEMAND} now" in caplog.messages[0]
+
+
 @pytest.mark.slow
 @pytest.mark.private
-def test_client_ends_when_the_server_is_killed_mid_inference(
-    small: Case, certs: dict[str, TLS], spu: None, monkeypatch: pytest.MonkeyPatch
+def test_a_query_that_makes_items_ends_when_the_server_is_killed(
+    small: Case, certs: dict[str, TLS], spu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real, workers = Session.from_worker, list[int]()
     with (
         serving(small.folder, certs["server"]) as (process, address),
-        direct(small.folder, address, certs["client"]) as c,
+        client_of(small.folder, address, certs["client"], tmp_path) as client,
     ):
-        workers = children(process.pid or 0)
-        assert len(workers) == 1
-        real = Session.from_worker
 
         def killing(session: Session, seconds: float) -> object:
-            process.kill()  # the SPU processes have their orders by now
+            if not workers:  # at the first message: the SPU processes are starting
+                assert eventually(lambda: children(process.pid or 0))
+                workers.extend(children(process.pid or 0))
+                process.kill()
             return real(session, seconds)
 
         monkeypatch.setattr(Session, "from_worker", killing)
-        with pytest.raises(ShoalError, match=r"gone|reset|closed") as caught:
-            c.query(small.images[:MANY].numpy())
+        with pytest.raises(ShoalError, match=r"gone|reset|closed|SPU") as caught:
+            client.query(small.images[:1].numpy())
         assert "in time" not in str(caught.value)  # no limit was reached
-        assert gone(workers[0])
+        assert all(gone(pid) for pid in workers)
         with pytest.raises(ShoalError, match="no open session"):
-            c.query(small.images[:1].numpy())
-
-
-@pytest.mark.slow
-@pytest.mark.private
-def test_every_operation_with_shared_weights_ferret_and_plain_loopback(tmp_path: Path, spu: None) -> None:
-    masks = {"relu2": torch.rand(6, 8, 8) < 0.5, "relu3": torch.tensor([True, False, True, True, False, True])}
-    net = case(seeded(Everything), tmp_path, masks, "YACL_Ferret")
-    truth = run_clear(net.program, net.weights, net.images[:2])
-    server = Server(tmp_path, "127.0.0.1:0", None, ServerOptions(insecure=True, shared_weights=True, spu_threads=1))
-    with in_thread(server), direct(tmp_path, server.address, None, insecure=True, batch=2) as client:
-        result = client.query(net.images[:2].numpy())
-        for found, wanted in zip(result.exits, truth, strict=True):
-            assert np.abs(found - wanted).max() <= UNITS * net.unit
-        assert np.abs(result.logits - net.truth(2)).max() <= max(net.program.error_bound, UNITS * net.unit)
-        server.stop()
-        with pytest.raises(ShoalError, match=r"ended|gone"):
-            client.query(net.images[:2].numpy())
+            client.query(small.images[:1].numpy())
 
 
 # ---------------------------------------------------------------- refusals before any SPU link
@@ -154,7 +142,7 @@ SILENT = "no answer"
 
 
 def refused(client: Client, match: str) -> None:
-    with pytest.raises(ShoalError, match=match) as caught:
+    with contextlib.closing(client), pytest.raises(ShoalError, match=match) as caught:
         client.open()
     assert "need" in str(caught.value)
     assert "in time" not in str(caught.value) or match == SILENT
@@ -167,8 +155,8 @@ def test_certificates_of_another_authority_are_refused(
     other = make_certificates(tmp_path)
     mixed = TLS(other["client"].cert, other["client"].key, certs["client"].ca)
     with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"])) as server:
-        refused(direct(small.folder, server.address, other["client"]), "no valid TLS at the server")
-        refused(direct(small.folder, server.address, mixed), r"TLS|gone|silent")
+        refused(client_of(small.folder, server.address, other["client"], tmp_path), "no valid TLS at the server")
+        refused(client_of(small.folder, server.address, mixed, tmp_path), r"TLS|gone|silent")
         assert any("no valid TLS at the client" in e for e in server.errors)
 
 
@@ -176,16 +164,16 @@ def test_certificates_of_another_authority_are_refused(
 def test_a_certificate_for_another_name_is_refused(small: Case, tmp_path: Path, spu: None) -> None:
     elsewhere = make_certificates(tmp_path, ("example.org", "10.0.0.1"))
     with in_thread(Server(small.folder, "127.0.0.1:0", elsewhere["server"])) as server:
-        refused(direct(small.folder, server.address, elsewhere["client"]), "certificate for 127.0.0.1")
+        refused(client_of(small.folder, server.address, elsewhere["client"], tmp_path), "certificate for 127.0.0.1")
 
 
 @pytest.mark.private
-def test_plain_tcp_is_for_loopback_and_on_request(small: Case, spu: None) -> None:
+def test_plain_tcp_is_for_loopback_and_on_request(small: Case, tmp_path: Path, spu: None) -> None:
     for address, insecure in (("127.0.0.1:0", False), ("0.0.0.0:0", True), ("example.org:9", True)):
         with pytest.raises(ShoalError, match="no TLS"):
             Server(small.folder, address, None, ServerOptions(insecure=insecure))
         with pytest.raises(ShoalError, match="no TLS"):
-            direct(small.folder, address, None, insecure=insecure)
+            client_of(small.folder, address, None, tmp_path, insecure=insecure)
 
 
 @pytest.mark.private
@@ -194,30 +182,33 @@ def test_an_artifact_of_another_network_or_setting_is_refused(small: Case, tmp_p
     other = case(Small(), tmp_path / "other", {})
     save_artifact(tmp_path / "ferret", small.program, small.weights, ot_kind="YACL_Ferret")
     with in_thread(Server(small.folder, "127.0.0.1:0", None, ServerOptions(insecure=True))) as server:
-        refused(direct(other.folder, server.address, None, insecure=True), "digest .* at the client")
-        refused(direct(tmp_path / "ferret", server.address, None, insecure=True), "ot_kind YACL_Ferret")
-        stranger = direct(small.folder, server.address, None, insecure=True)
+        refused(client_of(other.folder, server.address, None, tmp_path, insecure=True), "digest .* at the client")
+        refused(
+            client_of(tmp_path / "ferret", server.address, None, tmp_path, insecure=True),
+            "ot_kind YACL_Ferret",
+        )
+        stranger = client_of(small.folder, server.address, None, tmp_path, insecure=True)
         stranger.local.terms["spu"] = "0.9.4"
         refused(stranger, "spu 0.9.4 at the client and .*install the same SPU")
-        old = direct(small.folder, server.address, None, insecure=True)
+        old = client_of(small.folder, server.address, None, tmp_path, insecure=True)
         old.local.terms["artifact"] = "shoal-artifact-0"
         refused(old, "artifact shoal-artifact-0")
 
 
 @pytest.mark.private
-def test_a_busy_port_and_an_absent_server(small: Case, spu: None) -> None:
+def test_a_busy_port_and_an_absent_server(small: Case, tmp_path: Path, spu: None) -> None:
     with Server(small.folder, "127.0.0.1:0", None, ServerOptions(insecure=True)) as server:
         with pytest.raises(ShoalError, match="not free to listen"):
             Server(small.folder, server.address, None, ServerOptions(insecure=True))
         port = server.address
-    refused(direct(small.folder, port, None, insecure=True, connect_s=1.0), "no server at")
+    refused(client_of(small.folder, port, None, tmp_path, insecure=True, connect_s=1.0), "no server at")
 
 
 @pytest.mark.private
-def test_a_server_that_never_answers(small: Case, spu: None) -> None:
+def test_a_server_that_never_answers(small: Case, tmp_path: Path, spu: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        refused(direct(small.folder, address, None, insecure=True, connect_s=1.0), SILENT)
+        refused(client_of(small.folder, address, None, tmp_path, insecure=True, connect_s=1.0), SILENT)
 
 
 @pytest.mark.private

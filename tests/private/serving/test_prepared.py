@@ -59,22 +59,23 @@ def test_items_are_made_and_spent_and_nothing_held_or_heard_has_a_weight(
 
     monkeypatch.setattr(SocketWire, "_both", listening)
     with client:
-        assert client.pool is not None
         first = client.query(net.images[:1].numpy())
         three = client.query(net.images[:3].numpy())
         assert right(net, first.logits)
         assert right(net, three.logits)
         assert len(client.pool.names()) == 1
-        assert first.mode == "prepared"
+        assert (first.made, three.made) == (0, 0)
         assert three.bytes == 3 * first.bytes
         online = client.pool.layout.online
         assert (first.bytes, first.messages, first.latencies) == (online.bytes, online.messages, online.latencies)
         # Three exchanges a layer of signs, a message before each linear layer, the logits at the end.
         assert first.latencies == 2 * 3 + 3 + 1
-        with pytest.raises(ShoalError, match="no prepared item left"):
-            client.query(net.images[:2].numpy())
+        two = client.query(net.images[:2].numpy())  # the second image finds no item, so one is made for it
+        assert right(net, two.logits)
+        assert (two.made, len(client.pool.names())) == (1, 0)
+        assert 0 < two.seconds < two.making_s
     spent = (client.pool.folder / "spent").read_text().split()
-    assert len(spent) == len(set(spent)) == 5
+    assert len(spent) == len(set(spent)) == 6
     assert has_no_weight(b"".join(told), net)
 
 
@@ -98,7 +99,6 @@ def test_the_servers_half_is_destroyed_too(net: Case, certs: dict[str, TLS], tmp
         with client:
             client.query(net.images[:1].numpy())
             (folder,) = [path.parent for path in (tmp_path / "server").rglob("spent")]
-            assert client.pool is not None
             assert [p.stem for p in folder.glob("*.item")] == client.pool.names()
             # The client claims to have an item that the server used: refused there, and the client's own is burned.
             used = (folder / "spent").read_text().split()[0]
@@ -171,7 +171,6 @@ def test_a_killed_server_ends_a_query_at_once_and_the_pools_agree_again(
         client = Client(net.folder, where, certs["client"], ClientOptions(pool=mine))
         with client:
             # One item was spent; a session that is known to have ended costs none.
-            assert client.pool is not None
             assert len(client.pool.names()) == 2
             assert right(net, client.query(net.images[:1].numpy()).logits)
 
@@ -191,7 +190,6 @@ def test_a_message_out_of_turn_ends_that_session_only(
 def disturb(client: Client, header: tuple[int, int]) -> None:
     """Begin an inference and send a first message with this header."""
     with client:
-        assert client.pool is not None
         assert client._queries is not None
         session, name = client._queries.session, client.pool.names()[0]
         client.pool.claim(name)

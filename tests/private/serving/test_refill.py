@@ -89,7 +89,6 @@ def test_a_client_keeps_its_pool_between_queries(net: Case, certs: dict[str, TLS
         in_thread(server),
         Client(net.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c", keep=2)) as client,
     ):
-        assert client.pool is not None
         assert right(net, client.query(net.images[:1].numpy()).logits)
         assert eventually(lambda: len(client.pool.names()) == 2)
         assert (client.refill_error, server.metrics.snapshot()["items_made"]) == (None, 1)

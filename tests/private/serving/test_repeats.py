@@ -71,7 +71,6 @@ def test_an_item_put_back_is_refused_by_a_party_that_starts_again(
     with in_thread(Server(small.folder, "127.0.0.1:0", certs["server"], ServerOptions(pool=tmp_path / "s"))) as server:
         for name in used:
             with Client(small.folder, server.address, certs["client"], ClientOptions(pool=tmp_path / "c")) as client:
-                assert client.pool is not None
                 assert client._queries is not None
                 assert set(used).isdisjoint(client.pool.names())
                 path = folders[not who] / f"{name}.item"

@@ -1,41 +1,17 @@
-"""The operations of a Program as JAX functions, which SPU compiles. Values are in (N, H, W, C) order here.
-
-The functions work on fixed-point values (float32 for SPU) and on plain ring words (int64).
-"""
+"""The operations of a Program as JAX functions, which SPU compiles. Values are in (N, H, W, C) order here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.private.products import multiply
 from shoal.private.program.steps import Step
-
-
-def _conv2d(step: Step, x: Any, weight: Any, bias: Any) -> Any:
-    a = step.attrs
-    if a["kernel"] == [1, 1] and a["groups"] == step.shape[0] == x.shape[3] and a["stride"] == [1, 1]:
-        # A batch norm that could not be folded into a convolution. One product for each value is cheaper than one
-        # matrix product for each channel.
-        edges = ((0, 0), *((p, p) for p in a["padding"]), (0, 0))
-        return jnp.pad(x, edges) * weight.reshape(-1) + bias
-    groups, pads = a["groups"], [(p, p) for p in a["padding"]]
-    convolve = partial(
-        jax.lax.conv_general_dilated,
-        window_strides=a["stride"],
-        padding=pads,
-        rhs_dilation=a["dilation"],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    # SPU has no grouped convolution, so each group is a convolution of its own.
-    pairs = zip(jnp.split(x, groups, 3), jnp.split(weight, groups, 3), strict=True) if groups > 1 else [(x, weight)]
-    parts = [convolve(*pair) for pair in pairs]
-    return (jnp.concatenate(parts, 3) if groups > 1 else parts[0]) + bias
 
 
 def _relu(step: Step, x: Any, kept: np.ndarray | None) -> Any:
@@ -118,8 +94,8 @@ def progressions(index: list[int]) -> list[range]:
 
 
 EMIT: dict[str, Callable[..., Any]] = {
-    "conv2d": _conv2d,
-    "linear": lambda step, x, weight, bias: x @ weight + bias,
+    "conv2d": lambda step, x, weight, bias: multiply(step, x, weight) + bias,
+    "linear": lambda step, x, weight, bias: multiply(step, x, weight) + bias,
     "relu": _relu,
     "add": lambda step, x, y: x + y,
     "sub": lambda step, x, y: x - y,
