@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import sys
 
 import hypothesis
 import pytest
@@ -22,7 +23,11 @@ hypothesis.settings.load_profile("same")
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays to the end: looking through it again and again takes a tenth of the time."""
+    """What was imported stays to the end: looking through it again and again takes a tenth of the time.
+
+    JAX may not be among it. It starts threads, and tests fork, so SPU's part runs in other processes.
+    """
+    assert "jax" not in sys.modules, "found JAX loaded by a test module; need it in other processes only"
     gc.collect()
     gc.freeze()
 

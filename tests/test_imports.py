@@ -20,7 +20,7 @@ LEVELS = (
     ("canvas", "conversion", "graph"),
     ("surgery",),
     ("models", "training"),
-    ("private.transport",),
+    ("private.monitoring", "private.transport"),
     ("private.program",),
     ("private.products", "private.protocol"),
     ("private.compiler", "private.engine"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.pages.result_tables import result, table
 
+DEFAULT = "the default constants, which were rounded with this measurement in view"
 MAKERS = {"spu": "SPU", "seal": "SEAL"}
 
 
@@ -40,3 +41,21 @@ directions; "whole" has the start of the processes and the keys):
 {table(head, rows)}
 
 SEAL's products send more bytes, because its ciphertexts carry no seeds: seal-python cannot write seeded ones."""
+
+
+def forecast() -> str:
+    body, rows = result("private_offline"), []
+    for row in body["rows"]:
+        if row["products"] == "seal":
+            seconds, size = ((row["kinds"]["product"][k], row["forecast"][k]) for k in ("seconds", "bytes"))
+            figures = [f"{value:.1f}" for value in seconds] + [f"{value / 1e6:.0f}" for value in size]
+            rows.append((str(row["batch"]), *figures))
+    head = ("items together", "measured (s)", "forecast (s)", "measured (MB)", "forecast (MB)")
+    given = body["settings"]
+    constants = "constants of `shoal calibrate`" if given["calibrated"] else DEFAULT
+    return f"""**Products of linear layers, measured and forecast** (ResNet18 with about {given["relus"]:,} ReLUs and
+{given["blocks"]} blocks replaced; for one item; with {constants}; from the same file as the
+[table of both engines](results.md#private-inference)). The measurement includes the keys that SPU makes once for a
+session, about 19 MB and a few seconds, divided among its items. The forecast leaves them out.
+
+{table(head, rows)}"""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.pages.gpu_sections import paper, steps
 from benchmarks.pages.grid_sections import PAPERS, grids
-from benchmarks.pages.private_sections import offline
+from benchmarks.pages.private_sections import MAKERS, forecast, offline
 from benchmarks.pages.result_tables import ROOT, result, table, wrapped
 from benchmarks.pages.training_sections import (
     adopted,
@@ -188,8 +188,8 @@ def networks() -> str:
         seconds = [f"{network['online_s']:.3f}" for network in (none, lan, wan)]
         counts = (f"{row['relus']:,}", str(row["depth"]), str(none["latencies"]), f"{none['bytes'] / 1e6:.1f}")
         rows.append((name, *counts, *seconds, f"{first / wan['online_s']:.2f}x faster"))
-    links = next(iter(body["networks"].values()))["networks"]
-    achieved = {k: links[k]["achieved"] for k in ("lan", "wan")}
+    measured = next(iter(body["networks"].values()))["networks"]
+    achieved = {k: measured[k]["achieved"] for k in ("lan", "wan")}
     rates = {k: f"{v['rtt_s'] * 1e3:.2f} ms and {v['rate'] / 1e6:.0f} Mbit/s" for k, v in achieved.items()}
     return f"""**LAN and WAN**: ResNet18 shapes over a relay that imitates a LAN (3 Gbit/s, round trip 0.3 ms) and a WAN
 (400 Mbit/s, round trip 40 ms); medians of {body["rounds"]} prepared queries with rehearsal items (random words in place
@@ -212,7 +212,8 @@ def cost_model() -> str:
             rows.append((f"{title}: {key.replace('_s', ' seconds').replace('_bytes', ' bytes')}", *ends))
     count = len(body["networks"])
     head = ("forecast / measurement", "median", "smallest", "largest", "median error", "largest error")
-    return f"""**Cost model**: forecast divided by measurement, for {count} networks that were not used for calibration:
+    return f"""**Cost model**: forecast divided by measurement, for {count} networks that were not used for calibration;
+masked products by {MAKERS[body["products"]]}:
 `shoal calibrate --out machine.json`, then `python -m benchmarks.private.cost_model --machine machine.json --out
 benchmarks/results/cost_model.json`
 
@@ -262,6 +263,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "cost_model": cost_model,
     "private_images": images,
     "private_offline": offline,
+    "private_forecast": forecast,
     "training": training,
     "architectures": architectures,
     "adopted": adopted,

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from shoal.private.engine.maker import MOST, REFILL, SpuEngine
+from benchmarks.private.spu_parties import free_port
+from shoal.private.engine.maker import SpuEngine
+from shoal.private.engine.runs import MOST, REFILL
 from shoal.private.engine.spu import LinkLog, Settings, open_link
 from shoal.private.program.program import VERSION, Program
 from shoal.private.program.steps import Step
 from shoal.private.protocol.bitslice import WORD
-from shoal.private.transport.channel import free_port
 from shoal.storage.environment import environment
 
 FEW = 100

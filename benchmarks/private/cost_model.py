@@ -1,11 +1,11 @@
-"""The cost model's forecasts beside measurements: seconds and bytes, offline, online and direct, of ten networks.
+"""The cost model's forecasts beside measurements: seconds and bytes, offline and online, of ten networks.
 
     shoal calibrate --out machine.json
     python -m benchmarks.private.cost_model --machine machine.json --out benchmarks/results/cost_model.json
 
 Weights are random. Server and client are processes of their own, over mutual TLS on loopback; none of these networks
-was seen in calibration. Offline seconds leave out the first batch, in which SPU makes its keys; online seconds are
-those of rehearsal queries; direct seconds leave out the first query, in which SPU compiles.
+was seen in calibration. SEAL makes the masked products, as in the forecast. Offline seconds leave out the first batch,
+in which SPU makes its keys; online seconds are those of rehearsal queries.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 
 from benchmarks.private.direct import SHAPE, network
 from benchmarks.private.phases import process, tls_of
-from benchmarks.private.spu_parties import WAIT_S, SpuParties
+from benchmarks.private.spu_parties import WAIT_S
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, layout_of, prepared_cost
+from shoal.costs.model import layout_of, prepared_cost
 from shoal.graph.graph import Graph
 from shoal.measuring.bench import Request, bench
 from shoal.private.compiler.compilation import compile
@@ -40,6 +40,7 @@ from shoal.private.transport.certs import make_certificates
 from shoal.storage.environment import environment
 
 matplotlib.use("Agg")
+PRODUCTS = "seal"
 Case = tuple[str, float, float, int]
 NETWORKS: tuple[Case, ...] = (
     ("resnet18", 0.125, 1.0, 0),
@@ -68,7 +69,7 @@ def measure(case: Case, phases: list[str], folder: Path, certs: Path, items: int
 
 def offline(folder: Path, certs: Path, items: int) -> dict[str, float]:
     tls, options = tls_of(certs, "client"), ClientOptions(timeout_s=WAIT_S)
-    with process("--serve", folder, certs) as address, Client(folder, address, tls, options) as client:
+    with process("--serve", folder, certs, PRODUCTS) as address, Client(folder, address, tls, options) as client:
         made = client.prepare(items + 1).later
         disk = client.pool.bytes() / (items + 1)
     found = {f"offline_{unit}": _total(made, unit) for unit in ("seconds", "bytes")}
@@ -84,14 +85,8 @@ def online(folder: Path, certs: Path, items: int) -> dict[str, float]:
     return {"online_s": found["online_s"], "online_bytes": found["bytes"]}
 
 
-def direct(folder: Path, certs: Path, items: int) -> dict[str, float]:
-    x = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
-    with SpuParties(folder) as parties:
-        results = [parties.query(x) for _ in range(items)][1:]
-    return {"direct_s": statistics.median(r.seconds for r in results), "direct_bytes": results[0].bytes}
-
-
-PHASES = {"offline": offline, "online": online, "direct": direct}
+PHASES = {"offline": offline, "online": online}
+TITLES = {"offline": "offline, seconds an item", "online": "online, seconds a query"}
 
 
 def compiled(graph: Graph) -> tuple[Program, Weights]:
@@ -101,12 +96,11 @@ def compiled(graph: Graph) -> tuple[Program, Weights]:
 
 def forecasts(graph: Graph, machine: Machine) -> dict[str, Any]:
     """Of the compiled network, and of its graph alone."""
-    row, whole = {}, direct_cost(graph, machine)
+    row = {}
     for name, layout in (("forecast", Layout(compiled(graph)[0])), ("forecast_uncompiled", layout_of(graph))):
         cost = prepared_cost(layout, machine)
         row[name] = {"offline_s": cost.offline.seconds, "offline_bytes": cost.offline.bytes}
         row[name] |= {"online_s": cost.online.seconds, "online_bytes": cost.online.bytes}
-        row[name] |= {"direct_s": whole.seconds, "direct_bytes": whole.bytes}
     return row
 
 
@@ -128,7 +122,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8))
+    figure, axes = plt.subplots(1, len(PHASES), figsize=(10, 5.2))
     for axis, phase in zip(axes, PHASES, strict=True):
         measured = np.array([row["measured"][f"{phase}_s"] for row in rows])
         forecast = np.array([row["forecast"][f"{phase}_s"] for row in rows])
@@ -138,7 +132,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.scatter(measured, forecast, color="#1f5f8b", zorder=3)
         for i, (x, y) in enumerate(zip(measured, forecast, strict=True)):
             axis.annotate(str(i + 1), (x, y), (6, -3), textcoords="offset points", fontsize=8)
-        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=f"{phase}, seconds an inference")
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=TITLES[phase])
         axis.set(xlabel="measured", ylabel="forecast")
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -181,7 +175,12 @@ def main() -> None:
         row | forecasts(network(*case), Machine.load(a.machine))
         for row, case in zip(measured(a), NETWORKS, strict=True)
     ]
-    body: dict[str, Any] = {"machine": asdict(Machine.load(a.machine)), "items": a.items, "networks": rows}
+    body: dict[str, Any] = {
+        "machine": asdict(Machine.load(a.machine)),
+        "items": a.items,
+        "products": PRODUCTS,
+        "networks": rows,
+    }
     body |= {"forecast_over_measured": {k: errors(rows, k) for k in ("forecast", "forecast_uncompiled")}}
     print(json.dumps(body["forecast_over_measured"], indent=1))
     plot(rows, a.plot)

@@ -25,11 +25,17 @@ from shoal.errors import ShoalError
 from shoal.private.program.artifact import load_artifact
 from shoal.private.program.images import encoded
 from shoal.private.serving.spu_link import spu_threads
-from shoal.private.transport.channel import free_port
+from shoal.private.transport.channel import listen
 
 SERVER, CLIENT = 0, 1
 WAIT_S = 600.0
 """Seconds to wait for the other party: one step of a large network may take minutes on a small machine."""
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that was free a moment ago."""
+    with contextlib.closing(listen(f"{host}:0")) as sock:
+        return int(sock.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ REST = (
 
 @expanded
 def calibrate(wanted: job.Calibration, json: Json = False) -> None:
-    """Measure the speed of this machine for forecasts: seconds of products, ReLUs and exchanges.
+    """Measure the speed of this machine for forecasts: seconds of products, ANDs, ReLUs and exchanges.
 
     It takes about two minutes. Nothing else should run on the machine meanwhile. What varies widely is measured again.
     If it still varies, a warning says that the machine is busy.
@@ -73,11 +73,12 @@ def calibrate(wanted: job.Calibration, json: Json = False) -> None:
 
 @expanded
 def cost(request: job.Request, json: Json = False) -> None:
-    """Forecast a private inference before compiling: direct, offline and online, on this machine, a LAN and a WAN.
+    """Forecast a private inference before compiling: seconds and bytes on this machine, over a LAN and over a WAN.
 
-    Offline and online are the two phases of a prepared query; direct is a query without preparation. Without --machine,
-    the forecast is for a machine with two cores that both parties share. The numbers of bytes and exchanges are exact,
-    except that compile may choose another number of bits for the signs in ReLUs.
+    Offline is the preparation of one item, which a query spends; online is the query. Without --machine, the forecast
+    is for a machine with two cores that both parties share. The online numbers of bytes and latencies are exact, except
+    that compile may choose another number of bits for the signs in ReLUs. The offline ones leave out the keys that SPU
+    makes once for a session (about 19 MB).
     """
     body = job.forecast(request)
     counts = f"{units.count(body['relus'])} ReLUs, {units.count(body['macs'])} MACs, depth {body['depth']}"

@@ -1,4 +1,4 @@
-"""The cost of prepared inference: exact bytes and exchanges from a layout, seconds from a machine's constants.
+"""The cost of private inference: exact bytes and exchanges from a layout, seconds from a machine's constants.
 
 The layout is that of a compiled program or, before compilation, of a graph with assumed numbers of bits (`layout_of`).
 """
@@ -6,12 +6,13 @@ The layout is that of a compiled program or, before compilation, of a graph with
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from shoal.costs.links import Link
 from shoal.costs.machine import Machine
-from shoal.costs.protocols import PrivateCost, SpuConstants, cheetah_blocks, spu_cheetah
+from shoal.costs.offline import offline_cost
+from shoal.costs.protocols import PrivateCost
 from shoal.graph.graph import Graph
 from shoal.graph.max_pool import expand_max_pools
 from shoal.private.compiler.compilation import lower
@@ -22,10 +23,6 @@ from shoal.private.program.steps import Step
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.lifting import schedule
 
-AND_BYTES, CHOSEN_BYTES = 32.0, 16.25
-"""Bytes, both ways, of an AND of two 64-bit words and of a product of a bit and a word (SPU 0.9.5, FM64)."""
-REFILL_BYTES, REFILL = 266_259, 10_500_000
-"""Bytes and correlated oblivious transfers of one refill of Ferret. An AND of two bits uses one in each direction."""
 CLAIM_LATENCIES = 2
 """One-way latencies before an inference: the client names the item that it spends, and the server answers."""
 NARROW_BITS = 35
@@ -69,73 +66,7 @@ def prepared_cost(
     """The forecast for one inference of `layout`, with the offline phase of `batch` inferences done together."""
     machine, link = machine or Machine(), link or Link()
     disk = layout.stored_bytes(True) + layout.stored_bytes(False)
-    return PreparedCost(_offline(layout, machine, link, batch), _online(layout, machine, link), disk)
-
-
-def direct_cost(graph: Graph, machine: Machine | None = None, link: Link | None = None) -> PrivateCost:
-    """The forecast for one inference of `graph` entirely inside SPU.
-
-    Raises ShoalError for operations without a cost.
-    """
-    machine, link = machine or Machine(), link or Link()
-    constants = SpuConstants(
-        machine.product_s,
-        machine.automorphism_s,
-        machine.direct_relu_s,
-        bytes_per_s=link.rate / 8,
-        rtt_s=link.rtt_s,
-    )
-    spent = spu_cheetah(graph, constants)
-    calls = sum(node.op in ("conv2d", "linear") for node in graph.nodes)
-    return replace(spent, seconds=spent.seconds + machine.run_s * calls)
-
-
-@dataclass(frozen=True)
-class Products:
-    """Homomorphic work of one linear step for one image: ciphertext products, automorphisms, bytes both ways."""
-
-    products: float
-    automorphisms: float
-    bytes: float
-
-
-def homomorphic(layout: Layout, step: Step, batch: int = 1) -> Products:
-    """SPU's work for one linear step and one image, which is 1 / `batch` of the work for a batch."""
-    kernel = parameter_shapes(layout.program)[f"{step.name}.weight"]
-    groups = step.attrs.get("groups", 1)
-    rows = batch * math.prod(step.shape[1:])
-    if math.prod(kernel[:-1]) == 1 and groups == step.shape[0]:
-        # A batch norm alone takes one product per value, and no matrix product.
-        return Products(0.0, 0.0, CHOSEN_BYTES * math.prod(step.shape))
-    work = cheetah_blocks(rows, math.prod(kernel[:-1]), kernel[-1] // groups)
-    share = groups / batch
-    return Products(share * work.products, share * work.automorphisms, share * (work.sent + work.returned))
-
-
-def chosen_words(layout: Layout) -> float:
-    """Number of products of a bit and a word in the offline phase: one per kept ReLU.
-
-    A bit that becomes a word counts as half of one: one per kept ReLU and one per exact truncation.
-    """
-    kept = sum(relu.count for relu in layout.relus.values())
-    return kept + (kept + sum(layout.exact.values())) / 2
-
-
-def runs(layout: Layout) -> int:
-    """Number of SPU calls per batch, not counting additional calls because long vectors are divided."""
-    return len(layout.linear) + layout.and_rounds + bool(layout.relus) + bool(layout.relus or layout.exact)
-
-
-def _offline(layout: Layout, m: Machine, link: Link, batch: int) -> PrivateCost:
-    work = [homomorphic(layout, step, batch) for step in layout.linear]
-    ands, chosen = layout.word_ands, chosen_words(layout)
-    size = sum(w.bytes for w in work) + AND_BYTES * ands + CHOSEN_BYTES * chosen
-    size += 2 * REFILL_BYTES * (64 * ands + chosen) / REFILL
-    seconds = m.product_s * sum(w.products for w in work) + m.automorphism_s * sum(w.automorphisms for w in work)
-    seconds += m.and_s * ands + m.chosen_s * chosen + m.run_s * runs(layout) / batch
-    rounds = 2.0 * runs(layout) / batch
-    # The two directions do not overlap: SPU sends the operands, computes, and sends the answer.
-    return PrivateCost(seconds + 8 * size / link.rate + rounds * link.rtt_s, round(size), rounds)
+    return PreparedCost(offline_cost(layout, machine, link, batch), _online(layout, machine, link), disk)
 
 
 def _online(layout: Layout, m: Machine, link: Link) -> PrivateCost:

@@ -9,13 +9,13 @@ from typing import Any
 
 from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, layout_of, prepared_cost
+from shoal.costs.model import layout_of, prepared_cost
 from shoal.costs.protocols import PrivateCost
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
 
-MODES = ("online", "offline", "total", "direct")
+MODES = ("online", "offline", "total")
 UNITS = {"ms": ("s", 1e-3), "s": ("s", 1.0), "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "gb": ("bytes", 1e9)}
 UNITS |= {"relus": ("relus", 1.0), "krelus": ("relus", 1e3)}
 
@@ -37,8 +37,7 @@ class Forecast:
 class Target:
     """The upper limit for one private inference: `limit` in `unit` (s, bytes or relus), in `mode` over `link`.
 
-    `link` is one of `LINKS`. `mode` is ``online`` or ``offline`` for one phase, ``total`` for both in succession, or
-    ``direct`` for inference entirely inside SPU.
+    `link` is one of `LINKS`. `mode` is the phase: ``online``, ``offline``, or ``total`` for both in succession.
     """
 
     limit: float
@@ -68,9 +67,11 @@ class Target:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Target:
-        """The target from the result of `as_json`. Raises ValueError for other keys."""
+        """The target from the result of `as_json`. Raises ValueError for other keys, and for an unknown mode."""
         if odd := body.keys() ^ {"limit", "unit", "mode", "network"}:
             raise ValueError(f"Target with {sorted(odd)}")
+        if body["mode"] not in MODES:
+            raise ValueError(f"Target in mode {body['mode']!r}")
         return cls(body["limit"], body["unit"], body["mode"], body["network"])
 
     def taken(self, forecast: Forecast) -> float:
@@ -98,8 +99,6 @@ class Target:
 
 
 def _spent(graph: Graph, mode: str, machine: Machine, link: str) -> PrivateCost:
-    if mode == "direct":
-        return direct_cost(graph, machine, LINKS[link])
     both = prepared_cost(layout_of(graph), machine, LINKS[link])
     if mode != "total":
         return both.online if mode == "online" else both.offline

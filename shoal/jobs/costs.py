@@ -11,7 +11,7 @@ from typing import TypedDict
 from shoal import units
 from shoal.costs.links import LINKS
 from shoal.costs.machine import Machine
-from shoal.costs.model import direct_cost, layout_of, prepared_cost
+from shoal.costs.model import layout_of, prepared_cost
 from shoal.costs.protocols import PrivateCost, delphi
 from shoal.errors import ShoalError, ShoalWarning
 from shoal.graph.counting import cost
@@ -27,6 +27,8 @@ from shoal.storage.summary import Counts
 from shoal.surgery.tracing import check_trace, trace
 
 HEAD = ["link", "phase", "seconds", "MB", "one-way latencies"]
+PHASES = {"offline": "offline, an item", "online": "online, a query"}
+"""The phases of a private inference by name, as tables show them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Forecasts(Counts):
 
 
 def forecast(request: Request) -> Forecasts:
-    """Count a network, and forecast direct, offline and online costs over each link, and DELPHI's as published.
+    """Count a network, and forecast the cost of both phases over each link, and DELPHI's online phase as published.
 
     Raises ShoalError for a batch below 1, and as `Request.graph` does.
     """
@@ -76,8 +78,7 @@ def forecast(request: Request) -> Forecasts:
     rows = {}
     for name, link in LINKS.items():
         prepared = prepared_cost(layout, machine, link, request.batch)
-        phases = {"direct": direct_cost(graph, machine, link), "offline": prepared.offline}
-        phases |= {"online": prepared.online, "delphi": garbled}
+        phases = {"offline": prepared.offline, "online": prepared.online, "delphi": garbled}
         rows[name] = {
             phase: Spent(seconds=own.seconds, bytes=own.bytes, rounds=own.rounds) for phase, own in phases.items()
         }
@@ -93,7 +94,7 @@ def table_rows(body: Forecasts) -> list[list[str]]:
     """Rows under `HEAD`: the phases over each link, then DELPHI's published online phase, the same for every link."""
     rows = []
     for name, phases in body["networks"].items():
-        rows += [[name, phase, *_cells(PrivateCost(**phases[phase]))] for phase in ("direct", "offline", "online")]
+        rows += [[name, shown, *_cells(PrivateCost(**phases[phase]))] for phase, shown in PHASES.items()]
     published = PrivateCost(**next(iter(body["networks"].values()))["delphi"])
     return [*rows, ["as published", "DELPHI online", *_cells(published)]]
 

@@ -40,8 +40,8 @@ class Request(Subject):
     """Link between the two machines: none (no delay), lan (3 Gbit/s, 0.3 ms round trip) or wan (400 Mbit/s, 40 ms round
     trip)."""
     mode: str = "online"
-    """What --target limits: the online phase (the query), the offline phase (its preparation), total (both together),
-    or direct (an inference without preparation, in SPU only)."""
+    """What --target limits: the online phase (the query), the offline phase (the preparation of its item), or total
+    (both together)."""
     machine: Path | None = None
     """JSON file from shoal calibrate with the measured speed of a machine. If left out: the speed of two cores that
     both parties share."""

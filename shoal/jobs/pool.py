@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shoal.private.monitoring.metrics import short_name
 from shoal.private.program.artifact import load_artifact
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import ready_names
 from shoal.private.serving.budget import read_spent
-from shoal.private.serving.metrics import short_name
 
 
 def pool(artifact: Path, root: Path | None) -> dict[str, Any]:

@@ -101,6 +101,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("relus", "ReLUs", units.count),
     ("macs", "MACs, millions", units.millions),
     ("depth", "depth", units.count),
+    ("prepared.offline_s", "offline, s", units.seconds),
     ("prepared.online_s", "online, s", units.seconds),
     ("online_forecast_s", "forecast online, s", units.seconds),
     ("waits", "one-way latencies", units.count),

@@ -19,9 +19,9 @@ import torch
 
 from shoal.errors import ShoalError
 from shoal.jobs.query import Connection, with_pool_wait
+from shoal.private.monitoring.monitor import Monitor
 from shoal.private.protocol.pool import ready_names
 from shoal.private.serving.client import Client
-from shoal.private.serving.monitor import Monitor
 from shoal.private.serving.options import MOST_ITEMS, ClientOptions, ServerOptions
 from shoal.private.serving.refill import POLL_SECONDS, Backoff
 from shoal.private.serving.server import Server

@@ -1,7 +1,8 @@
 """Measure this machine's constants for the cost model, with two processes, in about two minutes.
 
-Seconds of the offline phase and of direct mode come from one small network whose layers have different shapes. Online
-seconds need no SPU: networks of common kinds, with all and with few of their ReLUs, are queried with rehearsal items.
+Seconds of the offline phase come from one small network whose layers have different shapes. SEAL multiplies most of
+them, SPU the others. Items are made one by one, and in batches that share the transforms of weights. Online seconds
+need no items: networks of common kinds, with all and with few of their ReLUs, are queried with rehearsal items.
 These are random words of the right shapes, and queries with them take as long as with real items. What varies widely is
 measured again.
 """
@@ -9,21 +10,20 @@ measured again.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import nn
 
 from shoal.costs.machine import Machine
-from shoal.costs.model import chosen_words, homomorphic, linear_values, macs, weights
-from shoal.errors import ShoalError
 from shoal.graph.folding import fold
+from shoal.measuring.fitting import constants, offline_constants, online_row
 from shoal.measuring.loopback import client_tls, serving
 from shoal.measuring.rehearsal import stock
 from shoal.measuring.repeats import ROUNDS, Laps, repeated, spread
@@ -40,11 +40,10 @@ from shoal.reduction.masks import add_masks
 from shoal.surgery.sites import relu_sites
 from shoal.surgery.tracing import trace
 
-ITEMS, QUERIES, WARM = 3, 16, 6
-"""Most items that count, queries of a round, and queries before the first round."""
-TRUST = 0.1
-"""Weight of the typical constants in a fit: a constant that is off by 100 % costs as much as seconds that are off by 10
-%."""
+BATCHES, QUERIES, WARM = 3, 16, 6
+"""Most batches of one size that count, queries of a round, and queries before the first round."""
+TOGETHER = (1, 4)
+"""Numbers of items that are made together."""
 Say = Callable[[str], None]
 
 
@@ -69,7 +68,9 @@ def _chain(shape: tuple[int, ...], *layers: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-MIXED = ((3, 16, 16), (16, 1), (64, 1, 0), (64, 1, 0), (128, 2), (128, 2))
+MIXED = ((3, 16, 16), (16, 1), (64, 1, 0), (64, 1, 0), (128, 2), (128, 2), (128, 1, 0), (128, 1))
+LEFT_TO_SPU = (3, 5, 8)
+"""Linear layers of this network that SPU multiplies, so that its prices are found, too."""
 SHAPE = (3, 32, 32)
 REHEARSED = {
     "residual": ("resnet18", 0.1875, 1.0),
@@ -83,8 +84,8 @@ REHEARSED = {
 """Networks that differ in exchanges, values, ReLUs and multiply-adds: name, width, fraction of ReLUs kept."""
 
 
-SPU, DIRECT, MAKING, STARTING = "items with SPU", "direct queries", "making networks", "starting servers"
-STEPS: dict[str, float] = {SPU: 45.0, DIRECT: 20.0, MAKING: 45.0, STARTING: 10.0}
+SINGLE, BATCHED, MAKING, STARTING = "single items", "items in batches", "making networks", "starting servers"
+STEPS: dict[str, float] = {SINGLE: 30.0, BATCHED: 30.0, MAKING: 45.0, STARTING: 10.0}
 STEPS |= {f"queries: {name}": 4.0 for name in REHEARSED}
 """The steps of a calibration, with their typical seconds."""
 
@@ -98,9 +99,8 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, Measurements]:
     with tempfile.TemporaryDirectory(prefix="shoal-") as scratch:
         folder = Path(scratch)
         make_certificates(folder / "certs")
-        say(SPU)
-        layout = _compiled(folder / "mixed", *MIXED)
-        offline, relu_s, spreads = _with_spu(folder, layout, say)
+        layout = _mixed(folder / "mixed")
+        made, spreads = _prepared(folder, say)
         say(MAKING)
         layouts = {name: _stocked(folder, name, facts) for name, facts in REHEARSED.items()}
         with ExitStack() as stack, ThreadPoolExecutor(len(layouts)) as starting:
@@ -112,42 +112,49 @@ def calibrate(say: Say = lambda _: None) -> tuple[Machine, Measurements]:
             for name, own in layouts.items():
                 say(f"queries: {name}")
                 queries[name], spreads[f"queries: {name}"] = _timed(folder, name, own, *servers[name])
-    constants = _offline_constants(layout, offline) | _online_constants(list(queries.values()))
-    machine = Machine(**constants, direct_relu_s=relu_s)
-    kinds = offline.kinds | {"steps": offline.steps}
-    return machine, Measurements(offline=kinds, queries=queries, spreads=spreads)
+    machine = Machine(**offline_constants(layout, made), **constants(list(queries.values())))
+    offline = {f"{name}, {own.items} together": row for own in made for name, row in _seconds(own).items()}
+    return machine, Measurements(offline=offline, queries=queries, spreads=spreads)
 
 
-def _compiled(folder: Path, shape: tuple[int, ...], *layers: tuple[int, ...]) -> Layout:
+def _mixed(folder: Path) -> Layout:
+    """The network whose items are made: SEAL multiplies most of its layers, SPU the others."""
     torch.manual_seed(0)
-    return _saved(folder, _chain(shape, *layers), shape)
-
-
-def _saved(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> Layout:
-    graph = fold(trace(model.eval(), shape))
-    program, weights = compile(graph, torch.rand(2, *shape) * 2 - 1)
+    shape, *layers = MIXED
+    program, weights = _compiled(_chain(shape, *layers), shape)
+    steps = program.products["steps"]
+    left = [name for at, name in enumerate(steps) if at not in LEFT_TO_SPU]
+    program = replace(program, products=program.products | {"steps": left})
     save_artifact(folder, program, weights)
     return Layout(program)
+
+
+def _compiled(model: nn.Module, shape: tuple[int, ...]) -> tuple[Program, Weights]:
+    return compile(fold(trace(model.eval(), shape)), torch.rand(2, *shape) * 2 - 1)
 
 
 def _image(program: Program) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (1, *program.input_shape)).astype(np.float32)
 
 
-def _with_spu(folder: Path, layout: Layout, say: Say) -> tuple[Offline, float, dict[str, float]]:
-    """The cost of the fastest item, without the first one; seconds of one ReLU in direct mode; and both spreads."""
-    artifact, tls, laps = folder / "mixed", client_tls(folder / "certs"), Laps()
-    with serving(artifact, folder / "certs", 2, folder / "spu") as address:
+def _prepared(folder: Path, say: Say) -> tuple[list[Offline], dict[str, float]]:
+    """The cost of the fastest batch of each size in `TOGETHER`, without the first one; and the spread of each size."""
+    artifact, tls, made, spreads = folder / "mixed", client_tls(folder / "certs"), list[Offline](), {}
+    with serving(artifact, folder / "certs", len(TOGETHER), folder / "spu", ("--products", "seal")) as address:
         client = Client(artifact / "client", address, tls)
-        made = client.prepare(ITEMS + 1, progress=laps.lap, proceed=laps.are_few).later
+        for size, name in zip(TOGETHER, (SINGLE, BATCHED), strict=True):
+            say(name)
+            laps = Laps()
+            count = size * (BATCHES + 1)
+            found = client.prepare(count, batch=size, progress=laps.lap, proceed=laps.are_few).later
+            made.append(Offline([found.batches[laps.fastest]]))
+            spreads[name] = spread(laps.seconds)
         client.close()
-        say(DIRECT)
-        with Client(artifact / "client", address, tls, ClientOptions(mode="direct")) as direct:
-            image = _image(layout.program)
-            relus = repeated(lambda: [direct.query(image).relu_s for _ in range(2)])
-    spreads = {SPU: spread(laps.seconds), DIRECT: relus.spread}
-    relu_s = min(relus.seconds) / sum(relu.count for relu in layout.relus.values())
-    return Offline([made.batches[laps.fastest]]), relu_s, spreads
+    return made, spreads
+
+
+def _seconds(made: Offline) -> dict[str, dict[str, float]]:
+    return made.kinds | {"steps": made.steps}
 
 
 def _sparse(name: str, width: float, share: float) -> nn.Module:
@@ -166,7 +173,9 @@ def _sparse(name: str, width: float, share: float) -> nn.Module:
 
 def _stocked(folder: Path, name: str, facts: tuple[str, float, float]) -> Layout:
     """The layout of one network, after writing rehearsal items for its queries to both parties' pools."""
-    layout = _saved(folder / name, _sparse(*facts), SHAPE)
+    program, weights = _compiled(_sparse(*facts), SHAPE)
+    save_artifact(folder / name, program, weights)
+    layout = Layout(program)
     pools, count = (folder / name / "mine", folder / name / "theirs"), WARM + ROUNDS * QUERIES
     stock(layout, pools, folder / "certs" / "client.pem", count, Weights.load(folder / name / "server").digest())
     return layout
@@ -193,49 +202,4 @@ def _timed(folder: Path, name: str, layout: Layout, server: ExitStack, address: 
         seconds(WARM)
         found = repeated(lambda: seconds(QUERIES))
     server.close()
-    return work(layout) | {"seconds": found.median}, found.spread
-
-
-def work(layout: Layout) -> dict[str, float]:
-    """The counts that determine the online seconds of a query, by the names of their constants."""
-    relus = sum(relu.count for relu in layout.relus.values())
-    counts: dict[str, float] = {"query_s": 1, "exchange_s": layout.online.latencies, "mac_s": macs(layout)}
-    counts |= {"weight_s": weights(layout)}
-    return counts | {"relu_s": float(relus), "value_s": float(linear_values(layout))}
-
-
-def _offline_constants(layout: Layout, made: Offline) -> dict[str, float]:
-    """Seconds of products and automorphisms, by least squares over the layers. Other constants follow by division."""
-    work = [homomorphic(layout, step) for step in layout.linear]
-    seconds = np.array([made.steps[step.name] for step in layout.linear]) / made.items
-    names = ("product_s", "automorphism_s", "run_s")
-    products, automorphisms, run = _fit([[w.products, w.automorphisms, 1.0] for w in work], seconds, _typical(names))
-    found = {"product_s": products, "automorphism_s": automorphisms, "run_s": run}
-    found["and_s"] = made.kinds["and"]["seconds"] / made.items / layout.word_ands
-    return found | {"chosen_s": made.kinds["chosen"]["seconds"] / made.items / chosen_words(layout)}
-
-
-def _online_constants(rows: list[dict[str, float]]) -> dict[str, float]:
-    names = [name for name in rows[0] if name != "seconds"]
-    table, seconds = [[row[name] for name in names] for row in rows], np.array([row["seconds"] for row in rows])
-    return dict(zip(names, _fit(table, seconds, _typical(names)), strict=True))
-
-
-def _typical(names: Iterable[str]) -> list[float]:
-    return [float(getattr(Machine(), name)) for name in names]
-
-
-def _fit(table: list[list[float]], seconds: np.ndarray, typical: list[float]) -> list[float]:
-    """Nonnegative constants with the least sum of squared relative errors.
-
-    A few noisy measurements cannot determine all constants. What they leave open follows the `typical` constants times
-    one common factor, the speed of the machine, which is fitted as well.
-    """
-    count, typical_ = len(typical), np.asarray(typical)
-    rows = np.asarray(table, np.float64) * typical_ / seconds[:, None]
-    measured = np.hstack([rows, np.zeros((len(seconds), 1))])
-    likely = TRUST * np.hstack([np.eye(count), -np.ones((count, 1))])
-    found, _ = nnls(np.vstack([measured, likely]), np.concatenate([np.ones(len(seconds)), np.zeros(count)]))
-    if not found.any():
-        raise ShoalError("found measurements that fit no machine; need an idle one; calibrate again")
-    return [float(v) for v in found[:count] * typical_]
+    return online_row(layout) | {"seconds": found.median}, found.spread

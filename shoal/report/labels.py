@@ -76,8 +76,13 @@ DEPLOYMENT: dict[str, tuple[str, Show]] = {
 """Figures of artifacts, certificates and prepared items."""
 
 MACHINE: dict[str, tuple[str, Show]] = {
-    "product_s": ("offline: a product of ciphertexts, ms", units.milliseconds),
-    "automorphism_s": ("offline: an automorphism, ms", units.milliseconds),
+    "seal_transform_s": ("offline, SEAL: a polynomial of weights, ms", units.milliseconds),
+    "seal_product_s": ("offline, SEAL: a product of ciphertext and weights, ms", units.milliseconds),
+    "seal_input_s": ("offline, SEAL: a ciphertext of the client, ms", units.milliseconds),
+    "seal_answer_s": ("offline, SEAL: an answer, ms", units.milliseconds),
+    "seal_start_s": ("offline, SEAL: keys of a batch, ms", units.milliseconds),
+    "product_s": ("offline, SPU: a product of ciphertexts, ms", units.milliseconds),
+    "automorphism_s": ("offline, SPU: an automorphism, ms", units.milliseconds),
     "and_s": ("offline: an AND of one word, \u00b5s", _microseconds),
     "chosen_s": ("offline: a bit times a word, \u00b5s", _microseconds),
     "run_s": ("offline: a call of SPU, ms", units.milliseconds),
@@ -87,7 +92,6 @@ MACHINE: dict[str, tuple[str, Show]] = {
     "relu_s": ("online: a ReLU, \u00b5s", _microseconds),
     "value_s": ("online: a value through a linear layer, \u00b5s", _microseconds),
     "query_s": ("online: an inference, ms", units.milliseconds),
-    "direct_relu_s": ("direct: a ReLU, \u00b5s", _microseconds),
     "spread": ("largest spread of a measurement, % of its median", lambda value: units.significant(100 * value)),
     "load": ("load average of the last minute, processes", units.significant),
     "file": ("file", str),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.private.products import answers, rows_of_one_answer
+from benchmarks.private.answers import answers, rows_of_one_answer
 from benchmarks.private.spu_parties import SpuParties
 from shoal.errors import ShoalError
 from shoal.private.program.clear import run_clear
+from shoal.private.program.steps import Step
 from tests.support.first_steps import IMAGE, AllFirstSteps
+from tests.support.forked import forked, heard
 from tests.support.parties import Everything, case, seeded
 
 UNITS = 6
@@ -59,3 +63,24 @@ def test_products_are_cut_until_each_has_one_answer(sizes: tuple[int, int, int],
     assert answers(*sizes) == whole
     assert rows_of_one_answer(*sizes) == rows
     assert answers(rows, *sizes[1:]) == 1
+
+
+def compiled_shapes(pipe: Connection) -> None:
+    """Say the shapes of the matrix products in SPU's executable of a convolution."""
+    from benchmarks.private.products import multiply
+    from shoal.private.engine.spu import compile_code
+
+    attrs = {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    step = Step("conv", "conv2d", ("x",), (64, 32, 32), attrs)
+    shapes: dict[str, tuple[int, ...]] = {"x": (1, 32, 32, 3), "weight": (3, 3, 3, 64)}
+    code = compile_code(lambda x, weight: (multiply(step, x, weight),), shapes, ("y",)).code
+    text = code if isinstance(code, str) else code.decode(errors="replace")
+    dots = [line for line in text.splitlines() if "pphlo.dot" in line or "convolution" in line]
+    pipe.send([re.findall(r"tensor<(\d+)x(\d+)x", line)[:2] for line in dots])
+
+
+@pytest.mark.slow
+@pytest.mark.private
+def test_spus_compiler_leaves_the_pieces_apart(spu: None) -> None:
+    with forked(compiled_shapes) as (_, pipe):
+        assert heard(pipe) == [[("128", "27"), ("27", "64")]] * 8

@@ -69,6 +69,8 @@ def test_a_written_target_keeps_the_key_of_earlier_plans() -> None:
     assert Target.from_json(target.as_json()) == target
     with pytest.raises(ValueError, match="Target with"):
         Target.from_json({"limit": 2.0, "unit": "bytes", "mode": "offline", "link": "wan"})
+    with pytest.raises(ValueError, match="Target in mode 'direct'"):  # of plans by earlier versions
+        Target.from_json(target.as_json() | {"mode": "direct"})
 
 
 def test_structures_cut_blocks_and_exits_once_each() -> None:

@@ -109,7 +109,7 @@ def designs() -> Summary:
 
 def forecasts() -> dict[str, Any]:
     spent = {"seconds": 123.456, "bytes": 1_140_850_688, "rounds": 230.0}
-    phases = dict.fromkeys(("direct", "offline", "online", "delphi"), spent)
+    phases = dict.fromkeys(("offline", "online", "delphi"), spent)
     return {"networks": dict.fromkeys(("none", "lan", "wan"), phases)}
 
 
@@ -185,8 +185,8 @@ def measured_networks() -> Grid:
 
 
 def summary() -> Summary:
-    private = {"setup_s": 13.9, "online_s": 4.573, "bytes": 9_029_591, "messages": 551}
-    side = FIGURES | {"private": private, "prepared": {"online_s": 0.0287, "offline_s": 3.87, "messages": 65}}
+    private = {"setup_s": 13.9, "online_s": 0.0287, "offline_s": 3.87, "bytes": 9_029_591, "messages": 65}
+    side = FIGURES | {"prepared": private}
     head = {"model": "resnet18", "data": "cifar100", "seed": 0, "method": "osakd", "classifiers": [70.0, 71.0]}
     body = head | {"baseline": side, "reduced": side | {"accuracy": 70.0}, "teacher": FIGURES}
     return Summary.of(body, Path("summary.json"))

@@ -49,7 +49,7 @@ def test_what_became_slower_is_marked_so(factor: float, word: str, drawn: list[F
     plot_comparison(Summary.of(summary(factor), tmp_path), tmp_path / "comparison.png")
     (axes,) = drawn[0].axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    place = labels.index("prepared: online, s")
+    place = labels.index("private: online, a query, s")
     bars = {round(bar.get_y() + bar.get_height() / 2): bar for bar in axes.patches if bar.get_width()}  # type: ignore[attr-defined]
     assert bars[place].get_width() == pytest.approx(100 * factor)  # type: ignore[attr-defined]
     assert to_hex(bars[place].get_facecolor()) == (ORANGE if factor > 1 else BLUE)

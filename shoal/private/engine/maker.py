@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, starmap
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import spu
 from spu import libspu
 
 from shoal.private.engine.layers import multiply
+from shoal.private.engine.runs import pieces
 from shoal.private.engine.shapes import channels_last, hwc, in_spu_order, parameter_shapes
 from shoal.private.engine.shares import ADDITIVE, BOOLEAN, replaced, words
 from shoal.private.engine.spu import CLIENT, SERVER, Settings, compile_code
@@ -28,20 +28,11 @@ from shoal.private.products.parameters import packings
 from shoal.private.products.workers import hire
 from shoal.private.program.program import Program
 from shoal.private.program.steps import Step
-from shoal.private.protocol.bitslice import WORD
-from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.offline import Masks
 
 # Ring words are int64. The flag applies to the whole process, which does nothing else.
 jax.config.update("jax_enable_x64", True)
 
-MOST = 1 << 17
-"""Most words of one run. A run costs 5 ms beside its words, so longer runs would save less than 1 % of the time, and
-each doubling takes 150 MB or more at each party."""
-REFILL = 10_500_000
-"""Transfers that an instance of Ferret makes each way when it starts, and again whenever they are used up."""
-REFILLS = 4
-"""Refills that each instance of Ferret must be worth; they take about three times as long as the start of one."""
 START = 8
 """The length for which an executable is compiled; its text with another length is the executable of that length."""
 PAIR: dict[str, tuple[int, ...]] = {"x": (START,), "y": (START,)}
@@ -225,19 +216,3 @@ def resized(code: Any, old: int, new: int) -> Any:
     changed.ParseFromString(code.SerializeToString())
     changed.code = code.code.replace(b"tensor<%dx" % old, b"tensor<%dx" % new)
     return changed
-
-
-def pieces(length: int) -> Iterator[slice]:
-    """As few pieces of at most `MOST` words as possible, of lengths that differ by one word at most; no padding."""
-    count = -(-length // MOST)
-    ends = [length * i // count for i in range(count + 1)]
-    return starmap(slice, pairwise(ends))
-
-
-def instances(layout: Layout, batch: int) -> int:
-    """How many of Ferret's instances a batch of `batch` items is worth. SPU opens one for each of its threads.
-
-    The start of an instance takes 2.3 s of a core, 1.5 MB and 0.2 GB at each party, and makes `REFILL` transfers each
-    way. Another one never saves work. On idle cores it saves time, if each has several refills to make.
-    """
-    return max(1, batch * layout.word_ands * WORD // (REFILLS * REFILL))

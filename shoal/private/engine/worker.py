@@ -156,7 +156,8 @@ class _Prepare(_Linked):
     def __init__(self, order: dict[str, Any]) -> None:
         # Making items can wait, so all other processes of this machine come first.
         os.nice(order["nice"])
-        from shoal.private.engine.maker import SpuEngine, instances
+        from shoal.private.engine.maker import SpuEngine
+        from shoal.private.engine.runs import instances
         from shoal.private.protocol.layout import Layout
 
         super().__init__(order)
@@ -192,13 +193,16 @@ class _Prepare(_Linked):
         sent = sum(line[0] for line in lines) + sum(row[2] for row in self.engine.sealed)
         received = sum(line[1] for line in lines) + sum(row[3] for row in self.engine.sealed)
         traffic = {"sent": sent, "received": received}
-        facts = {"seconds": time.perf_counter() - begun, "kinds": self._kinds(lines), "steps": steps}
+        kinds = self._kinds(lines, len(order["names"]))
+        facts = {"seconds": time.perf_counter() - begun, "kinds": kinds, "steps": steps}
         # The workers' memory is this party's, too.
         workers = 0 if self.engine.crew is None else self.engine.crew.memory()
         return facts | traffic | {"memory": _peak_memory() + workers}
 
-    def _kinds(self, lines: list[tuple[int, int, int, int]]) -> dict[str, dict[str, float]]:
-        """Seconds, bytes and messages of each kind of product."""
+    def _kinds(self, lines: list[tuple[int, int, int, int]], items: int) -> dict[str, dict[str, float]]:
+        """Seconds, bytes and messages of each kind of product for a batch of `items`."""
+        from shoal.private.products.counts import work
+
         kinds: dict[str, dict[str, float]] = {}
         for (kind, _, seconds), line in zip(self.engine.runs, lines, strict=True):
             row = kinds.setdefault(kind, {"seconds": 0.0, "bytes": 0, "messages": 0})
@@ -207,10 +211,10 @@ class _Prepare(_Linked):
             row["messages"] += line[2] + line[3]
         if self.engine.sealed:
             row = kinds.setdefault("product", {"seconds": 0.0, "bytes": 0, "messages": 0})
-            for _, seconds, sent, received in self.engine.sealed:
+            for step, seconds, sent, received in self.engine.sealed:
                 row["seconds"] += seconds
                 row["bytes"] += sent + received
-                row["messages"] += 2
+                row["messages"] += work(self.engine.packings[step], items).messages
         return kinds
 
 

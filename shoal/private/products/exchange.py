@@ -31,16 +31,13 @@ import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.private.products.bfv import Context, make_keys
+from shoal.private.products.counts import AHEAD, READY, answers_shape, ciphertexts_shape
 from shoal.private.products.packing import Packing
-from shoal.private.products.parameters import DEGREE, STATISTICAL, margin_bits
+from shoal.private.products.parameters import STATISTICAL, margin_bits
 from shoal.private.products.tasks import HELD_BYTES, Layer
 from shoal.private.products.workers import Crew
 from shoal.private.program.steps import Step
 
-PRIMES = 2
-AHEAD = 4
-"""Messages of the client that may be unanswered."""
-READY = b"ready"
 Shares = Iterator[tuple[Step, np.ndarray]]
 Part = tuple[tuple[int, ...], Future[Any]]
 """Some answers of a message, and the call that computes them."""
@@ -104,7 +101,7 @@ class MaskSender:
     def _decrypted(self, packing: Packing, data: bytes) -> np.ndarray:
         """uint64 [answers, read] of a message of answers."""
         read = packing.positions.ravel()
-        rows = parse(data, (packing.answers, DEGREE + read.size), "answers")
+        rows = parse(data, answers_shape(packing), "answers")
         parts = np.array_split(rows, min(len(self.crew), len(rows)))
         return np.concatenate(self.crew.each("decrypt", [(part, read) for part in parts]))
 
@@ -158,7 +155,7 @@ class Multiplier:
     def _parts(self, name: str, data: bytes) -> list[Part]:
         """Queue the answers of one message at the workers."""
         packing = self.packings[name]
-        words = parse(data, (packing.inputs, 2, PRIMES, DEGREE), "ciphertexts")
+        words = parse(data, ciphertexts_shape(packing), "ciphertexts")
         parts = []
         for at, duty in enumerate(self.duties):
             if name in duty:
@@ -171,9 +168,8 @@ class Multiplier:
         """Send the answers of one message; returns the masks in them, uint64 [answers, read]."""
         if isinstance(parts, Exception):
             raise parts
-        read = packing.positions.size
-        rows = np.empty((packing.answers, DEGREE + read), np.uint64)
-        masks = np.empty((packing.answers, read), np.uint64)
+        rows = np.empty(answers_shape(packing), np.uint64)
+        masks = np.empty((packing.answers, packing.positions.size), np.uint64)
         for own, call in parts:
             rows[list(own)], masks[list(own)] = call.result()
         connection.send(rows.tobytes())

@@ -61,7 +61,7 @@ def choose(program: Program, weights: Weights) -> dict[str, Any]:
     These are all steps that are truncated exactly in a ring of at most MOST_PLAIN_BITS, whose kernel fits into a
     polynomial, and whose margin is at least STATISTICAL. SPU multiplies the others. Empty if there is none.
     """
-    chosen = _packed(program, [name for name, bits in program.exact.items() if bits <= MOST_PLAIN_BITS])
+    chosen = fitting(program)
     while chosen:
         bits = max(program.exact[name] for name in chosen)
         margins = {name: margin_bits(weights.arrays[f"{name}.weight"], p, bits) for name, p in chosen.items()}
@@ -70,6 +70,11 @@ def choose(program: Program, weights: Weights) -> dict[str, Any]:
         # Without the step of the least margin the ring of the others may be smaller, and so their margin larger.
         chosen = {name: p for name, p in chosen.items() if name != min(margins, key=margins.__getitem__)}
     return {}
+
+
+def fitting(program: Program) -> dict[str, Packing]:
+    """The packing of each step that is truncated exactly in a ring of at most MOST_PLAIN_BITS."""
+    return _packed(program, [name for name, bits in program.exact.items() if bits <= MOST_PLAIN_BITS])
 
 
 def _stated(plain_bits: int) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from shoal.private.products.bfv import Context, Evaluator, Factor, Keys, random_bits
+from shoal.private.products.counts import POLYNOMIAL_BYTES
 from shoal.private.products.packing import Packing
 from shoal.private.products.parameters import DEGREE
 
-PLAINTEXT_BYTES = 2 * 8 * DEGREE
-"""Size of one polynomial of weights in NTT form, modulo two primes."""
 HELD_BYTES = 512 << 20
 """Most bytes of weights that all workers of a server hold for the step in work, beside those in their caches."""
 
@@ -37,7 +36,7 @@ class Answers:
 
     def __init__(self, bits: int, layers: dict[str, Layer], cache_bytes: int, held_bytes: int) -> None:
         self.context, self.layers = Context(bits), layers
-        self.most = cache_bytes // PLAINTEXT_BYTES, held_bytes // PLAINTEXT_BYTES
+        self.most = cache_bytes // POLYNOMIAL_BYTES, held_bytes // POLYNOMIAL_BYTES
         self.kept: dict[tuple[str, int, int], Factor] = {}
         self.held: dict[tuple[str, int, int], Factor] = {}
         self.step = ""

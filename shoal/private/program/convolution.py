@@ -37,8 +37,8 @@ class Team:
             return
         running = [self._others.submit(task) for task in others]
         mine()
-        for other in running:
-            other.result()
+        for future in running:
+            future.result()
 
 
 class Convolution:

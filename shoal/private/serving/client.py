@@ -26,8 +26,8 @@ from shoal.private.program.artifact import load_artifact
 from shoal.private.program.images import encoded
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool
-from shoal.private.serving.client_id import own_name
 from shoal.private.serving.options import ClientOptions, ServerOptions
+from shoal.private.serving.pools import own_name
 from shoal.private.serving.prepared import (
     MAX_LIST,
     Offline,
@@ -196,7 +196,7 @@ class Client:
         try:
             hello = {"task": "prepare", "client": self._name(), "threads": local.threads}
             welcome = self._agree(session, hello | {"batch": request.batch})
-            link_as_client(session, local, welcome)
+            link_as_client(session, local, welcome, request.batch)
             return prepare(session, local, self.pool, request)
         finally:
             session.end({"type": "bye"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from shoal.private.serving.metrics import FAILURES, REFUSALS, SESSIONS, Metrics
+from shoal.private.monitoring.metrics import FAILURES, REFUSALS, SESSIONS, Metrics
 from shoal.private.serving.session import (
     EngineError,
     RefusedError,

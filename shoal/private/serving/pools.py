@@ -1,18 +1,22 @@
-"""The server's pools: one for each pool of a client, by the client's certificate and the pool's name."""
+"""The server's pools: one for each pool of a client, by the client's certificate and the name that the client made."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import secrets
 import threading
 from pathlib import Path
 
+from shoal.errors import ShoalError
+from shoal.private.monitoring.metrics import Level, short_name
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import READY, Pool
-from shoal.private.serving.metrics import Level, short_name
 from shoal.private.serving.session import PeerError, RefusedError, printable
 
+CLIENT_ID = "client-id"
 LOG = logging.getLogger("shoal.private.serving.pools")
 
 
@@ -80,3 +84,37 @@ def _level(folder: Path) -> Level:
             size += path.stat().st_size
             items += path.suffix == READY
     return Level(items, size)
+
+
+def own_name(root: Path) -> str:
+    """The name of the pool at `root`, 16 hex digits; the first process that asks makes it.
+
+    A server keeps a client's pool under this name, so that several pools of one certificate do not mix.
+
+    Raises ShoalError for a damaged file, and when it cannot be written.
+    """
+    path = root / CLIENT_ID
+    try:
+        if not path.exists():
+            _make(path)
+        name = path.read_text().strip()
+    except OSError as error:
+        raise ShoalError(f"found no way to keep a name at {path} ({error}); need a writable folder; mend it") from error
+    if not re.fullmatch("[0-9a-f]{16}", name):
+        raise ShoalError(f"found {name[:40]!r} at {path}; need 16 hex digits; remove it and the pool")
+    return name
+
+
+def _make(path: Path) -> None:
+    """Write the file whole or not at all; of several processes that do it at once, the first one's name stays."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(8))
+            file.flush()
+            os.fsync(handle)
+        with contextlib.suppress(FileExistsError):
+            os.link(scratch, path)
+    finally:
+        scratch.unlink()

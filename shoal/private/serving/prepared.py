@@ -106,7 +106,7 @@ def serve_preparation(
     with allowance.for_items(pool, 1):
         pass  # a client without room must not start an SPU process
     with allowance.room.for_batch(pool.layout, batch), pool.making() as expect:
-        link_as_server(session, local, hello)
+        link_as_server(session, local, hello, batch)
         while (message := session.next_order(("make", "bye"), local.timeout_s))["type"] == "make":
             names = message.get("names")
             if not isinstance(names, list) or not 1 <= len(names) <= batch:
@@ -217,7 +217,7 @@ def serve_queries(session: Session, local: Local, prepared: Prepared, pool: Pool
     while (message := session.next_order(("infer", "bye"), local.timeout_s))["type"] == "infer":
         started, early = time.perf_counter(), message.get("early") is True
         if early and not rules.early_exit:
-            raise ShoalError("found a query with early exit; need a server that allows it (--early-exit)")
+            raise PeerError("found a query with early exit; need a server that allows it (--early-exit)")
         name = message.get("name")
         rules.spend()
         half = ahead.take(name)

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoal.private.products.counts import POLYNOMIAL_BYTES
+from shoal.private.products.parameters import packings
 from shoal.private.protocol.layout import Layout
 from shoal.private.protocol.pool import Pool
 from shoal.private.serving.options import GIB, MOST_ITEMS, ServerOptions
@@ -74,7 +76,7 @@ class Room:
 
         Raises RefusedError when the estimate is more than the operator's limit leaves, or more than the machine has.
         """
-        need = estimate_memory(layout, batch)
+        need = estimate_memory(layout, batch) + self._cache_bytes(layout)
         with self._guard:
             left = available_memory() if self.options.memory_bytes is None else self.options.memory_bytes - self._memory
             if need > left:
@@ -89,6 +91,13 @@ class Room:
         finally:
             with self._guard:
                 self._memory -= need
+
+    def _cache_bytes(self, layout: Layout) -> int:
+        """Bytes of the weights that SEAL's workers keep ready."""
+        if self.options.products != "seal":
+            return 0
+        polynomials = sum(packing.weights for packing in packings(layout.program).values())
+        return min(polynomials * POLYNOMIAL_BYTES, int(self.options.weight_cache_gib * GIB))
 
 
 def require_room(pool: Pool, more: int, room: int) -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from shoal.errors import ShoalError
+from shoal.private.monitoring.metrics import Metrics, short_name
 from shoal.private.program.artifact import Artifact, load_artifact
 from shoal.private.program.program import Weights
 from shoal.private.protocol.layout import Layout
@@ -20,7 +21,6 @@ from shoal.private.protocol.pool import Pool
 from shoal.private.serving.budget import Budget
 from shoal.private.serving.journal import Journal
 from shoal.private.serving.limits import GREETING_SECONDS, Connection, Connections, Engines, Place
-from shoal.private.serving.metrics import Metrics, short_name
 from shoal.private.serving.options import GIB, ServerOptions
 from shoal.private.serving.pools import Pools
 from shoal.private.serving.prepared import MAX_LIST, Allowance, Rules, serve_preparation, serve_queries

@@ -66,7 +66,7 @@ def spu_threads(asked: int | None) -> int:
     return max(1, min(8, asked or os.cpu_count() or 1))
 
 
-def link_as_server(session: Session, local: Local, hello: dict[str, Any]) -> None:
+def link_as_server(session: Session, local: Local, hello: dict[str, Any], batch: int) -> None:
     """Welcome a client whose terms agree and start the SPU process that serves it. Returns when it is ready."""
     agreed = {
         "session": secrets.token_hex(16),
@@ -75,7 +75,7 @@ def link_as_server(session: Session, local: Local, hello: dict[str, Any]) -> Non
     }
     with local.links.expect(session.control) as expected:
         session.control.send({"type": "welcome", "terms": local.terms, "link": expected.token} | agreed)
-        session.start(_start_order(local, SERVER, agreed))
+        session.start(_start_order(local, SERVER, agreed, batch))
         link = _second_connection(session, expected)
         link.send({"type": "linked"})
         session.carry(link)
@@ -83,7 +83,7 @@ def link_as_server(session: Session, local: Local, hello: dict[str, Any]) -> Non
     session.control.send({"type": "ready"})
 
 
-def link_as_client(session: Session, local: Local, welcome: dict[str, Any]) -> None:
+def link_as_client(session: Session, local: Local, welcome: dict[str, Any], batch: int) -> None:
     """Start the SPU process as the server's `welcome` says. Returns when both are ready."""
     name, token, products = (welcome.get(key) for key in ("session", "link", "products"))
     if not (isinstance(name, str) and isinstance(token, str) and products in PRODUCTS):
@@ -93,7 +93,7 @@ def link_as_client(session: Session, local: Local, welcome: dict[str, Any]) -> N
         "products": products,
         "threads": min(whole(welcome, "threads", 1024), local.threads),
     }
-    session.start(_start_order(local, CLIENT, agreed))
+    session.start(_start_order(local, CLIENT, agreed, batch))
     session.carry(connect_second(session.control, local.tls, token))
     session.from_worker(SETUP_SECONDS)
     session.from_peer(("ready",), SETUP_SECONDS)
@@ -129,7 +129,7 @@ def connect_second(control: Channel, tls: TLS | None, token: str) -> Channel:
     return link
 
 
-def _start_order(local: Local, rank: int, agreed: dict[str, Any]) -> dict[str, Any]:
+def _start_order(local: Local, rank: int, agreed: dict[str, Any], batch: int) -> dict[str, Any]:
     """The first order to the SPU process, with all that it needs to start."""
     terms = local.artifact.terms
     settings = {k: terms[k] for k in ("field_bits", "fraction_bits", "ot_kind")}
@@ -139,5 +139,5 @@ def _start_order(local: Local, rank: int, agreed: dict[str, Any]) -> dict[str, A
         "workers": local.workers,
         "cache_bytes": local.cache_bytes,
     }
-    start = {"folder": str(local.artifact.folder.resolve()), "rank": rank, "nice": local.nice}
+    start = {"folder": str(local.artifact.folder.resolve()), "rank": rank, "batch": batch, "nice": local.nice}
     return start | {"session": agreed["session"], "settings": settings}

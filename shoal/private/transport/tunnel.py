@@ -22,6 +22,7 @@ import contextlib
 import select
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class Stream:
         sock.setblocking(False)
         self.credit, self.room, self.owed = WINDOW, WINDOW, 0
         """Bytes that may be sent; that may be received; that SPU has taken and the peer was not told of."""
-        self.backlog = bytearray()
+        self.backlog, self._start, self.kept = deque[bytearray](), 0, 0
+        """Received and not yet taken: pieces, where the first one starts, and the bytes of all."""
         self.read_ended = self.write_ended = False
         """SPU sends no more; SPU takes no more."""
         self.close_sent = self.close_received = False
@@ -74,7 +76,7 @@ class Stream:
         self.read_ended = not count
         return count
 
-    def deliver(self, data: memoryview | bytearray) -> int:
+    def deliver(self, data: memoryview) -> int:
         """Bytes of `data` that SPU takes now. If it is gone, all count as taken."""
         if not self.write_ended and self.connected:
             try:
@@ -89,14 +91,26 @@ class Stream:
         """Deliver `data` after the backlog, and keep the rest."""
         taken = 0 if self.backlog else self.deliver(data)
         self.owed += taken
-        self.backlog += data[taken:]
+        rest = data[taken:]
+        self.kept += len(rest)
+        # Short pieces are joined, because each piece takes memory of its own.
+        if self.backlog and len(self.backlog[-1]) + len(rest) <= CHUNK:
+            self.backlog[-1] += rest
+        elif rest:
+            self.backlog.append(bytearray(rest))
 
     def drain(self) -> None:
         """Deliver some of the backlog. At the end, tell SPU that nothing more comes."""
-        if self.backlog:
-            taken = self.deliver(self.backlog)
+        while self.backlog:
+            with memoryview(self.backlog[0]) as whole, whole[self._start :] as rest:
+                taken, left = self.deliver(rest), len(rest)
             self.owed += taken
-            del self.backlog[:taken]
+            self.kept -= taken
+            self._start += taken
+            if taken < left:
+                break
+            self.backlog.popleft()
+            self._start = 0
         if self.close_received and not self.backlog and self.connected and not self.write_ended:
             self.write_ended = True
             with contextlib.suppress(OSError):

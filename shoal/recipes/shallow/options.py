@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shoal.channels.slimmable import slimmable
-from shoal.costs.model import direct_cost, layout_of, prepared_cost
+from shoal.costs.model import layout_of, prepared_cost
 from shoal.errors import ShoalError
 from shoal.graph.counting import cost
 from shoal.graph.graph import Graph
@@ -42,7 +42,7 @@ class Choices:
     """Replace blocks until the price (see --gate-price) is at most this fraction of the original (0.6 = 60 %), and
     choose those whose replacement costs the least accuracy. --d-th is then not used."""
     gate_price: str = "macs"
-    """The price for --gate-limit: macs, or the forecast seconds of private inference: online, offline or direct."""
+    """The price for --gate-limit: macs, or the forecast seconds of private inference: online or offline."""
     ramp: str = "linear"
     """How fine-tuning fades from each replaced block to its convolution: linear or cosine."""
     exit: bool = True
@@ -158,7 +158,7 @@ def _check_gate_limit(options: Options, teacher: Traced) -> None:
     if LEARNERS[options.masks].rest != "identity" and options.gate_price in ("online", "offline"):
         raise ShoalError(
             f"found masks {options.masks!r} with gate_price {options.gate_price!r}; need masks without squares, which "
-            "prepared inference does not have; use autorep-linear, or another price"
+            "private inference does not have; use autorep-linear, or another price"
         )
     budget = allocate(teacher.sites, {site.name: 1.0 for site in teacher.sites}, options.budget)
     masked = add_masks(teacher.module, random_masks(budget, teacher.sites, torch.Generator().manual_seed(0)))
@@ -183,15 +183,9 @@ def offline_seconds(graph: Graph) -> float:
     return prepared_cost(layout_of(graph)).offline.seconds
 
 
-def direct_seconds(graph: Graph) -> float:
-    """Forecast seconds of a direct inference, which runs in SPU only, without link delays."""
-    return direct_cost(graph).seconds
-
-
 PRICES: dict[str, Price] = {
     "macs": conv_macs,
     "online": online_seconds,
     "offline": offline_seconds,
-    "direct": direct_seconds,
 }
 """Prices by the names that `Choices.gate_price` takes."""

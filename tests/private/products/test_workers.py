@@ -13,7 +13,7 @@ from shoal.errors import ShoalError
 from shoal.private.products import bfv
 from shoal.private.products.packing import Convolution, pack
 from shoal.private.products.parameters import DEGREE
-from shoal.private.products.tasks import PLAINTEXT_BYTES, Answers, Layer
+from shoal.private.products.tasks import POLYNOMIAL_BYTES, Answers, Layer
 from shoal.private.products.workers import Crew, Desk, Process, hire
 from tests.private.products.test_bfv import BITS, CONV, convolve, exchange, random_case
 from tests.support.waiting import HANG
@@ -105,7 +105,7 @@ def test_the_cache_keeps_the_first_weights_and_no_more(
     assert pairs == 8
     weights = np.ones((16, 12, 3, 3), np.int64)
     layer = Layer(packing, {at: packing.rows(weights, at) for at in range(packing.answers)})
-    task = Answers(BITS, {"c": layer}, room * PLAINTEXT_BYTES, held * PLAINTEXT_BYTES)
+    task = Answers(BITS, {"c": layer}, room * POLYNOMIAL_BYTES, held * POLYNOMIAL_BYTES)
     public, secret = bfv.make_keys(task.context)
     task.start(public)
     keys, made = bfv.Keys(task.context, secret), []

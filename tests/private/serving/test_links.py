@@ -22,7 +22,7 @@ from shoal.private.serving import spu_link
 from shoal.private.serving.client import Client
 from shoal.private.serving.links import Links
 from shoal.private.serving.options import ClientOptions, ServerOptions
-from shoal.private.serving.server import Server
+from shoal.private.serving.server import HIDDEN, Server
 from shoal.private.serving.spu_link import connect_second, terms_of
 from shoal.private.transport.certs import TLS, make_certificates
 from shoal.private.transport.channel import Channel, connect, connect_again, parse_address, peer_address
@@ -141,8 +141,9 @@ def test_garbage_and_silence_before_the_token_end_their_own_connection_only(
                 sock.sendall(data)
         garbage = connect_again(control, certs["client"], HANG)
         garbage.sock.sendall(bytes([255]) * 64)  # within TLS
-        assert "need a shoal party there" in garbage.receive()[0]["message"]
+        assert garbage.receive()[0]["message"] == HIDDEN
         garbage.close()
+        assert "found a frame of 4294967295" in server.errors[-1]
         connect_second(control, certs["client"], token).close()
         assert control.receive()[0]["type"] == "ready"
 

@@ -68,8 +68,8 @@ def test_items_are_made_and_spent_and_nothing_held_or_heard_has_a_weight(
         assert three.bytes == 3 * first.bytes
         online = client.pool.layout.online
         assert (first.bytes, first.messages, first.latencies) == (online.bytes, online.messages, online.latencies)
-        # Three exchanges a layer of signs, a message before each linear layer, the logits at the end.
-        assert first.latencies == 2 * 3 + 3 + 1
+        # Three exchanges a layer of signs, a message before each linear layer, the wraps of the logits, the logits.
+        assert first.latencies == 2 * 3 + 3 + 1 + 1
         two = client.query(net.images[:2].numpy())  # the second image finds no item, so one is made for it
         assert right(net, two.logits)
         assert (two.made, len(client.pool.names())) == (1, 0)

@@ -92,7 +92,7 @@ def test_a_client_keeps_its_pool_between_queries(net: Case, certs: dict[str, TLS
         assert right(net, client.query(net.images[:1].numpy()).logits)
         assert eventually(lambda: len(client.pool.names()) == 2)
         assert (client.refill_error, server.metrics.snapshot()["items_made"]) == (None, 1)
-        server.options = replace(server.options, pool_gib=2**-30)  # a byte
+        server.room.options = replace(server.options, pool_gib=2**-30)  # a byte
         assert right(net, client.query(net.images[:1].numpy()).logits)
         assert eventually(lambda: "need room" in str(client.refill_error))
         assert right(net, client.query(net.images[:1].numpy()).logits)  # a failure to make items breaks no query

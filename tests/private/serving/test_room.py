@@ -81,7 +81,7 @@ def test_memory_is_estimated_before_work_starts(pool: Pool, tmp_path: Path, monk
     one, two = (estimate_memory(layout, batch) for batch in (1, 2))
     assert ENGINE_BYTES < one < two
     assert two - one >= layout.stored_bytes(True)
-    rooms = Room(tmp_path, ServerOptions(memory_gib=(one + two) / GIB))
+    rooms = Room(tmp_path, ServerOptions(products="spu", memory_gib=(one + two) / GIB))
     with rooms.for_batch(layout, 2):
         with pytest.raises(RefusedError, match=r"need about 1.5 GiB for batches of 2; ask"), rooms.for_batch(layout, 2):
             pass
@@ -89,11 +89,16 @@ def test_memory_is_estimated_before_work_starts(pool: Pool, tmp_path: Path, monk
             pass
     with rooms.for_batch(layout, 2):
         pass
-    rooms = Room(tmp_path, ServerOptions())
+    rooms = Room(tmp_path, ServerOptions(products="spu"))
     monkeypatch.setattr(room, "available_memory", lambda: one)
     with pytest.raises(RefusedError, match="need about"), rooms.for_batch(layout, 2):
         pass
     with rooms.for_batch(layout, 1):
+        pass
+    # SEAL's workers keep weights, up to the limit of their cache.
+    with pytest.raises(RefusedError, match="need about"), Room(tmp_path, ServerOptions()).for_batch(layout, 1):
+        pass
+    with Room(tmp_path, ServerOptions(weight_cache_gib=0.0)).for_batch(layout, 1):
         pass
 
 
@@ -146,7 +151,7 @@ def test_a_client_goes_on_after_its_turn(
 ) -> None:
     asked: list[int] = []
 
-    def make(client: Client, local: Local, pool: Pool, request: Request) -> Offline:
+    def make(client: Client, local: Local, request: Request) -> Offline:
         asked.append(request.count)
         return Offline([(2, {})] if request.count > 2 else [(request.count, {})])
 

@@ -22,10 +22,10 @@ from safetensors import safe_open
 
 from shoal.errors import ShoalError
 from shoal.jobs.serve import JsonLines, share_cores
+from shoal.private.monitoring.metrics import Histogram, Level, Metrics, exposition, short_name
+from shoal.private.monitoring.monitor import Monitor
 from shoal.private.protocol.layout import Layout
 from shoal.private.serving.client import Client
-from shoal.private.serving.metrics import Histogram, Level, Metrics, exposition, short_name
-from shoal.private.serving.monitor import Monitor
 from shoal.private.serving.options import ClientOptions, ServerOptions
 from shoal.private.serving.result import Result
 from shoal.private.serving.server import Server

@@ -12,14 +12,22 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ShoalError
+from shoal.private.transport import tunnel as tunnels
 from shoal.private.transport.certs import TLS
 from shoal.private.transport.channel import Channel, ClosedError, admit, connect, listen
 from shoal.private.transport.frames import CLOSE, CREDIT, DATA, HEADER, MOST_OUT, OPEN
-from shoal.private.transport.tunnel import SPU_SOCKET, STREAMS, TUNNEL_SOCKET, WINDOW, Tunnel, listen_locally
+from shoal.private.transport.tunnel import SPU_SOCKET, STREAMS, TUNNEL_SOCKET, Tunnel, listen_locally
 from tests.support.waiting import HANG, eventually
 
+WINDOW = 1 << 18
+"""Of the tunnels in these tests; that of real ones would only make them slower."""
 KERNEL = 1 << 22
 """More bytes than the kernel's buffers of the sockets between two tunnels hold."""
+
+
+@pytest.fixture(autouse=True)
+def _window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnels, "WINDOW", WINDOW)
 
 
 class Party:
@@ -42,6 +50,11 @@ class Party:
         sock, _ = self.spu.accept()
         sock.settimeout(HANG)
         return sock
+
+    def stop_listening(self) -> None:
+        """From now on this party's SPU takes nothing."""
+        self.spu.close()
+        (self.folder / SPU_SOCKET).unlink()
 
     def ended(self) -> ShoalError:
         """Why the tunnel has ended, once it has."""
@@ -104,8 +117,8 @@ def exchange(sock: socket.socket, data: bytes, wanted: int) -> bytes:
 def test_many_streams_carry_their_own_bytes_both_ways_at_once(
     tmp_path: Path, certs: dict[str, TLS], secure: bool
 ) -> None:
-    """More bytes than all windows and buffers hold: with any wait of one direction for the other this would hang."""
-    rng, size = random.Random(0), WINDOW // 2 + 12345
+    """Several windows of bytes each: with any wait of one direction for the other this would hang."""
+    rng, size = random.Random(0), 4 * WINDOW + 12345
     with parties(tmp_path, certs if secure else None) as (server, client):
         pairs = []
         for caller, called in [(server, client), (client, server)] * 3:
@@ -130,7 +143,7 @@ def test_many_streams_carry_their_own_bytes_both_ways_at_once(
 def test_a_reader_that_stops_holds_up_its_own_stream_alone(tmp_path: Path) -> None:
     with parties(tmp_path) as (server, client):
         stuck, unread = server.dial(), client.accept()
-        data, sent = random.Random(1).randbytes(4 * WINDOW), 0
+        data, sent = random.Random(1).randbytes(WINDOW + MOST_OUT + KERNEL), 0
         stuck.settimeout(0)
         quiet, other = server.dial(), client.accept()
         while sent < len(data):  # until nothing more can go in, although all others move
@@ -145,7 +158,7 @@ def test_a_reader_that_stops_holds_up_its_own_stream_alone(tmp_path: Path) -> No
             if not server.tunnel.streams[number].credit:
                 break
         assert WINDOW <= sent <= WINDOW + MOST_OUT + KERNEL
-        assert len(client.tunnel.streams[number].backlog) <= WINDOW
+        assert client.tunnel.streams[number].kept <= WINDOW
         stuck.settimeout(HANG)
         sender = threading.Thread(target=stuck.sendall, args=(data[sent:],))
         sender.start()
@@ -197,8 +210,7 @@ def test_the_end_of_one_tunnel_ends_the_other_and_all_connections(tmp_path: Path
 
 def test_an_spu_process_that_listens_late_gets_everything(tmp_path: Path) -> None:
     with parties(tmp_path) as (server, client):
-        server.spu.close()
-        (server.folder / SPU_SOCKET).unlink()
+        server.stop_listening()
         mine = client.dial()
         mine.sendall(b"early")
         assert eventually(lambda: any(stream.backlog for stream in server.tunnel.streams.values()))
@@ -233,11 +245,12 @@ HOSTILE = {
 def test_a_peer_that_breaks_the_rules_ends_its_own_tunnel(tmp_path: Path, data: bytes) -> None:
     near, far = channels(None)
     party = Party(tmp_path / "s", near, 0)
+    party.stop_listening()
     far.sock.settimeout(HANG)
     with contextlib.suppress(OSError):  # it may hang up before everything is sent
         far.sock.sendall(data)
     assert "need a shoal party there" in str(party.ended())
-    assert party.tunnel.streams == {} or all(len(s.backlog) <= WINDOW for s in party.tunnel.streams.values())
+    assert party.tunnel.streams == {} or all(s.kept <= WINDOW for s in party.tunnel.streams.values())
     party.close()
     far.close()
 
@@ -245,6 +258,7 @@ def test_a_peer_that_breaks_the_rules_ends_its_own_tunnel(tmp_path: Path, data: 
 def test_as_much_as_the_credit_and_as_many_streams_as_allowed_are_no_offence(tmp_path: Path) -> None:
     near, far = channels(None)
     party = Party(tmp_path / "s", near, 0)
+    party.stop_listening()
     far.sock.sendall(b"".join(frame(OPEN, 2 * k + 1) for k in range(STREAMS)))
     far.sock.sendall(frame(DATA, 1, WINDOW, bytes(WINDOW)))
     assert eventually(lambda: len(party.tunnel.streams) == STREAMS and party.tunnel.streams[1].room == 0)

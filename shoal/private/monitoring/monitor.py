@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.private.serving.metrics import exposition
+from shoal.private.monitoring.metrics import exposition
 from shoal.storage.files import write_text
 
 LOOPBACK = "127.0.0.1"
