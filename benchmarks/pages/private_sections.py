@@ -59,3 +59,52 @@ def forecast() -> str:
 session, about 19 MB and a few seconds, divided among its items. The forecast leaves them out.
 
 {table(head, rows)}"""
+
+
+def small_cnn() -> str:
+    body, rows = result("private_small_cnn"), []
+    orion, ours = body["rows"]["orion"], body["rows"]["shoal"]
+    rows.append(("activations", "squares", "ReLUs"))
+    for name, key, form in (
+        ("test accuracy, %", "accuracy", "{:.2f}"),
+        ("same class as the plain network", "same_class", "{} of 100"),
+        ("largest error of a logit", "error", "{:.2g}"),
+    ):
+        rows.append((name, form.format(orion[key]), form.format(ours[key])))
+    rows.append(("set-up or preparation (s)", f"{orion['setup_s']:.1f} once", f"{ours['offline_s']:.3f} a query"))
+    rows.append(("a query (s)", f"{orion['online_s']:.3f}", f"{ours['online_s']:.4f}"))
+    command = f"python -m benchmarks.private.small_cnn --orion ORION/bin/python --images {orion['images']}"
+    return f"""**A small CNN on digits** (Orion's example `LoLA` for 16x16, with 420 activations; medians of
+{orion["images"]} queries, one machine, one run):
+`{command} --out benchmarks/results/private_small_cnn.json`
+
+{table(("", "Orion 1.0.2 (CKKS)", "shoal"), rows)}
+
+The work is divided differently. Orion's server computes alone on ciphertexts, so its time hardly depends on the link.
+shoal's parties prepare items in advance and exchange messages. Orion's network has squares in place of ReLUs."""
+
+
+def checkpoint() -> str:
+    body = result("checkpoint")
+    before, after = body["rows"]["adopted"], body["rows"]["reduced"]
+    rows = [
+        (name, form.format(before[key]), form.format(after[key]))
+        for name, key, form in (
+            ("ReLUs", "relus", "{:,}"),
+            ("MACs", "macs", "{:,}"),
+            ("test accuracy in fixed point, %", "accuracy", "{:.2f}"),
+        )
+    ]
+    for name, key, form, unit in (
+        ("queries with the class of the plain network", "same_class", "{} of 16", 1),
+        ("offline, an item (s)", "offline_s", "{:.2f}", 1),
+        ("offline, an item (MB)", "offline_bytes", "{:.1f}", 1e6),
+        ("online, a query (s)", "online_s", "{:.4f}", 1),
+        ("online, a query (MB)", "online_bytes", "{:.2f}", 1e6),
+    ):
+        pair = [row["queries"][key] if unit == 1 else row["queries"][key] / unit for row in (before, after)]
+        rows.append((name, *(form.format(value) for value in pair)))
+    return f"""`python -m benchmarks.private.checkpoint ADOPTED REDUCED --out benchmarks/results/checkpoint.json`
+(two cores, two processes over mutual TLS on loopback, items in batches of {body["settings"]["batch"]}):
+
+{table(("", "adopted", "reduced"), rows)}"""

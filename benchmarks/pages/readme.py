@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.pages.gpu_sections import paper, steps
 from benchmarks.pages.grid_sections import PAPERS, grids
-from benchmarks.pages.private_sections import MAKERS, forecast, offline
+from benchmarks.pages.private_sections import MAKERS, checkpoint, forecast, offline, small_cnn
 from benchmarks.pages.result_tables import ROOT, result, table, wrapped
 from benchmarks.pages.training_sections import (
     adopted,
@@ -264,6 +264,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "private_images": images,
     "private_offline": offline,
     "private_forecast": forecast,
+    "private_small_cnn": small_cnn,
+    "checkpoint": checkpoint,
     "training": training,
     "architectures": architectures,
     "adopted": adopted,
