@@ -53,10 +53,12 @@ def forecast() -> str:
     head = ("items together", "measured (s)", "forecast (s)", "measured (MB)", "forecast (MB)")
     given = body["settings"]
     constants = "constants of `shoal calibrate`" if given["calibrated"] else DEFAULT
+    alone = next(r for r in body["rows"] if r["products"] == "seal" and r["batch"] == 1)["seconds_by_batch"]
+    first, second = (f"{batch['product']:.1f}" for batch in alone[:2])
     return f"""**Products of linear layers, measured and forecast** (ResNet18 with about {given["relus"]:,} ReLUs and
 {given["blocks"]} blocks replaced; for one item; with {constants}; from the same file as the
-[table of both engines](results.md#private-inference)). The measurement includes the keys that SPU makes once for a
-session, about 19 MB and a few seconds, divided among its items. The forecast leaves them out.
+[table of both engines](results.md#private-inference)). Of the items made one at a time, the first took {first} s and
+the second {second} s, because the server's workers keep the weights of a session. The forecast has no such cache.
 
 {table(head, rows)}"""
 
