@@ -18,8 +18,10 @@ def test_a_wan_costs_its_latencies_and_the_relay_sees_the_bytes(small: Case, spu
     assert {k: none[k] for k in ("bytes", "messages", "latencies")} == {
         k: wan[k] for k in ("bytes", "messages", "latencies")
     }
-    # The claim of an item is one more round trip. A WAN's latencies are what a query there takes, at the least.
-    assert wan["online_s"] >= (wan["latencies"] + 2) * 0.02
+    # The claim of an item is one more round trip. A WAN's latencies are what a query there takes, at the least. The
+    # count has one too many: the client sends its wraps of the logits with its last masked value, so the server's wraps
+    # and its share of the logits arrive together.
+    assert wan["online_s"] >= (wan["latencies"] - 1 + 2) * 0.02
     assert wan["online_s"] > none["online_s"]
     for row in (none, wan):
         assert row["link_s"] + row["rest_s"] == pytest.approx(row["online_s"])

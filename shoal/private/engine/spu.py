@@ -88,7 +88,7 @@ class LinkLog:
         # Rotation could move lines away before they are read; an hour of queries writes a few MB.
         options.max_log_file_size = 1 << 30
         libspu.logging.setup_logging(options)
-        self.path, self.offset, self.lines = folder / "spu.log", 0, 0
+        self.path, self.offset = folder / "spu.log", 0
 
     def read(self) -> list[tuple[int, int, int, int]]:
         """New lines as (sent bytes, received bytes, messages sent, messages received)."""

@@ -124,33 +124,15 @@ def _read_orders(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], byt
 def _work(channel: Channel, orders: queue.Queue[tuple[dict[str, Any], bytes]]) -> None:
     order, _ = orders.get()
     task = _Prepare(order)
-    channel.send({"type": "ready", "memory": _peak_memory(), **task.times})
+    channel.send({"type": "ready"})
     while True:
         order, _ = orders.get()
         if order["type"] == "stop":
             return
-        channel.send({"type": "done", "memory": _peak_memory(), **task.answer(order)})
+        channel.send({"type": "done", **task.answer(order)})
 
 
-class _Linked:
-    """The start: SPU's log, the program and SPU's connection to the peer."""
-
-    def __init__(self, order: dict[str, Any]) -> None:
-        from shoal.private.engine.spu import LinkLog, Settings, open_link
-        from shoal.private.program.program import Program, Weights
-
-        begun = time.perf_counter()
-        self.log = LinkLog(Path(order["scratch"]))
-        self.settings, self.rank = Settings(**order["settings"]), order["rank"]
-        self.program = Program.load(order["folder"])
-        self.link = open_link(self.rank, Path(order["scratch"]), order["session"], self.settings)
-        weights = Weights.load(order["folder"]) if self.rank == SERVER else None
-        self.arrays = None if weights is None else weights.arrays
-        self.weights = "" if weights is None else weights.digest()
-        self.times = {"link_s": time.perf_counter() - begun}
-
-
-class _Prepare(_Linked):
+class _Prepare:
     """Makes prepared items and stages them in a pool."""
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -158,17 +140,22 @@ class _Prepare(_Linked):
         os.nice(order["nice"])
         from shoal.private.engine.maker import SpuEngine
         from shoal.private.engine.runs import instances
+        from shoal.private.engine.spu import LinkLog, Settings, open_link
+        from shoal.private.program.program import Program, Weights
         from shoal.private.protocol.layout import Layout
 
-        super().__init__(order)
-        begun = time.perf_counter()
+        self.log = LinkLog(Path(order["scratch"]))
+        settings, self.rank = Settings(**order["settings"]), order["rank"]
+        self.program = Program.load(order["folder"])
         self.layout = Layout(self.program)
-        if self.settings.products == "seal":
+        link = open_link(self.rank, Path(order["scratch"]), order["session"], settings)
+        weights = Weights.load(order["folder"]) if self.rank == SERVER else None
+        self.weights = "" if weights is None else weights.digest()
+        if settings.products == "seal":
             # SPU's products use all threads; its ANDs would only open more instances of Ferret.
-            most = instances(self.layout, order["batch"])
-            self.settings = replace(self.settings, threads=min(self.settings.threads, most))
-        self.engine = SpuEngine(self.program, self.link, self.rank, self.settings, self.arrays)
-        self.times["keys_s"] = time.perf_counter() - begun
+            settings = replace(settings, threads=min(settings.threads, instances(self.layout, order["batch"])))
+        arrays = None if weights is None else weights.arrays
+        self.engine = SpuEngine(self.program, link, self.rank, settings, arrays)
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Make one batch of items with the names in the order; returns seconds and traffic."""

@@ -38,7 +38,7 @@ class Local:
     tls: TLS | None
     timeout_s: float
     threads: int
-    max_batch: int = 128
+    max_batch: int = 32
     products: str = PRODUCTS[0]
     nice: int = 0
     workers: str = "1"
